@@ -1,0 +1,109 @@
+// Chooses the CPU level and cuts the work between threads.
+#include <omp.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdlib>
+
+#include "common.h"
+
+namespace noisykernels::cpu {
+namespace {
+
+std::atomic<const Kernels*> g_level{nullptr};
+bool g_forked_child = false;  // written in the child before any of its threads exist
+
+// The pool of worker threads does not survive a fork: a parallel region in the child would wait for it forever. One thread
+// for the child's OpenMP makes the libraries (and torch) that share the runtime serial there as well.
+[[maybe_unused]] const int g_registered = pthread_atfork(nullptr, nullptr, [] {
+  g_forked_child = true;
+  omp_set_num_threads(1);
+});
+
+}  // namespace
+
+int available_levels(const Kernels* const** list) {
+  static const Kernels* levels[2];
+  static const int count = [] {
+    int n = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) levels[n++] = &kAvx2;
+#endif
+    levels[n++] = &kPortable;
+    return n;
+  }();
+  *list = levels;
+  return count;
+}
+
+bool set_level(const char* name) {
+  const Kernels* const* list;
+  const int count = available_levels(&list);
+  if (std::strcmp(name, "auto") == 0) {
+    const char* wanted = std::getenv("NOISYKERNELS_CPU_LEVEL");
+    if (wanted == nullptr || *wanted == 0 || std::strcmp(wanted, "auto") == 0) {
+      g_level = list[0];
+      return true;
+    }
+    name = wanted;
+  }
+  for (int i = 0; i < count; ++i) {
+    if (std::strcmp(list[i]->name, name) == 0) {
+      g_level = list[i];
+      return true;
+    }
+  }
+  return false;
+}
+
+const Kernels* current_level() {
+  if (g_level == nullptr) set_level("auto");
+  return g_level;
+}
+
+bool in_forked_child() { return g_forked_child; }
+
+void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context) {
+  const int64_t grains = (total + grain - 1) / grain;
+  const int parts = static_cast<int>(std::min<int64_t>(threads, grains));
+  if (parts <= 1 || g_forked_child || omp_in_parallel()) return f(context, 0, total);
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+  for (int p = 0; p < parts; ++p) {
+    f(context, std::min(total, grains * p / parts * grain), std::min(total, grains * (p + 1) / parts * grain));
+  }
+}
+
+void run(const Kernels& kernels, const Epilogue& e, int threads) {
+  constexpr int64_t kWorthAThread = 8192;  // values: some 10 us of noise, against a few us for waking a thread
+  const int64_t total = e.noise.D * e.noise.B * e.n;
+  if (total == 0) return;
+  const bool whole_rows = e.channels > 1 || short_rows(e.n);
+  struct Context {
+    const Kernels* kernels;
+    const Epilogue* e;
+  } context{&kernels, &e};
+  parallel(total, whole_rows ? e.n : std::min<int64_t>(e.n, 4096), static_cast<int>(std::min<int64_t>(threads, total / kWorthAThread + 1)),
+           [](void* c, int64_t begin, int64_t end) {
+             const auto* k = static_cast<Context*>(c);
+             if (begin < end) k->kernels->epilogue(*k->e, begin, end);
+           },
+           &context);
+}
+
+void run(const Kernels& kernels, const PoolEpilogue& e, int threads) {
+  const int64_t total = e.noise.noise.D * e.noise.noise.B * e.planes;
+  if (total == 0 || e.out_height * e.out_width == 0) return;
+  struct Context {
+    const Kernels* kernels;
+    const PoolEpilogue* e;
+  } context{&kernels, &e};
+  parallel(total, short_rows(e.noise.n) ? e.planes : 1, threads,
+           [](void* c, int64_t begin, int64_t end) {
+             const auto* k = static_cast<Context*>(c);
+             if (begin < end) k->kernels->pool(*k->e, begin, end);
+           },
+           &context);
+}
+
+}  // namespace noisykernels::cpu

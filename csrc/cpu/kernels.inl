@@ -1,0 +1,374 @@
+// The CPU kernels, written once over the lanes of an instruction-set level A; each level's file includes this after it has
+// defined A. Work goes in chunks of at most 512 values: words, then eps, then the formula, all within the L1 cache.
+#pragma once
+
+namespace noisykernels::cpu {
+namespace {  // each level keeps its own copies
+
+inline constexpr int kChunk = 512;           // values
+inline constexpr int kPad = 64;              // slack behind every buffer, so that vector steps may overrun
+inline constexpr int kTile = 16;             // positions of a channels_last tile
+inline constexpr int64_t kIdLimit = int64_t{1} << 32;
+
+// ------------------------------------------------------------------------------------------------------ generator
+
+template <class A>
+class Generator {
+ public:
+  Generator(uint64_t seed, int kind) : seed_(seed), keys_(seed) {
+    Kinds::visit(kind, [&]<class Kind>() { sample_ = &sample_blocks<Kind>; });
+  }
+
+  // z[0 .. 4 count) (and up to kPad more) = eps of blocks first, first + 1, ... of one row.
+  void in_row(uint32_t row, uint32_t draw, uint32_t word3, uint32_t first, int count, float* z) {
+    const RowConstants<typename A::Key> constants(seed_, row, draw, word3);
+    for (int i = 0; i < count; i += A::kStep) A::words_in_row(keys_, constants, first + i, words_ + 4 * i);
+    sample_(words_, count, z);
+  }
+
+  // The same for any list of (block, row, draw).
+  void anywhere(const uint32_t* block, const uint32_t* row, const uint32_t* draw, uint32_t word3, int count, float* z) {
+    for (int i = 0; i < count; i += A::kStep) A::words(keys_, block + i, row + i, draw + i, word3, words_ + 4 * i);
+    sample_(words_, count, z);
+  }
+
+ private:
+  template <class Kind>
+  static void sample_blocks(const uint32_t* words, int count, float* z) {
+    for (int i = 0; i < count; i += A::kLanes) A::template sample<Kind>(words + 4 * i, z + 4 * i);
+  }
+
+  uint64_t seed_;
+  RoundKeys<typename A::Key> keys_;
+  void (*sample_)(const uint32_t*, int, float*) = nullptr;
+  alignas(64) uint32_t words_[kChunk + kPad];
+};
+
+// ---------------------------------------------------------------------------------------------- formula on a chunk
+
+// Everything that a chunk of consecutive output values needs, one array entry per value.
+template <class C>
+struct Operands {
+  alignas(64) float ea[kChunk + kPad], em[kChunk + kPad];
+  alignas(64) C a[kChunk + kPad], m[kChunk + kPad], bias[kChunk + kPad];
+};
+
+template <class A, Mode M, class T, class O, class C>
+NK_HD void formula(const T* x, O* y, const Operands<C>& op, int i, bool has_bias, C low) {
+  using L = typename A::template Lanes<C>;
+  typename L::V v = M == Mode::kEps ? L::splat(C(0)) : L::load(x);
+  if (has_bias) v = add_rn(v, L::load(op.bias + i));
+  v = apply_noise<M>(v, L::load(op.a + i), L::load(op.m + i), L::load_eps(op.ea + i), L::load_eps(op.em + i));
+  L::store(y, larger(L::splat(low), v));
+}
+
+template <class A, Mode M, class T, class O, class C>
+void formula_chunk(const T* x, O* y, const Operands<C>& op, int count, bool has_bias, bool relu) {
+  constexpr int kWidth = A::template Lanes<C>::kWidth;
+  const C low = relu ? C(0) : -std::numeric_limits<C>::infinity();
+  int i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    formula<A, M>(M == Mode::kEps ? x : x + i, y + i, op, i, has_bias, low);
+  }
+  if (i < count) {
+    T x_tail[kWidth] = {};
+    O y_tail[kWidth];
+    if (M != Mode::kEps) std::memcpy(x_tail, x + i, sizeof(T) * (count - i));
+    formula<A, M>(x_tail, y_tail, op, i, has_bias, low);
+    std::memcpy(y + i, y_tail, sizeof(O) * (count - i));
+  }
+}
+
+// A level as an array over the chunk. A constant is written once and kept: out[0 .. filled_) holds value_.
+template <class C>
+class LevelFiller {
+ public:
+  explicit LevelFiller(const Level& level) : level_(level) {}
+
+  void fill(C* out, int at, int count, int64_t draw, int64_t row, int64_t item) {
+    const C* p = static_cast<const C*>(level_.data) + draw * level_.draw_stride + row * level_.row_stride;
+    if (level_.item_stride == 0) {
+      const C v = checked(*p);
+      const bool same = std::memcmp(&v, &value_, sizeof v) == 0;
+      if (same && at + count <= filled_) return;
+      std::fill_n(out + at, count, v);
+      if (same && at <= filled_) {
+        filled_ = at + count;
+      } else if (at == 0) {
+        value_ = v;
+        filled_ = count;
+      } else {
+        filled_ = std::min(filled_, at);
+      }
+    } else {
+      for (int i = 0; i < count; ++i) out[at + i] = checked(p[item + i]);
+      filled_ = 0;
+    }
+  }
+
+ private:
+  static C checked(C v) {
+    return v >= C(0) && v <= std::numeric_limits<C>::max() ? v : std::numeric_limits<C>::quiet_NaN();
+  }
+
+  const Level& level_;
+  int filled_ = 0;
+  C value_ = C(-1);
+};
+
+// ------------------------------------------------------------------------------------------------------- epilogue
+
+// Applies an epilogue to ranges of its output. T: type of the data, O: type written, C: type computed in.
+template <class A, Mode M, class T, class O, class C>
+class Applier {
+ public:
+  Applier(const Epilogue& e, O* y)
+      : e_(e), p_(e.noise), y_(y), gen_(static_cast<uint64_t>(*p_.seed), p_.kind), add_(p_.add), mul_(p_.mul) {}
+
+  void set_output(O* y) { y_ = y; }
+
+  void range(int64_t begin, int64_t end) {
+    if (e_.channels > 1) {
+      channels_last(begin / e_.n, end / e_.n);
+    } else if (short_rows(e_.n)) {
+      rows(begin / e_.n, end / e_.n);
+    } else {
+      while (begin < end) {
+        const int64_t i = begin / e_.n, stop = std::min(end, (i + 1) * e_.n);
+        long_row(i, begin - i * e_.n, stop - i * e_.n);
+        begin = stop;
+      }
+    }
+  }
+
+ private:
+  struct Ids {
+    uint32_t row, draw;
+    int64_t b, d;  // indices of the row and the draw
+    bool valid;
+  };
+
+  Ids ids(int64_t i) const {
+    const int64_t d = i / p_.B, b = i % p_.B;
+    const int64_t draw = p_.draws ? p_.draws[d] : 0, row = p_.rows ? p_.rows[b] : p_.first_row + b;
+    const bool valid = draw >= 0 && draw < kIdLimit && row >= 0 && row < kIdLimit;
+    return {static_cast<uint32_t>(row), static_cast<uint32_t>(draw), b, d, valid};
+  }
+
+  const T* x_row(int64_t i) const {
+    return M == Mode::kEps ? nullptr : static_cast<const T*>(e_.x) + (e_.shared ? i % p_.B : i) * e_.n;
+  }
+
+  // Levels and bias of `count` values of a row from its memory position `item` on, to chunk position `at`.
+  void fill(const Ids& id, int at, int count, int64_t item) {
+    if constexpr (has_add_level(M)) add_.fill(op_.a, at, count, id.d, id.b, item);
+    if constexpr (has_mul_level(M)) mul_.fill(op_.m, at, count, id.d, id.b, item);
+    if constexpr (M == Mode::kFold) {  // the formula compares its levels, so a NaN must be in both
+      for (int i = at; i < at + count; ++i) {
+        if (op_.a[i] != op_.a[i] || op_.m[i] != op_.m[i]) op_.a[i] = op_.m[i] = std::numeric_limits<C>::quiet_NaN();
+      }
+    }
+    if (e_.bias != nullptr) {
+      const T* bias = static_cast<const T*>(e_.bias);
+      for (int64_t i = 0, k = item % e_.bias_size; i < count; ++i) {
+        op_.bias[at + i] = A::template Lanes<C>::widen(bias[k]);
+        if (++k == e_.bias_size) k = 0;
+      }
+    }
+    if (!id.valid) {
+      for (int i = at; i < at + count; ++i) op_.ea[i] = op_.em[i] = std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+
+  void apply(const T* x, O* y, int count) {
+    formula_chunk<A, M>(x, y, op_, count, e_.bias != nullptr, e_.relu);
+  }
+
+  uint32_t word3(Operand o) const { return counter_word3(p_.site, o); }
+
+  void long_row(int64_t i, int64_t begin, int64_t end) {
+    const Ids id = ids(i);
+    const T* x = x_row(i);
+    for (int64_t at = begin; at < end;) {
+      const int skip = static_cast<int>(at % 4);  // a range may begin inside a block
+      const int count = static_cast<int>(std::min<int64_t>(end - at, kChunk - skip));
+      const int blocks = (skip + count + 3) / 4;
+      const auto block = static_cast<uint32_t>(at / 4);
+      if constexpr (draws_add(M)) eps(op_.ea, [&](float* z) { gen_.in_row(id.row, id.draw, word3(p_.operand), block, blocks, z); }, skip, count);
+      if constexpr (draws_mul(M)) eps(op_.em, [&](float* z) { gen_.in_row(id.row, id.draw, word3(Operand::kMul), block, blocks, z); }, skip, count);
+      fill(id, 0, count, at);
+      apply(M == Mode::kEps ? x : x + at, y_ + i * e_.n + at, count);
+      at += count;
+    }
+  }
+
+  template <class Draw>
+  static void eps(float* out, Draw&& draw, int skip, int count) {
+    draw(out);
+    if (skip != 0) std::memmove(out, out + skip, sizeof(float) * count);
+  }
+
+  // Many rows in one chunk: lanes hold blocks of different rows; the eps behind the end of a row is dropped.
+  void rows(int64_t begin, int64_t end) {
+    const int n = static_cast<int>(e_.n), blocks = (n + 3) / 4;
+    const int fit = std::max(1, std::min(kChunk / n, kChunk / (4 * blocks)));
+    uint32_t block[kChunk / 4 + kPad], row[kChunk / 4 + kPad], draw[kChunk / 4 + kPad];
+    alignas(64) float z[kChunk + kPad];
+    for (int64_t i = begin; i < end;) {
+      const int64_t same_x = e_.shared ? p_.B - i % p_.B : end - i;  // x must be consecutive too
+      const int count = static_cast<int>(std::min<int64_t>({fit, end - i, same_x}));
+      for (int r = 0; r < count; ++r) {
+        const Ids id = ids(i + r);
+        for (int k = 0; k < blocks; ++k) {
+          block[r * blocks + k] = k;
+          row[r * blocks + k] = id.row;
+          draw[r * blocks + k] = id.draw;
+        }
+      }
+      const auto draw_eps = [&](Operand o, float* out) {
+        gen_.anywhere(block, row, draw, word3(o), count * blocks, z);
+        for (int r = 0; r < count; ++r) A::copy(out + r * n, z + r * 4 * blocks, n);  // overruns into the next row
+      };
+      if constexpr (draws_add(M)) draw_eps(p_.operand, op_.ea);
+      if constexpr (draws_mul(M)) draw_eps(Operand::kMul, op_.em);
+      for (int r = 0; r < count; ++r) fill(ids(i + r), r * n, n, 0);
+      apply(x_row(i), y_ + i * n, count * n);
+      i += count;
+    }
+  }
+
+  // Memory order [positions, channels], element = channel * positions + position: tiles of kTile positions are drawn
+  // channel by channel and transposed.
+  void channels_last(int64_t begin, int64_t end) {
+    const int64_t channels = e_.channels, positions = e_.n / channels;
+    Scratch scratch(2 * sizeof(float) * (kTile * channels + kPad));
+    float* tile_a = scratch.as<float>();
+    float* tile_m = tile_a + kTile * channels + kPad;
+    for (int64_t i = begin; i < end; ++i) {
+      const Ids id = ids(i);
+      const T* x = x_row(i);
+      for (int64_t p0 = 0; p0 < positions; p0 += kTile) {
+        const int width = static_cast<int>(std::min<int64_t>(kTile, positions - p0));
+        if constexpr (draws_add(M)) draw_tile(id, p_.operand, p0, width, tile_a);
+        if constexpr (draws_mul(M)) draw_tile(id, Operand::kMul, p0, width, tile_m);
+        const int64_t stop = (p0 + width) * channels;
+        for (int64_t at = p0 * channels; at < stop; at += kChunk) {
+          const int count = static_cast<int>(std::min<int64_t>(kChunk, stop - at));
+          if constexpr (draws_add(M)) std::memcpy(op_.ea, tile_a + (at - p0 * channels), sizeof(float) * count);
+          if constexpr (draws_mul(M)) std::memcpy(op_.em, tile_m + (at - p0 * channels), sizeof(float) * count);
+          fill(id, 0, count, at);
+          apply(M == Mode::kEps ? x : x + at, y_ + i * e_.n + at, count);
+        }
+      }
+    }
+  }
+
+  void draw_tile(const Ids& id, Operand operand, int64_t p0, int width, float* tile) {
+    const int64_t channels = e_.channels, positions = e_.n / channels;
+    constexpr int kMost = kTile / 4 + 1;           // blocks of one channel
+    constexpr int kGroup = kChunk / 4 / kMost;     // channels per call
+    uint32_t block[kChunk / 4 + kPad], row[kChunk / 4 + kPad], draw[kChunk / 4 + kPad];
+    alignas(64) float z[kChunk + kPad];
+    std::fill_n(row, kChunk / 4, id.row);
+    std::fill_n(draw, kChunk / 4, id.draw);
+    for (int64_t c0 = 0; c0 < channels; c0 += kGroup) {
+      const int group = static_cast<int>(std::min<int64_t>(kGroup, channels - c0));
+      int count = 0, first[kGroup];  // position of each channel's first value in z
+      for (int c = 0; c < group; ++c) {
+        const int64_t element = (c0 + c) * positions + p0;
+        first[c] = 4 * count + static_cast<int>(element % 4);
+        for (int64_t b = element / 4; b <= (element + width - 1) / 4; ++b) block[count++] = static_cast<uint32_t>(b);
+      }
+      gen_.anywhere(block, row, draw, word3(operand), count, z);
+      for (int p = 0; p < width; ++p) {
+        for (int c = 0; c < group; ++c) tile[p * channels + c0 + c] = z[first[c] + p];
+      }
+    }
+  }
+
+  const Epilogue& e_;
+  const NoiseParams& p_;
+  O* y_;
+  Generator<A> gen_;
+  LevelFiller<C> add_, mul_;
+  Operands<C> op_ = {};
+};
+
+// Calls f.template operator()<Mode, T, C>() for the mode and type of an epilogue.
+template <class A, class Fn>
+void visit(const Epilogue& e, Fn&& f) {
+  const auto with_type = [&]<Mode M>() {
+    switch (e.dtype) {
+      case DType::kFloat32: return f.template operator()<M, float, float>();
+      case DType::kFloat64: return f.template operator()<M, double, double>();
+      case DType::kBFloat16: return f.template operator()<M, BFloat16, float>();
+      case DType::kFloat16: return f.template operator()<M, Float16, float>();
+    }
+  };
+  switch (e.noise.mode) {
+    case Mode::kAdd: return with_type.template operator()<Mode::kAdd>();
+    case Mode::kMul: return with_type.template operator()<Mode::kMul>();
+    case Mode::kMulAdd: return with_type.template operator()<Mode::kMulAdd>();
+    case Mode::kAddMul: return with_type.template operator()<Mode::kAddMul>();
+    case Mode::kFold: return with_type.template operator()<Mode::kFold>();
+    case Mode::kEps: return with_type.template operator()<Mode::kEps>();
+  }
+}
+
+template <class A>
+void epilogue_range(const Epilogue& e, int64_t begin, int64_t end) {
+  visit<A>(e, [&]<Mode M, class T, class C>() { Applier<A, M, T, T, C>(e, static_cast<T*>(e.y)).range(begin, end); });
+}
+
+// ------------------------------------------------------------------------------------------------ max-pool epilogue
+
+template <class A, class T, class C>
+void pool_plane(const PoolEpilogue& e, const C* plane, C* line, T* out) {
+  using L = typename A::template Lanes<C>;
+  for (int64_t oy = 0; oy < e.out_height; ++oy) {
+    const int64_t y0 = std::max<int64_t>(0, oy * e.stride_h - e.pad_h);
+    const int64_t y1 = std::min(e.height, oy * e.stride_h - e.pad_h + e.kernel_h);
+    for (int64_t x = 0; x < e.width; x += L::kWidth) {  // may overrun: the line and the plane are padded
+      const C* p = plane + y0 * e.width + x;
+      typename L::V v = L::load(p);
+      for (int64_t y = y0 + 1; y < y1; ++y) v = max_or_nan(v, L::load(p += e.width));
+      L::store(line + x, v);
+    }
+    T* o = out + oy * e.out_width;
+    int64_t ox = 0;
+    if (e.kernel_w == 2 && e.stride_w == 2 && e.pad_w == 0) ox = A::pair_max(line, e.out_width, o);
+    for (; ox < e.out_width; ++ox) {
+      const int64_t x0 = std::max<int64_t>(0, ox * e.stride_w - e.pad_w);
+      const int64_t x1 = std::min(e.width, ox * e.stride_w - e.pad_w + e.kernel_w);
+      C v = line[x0];
+      for (int64_t k = x0 + 1; k < x1; ++k) v = max_or_nan(v, line[k]);
+      o[ox] = L::template narrow<T>(v);
+    }
+  }
+}
+
+template <class A>
+void pool_range(const PoolEpilogue& pool, int64_t begin, int64_t end) {  // in planes; whole rows if rows are short
+  const Epilogue& e = pool.noise;
+  const int64_t size = pool.height * pool.width, out_size = pool.out_height * pool.out_width;
+  // Planes drawn at a time: small ones together, to amortise the set-up of a row's noise.
+  const int64_t group = short_rows(e.n) ? pool.planes : std::max<int64_t>(1, 2048 / size);
+  visit<A>(e, [&]<Mode M, class T, class C>() {
+    Scratch scratch(sizeof(C) * (std::min(group, pool.planes) * size + pool.width + 2 * kPad));
+    C* line = scratch.as<C>();
+    C* buffer = line + pool.width + kPad;
+    Applier<A, M, T, C, C> applier(e, buffer);
+    for (int64_t p = begin; p < end;) {
+      const int64_t stop = std::min({p + group, end, (p / pool.planes + 1) * pool.planes});
+      applier.set_output(buffer - p * size);
+      applier.range(p * size, stop * size);
+      for (int64_t k = p; k < stop; ++k) {
+        pool_plane<A>(pool, buffer + (k - p) * size, line, static_cast<T*>(e.y) + k * out_size);
+      }
+      p = stop;
+    }
+  });
+}
+
+}  // namespace
+}  // namespace noisykernels::cpu

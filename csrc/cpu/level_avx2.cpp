@@ -1,0 +1,169 @@
+// The AVX2+FMA CPU level. Standard and intrinsic headers come first: nothing of theirs may be compiled for the wider set.
+// Our own headers follow inside the region, since their templates must be.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#include "common.h"
+#include "lanes_avx2.h"
+#include "kernels.inl"
+
+namespace noisykernels::cpu {
+namespace {
+
+struct Avx2 {
+  using Key = PhiloxWords<1>;
+  using Words = PhiloxWords<4>;  // 16 blocks
+  static constexpr int kStep = 16, kLanes = 8;
+
+  // Eight blocks are kept as lanes 0 2 1 3 | 4 6 5 7 of two registers: packed to 32 bits, and after the 4 x 4 transposes of
+  // sample(), they come out in order without a shuffle across the halves of a register.
+  static NK_HD u64x4 lanes(__m128i four) {
+    return (u64x4)_mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(four), 0xD8);
+  }
+  static NK_HD Words load(const uint32_t* p) {
+    Words w;
+    NK_UNROLL
+    for (int i = 0; i < 4; ++i) w.v[i] = lanes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * i)));
+    return w;
+  }
+  static NK_HD void store(const Words c[4], uint32_t* w) {  // as [group of 8 blocks][word][block]
+    NK_UNROLL
+    for (int g = 0; g < 2; ++g) {
+      NK_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        const __m256 packed = _mm256_shuffle_ps((__m256)c[k].v[2 * g], (__m256)c[k].v[2 * g + 1], 0x88);
+        _mm256_store_ps(reinterpret_cast<float*>(w + 32 * g + 8 * k), packed);
+      }
+    }
+  }
+  static NK_HD void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block, uint32_t* w) {
+    Words first, c[4];
+    NK_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      first.v[i] = lanes(_mm_add_epi32(_mm_set1_epi32(static_cast<int>(block) + 4 * i), _mm_setr_epi32(0, 1, 2, 3)));
+    }
+    philox_in_row(keys, constants, first, c);
+    store(c, w);
+  }
+  static NK_HD void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,
+                    uint32_t word3, uint32_t* w) {
+    Words c[4] = {load(block), load(row), load(draw), splat<Words>(word3)};
+    philox(keys, c);
+    store(c, w);
+  }
+
+  template <class Kind>
+  static NK_HD void sample(const uint32_t* words, float* out) {
+    Ints<1> w[4];
+    Floats<1> z[4];
+    NK_UNROLL
+    for (int k = 0; k < 4; ++k) w[k].v[0] = (u32x8)_mm256_load_si256(reinterpret_cast<const __m256i*>(words + 8 * k));
+    Kind::sample(w, z);
+    const __m256 t0 = _mm256_unpacklo_ps(z[0].v[0], z[1].v[0]), t1 = _mm256_unpackhi_ps(z[0].v[0], z[1].v[0]);
+    const __m256 t2 = _mm256_unpacklo_ps(z[2].v[0], z[3].v[0]), t3 = _mm256_unpackhi_ps(z[2].v[0], z[3].v[0]);
+    _mm256_storeu_ps(out, _mm256_shuffle_ps(t0, t2, 0x44));
+    _mm256_storeu_ps(out + 8, _mm256_shuffle_ps(t0, t2, 0xEE));
+    _mm256_storeu_ps(out + 16, _mm256_shuffle_ps(t1, t3, 0x44));
+    _mm256_storeu_ps(out + 24, _mm256_shuffle_ps(t1, t3, 0xEE));
+  }
+
+  static NK_HD void copy(float* to, const float* from, int n) {
+    for (int i = 0; i < n; i += 8) _mm256_storeu_ps(to + i, _mm256_loadu_ps(from + i));
+  }
+
+  // Maxima of neighbouring pairs, eight at a time; returns how many were written.
+  template <class C, class T>
+  static NK_HD int64_t pair_max(const C* line, int64_t count, T* out) {
+    int64_t i = 0;
+    if constexpr (std::is_same_v<C, float>) {
+      for (; i + 8 <= count; i += 8) {
+        const __m256 a = _mm256_loadu_ps(line + 2 * i), b = _mm256_loadu_ps(line + 2 * i + 8);
+        const Floats<1> even = {_mm256_shuffle_ps(a, b, 0x88)}, odd = {_mm256_shuffle_ps(a, b, 0xDD)};
+        const Floats<1> m = max_or_nan(even, odd);
+        Lanes<C>::store(out + i, {(f32x8)_mm256_permute4x64_pd((__m256d)m.v[0], 0xD8)});
+      }
+    }
+    return i;
+  }
+
+  template <class C>
+  struct Lanes;
+};
+
+template <>
+struct Avx2::Lanes<float> {
+  using V = Floats<1>;
+  static constexpr int kWidth = 8;
+  static NK_HD V load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static NK_HD V load(const BFloat16* p) { return {(f32x8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p)), 16)}; }
+  static NK_HD V load(const Float16* p) { return {_mm256_cvtph_ps(halves(p))}; }
+  static NK_HD V load_eps(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static NK_HD void store(float* p, V v) { _mm256_storeu_ps(p, v.v[0]); }
+  static NK_HD void store(BFloat16* p, V v) {
+    const __m256i u = (__m256i)v.v[0], odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
+    const __m256 nan = _mm256_cmp_ps(v.v[0], v.v[0], _CMP_UNORD_Q);
+    r = (__m256i)_mm256_blendv_ps((__m256)r, (__m256)_mm256_set1_epi32(0x7fc0), nan);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0xD8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
+  static NK_HD void store(Float16* p, V v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.v[0], _MM_FROUND_TO_NEAREST_INT));
+  }
+  static NK_HD V splat(float v) { return {_mm256_set1_ps(v)}; }
+  template <class T>
+  static NK_HD float widen(T v) {
+    return widen_value(v);
+  }
+  template <class T>
+  static NK_HD T narrow(float v) {
+    return narrow_value<T>(v);
+  }
+
+ private:
+  static NK_HD __m128i halves(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+};
+
+template <>
+struct Avx2::Lanes<double> {
+  using V = Doubles<1>;
+  static constexpr int kWidth = 4;
+  static NK_HD V load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static NK_HD V load_eps(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
+  static NK_HD void store(double* p, V v) { _mm256_storeu_pd(p, v.v[0]); }
+  static NK_HD V splat(double v) { return {_mm256_set1_pd(v)}; }
+  static NK_HD double widen(double v) { return v; }
+  template <class T>
+  static NK_HD T narrow(double v) {
+    return v;
+  }
+};
+
+}  // namespace
+
+const Kernels kAvx2 = {"avx2", &epilogue_range<Avx2>, &pool_range<Avx2>};
+
+}  // namespace noisykernels::cpu
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

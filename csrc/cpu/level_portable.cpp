@@ -1,0 +1,59 @@
+// The portable CPU level: scalar lanes, any architecture.
+#include "common.h"
+#include "kernels.inl"
+
+namespace noisykernels::cpu {
+namespace {
+
+struct Portable {
+  using Key = uint32_t;
+  static constexpr int kStep = 1, kLanes = 1;
+
+  static void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block, uint32_t* w) {
+    philox_in_row(keys, constants, block, w);
+  }
+  static void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,
+                    uint32_t word3, uint32_t* w) {
+    w[0] = *block, w[1] = *row, w[2] = *draw, w[3] = word3;
+    philox(keys, w);
+  }
+  template <class Kind>
+  static void sample(const uint32_t* w, float* z) {
+    Kind::sample(w, z);
+  }
+  static void copy(float* to, const float* from, int n) { std::copy_n(from, n, to); }
+  template <class C, class T>
+  static int64_t pair_max(const C*, int64_t, T*) {
+    return 0;
+  }
+
+  template <class C>
+  struct Lanes {
+    using V = C;
+    static constexpr int kWidth = 1;
+    template <class T>
+    static V load(const T* p) {
+      return widen_value(*p);
+    }
+    static V load_eps(const float* p) { return *p; }
+    template <class T>
+    static void store(T* p, V v) {
+      *p = narrow_value<T>(v);
+    }
+    static V splat(C v) { return v; }
+    template <class T>
+    static C widen(T v) {
+      return widen_value(v);
+    }
+    template <class T>
+    static T narrow(C v) {
+      return narrow_value<T>(v);
+    }
+  };
+};
+
+}  // namespace
+
+const Kernels kPortable = {"portable", &epilogue_range<Portable>, &pool_range<Portable>};
+
+}  // namespace noisykernels::cpu

@@ -1,0 +1,84 @@
+// The boundary between torch and the kernels: plain structs with raw pointers, and the CPU entry points. No torch here.
+#pragma once
+
+#include <cstdint>
+
+#include "noise.h"
+
+namespace noisykernels {
+
+enum class DType : int { kFloat32 = 0, kFloat64, kBFloat16, kFloat16 };
+
+// A level for every (draw, row, element): float, or double where the data are double. Strides count values; 0 repeats.
+struct Level {
+  const void* data = nullptr;
+  int64_t draw_stride = 0, row_stride = 0;
+  int64_t item_stride = 0;  // 0: one value per row; 1: one per element, in the order of the row's memory
+};
+
+// Which noise. Output row i of D * B belongs to draw draws[i / B] and to data-set row rows[i % B].
+struct NoiseParams {
+  const int64_t* seed = nullptr;   // [1], 64 bits
+  const int64_t* draws = nullptr;  // [D]; null: one draw, id 0
+  const int64_t* rows = nullptr;   // [B]; null: first_row, first_row + 1, ...
+  int64_t first_row = 0;
+  int64_t D = 1, B = 0;
+  uint32_t site = 0;
+  Operand operand = Operand::kAdd;  // of the first eps; the second one is always kMul
+  int kind = 0;
+  Mode mode = Mode::kAdd;
+  Level add, mul;
+};
+
+// y = relu?(noise(x + bias)), over D * B rows of n elements. A draw or row id outside 32 bits, or a level that is NaN,
+// negative or infinite, makes NaN.
+struct Epilogue {
+  const void* x = nullptr;  // [D * B, n], or [B, n] if shared; may be y; unused for Mode::kEps
+  void* y = nullptr;        // [D * B, n]
+  DType dtype = DType::kFloat32;
+  int64_t n = 0;
+  bool shared = false;
+  // Memory order of a row: channels == 1: elements in order; else [n / channels, channels] while element indices count
+  // positions fastest (channels_last).
+  int64_t channels = 1;
+  const void* bias = nullptr;  // [bias_size] in the data's type, repeated along the row
+  int64_t bias_size = 0;
+  bool relu = false;
+  NoiseParams noise;
+};
+
+// y = max_pool2d(relu(noise(x))) over rows of planes height x width.
+struct PoolEpilogue {
+  Epilogue noise;  // y: [D * B, planes * out_height * out_width]
+  int64_t planes = 0, height = 0, width = 0, out_height = 0, out_width = 0;
+  int64_t kernel_h = 2, kernel_w = 2, stride_h = 2, stride_w = 2, pad_h = 0, pad_w = 0;
+};
+
+namespace cpu {
+
+// Kernels of one instruction-set level. Ranges count elements of the output in memory order (whole rows where rows are
+// short or channels_last); the result does not depend on how the whole is cut into ranges.
+struct Kernels {
+  const char* name;
+  void (*epilogue)(const Epilogue&, int64_t begin, int64_t end);
+  void (*pool)(const PoolEpilogue&, int64_t begin_plane, int64_t end_plane);
+};
+extern const Kernels kPortable;
+extern const Kernels kAvx2;
+
+// Levels of this build that this machine can run, best first; the one in use; and forcing one by name ("auto": the best, or
+// the one that the environment variable NOISYKERNELS_CPU_LEVEL names). Returns false for a level that is not there.
+int available_levels(const Kernels* const** list);
+const Kernels* current_level();  // null if the environment names a level that is not there
+bool set_level(const char* name);
+
+// The whole of an epilogue on at most `threads` threads; serial inside another parallel region or in a forked child.
+void run(const Kernels&, const Epilogue&, int threads);
+void run(const Kernels&, const PoolEpilogue&, int threads);
+
+// f(begin, end) over [0, total) cut at multiples of grain, one contiguous part for each thread.
+void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context);
+bool in_forked_child();
+
+}  // namespace cpu
+}  // namespace noisykernels

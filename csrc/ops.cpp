@@ -1,0 +1,429 @@
+// The operators as torch sees them: schemas, every argument check that needs shapes, allocation, and the call of a kernel.
+// Stable ABI only. Autograd, fake, vmap and autocast rules stand beside the public functions, in noisykernels/ops.py.
+#include <dlfcn.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <climits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace noisykernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptTensor = std::optional<Tensor>;
+using Ints = std::vector<int64_t>;
+
+#define NK_CHECK(condition, ...) STD_TORCH_CHECK(condition, "noisykernels::", __VA_ARGS__)
+
+// ----------------------------------------------------------------------------------------------- small torch helpers
+
+std::string shape_text(const Tensor& t) {
+  std::string s = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + "]";
+}
+
+template <class... Args>
+Tensor call(const char* name, const char* overload, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Ints shape_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+int64_t product(const Ints& v, size_t from = 0) {
+  int64_t p = 1;
+  for (size_t i = from; i < v.size(); ++i) p *= v[i];
+  return p;
+}
+
+// Dense with dimension 1 fastest, as torch's channels_last formats.
+bool is_channels_last(const Tensor& t) {
+  if (t.dim() < 4 || t.dim() > 5) return false;
+  int64_t expected = t.size(1);
+  if (t.stride(1) != 1) return false;
+  for (int64_t d = t.dim() - 1; d >= 2; --d) {
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return t.size(0) == 1 || t.stride(0) == expected;
+}
+
+torch::headeronly::MemoryFormat channels_last_format(int64_t dim) {
+  return dim == 4 ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::ChannelsLast3d;
+}
+
+Tensor dense(const Tensor& t) {
+  return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
+}
+
+Tensor empty_as(const Tensor& like, const Ints& shape, bool channels_last) {
+  const auto format = channels_last ? std::optional(channels_last_format(static_cast<int64_t>(shape.size()))) : std::nullopt;
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), like.scalar_type(),
+                              std::nullopt, like.device(), std::nullopt, format);
+}
+
+DType dtype_of(const char* op, const char* argument, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default: break;
+  }
+  NK_CHECK(false, op, ": ", argument, " must be float32, float64, bfloat16 or float16");
+  return DType::kFloat32;
+}
+
+// ------------------------------------------------------------------------------------------------- noise arguments
+
+// The trailing arguments of every operator, in schema order.
+struct NoiseArgs {
+  OptTensor add, mul;
+  Tensor seed;
+  OptTensor draws, rows;
+  int64_t first_row, site, mode, kind;
+  bool shared;
+};
+
+const int64_t* ids(const char* op, const char* argument, const OptTensor& t, const char* length) {
+  if (!t) return nullptr;
+  NK_CHECK(t->dim() == 1 && t->scalar_type() == ScalarType::Long && t->is_contiguous(), op, ": ", argument,
+           " must be a contiguous int64 vector [", length, "], got shape ", shape_text(*t));
+  return static_cast<const int64_t*>(t->data_ptr());
+}
+
+// Noise parameters for an output whose rows are dimension 0 of `item`-shaped values, with the tensors that they point into.
+struct BoundNoise {
+  NoiseParams params;
+  bool shared = false;
+  int64_t rows_in = 0, rows_out = 0;
+
+  // clean: shape of the noiseless value; rows: its number of rows (1 if it is unbatched).
+  BoundNoise(const char* op, const NoiseArgs& a, const Ints& clean, bool batched, ScalarType type, bool channels_last) {
+    NK_CHECK(a.seed.numel() == 1 && a.seed.scalar_type() == ScalarType::Long, op, ": seed must be one int64, got shape ",
+             shape_text(a.seed));
+    NK_CHECK(a.site >= 0 && a.site < (1 << 24), op, ": site must lie in [0, 2^24), got ", a.site);
+    NK_CHECK(a.kind >= 0 && a.kind < Kinds::kSize, op, ": unknown kind of noise ", a.kind);
+    NK_CHECK(a.mode >= 0 && a.mode < static_cast<int64_t>(Mode::kEps), op, ": unknown mode ", a.mode);
+    params.seed = static_cast<const int64_t*>(a.seed.data_ptr());
+    params.site = static_cast<uint32_t>(a.site);
+    params.kind = static_cast<int>(a.kind);
+    params.mode = static_cast<Mode>(a.mode);
+    params.draws = ids(op, "draws", a.draws, "D");
+    params.rows = ids(op, "rows", a.rows, "B");
+    params.first_row = a.first_row;
+    params.D = a.draws ? a.draws->numel() : 1;
+    shared = a.shared;
+    rows_in = batched ? clean[0] : 1;
+    NK_CHECK(batched || params.D == 1, op, ": an unbatched value is one row and takes one draw, got ", params.D);
+    NK_CHECK(shared || params.D == 0 || rows_in % params.D == 0, op, ": dimension 0 holds draws x rows and must be a multiple of ",
+             params.D, " draws, got ", rows_in, " (shared=True gives every draw the same ", rows_in, " rows)");
+    params.B = shared ? rows_in : (params.D == 0 ? 0 : rows_in / params.D);
+    rows_out = params.D * params.B;
+    NK_CHECK(shared || rows_out == rows_in, op, ": draws is empty but there are ", rows_in, " rows");
+    NK_CHECK(!a.rows || a.rows->numel() == params.B, op, ": rows must hold one id for each of ", params.B, " rows, got ",
+             a.rows->numel());
+    const int64_t n = product(clean, batched ? 1 : 0);
+    NK_CHECK((n + 3) / 4 <= (int64_t{1} << 32), op, ": a row of ", n, " elements exceeds the counter's 2^34");
+    if (has_add_level(params.mode)) params.add = level(op, "add", a.add, clean, batched, type, channels_last, 0);
+    if (has_mul_level(params.mode)) params.mul = level(op, "mul", a.mul, clean, batched, type, channels_last, 1);
+  }
+
+ private:
+  std::optional<Tensor> held_[2];
+  std::array<double, 2> scalar64_;
+  std::array<float, 2> scalar32_;
+
+  Level level(const char* op, const char* name, const OptTensor& t, const Ints& clean, bool batched, ScalarType type,
+              bool channels_last, int slot) {
+    NK_CHECK(t, op, ": this mode needs the level `", name, "`");
+    NK_CHECK(t->scalar_type() == ScalarType::Double, op, ": level `", name, "` must be float64 here");
+    const bool wide = type == ScalarType::Double;
+    Level out;
+    if (t->dim() == 0) {
+      scalar64_[slot] = *static_cast<const double*>(t->data_ptr());
+      scalar32_[slot] = static_cast<float>(scalar64_[slot]);
+      out.data = wide ? static_cast<const void*>(&scalar64_[slot]) : &scalar32_[slot];
+      return out;
+    }
+    const int64_t item_dims = static_cast<int64_t>(clean.size()) - (batched ? 1 : 0);
+    NK_CHECK(t->dim() == item_dims + 2, op, ": level `", name, "` must be 0-d or of rank ", item_dims + 2,
+             " (draws, rows, then the value's other dimensions), got shape ", shape_text(*t));
+    NK_CHECK(t->size(0) == 1 || t->size(0) == params.D, op, ": level `", name, "` has ", t->size(0), " draws, expected 1 or ", params.D);
+    NK_CHECK(t->size(1) == 1 || t->size(1) == params.B, op, ": level `", name, "` has ", t->size(1), " rows, expected 1 or ", params.B);
+    Ints full = {t->size(0) * t->size(1)};
+    bool varies = false;
+    for (int64_t d = 0; d < item_dims; ++d) {
+      const int64_t size = clean[d + (batched ? 1 : 0)];
+      NK_CHECK(t->size(d + 2) == 1 || t->size(d + 2) == size, op, ": level `", name, "` of shape ", shape_text(*t),
+               " does not broadcast to the value's dimension ", d, " of size ", size);
+      varies = varies || t->size(d + 2) != 1;
+      full.push_back(size);
+    }
+    Ints own = {full[0]};
+    for (int64_t d = 0; d < item_dims; ++d) own.push_back(t->size(d + 2));
+    Tensor v = torch::stable::reshape(*t, torch::headeronly::IntHeaderOnlyArrayRef(own.data(), own.size()));
+    if (varies) v = call("aten::expand", "", v, torch::headeronly::IntHeaderOnlyArrayRef(full.data(), full.size()), false);
+    if (!wide) v = torch::stable::to(v, ScalarType::Float);
+    v = torch::stable::contiguous(v, varies && channels_last ? channels_last_format(static_cast<int64_t>(full.size()))
+                                                             : torch::headeronly::MemoryFormat::Contiguous);
+    held_[slot] = v;
+    const int64_t per_row = varies ? product(full, 1) : 1;
+    out.data = v.data_ptr();
+    out.item_stride = varies ? 1 : 0;
+    out.row_stride = t->size(1) == 1 ? 0 : per_row;
+    out.draw_stride = t->size(0) == 1 ? 0 : per_row * t->size(1);
+    return out;
+  }
+};
+
+const cpu::Kernels& kernels() {
+  const cpu::Kernels* k = cpu::current_level();
+  NK_CHECK(k != nullptr, "cpu: the environment variable NOISYKERNELS_CPU_LEVEL names a level that this build or machine lacks");
+  return *k;
+}
+
+int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tensor& out, DType type, bool relu) {
+  Epilogue e;
+  e.x = clean.data_ptr();
+  e.y = out.mutable_data_ptr();
+  e.dtype = type;
+  e.n = noise.rows_in == 0 ? 0 : clean.numel() / noise.rows_in;
+  e.shared = noise.shared;
+  const bool channels_last = !clean.is_contiguous();
+  e.channels = channels_last && clean.numel() / std::max<int64_t>(1, clean.size(0) * clean.size(1)) > 1 ? clean.size(1) : 1;
+  e.relu = relu;
+  e.noise = noise.params;
+  return e;
+}
+
+// noise(clean), in place where the value is ours and is not repeated for several draws.
+Tensor finish(const char* op, Tensor clean, bool ours, bool batched, bool relu, const NoiseArgs& args) {
+  const DType type = dtype_of(op, "the value", clean);
+  clean = dense(clean);
+  const bool channels_last = !clean.is_contiguous();
+  Ints shape = shape_of(clean);
+  const BoundNoise noise(op, args, shape, batched, clean.scalar_type(), channels_last);
+  if (batched) shape[0] = noise.rows_out;
+  Tensor out = ours && !noise.shared ? clean : empty_as(clean, shape, channels_last);
+  cpu::run(kernels(), make_epilogue(noise, clean, out, type, relu), threads());
+  return out;
+}
+
+// ------------------------------------------------------------------------------------------------------- operators
+
+Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand, int64_t draw, OptTensor rows, int64_t first_row) {
+  NK_CHECK(kind >= 0 && kind < Kinds::kSize, "eps: unknown kind of noise ", kind);
+  NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), "eps: unknown operand ", operand);
+  NK_CHECK(site >= 0 && site < (1 << 24), "eps: site must lie in [0, 2^24), got ", site);
+  Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), ScalarType::Float,
+                                    std::nullopt, seed.device());
+  Epilogue e;
+  e.noise.seed = static_cast<const int64_t*>(seed.data_ptr());
+  e.noise.draws = &draw;
+  e.noise.rows = ids("eps", "rows", rows, "B");
+  e.noise.first_row = first_row;
+  e.noise.B = shape.empty() ? 1 : shape[0];
+  NK_CHECK(!rows || rows->numel() == e.noise.B, "eps: rows must hold one id for each of ", e.noise.B, " rows, got ", rows->numel());
+  e.noise.site = static_cast<uint32_t>(site);
+  e.noise.operand = static_cast<Operand>(operand);
+  e.noise.kind = static_cast<int>(kind);
+  e.noise.mode = Mode::kEps;
+  e.y = out.mutable_data_ptr();
+  e.n = product(shape, 1);
+  if (shape.empty()) e.n = 1;
+  NK_CHECK((e.n + 3) / 4 <= (int64_t{1} << 32), "eps: a row of ", e.n, " elements exceeds the counter's 2^34");
+  cpu::run(kernels(), e, threads());
+  return out;
+}
+
+#define NK_NOISE_PARAMETERS                                                                                     \
+  OptTensor add, OptTensor mul, Tensor seed, OptTensor draws, OptTensor rows, int64_t first_row, int64_t site, \
+      int64_t mode, int64_t kind, bool shared
+#define NK_NOISE_ARGS NoiseArgs{add, mul, seed, draws, rows, first_row, site, mode, kind, shared}
+
+Tensor perturb(Tensor x, NK_NOISE_PARAMETERS) { return finish("perturb", x, false, x.dim() > 0, false, NK_NOISE_ARGS); }
+
+// The library's single-precision product, found at run time; null if torch was built without one.
+using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
+                       const float*, const int*, const float*, float*, const int*);
+Sgemm find_sgemm() {
+  static const Sgemm sgemm = [] {
+    void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
+    return library == nullptr ? nullptr : reinterpret_cast<Sgemm>(dlsym(library, "sgemm_"));
+  }();
+  return sgemm;
+}
+
+// y[begin .. end) = noise(x W^T + b) by rows: one product for each thread's slab, then its noise while it is in the cache.
+struct LinearSlabs {
+  Sgemm sgemm;
+  const cpu::Kernels* kernels;
+  const Epilogue* epilogue;
+  const float *x, *w;
+  float* y;
+  int64_t K, N, ldw;
+  char trans_w;
+
+  static void run(void* self, int64_t begin, int64_t end) { static_cast<const LinearSlabs*>(self)->slab(begin, end); }
+  void slab(int64_t begin, int64_t end) const {
+    if (begin >= end) return;
+    const int m = static_cast<int>(N), n = static_cast<int>(end - begin), k = static_cast<int>(K), ld = static_cast<int>(ldw);
+    const float one = 1, zero = 0;
+    sgemm(&trans_w, "N", &m, &n, &k, &one, w, &ld, x + begin * K, &k, &zero, y + begin * N, &m);
+    if (epilogue != nullptr) kernels->epilogue(*epilogue, begin * N, end * N);
+  }
+};
+
+Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAMETERS) {
+  const char* op = "linear";
+  const DType type = dtype_of(op, "input", x);
+  NK_CHECK(x.dim() >= 1, op, ": input must have at least one dimension");
+  NK_CHECK(weight.dim() == 2, op, ": weight must be [out_features, in_features], got shape ", shape_text(weight));
+  NK_CHECK(weight.scalar_type() == x.scalar_type() && (!bias || bias->scalar_type() == x.scalar_type()), op,
+           ": input, weight and bias must have the same dtype");
+  const int64_t N = weight.size(0), K = weight.size(1);
+  NK_CHECK(x.size(x.dim() - 1) == K, op, ": input's last dimension must be ", K, " (weight ", shape_text(weight), "), got shape ",
+           shape_text(x));
+  NK_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == N), op, ": bias must be [", N, "], got shape ", bias ? shape_text(*bias) : "");
+  const NoiseArgs args = NK_NOISE_ARGS;
+  const bool batched = x.dim() > 1;
+  const Sgemm sgemm = find_sgemm();
+  const int64_t M = x.numel() / std::max<int64_t>(1, K);
+  if (type != DType::kFloat32 || sgemm == nullptr || std::max({M, N, K}) > INT_MAX || M == 0 || N == 0 || K == 0) {
+    return finish(op, call("aten::linear", "", x, weight, bias), true, batched, relu, args);
+  }
+  x = torch::stable::contiguous(x);
+  const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= K, by_columns = weight.stride(0) == 1 && weight.stride(1) >= N;
+  if (!by_rows && !by_columns) weight = torch::stable::contiguous(weight);
+  if (bias) bias = torch::stable::contiguous(*bias);
+
+  Ints shape = shape_of(x);
+  shape.back() = N;
+  const BoundNoise noise(op, args, shape, batched, x.scalar_type(), false);
+  Tensor clean = empty_as(x, shape, false);
+  if (batched) shape[0] = noise.rows_out;
+  Tensor out = noise.shared ? empty_as(x, shape, false) : clean;
+  Epilogue e = make_epilogue(noise, clean, out, type, relu);
+  if (bias) {
+    e.bias = bias->data_ptr();
+    e.bias_size = N;
+  }
+  LinearSlabs slabs{sgemm, &kernels(), noise.shared ? nullptr : &e, static_cast<const float*>(x.data_ptr()),
+                    static_cast<const float*>(weight.data_ptr()), static_cast<float*>(clean.mutable_data_ptr()), K, N,
+                    by_columns && !by_rows ? weight.stride(1) : std::max<int64_t>(weight.stride(0), K),
+                    by_columns && !by_rows ? 'N' : 'T'};
+  // Rows of the flattened input; a short row of the output is drawn whole. A slab of a few rows does not fill the product.
+  const int64_t grain = std::max<int64_t>(8, e.n / N);
+  if (M < grain * threads()) {
+    const Epilogue* whole = slabs.epilogue;
+    slabs.epilogue = nullptr;
+    slabs.slab(0, M);
+    if (whole != nullptr) cpu::run(kernels(), e, threads());
+  } else {
+    cpu::parallel(M, e.n / N > 1 ? e.n / N : 1, threads(), &LinearSlabs::run, &slabs);
+  }
+  if (noise.shared) cpu::run(kernels(), e, threads());
+  return out;
+}
+
+Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints padding, Ints dilation, bool transposed,
+                   Ints output_padding, int64_t groups, bool relu, NK_NOISE_PARAMETERS) {
+  const char* op = transposed ? "conv_transpose" : "conv";
+  const int64_t dims = weight.dim() - 2;
+  dtype_of(op, "input", x);
+  NK_CHECK(dims >= 1 && dims <= 3, op, ": weight must have 3 to 5 dimensions, got shape ", shape_text(weight));
+  const bool batched = x.dim() == weight.dim();
+  NK_CHECK(batched || x.dim() == weight.dim() - 1, op, ": input must have ", weight.dim(), " dimensions (or one fewer, unbatched), got shape ",
+           shape_text(x));
+  NK_CHECK(weight.scalar_type() == x.scalar_type() && (!bias || bias->scalar_type() == x.scalar_type()), op,
+           ": input, weight and bias must have the same dtype");
+  if (!batched) {
+    Ints shape = shape_of(x);
+    shape.insert(shape.begin(), 1);
+    x = torch::stable::reshape(x, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()));
+  }
+  Tensor clean = call("aten::convolution", "", x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
+  if (!batched) {
+    NK_CHECK(!draws || draws->numel() == 1, op, ": an unbatched value is one row and takes one draw, got ", draws->numel());
+    clean = finish(op, clean, true, true, relu, NK_NOISE_ARGS);
+    Ints shape = shape_of(clean);
+    shape.erase(shape.begin());
+    return torch::stable::reshape(clean, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()));
+  }
+  return finish(op, clean, true, true, relu, NK_NOISE_ARGS);
+}
+
+Tensor matmul(Tensor a, Tensor b, NK_NOISE_PARAMETERS) {
+  dtype_of("matmul", "a", a);
+  NK_CHECK(a.scalar_type() == b.scalar_type(), "matmul: a and b must have the same dtype");
+  Tensor clean = torch::stable::matmul(a, b);
+  return finish("matmul", clean, true, clean.dim() > 0, false, NK_NOISE_ARGS);
+}
+
+Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding, NK_NOISE_PARAMETERS) {
+  const char* op = "perturb_relu_max_pool2d";
+  const DType type = dtype_of(op, "input", x);
+  NK_CHECK(x.dim() == 4, op, ": input must be [rows, channels, height, width], got shape ", shape_text(x));
+  NK_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, op, ": kernel_size, stride and padding must have two numbers");
+  PoolEpilogue pool;
+  pool.kernel_h = kernel[0], pool.kernel_w = kernel[1];
+  pool.stride_h = stride[0], pool.stride_w = stride[1];
+  pool.pad_h = padding[0], pool.pad_w = padding[1];
+  for (int i = 0; i < 2; ++i) {
+    NK_CHECK(kernel[i] > 0 && stride[i] > 0, op, ": kernel_size and stride must be positive");
+    NK_CHECK(padding[i] >= 0 && 2 * padding[i] <= kernel[i], op, ": padding must lie between 0 and half the kernel_size");
+    NK_CHECK(x.size(2 + i) + 2 * padding[i] >= kernel[i], op, ": the kernel of ", kernel[i], " is larger than the padded input of shape ",
+             shape_text(x));
+  }
+  x = torch::stable::contiguous(x);
+  pool.planes = x.size(1), pool.height = x.size(2), pool.width = x.size(3);
+  pool.out_height = (pool.height + 2 * pool.pad_h - pool.kernel_h) / pool.stride_h + 1;
+  pool.out_width = (pool.width + 2 * pool.pad_w - pool.kernel_w) / pool.stride_w + 1;
+  const BoundNoise noise(op, NK_NOISE_ARGS, shape_of(x), true, x.scalar_type(), false);
+  Tensor out = empty_as(x, {noise.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
+  pool.noise = make_epilogue(noise, x, out, type, true);
+  cpu::run(kernels(), pool, threads());
+  return out;
+}
+
+}  // namespace
+}  // namespace noisykernels
+
+// ---------------------------------------------------------------------------------------------------- registration
+
+#define NK_NOISE_SCHEMA                                                                                       \
+  "Tensor? add, Tensor? mul, Tensor seed, Tensor? draws, Tensor? rows, SymInt first_row, int site, int mode, " \
+  "int kind, bool shared) -> Tensor"
+
+STABLE_TORCH_LIBRARY(noisykernels, m) {
+  m.def("eps(SymInt[] shape, int kind, Tensor seed, int site, int operand, SymInt draw, Tensor? rows, SymInt first_row) -> Tensor");
+  m.def("perturb(Tensor x, " NK_NOISE_SCHEMA);
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu, " NK_NOISE_SCHEMA);
+  m.def("convolution(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, bool transposed, "
+        "int[] output_padding, int groups, bool relu, " NK_NOISE_SCHEMA);
+  m.def("matmul(Tensor a, Tensor b, " NK_NOISE_SCHEMA);
+  m.def("perturb_relu_max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, " NK_NOISE_SCHEMA);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) {
+  m.impl("eps", TORCH_BOX(&noisykernels::eps));
+  m.impl("perturb", TORCH_BOX(&noisykernels::perturb));
+  m.impl("linear", TORCH_BOX(&noisykernels::linear));
+  m.impl("convolution", TORCH_BOX(&noisykernels::convolution));
+  m.impl("matmul", TORCH_BOX(&noisykernels::matmul));
+  m.impl("perturb_relu_max_pool2d", TORCH_BOX(&noisykernels::perturb_relu_max_pool2d));
+}

@@ -1,0 +1,21 @@
+"""Noisy neural-network hardware in PyTorch: fused kernels with counter-based noise, layers, and robustness studies."""
+
+import torch  # the compiled module needs torch's libraries in the process
+
+from noisykernels import _C
+from noisykernels import rules as rules  # registers autograd, fake, vmap and autocast
+from noisykernels._C import STREAM_VERSION, build_info
+from noisykernels.noise import Noise, per_channel, per_draw, per_row
+from noisykernels.ops import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    eps,
+    linear,
+    matmul,
+    perturb,
+    perturb_relu_max_pool2d,
+)

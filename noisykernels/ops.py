@@ -1,0 +1,461 @@
+"""The operators: public functions, and beside them their fake, autograd, vmap and autocast rules.
+
+Every operator is a function of its arguments alone; the seed, the ids and the levels are tensors, so that compiled,
+checkpointed and exported programs draw the same noise as eager ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisykernels.noise import ID_LIMIT, KINDS, MODES, OPERANDS, Noise, ids_tensor, level_tensor, seed_tensor
+
+__all__ = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "eps",
+    "linear",
+    "matmul",
+    "perturb",
+    "perturb_relu_max_pool2d",
+]
+
+_ops = torch.ops.noisykernels
+_MUL = MODES.index("mul")
+_WITH_FACTOR = (_MUL, MODES.index("mul_add"), MODES.index("add_mul"))
+_FOLD = MODES.index("fold")
+
+Seed = int | Tensor | None
+Ids = Tensor | Sequence[int] | None
+Size = int | Sequence[int]
+
+
+def _noise_args(
+    op: str, device: torch.device, noise: Noise, seed: Seed, site: int, draws: Ids, shared: bool, rows: Ids, first_row: int
+) -> tuple[Any, ...]:
+    """The trailing arguments that every operator shares, in the schema's order."""
+    if not isinstance(noise, Noise):
+        raise TypeError(f"{op}: noise must be a Noise, got {type(noise).__name__}")
+    if rows is not None and not (isinstance(first_row, int) and first_row == 0):
+        raise ValueError(f"{op}: give rows or first_row, not both")
+    if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
+        raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
+    return (
+        level_tensor(op, "add", noise.add, device, noise.trusted),
+        level_tensor(op, "mul", noise.mul, device, noise.trusted),
+        seed_tensor(op, seed, device),
+        ids_tensor(op, "draws", draws, device),
+        ids_tensor(op, "rows", rows, device),
+        first_row,
+        site,
+        noise.mode_index,
+        noise.kind_index,
+        shared,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- public functions
+
+_COMMON = """
+        noise: which noise, and its levels.
+        seed: 64-bit seed, an int in [0, 2^64) or an int64 tensor; None draws one from torch's default generator
+            (`torch.manual_seed` works).
+        site: id of the place where the noise enters, in [0, 2^24).
+        draws: int64 vector (D) of draw ids in [0, 2^32); None is the one draw 0.
+        shared: give every draw the same rows: the value has B rows and the result D * B, draw by draw. Otherwise the value
+            already holds D * B rows, draw by draw.
+        rows: int64 vector (B), the data-set index of each row in [0, 2^32); None numbers them from ``first_row``.
+        first_row: index of the first row in the data set.
+"""
+
+
+def _document(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Fills the arguments that all operators share into a docstring."""
+    assert function.__doc__ is not None
+    function.__doc__ = function.__doc__.replace("        {common}\n", _COMMON.lstrip("\n"))
+    return function
+
+
+def eps(
+    shape: Sequence[int],
+    *,
+    kind: str = "gaussian",
+    seed: Seed,
+    site: int = 0,
+    operand: str = "add",
+    draw: int = 0,
+    rows: Ids = None,
+    first_row: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The raw noise: standardised (mean 0, variance 1) float32 values of the given shape, dimension 0 counting rows.
+
+    Args:
+        shape: shape of the result; the element index is the contiguous index inside a row.
+        kind: kind of noise, ``"gaussian"``, ``"uniform"`` or ``"laplace"``.
+        seed: 64-bit seed, an int in [0, 2^64) or an int64 tensor.
+        site: id of the place where the noise enters, in [0, 2^24).
+        operand: which of a site's streams: ``"add"``, ``"mul"``, ``"input"``, ``"weight"``, ...
+        draw: draw id in [0, 2^32).
+        rows: int64 vector, the data-set index of each row; None numbers them from ``first_row``.
+        first_row: index of the first row.
+        device: where the result lives; None is the CPU.
+
+    Returns:
+        float32 tensor of ``shape``.
+
+    Raises:
+        ValueError: an unknown kind or operand, or an id out of range.
+
+    Source: Philox4x32-10, Salmon et al., SC'11; Box-Muller for the Gaussian.
+
+    Example:
+        >>> whole = eps((4, 10), seed=7, site=3)
+        >>> bool((eps((2, 10), seed=7, site=3, first_row=2) == whole[2:]).all())
+        True
+    """
+    if kind not in KINDS:
+        raise ValueError(f"eps: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if operand not in OPERANDS:
+        raise ValueError(f"eps: operand must be one of {', '.join(OPERANDS)}, got {operand!r}")
+    if isinstance(draw, int) and not 0 <= draw < ID_LIMIT:
+        raise ValueError(f"eps: draw must lie in [0, 2^32), got {draw}")
+    if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
+        raise ValueError(f"eps: first_row must lie in [0, 2^32), got {first_row}")
+    where = torch.device("cpu" if device is None else device)
+    return _ops.eps(
+        list(shape),
+        KINDS.index(kind),
+        seed_tensor("eps", seed, where),
+        site,
+        OPERANDS.index(operand),
+        draw,
+        ids_tensor("eps", "rows", rows, where),
+        first_row,
+    )
+
+
+@_document
+def perturb(
+    x: Tensor,
+    noise: Noise,
+    *,
+    seed: Seed = None,
+    site: int = 0,
+    draws: Ids = None,
+    shared: bool = False,
+    rows: Ids = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Adds noise to a value: ``x + a*eps``, ``x * (1 + m*eps)`` or both, as `Noise` says.
+
+    Args:
+        x: (B, *item), or (D * B, *item) with D draws; float32, float64, bfloat16 or float16, any strides. The noise of half
+            types is float32, the result rounded once. A 0-d tensor is one row.
+        {common}
+
+    Returns:
+        (D * B, *item), in the dtype of ``x`` and its memory format where that is dense.
+
+    Raises:
+        ValueError: a negative or NaN level, an id out of range.
+        RuntimeError: shapes that do not fit. Nothing is computed then.
+
+    Note:
+        Values that cannot be looked at (on a device, inside a compiled graph) are not checked: a bad level or id makes NaN.
+
+    Source: Walking Noise (arXiv 2212.10430).
+
+    Example:
+        >>> x = torch.zeros(8, 3)
+        >>> y = perturb(x, Noise(add=1.0), seed=1)
+        >>> bool((perturb(x[4:], Noise(add=1.0), seed=1, first_row=4) == y[4:]).all())  # a row keeps its noise
+        True
+    """
+    return _ops.perturb(x, *_noise_args("perturb", x.device, noise, seed, site, draws, shared, rows, first_row))
+
+
+@_document
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    noise: Noise,
+    relu: bool = False,
+    seed: Seed = None,
+    site: int = 0,
+    draws: Ids = None,
+    shared: bool = False,
+    rows: Ids = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Linear layer with noise on its output: ``relu?(noise(x @ weight.T + bias))``.
+
+    Args:
+        x: (B, ..., K), or (D * B, ..., K) with D draws, or (K): one row.
+        weight: (N, K), the dtype of ``x``.
+        bias: (N) or None.
+        noise, seed, site, ...: see below.
+        relu: apply a rectifier after the noise.
+        {common}
+
+    Returns:
+        (B, ..., N), or (D * B, ..., N).
+
+    Raises:
+        ValueError, RuntimeError: as `perturb`.
+
+    Example:
+        >>> w = torch.eye(3)
+        >>> linear(torch.ones(2, 3), w, noise=Noise(mul=0.1), seed=1).shape
+        torch.Size([2, 3])
+    """
+    return _ops.linear(
+        x, weight, bias, relu, *_noise_args("linear", x.device, noise, seed, site, draws, shared, rows, first_row)
+    )
+
+
+@_document
+def matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    noise: Noise,
+    seed: Seed = None,
+    site: int = 0,
+    draws: Ids = None,
+    shared: bool = False,
+    rows: Ids = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Matrix product with noise on its result: ``noise(a @ b)``, rows being dimension 0 of the broadcast result.
+
+    Args:
+        a, b: as for `torch.matmul`, of one dtype.
+        {common}
+
+    Returns:
+        The shape of ``torch.matmul(a, b)``, with D times the rows if ``shared``.
+
+    Raises:
+        ValueError, RuntimeError: as `perturb`.
+
+    Example:
+        >>> matmul(torch.ones(5, 2, 3), torch.ones(3, 4), noise=Noise(add=0.1), seed=1).shape
+        torch.Size([5, 2, 4])
+    """
+    return _ops.matmul(a, b, *_noise_args("matmul", a.device, noise, seed, site, draws, shared, rows, first_row))
+
+
+@_document
+def perturb_relu_max_pool2d(
+    x: Tensor,
+    noise: Noise,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    *,
+    seed: Seed = None,
+    site: int = 0,
+    draws: Ids = None,
+    shared: bool = False,
+    rows: Ids = None,
+    first_row: int = 0,
+) -> Tensor:
+    """``max_pool2d(relu(perturb(x)))`` in one pass that writes the pooled map only. Inference only: it has no gradient.
+
+    Args:
+        x: (B, C, H, W), or (D * B, C, H, W) with D draws.
+        kernel_size, stride, padding: as for `torch.nn.functional.max_pool2d`.
+        {common}
+
+    Returns:
+        (B, C, H', W'), or (D * B, C, H', W'); equal to the bit to the three operations one after the other.
+
+    Raises:
+        RuntimeError: ``x`` requires grad while gradients are on.
+
+    Example:
+        >>> perturb_relu_max_pool2d(torch.ones(2, 1, 4, 4), Noise(add=0.1), 2, seed=1).shape
+        torch.Size([2, 1, 2, 2])
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise RuntimeError("perturb_relu_max_pool2d: inference only, but input requires grad; use perturb, relu, max_pool2d")
+    kernel = _ints(kernel_size, 2)
+    args = _noise_args("perturb_relu_max_pool2d", x.device, noise, seed, site, draws, shared, rows, first_row)
+    return _ops.perturb_relu_max_pool2d(x, kernel, kernel if stride is None else _ints(stride, 2), _ints(padding, 2), *args)
+
+
+def _ints(value: Size, dims: int) -> list[int]:
+    return [value] * dims if isinstance(value, int) else list(value)
+
+
+def _same_padding(padding: Size | str, weight: Tensor, stride: list[int], dilation: list[int], dims: int, name: str) -> Size:
+    """torch's string paddings as numbers; "same" with an uneven total has no such number."""
+    if not isinstance(padding, str):
+        return padding
+    if padding == "valid":
+        return 0
+    if padding != "same":
+        raise ValueError(f"{name}: padding must be numbers, 'valid' or 'same', got {padding!r}")
+    if any(s != 1 for s in stride):
+        raise ValueError(f"{name}: padding='same' needs stride 1, got {stride}")
+    return [dilation[d] * (weight.shape[2 + d] - 1) for d in range(dims)]  # the total, both sides together
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    transposed: bool,
+    output_padding: Size,
+    groups: int,
+    dims: int,
+    relu: bool,
+    noise: Noise,
+    seed: Seed,
+    site: int,
+    draws: Ids,
+    shared: bool,
+    rows: Ids,
+    first_row: int,
+) -> Tensor:
+    """What all convolutions come to."""
+    name = f"conv{'_transpose' if transposed else ''}{dims}d"
+    if weight.dim() != dims + 2:
+        raise ValueError(f"{name}: weight must have {dims + 2} dimensions, got shape {list(weight.shape)}")
+    stride_, dilation_ = _ints(stride, dims), _ints(dilation, dims)
+    total = _same_padding(padding, weight, stride_, dilation_, dims, name)
+    padding_ = _ints(total, dims)
+    if padding == "same":
+        if any(p % 2 for p in padding_):  # torch pads the far side by one more
+            x = F.pad(x, [p for t in reversed(padding_) for p in (t // 2, t - t // 2)])
+            padding_ = [0] * dims
+        else:
+            padding_ = [t // 2 for t in padding_]
+    args = _noise_args(name, x.device, noise, seed, site, draws, shared, rows, first_row)
+    return _ops.convolution(
+        x, weight, bias, stride_, padding_, dilation_, transposed, _ints(output_padding, dims), groups, relu, *args
+    )
+
+
+def _convolution(dims: int) -> Callable[..., Tensor]:
+    def conv(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        noise: Noise,
+        relu: bool = False,
+        seed: Seed = None,
+        site: int = 0,
+        draws: Ids = None,
+        shared: bool = False,
+        rows: Ids = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        return convolution(
+            x, weight, bias, stride, padding, dilation, False, 0, groups, dims, relu,
+            noise, seed, site, draws, shared, rows, first_row,
+        )  # fmt: skip
+
+    size = "".join(f", {c}" for c in "DHW"[3 - dims :])
+    kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])
+    conv.__name__ = conv.__qualname__ = f"conv{dims}d"
+    conv.__doc__ = f"""{dims}-d convolution with noise on its output: ``relu?(noise(conv{dims}d(x, weight) + bias))``.
+
+    Args:
+        x: (B, C{size}), or (D * B, C{size}) with D draws, or (C{size}): one row.
+        weight: (N, C / groups{kernel}), the dtype of ``x``.
+        bias: (N) or None.
+        stride, padding, dilation, groups: as for `torch.nn.functional.conv{dims}d`.
+        relu: apply a rectifier after the noise.
+        {{common}}
+
+    Returns:
+        (B, N, ...), or (D * B, N, ...).
+
+    Raises:
+        ValueError, RuntimeError: as `perturb`.
+
+    Example:
+        >>> x, w = torch.ones(2, 3{", 8" * dims}), torch.ones(4, 3{", 3" * dims})
+        >>> conv{dims}d(x, w, padding=1, noise=Noise(add=0.1), seed=1).shape
+        torch.Size([2, 4{", 8" * dims}])
+    """
+    return _document(conv)
+
+
+def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
+    def conv_transpose(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        dilation: Size = 1,
+        *,
+        noise: Noise,
+        relu: bool = False,
+        seed: Seed = None,
+        site: int = 0,
+        draws: Ids = None,
+        shared: bool = False,
+        rows: Ids = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        return convolution(
+            x, weight, bias, stride, padding, dilation, True, output_padding, groups, dims, relu,
+            noise, seed, site, draws, shared, rows, first_row,
+        )  # fmt: skip
+
+    size = "".join(f", {c}" for c in "DHW"[3 - dims :])
+    kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])
+    conv_transpose.__name__ = conv_transpose.__qualname__ = f"conv_transpose{dims}d"
+    conv_transpose.__doc__ = f"""{dims}-d transposed convolution with noise on its output.
+
+    ``relu?(noise(conv_transpose{dims}d(x, weight) + bias))``
+
+    Args:
+        x: (B, C{size}), or (D * B, C{size}) with D draws, or (C{size}): one row.
+        weight: (C, N / groups{kernel}), the dtype of ``x``.
+        bias: (N) or None.
+        stride, padding, output_padding, groups, dilation: as for `torch.nn.functional.conv_transpose{dims}d`.
+        relu: apply a rectifier after the noise.
+        {{common}}
+
+    Returns:
+        (B, N, ...), or (D * B, N, ...).
+
+    Raises:
+        ValueError, RuntimeError: as `perturb`.
+
+    Example:
+        >>> x, w = torch.ones(2, 3{", 4" * dims}), torch.ones(3, 5{", 2" * dims})
+        >>> conv_transpose{dims}d(x, w, stride=2, noise=Noise(add=0.1), seed=1).shape
+        torch.Size([2, 5{", 8" * dims}])
+    """
+    return _document(conv_transpose)
+
+
+conv1d, conv2d, conv3d = (_convolution(d) for d in (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (_convolution_transpose(d) for d in (1, 2, 3))
