@@ -5,6 +5,17 @@ import torch  # the compiled module needs torch's libraries in the process
 from noisykernels import _C
 from noisykernels import rules as rules  # registers autograd, fake, vmap and autocast
 from noisykernels._C import STREAM_VERSION, build_info
+from noisykernels.inject import NoiseState, inject, noise_state, remove, sites
+from noisykernels.nn import (
+    NoiseSite,
+    NoisyConv1d,
+    NoisyConv2d,
+    NoisyConv3d,
+    NoisyConvTranspose1d,
+    NoisyConvTranspose2d,
+    NoisyConvTranspose3d,
+    NoisyLinear,
+)
 from noisykernels.noise import Noise, per_channel, per_draw, per_row
 from noisykernels.ops import (
     conv1d,

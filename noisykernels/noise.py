@@ -121,11 +121,8 @@ class Noise:
         return scaled
 
     def __repr__(self) -> str:
-        def text(t: Tensor) -> str:
-            return f"{t.item():.6g}" if t.dim() == 0 and t.device.type == "cpu" else f"<{tuple(t.shape)}>"
-
         parts = [
-            f"{name}={text(t) if '.' in text(t) or 'e' in text(t) or '<' in text(t) else text(t) + '.0'}"
+            f"{name}={t.item()!r}" if t.dim() == 0 and can_look(t) else f"{name}=<{list(t.shape)}>"
             for name, t in (("add", self.add), ("mul", self.mul))
             if t is not None
         ]
