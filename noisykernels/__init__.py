@@ -1,10 +1,13 @@
 """Noisy neural-network hardware in PyTorch: fused kernels with counter-based noise, layers, and robustness studies."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 import torch  # the compiled module needs torch's libraries in the process
 
 from noisykernels import _C
 from noisykernels import rules as rules  # registers autograd, fake, vmap and autocast
 from noisykernels._C import STREAM_VERSION, build_info
+from noisykernels.engine import walk
 from noisykernels.inject import NoiseState, inject, noise_state, remove, sites
 from noisykernels.nn import (
     NoiseSite,
@@ -30,3 +33,44 @@ from noisykernels.ops import (
     perturb,
     perturb_relu_max_pool2d,
 )
+from noisykernels.study import Study
+
+try:
+    __version__ = version("noisykernels")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "STREAM_VERSION",
+    "Noise",
+    "NoiseSite",
+    "NoiseState",
+    "NoisyConv1d",
+    "NoisyConv2d",
+    "NoisyConv3d",
+    "NoisyConvTranspose1d",
+    "NoisyConvTranspose2d",
+    "NoisyConvTranspose3d",
+    "NoisyLinear",
+    "Study",
+    "build_info",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "eps",
+    "inject",
+    "linear",
+    "matmul",
+    "noise_state",
+    "per_channel",
+    "per_draw",
+    "per_row",
+    "perturb",
+    "perturb_relu_max_pool2d",
+    "remove",
+    "sites",
+    "walk",
+]

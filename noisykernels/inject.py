@@ -39,6 +39,7 @@ class NoiseState(nn.Module):
         super().__init__()
         self.placement = placement
         self.site_ids: dict[str, int] = {}
+        self.traced: list[Site] = []
         self.expanded: tuple[int | str, ...] | None = None  # arguments of the forward that carry the batch, if traced
         for name in ("seed", "draws", "rows"):
             self.register_buffer(name, None, persistent=False)
@@ -365,8 +366,8 @@ def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
     """
     target = unwrap(model)
     if example_input is None:
-        known = target.__dict__["_noise_state"].__dict__.get("traced") if isinstance(target, _Injected) else None
-        if known is None:
+        known = target.__dict__["_noise_state"].traced if isinstance(target, _Injected) else []
+        if not known:
             raise ValueError("sites: the sites are found by running the model: give an example_input")
         return list(known)
     if isinstance(target, _Injected):
@@ -430,7 +431,7 @@ def _trace(model: nn.Module, example_input: Any) -> list[Site]:
         found.append(Site(name, index, ids[name], kind, tuple(a.shape), row_dim))
     state.site_ids = dict(ids)
     state.expanded = tuple(i for i, (a, b) in enumerate(zip(args, more, strict=True)) if a is not b)
-    state.__dict__["traced"] = found
+    state.traced = found
     dims = {site.name: site.row_dim for site in found if site.row_dim is not None and site.row_dim != 0}
     placement = state.placement
     placement.row_dims.update({k: v for k, v in dims.items() if k not in placement.row_dims})

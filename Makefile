@@ -1,0 +1,61 @@
+# Everything a fresh machine needs: `make walk` (set-up, then the first study) and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+BUILT := $(VENV)/.built
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup walk test test-full lint format bench battery clean
+
+help:
+	@echo "make walk       midpoint noise level of each layer of LeNet-5 on Fashion-MNIST: a table and a picture"
+	@echo "make test       the tests (under 15 minutes from nothing)"
+	@echo "make test-full  all cases, compiler levels, another architecture, sanitizers"
+	@echo "make bench      the table of budgets: noisy / noiseless / plain torch"
+	@echo "make battery    statistical battery on the raw random words (long)"
+	@echo "make lint       ruff, mypy, clang-format"
+
+# A virtual environment. A torch that is already installed for $(PYTHON) is used as it is; otherwise the CPU build is installed,
+# from PyTorch's own index unless pip is configured with another one.
+$(READY): pyproject.toml tools/setup.sh
+	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
+	@touch $@
+
+$(BUILT): $(READY) setup.py $(SOURCES)
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+setup: $(BUILT)
+
+walk: $(BUILT)
+	$(PY) examples/first_walk.py
+
+test: $(BUILT)
+	$(PY) -m pytest
+
+test-full: $(BUILT)
+	$(PY) -m pytest --full
+	tests/native/cross.sh
+
+lint: $(BUILT)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.inl' '*.cu')
+
+format: $(BUILT)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.inl' '*.cu')
+
+bench: $(BUILT)
+	$(PY) -m pytest bench --benchmark-only -q
+
+battery: $(READY)
+	tests/battery/run.sh
+
+clean:
+	rm -rf $(VENV) build noisykernels/*.so *.egg-info

@@ -1,0 +1,62 @@
+"""The first study, as `make walk` runs it: how much additive noise each of LeNet-5-BN's 16 sites can stand on Fashion-MNIST.
+
+Obtains the data (installed package; the system's package manager; a checksummed download; and only if all fail scikit-learn's
+digits with the MLP), trains for three epochs or loads the cached checkpoint, walks all sites, prints the midpoint table and writes
+the picture.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from noisykernels.__main__ import main
+from noisykernels.data import DataNotFound, load
+
+PACKAGE = "dataset-fashion-mnist"
+
+
+def installed_by_package_manager() -> bool:
+    """Installs Debian's data package where that needs no question: as root, or with a sudo that asks nothing."""
+    if shutil.which("apt-get") is None:
+        return False
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if as_root and (shutil.which("sudo") is None or subprocess.run([*as_root, "true"], capture_output=True).returncode != 0):
+        return False
+    print(f"installing the system's package {PACKAGE}", flush=True)
+    install = [*as_root, "apt-get", "install", "-y", "--no-install-recommends", PACKAGE]
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    if subprocess.run(install, capture_output=True, env=environment).returncode == 0:
+        return True
+    subprocess.run([*as_root, "apt-get", "update"], capture_output=True, env=environment)  # its lists may be old
+    return subprocess.run(install, capture_output=True, env=environment).returncode == 0
+
+
+def has_fashion_mnist() -> bool:
+    """Fashion-MNIST from wherever it can be had."""
+    for download, obtain in ((False, installed_by_package_manager), (False, lambda: True), (True, lambda: False)):
+        try:
+            load("fashion-mnist", "test", limit=1, download=download)
+            return True
+        except DataNotFound as error:
+            if not obtain():
+                reason = error
+    print(f"Fashion-MNIST cannot be had: {reason}", file=sys.stderr)
+    return False
+
+
+def run(out: Path = Path("results"), *extra: str) -> int:
+    """The study; `extra` are further flags of `python -m noisykernels walk`."""
+    out.mkdir(exist_ok=True)
+    files = ["--picture", str(out / "walk.png"), "--out", str(out / "walk.json")]
+    if has_fashion_mnist():
+        study = ["--model", "lenet5-bn", "--data", "fashion-mnist", "--epochs", "3", "--rows", "2000"]
+    else:
+        print("falling back to the MLP on scikit-learn's digits: other numbers than the README's", file=sys.stderr)
+        study = ["--model", "mlp", "--data", "digits", "--epochs", "30"]
+    return main(["walk", *study, "--levels", "log:0.01:10000:13", "--draws", "3", *files, *extra])
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path("results"), *sys.argv[1:]))

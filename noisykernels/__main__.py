@@ -1,0 +1,179 @@
+"""The command line: `python -m noisykernels walk | train | sites | info`. Every flag is also an argument of a Python function."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import noisykernels as nk
+from noisykernels import data as datasets
+from noisykernels import models
+from noisykernels.checkpoint import CheckpointError
+from noisykernels.train import accuracy, trained
+
+
+def numbers(text: str) -> list[float]:
+    """Levels: ``0.1,0.3,1``, ``log:0.01:100:13`` or ``lin:0:2:21`` (ends included)."""
+    try:
+        if text.startswith(("log:", "lin:")):
+            scale, low, high, count = text.split(":")
+            start, end, n = float(low), float(high), int(count)
+            if scale == "log":
+                return torch.logspace(*torch.tensor([start, end]).log10().tolist(), n, dtype=torch.float64).tolist()
+            return torch.linspace(start, end, n, dtype=torch.float64).tolist()
+        return [float(v) for v in text.split(",")]
+    except (ValueError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f"expected 0.1,0.3,1 or log:0.01:100:13 or lin:0:2:21, got {text!r}") from error
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and flags."""
+    top = argparse.ArgumentParser(
+        prog="python -m noisykernels",
+        description="How much noise can each layer of a trained network take?",
+        epilog="example: python -m noisykernels walk --model lenet5-bn --data fashion-mnist --epochs 3 --picture walk.png",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="walk | train | sites | info")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--model", default="mlp", choices=sorted(models.MODELS), help="network (default: %(default)s)")
+    shared.add_argument("--data", default="digits", choices=sorted(datasets.DATASETS), help="data set (default: %(default)s)")
+    shared.add_argument("--root", type=Path, help="folder of the data sets (default: system, then cache)")
+    shared.add_argument("--cache", type=Path, help="folder of trained checkpoints")
+    shared.add_argument("--epochs", type=int, default=3, help="epochs of training, if not cached (default: %(default)s)")
+    shared.add_argument("--train-seed", type=int, default=0, help="seed of the training (default: %(default)s)")
+    shared.add_argument("--threads", type=int, help="threads of torch (default: as torch is set)")
+    shared.add_argument("--json", action="store_true", help="machine-readable output on standard output")
+    shared.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    walk = commands.add_parser("walk", parents=[shared], help="midpoint noise level of each site")
+    walk.add_argument("--noise", default="add", choices=("add", "mul", "mixed"), help="kind of the terms (default: %(default)s)")
+    walk.add_argument("--ratio", type=float, default=0.5, help="additive share of mixed noise (default: %(default)s)")
+    walk.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
+    walk.add_argument("--kind", default="gaussian", choices=nk._C.noise_kinds(), help="distribution (default: %(default)s)")
+    walk.add_argument("--levels", type=numbers, default=numbers("log:0.01:1000:13"), help="0.1,1 | log:a:b:n | lin:a:b:n")
+    walk.add_argument("--draws", type=int, default=3, help="draws of each level (default: %(default)s)")
+    walk.add_argument("--rows", type=int, help="first so many test images (default: all)")
+    walk.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    walk.add_argument("--sites", nargs="+", help="names, patterns or indices of sites (default: all)")
+    walk.add_argument("--batch-rows", type=int, default=500, help="rows of a pass (default: %(default)s)")
+    walk.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
+    walk.add_argument("--out", type=Path, help="write the study (JSON) to this file")
+
+    commands.add_parser("train", parents=[shared], help="train a network, or load the cached one")
+    commands.add_parser("sites", parents=[shared], help="list the sites of a network")
+    info = commands.add_parser("info", help="what was built, and what this machine runs")
+    info.add_argument("--json", action="store_true", help="machine-readable output")
+    return top
+
+
+def _trained(args: argparse.Namespace) -> torch.nn.Module:
+    return trained(
+        args.model, args.data, epochs=args.epochs, seed=args.train_seed, cache=args.cache, root=args.root, progress=not args.quiet
+    )
+
+
+def run_walk(args: argparse.Namespace) -> Any:
+    """Trains or loads, walks, prints the midpoint table, writes the picture and the study."""
+    for path in (args.picture, args.out):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{path}: the folder does not exist")
+    model = _trained(args)
+    inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    noise = {
+        "add": nk.Noise(add=1.0, kind=args.kind),
+        "mul": nk.Noise(mul=1.0, kind=args.kind),
+        "mixed": nk.Noise.amplitude(1.0, args.ratio, order=args.order, kind=args.kind),
+    }[args.noise]
+    study = nk.walk(
+        model,
+        (inputs, labels),
+        noise=noise,
+        levels=args.levels,
+        draws=args.draws,
+        seed=args.seed,
+        sites=None if args.sites is None else [int(s) if s.isdigit() else s for s in args.sites],
+        batch_rows=args.batch_rows,
+        threads=args.threads,
+        progress=not args.quiet,
+        description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {len(labels)} test rows"),
+    )
+    if args.out is not None:
+        study.save(args.out)
+    if args.picture is not None:
+        study.plot().savefig(args.picture, dpi=110)
+    if args.json:
+        return {"clean": study.meta.clean, "midpoints": [m.as_dict() for m in study.midpoints()]}
+    print(f"{study.meta.model} on {study.meta.data}; noise {noise!r} times the level")
+    print(study.table())
+    for what, path in (("picture", args.picture), ("study", args.out)):
+        if path is not None:
+            print(f"{what}: {path}")
+    return None
+
+
+def run_train(args: argparse.Namespace) -> Any:
+    """Trains or loads, and prints the test accuracy."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    hits = accuracy(_trained(args), datasets.load(args.data, "test", root=args.root))
+    if args.json:
+        return {"model": args.model, "data": args.data, "epochs": args.epochs, "accuracy": hits}
+    print(f"{args.model} on {args.data}, {args.epochs} epochs: test accuracy {hits:.4f}")
+    return None
+
+
+def run_sites(args: argparse.Namespace) -> Any:
+    """Lists the sites of an untrained network."""
+    about = datasets.info(args.data)
+    found = nk.sites(models.build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
+    if args.json:
+        return [{"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]} for s in found]
+    for s in found:
+        print(f"{s.index:3d}  {s.name:24s} {' x '.join(map(str, s.shape[1:])):>14s}  id {s.id}")
+    return None
+
+
+def run_info(args: argparse.Namespace) -> Any:
+    """What was built."""
+    facts = {
+        "version": nk.__version__,
+        "stream_version": nk.STREAM_VERSION,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu_level": nk._C.cpu_level(),
+        "kinds": nk._C.noise_kinds(),
+        **nk.build_info(),
+    }
+    if args.json:
+        return facts
+    for name, value in facts.items():
+        print(f"{name:15s} {', '.join(value) or 'none' if isinstance(value, list) else value}")
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 if all is well, 1 for an error (one line on standard error), 2 for a wrong flag, 130 for Ctrl-C."""
+    args = parser().parse_args(argv)
+    run = {"walk": run_walk, "train": run_train, "sites": run_sites, "info": run_info}[args.command]
+    try:
+        result = run(args)
+        if result is not None:
+            print(json.dumps(result, indent=1, allow_nan=False))
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError, ModuleNotFoundError, CheckpointError) as error:
+        print(f"noisykernels {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
