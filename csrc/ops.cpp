@@ -81,8 +81,17 @@ DType dtype_of(const char* op, const char* argument, const Tensor& t) {
     case ScalarType::Half: return DType::kFloat16;
     default: break;
   }
-  NK_CHECK(false, op, ": ", argument, " must be float32, float64, bfloat16 or float16");
+  NK_CHECK(false, op, ": ", argument, " must be float32, float64, bfloat16 or float16, got ",
+           torch::headeronly::toString(t.scalar_type()));
   return DType::kFloat32;
+}
+
+void check_same_dtype(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
+  const ScalarType type = x.scalar_type();
+  NK_CHECK(weight.scalar_type() == type && (!bias || bias->scalar_type() == type), op,
+           ": input, weight and bias must have the same dtype, got ", torch::headeronly::toString(type), ", ",
+           torch::headeronly::toString(weight.scalar_type()), " and ",
+           bias ? torch::headeronly::toString(bias->scalar_type()) : "no bias");
 }
 
 // ------------------------------------------------------------------------------------------------- noise arguments
@@ -103,6 +112,17 @@ const int64_t* ids(const char* op, const char* argument, const OptTensor& t, con
   return static_cast<const int64_t*>(t->data_ptr());
 }
 
+const int64_t* seed_of(const char* op, const Tensor& seed) {
+  NK_CHECK(seed.numel() == 1 && seed.scalar_type() == ScalarType::Long, op, ": seed must be one int64, got ",
+           torch::headeronly::toString(seed.scalar_type()), " of shape ", shape_text(seed));
+  return static_cast<const int64_t*>(seed.data_ptr());
+}
+
+void check_first_row(const char* op, int64_t first_row, int64_t rows) {
+  NK_CHECK(first_row >= 0 && first_row <= (int64_t{1} << 32) - rows, op, ": first_row and the ", rows,
+           " rows from it on must lie in [0, 2^32), got ", first_row);
+}
+
 // Noise parameters for an output whose rows are dimension 0 of `item`-shaped values, with the tensors that they point into.
 struct BoundNoise {
   NoiseParams params;
@@ -111,12 +131,10 @@ struct BoundNoise {
 
   // clean: shape of the noiseless value; rows: its number of rows (1 if it is unbatched).
   BoundNoise(const char* op, const NoiseArgs& a, const Ints& clean, bool batched, ScalarType type, bool channels_last) {
-    NK_CHECK(a.seed.numel() == 1 && a.seed.scalar_type() == ScalarType::Long, op, ": seed must be one int64, got shape ",
-             shape_text(a.seed));
     NK_CHECK(a.site >= 0 && a.site < (1 << 24), op, ": site must lie in [0, 2^24), got ", a.site);
     NK_CHECK(a.kind >= 0 && a.kind < Kinds::kSize, op, ": unknown kind of noise ", a.kind);
     NK_CHECK(a.mode >= 0 && a.mode < static_cast<int64_t>(Mode::kEps), op, ": unknown mode ", a.mode);
-    params.seed = static_cast<const int64_t*>(a.seed.data_ptr());
+    params.seed = seed_of(op, a.seed);
     params.site = static_cast<uint32_t>(a.site);
     params.kind = static_cast<int>(a.kind);
     params.mode = static_cast<Mode>(a.mode);
@@ -134,6 +152,7 @@ struct BoundNoise {
     NK_CHECK(shared || rows_out == rows_in, op, ": draws is empty but there are ", rows_in, " rows");
     NK_CHECK(!a.rows || a.rows->numel() == params.B, op, ": rows must hold one id for each of ", params.B, " rows, got ",
              a.rows->numel());
+    if (!a.rows) check_first_row(op, a.first_row, params.B);
     const int64_t n = product(clean, batched ? 1 : 0);
     NK_CHECK((n + 3) / 4 <= (int64_t{1} << 32), op, ": a row of ", n, " elements exceeds the counter's 2^34");
     if (has_add_level(params.mode)) params.add = level(op, "add", a.add, clean, batched, type, channels_last, 0);
@@ -232,12 +251,13 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
   Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), ScalarType::Float,
                                     std::nullopt, seed.device());
   Epilogue e;
-  e.noise.seed = static_cast<const int64_t*>(seed.data_ptr());
+  e.noise.seed = seed_of("eps", seed);
   e.noise.draws = &draw;
   e.noise.rows = ids("eps", "rows", rows, "B");
   e.noise.first_row = first_row;
   e.noise.B = shape.empty() ? 1 : shape[0];
   NK_CHECK(!rows || rows->numel() == e.noise.B, "eps: rows must hold one id for each of ", e.noise.B, " rows, got ", rows->numel());
+  if (!rows) check_first_row("eps", first_row, e.noise.B);
   e.noise.site = static_cast<uint32_t>(site);
   e.noise.operand = static_cast<Operand>(operand);
   e.noise.kind = static_cast<int>(kind);
@@ -293,8 +313,7 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
   const DType type = dtype_of(op, "input", x);
   NK_CHECK(x.dim() >= 1, op, ": input must have at least one dimension");
   NK_CHECK(weight.dim() == 2, op, ": weight must be [out_features, in_features], got shape ", shape_text(weight));
-  NK_CHECK(weight.scalar_type() == x.scalar_type() && (!bias || bias->scalar_type() == x.scalar_type()), op,
-           ": input, weight and bias must have the same dtype");
+  check_same_dtype(op, x, weight, bias);
   const int64_t N = weight.size(0), K = weight.size(1);
   NK_CHECK(x.size(x.dim() - 1) == K, op, ": input's last dimension must be ", K, " (weight ", shape_text(weight), "), got shape ",
            shape_text(x));
@@ -349,8 +368,7 @@ Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints pa
   const bool batched = x.dim() == weight.dim();
   NK_CHECK(batched || x.dim() == weight.dim() - 1, op, ": input must have ", weight.dim(), " dimensions (or one fewer, unbatched), got shape ",
            shape_text(x));
-  NK_CHECK(weight.scalar_type() == x.scalar_type() && (!bias || bias->scalar_type() == x.scalar_type()), op,
-           ": input, weight and bias must have the same dtype");
+  check_same_dtype(op, x, weight, bias);
   if (!batched) {
     Ints shape = shape_of(x);
     shape.insert(shape.begin(), 1);
@@ -369,7 +387,8 @@ Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints pa
 
 Tensor matmul(Tensor a, Tensor b, NK_NOISE_PARAMETERS) {
   dtype_of("matmul", "a", a);
-  NK_CHECK(a.scalar_type() == b.scalar_type(), "matmul: a and b must have the same dtype");
+  NK_CHECK(a.scalar_type() == b.scalar_type(), "matmul: a and b must have the same dtype, got ",
+           torch::headeronly::toString(a.scalar_type()), " and ", torch::headeronly::toString(b.scalar_type()));
   Tensor clean = torch::stable::matmul(a, b);
   return finish("matmul", clean, true, clean.dim() > 0, false, NK_NOISE_ARGS);
 }
@@ -378,14 +397,16 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
   const char* op = "perturb_relu_max_pool2d";
   const DType type = dtype_of(op, "input", x);
   NK_CHECK(x.dim() == 4, op, ": input must be [rows, channels, height, width], got shape ", shape_text(x));
-  NK_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, op, ": kernel_size, stride and padding must have two numbers");
+  NK_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, op, ": kernel_size, stride and padding must have two numbers, got ",
+           kernel.size(), ", ", stride.size(), " and ", padding.size());
   PoolEpilogue pool;
   pool.kernel_h = kernel[0], pool.kernel_w = kernel[1];
   pool.stride_h = stride[0], pool.stride_w = stride[1];
   pool.pad_h = padding[0], pool.pad_w = padding[1];
   for (int i = 0; i < 2; ++i) {
-    NK_CHECK(kernel[i] > 0 && stride[i] > 0, op, ": kernel_size and stride must be positive");
-    NK_CHECK(padding[i] >= 0 && 2 * padding[i] <= kernel[i], op, ": padding must lie between 0 and half the kernel_size");
+    NK_CHECK(kernel[i] > 0 && stride[i] > 0, op, ": kernel_size and stride must be positive, got ", kernel[i], " and ", stride[i]);
+    NK_CHECK(padding[i] >= 0 && 2 * padding[i] <= kernel[i], op, ": padding must lie between 0 and half the kernel_size ",
+             kernel[i], ", got ", padding[i]);
     NK_CHECK(x.size(2 + i) + 2 * padding[i] >= kernel[i], op, ": the kernel of ", kernel[i], " is larger than the padded input of shape ",
              shape_text(x));
   }

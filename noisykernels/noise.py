@@ -235,12 +235,13 @@ def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: t
         return None
     if isinstance(ids, int):
         raise TypeError(f"{op}: {name} must be a vector of ids, got the number {ids}; for a count use range({ids})")
-    t = ids if isinstance(ids, Tensor) else torch.tensor(list(ids), dtype=torch.int64)
-    if t.dtype != torch.int64 or t.dim() != 1:
-        raise ValueError(f"{op}: {name} must be an int64 vector, got {t.dtype} of shape {list(t.shape)}")
-    if can_look(t) and t.numel() > 0:
-        low, high = (int(v) for v in torch.aminmax(t))
+    if not isinstance(ids, Tensor):  # whatever is not an integer keeps its type, to be refused below
+        ids = torch.tensor(ids) if len(ids) else torch.empty(0, dtype=torch.int64)
+    if ids.dtype != torch.int64 or ids.dim() != 1:
+        raise ValueError(f"{op}: {name} must be an int64 vector, got {ids.dtype} of shape {list(ids.shape)}")
+    if can_look(ids) and ids.numel() > 0:
+        low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= ID_LIMIT:
             raise ValueError(f"{op}: {name} must lie in [0, 2^32), got values from {low} to {high}")
-    t = t if t.device == device else t.to(device)
-    return t if t.is_contiguous() else t.contiguous()
+    ids = ids if ids.device == device else ids.to(device)
+    return ids if ids.is_contiguous() else ids.contiguous()

@@ -1,18 +1,22 @@
 """Rules of the operators under torch's transforms: fake tensors, autograd, vmap and autocast.
 
-An operator's trailing ten arguments are the noise's (`_noise_args` in ops.py); one table says how many tensors come first and
-how the gradient of the contraction is taken. The noise's own gradient is the same for all: additive noise passes it, a factor
-multiplies it by the same factor, drawn again from the same key.
+An operator's trailing ten arguments are the noise's (`_noise_args` in ops.py); one table says how
+many tensors come first and how the gradient of the contraction is taken. The noise's own gradient
+is the same for all: additive noise passes it, a factor multiplies it by the same factor, drawn
+again from the same key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 from noisykernels.noise import MODES
 
@@ -22,12 +26,30 @@ _MUL = MODES.index("mul")
 _FOLD = MODES.index("fold")
 _WITH_FACTOR = (_MUL, MODES.index("mul_add"), MODES.index("add_mul"))
 
-# ------------------------------------------------------------------------------------------------------------- fake
+Grads = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class _Op:
+    """What the rules must know of an operator."""
+
+    name: str
+    clean: Callable[..., Tensor]  # a value of the noiseless result's shape, from all but the noise
+    rows: Callable[..., int | None]  # of that value; None: it is one row without a dimension for it
+    gradients: Callable[..., Grads] | None  # of the leading tensors; None: there is no gradient
+    tensors: int = 1  # how many arguments come first that are tensors
+    saved: int = 0  # how many of them the gradients need
+    relu: int | None = None  # position of the argument `relu`
+
+
+# ------------------------------------------------------------------------------------------- fake
 
 
 def _is_channels_last(x: Tensor) -> bool:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.dim() in formats and not x.is_contiguous() and x.is_contiguous(memory_format=formats[x.dim()])
+    if x.dim() not in formats or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=formats[x.dim()])
 
 
 def _fake_noise(clean: Tensor, noise_args: tuple[Any, ...]) -> Tensor:
@@ -37,7 +59,8 @@ def _fake_noise(clean: Tensor, noise_args: tuple[Any, ...]) -> Tensor:
         shape[0] = draws.shape[0] * shape[0]
     out = clean.new_empty(shape)
     if _is_channels_last(clean):
-        out = out.contiguous(memory_format=torch.channels_last if clean.dim() == 4 else torch.channels_last_3d)
+        last = torch.channels_last if clean.dim() == 4 else torch.channels_last_3d
+        out = out.contiguous(memory_format=last)
     return out
 
 
@@ -47,7 +70,8 @@ def _clean_linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) ->
 
 def _clean_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     batched = x.dim() == weight.dim()
-    out = torch.ops.aten.convolution(x if batched else x.unsqueeze(0), weight, bias, *args[:-1])
+    x = x if batched else x.unsqueeze(0)
+    out = torch.ops.aten.convolution(x, weight, bias, *args[:-1])
     return out if batched else out.squeeze(0)
 
 
@@ -59,20 +83,47 @@ def _fake_eps(shape: list[int], kind: int, seed: Tensor, *_: Any) -> Tensor:
     return seed.new_empty(shape, dtype=torch.float32)
 
 
-# --------------------------------------------------------------------------------------------------------- autograd
+# ----------------------------------------------------------------------------- rows and gradients
 
 
-def _noise_gradient(grad: Tensor, noise_args: tuple[Any, ...]) -> Tensor:
-    """The gradient with respect to the clean value."""
-    _, mul, seed, draws, rows, first_row, site, mode, kind, shared = noise_args
+def _rows(x: Tensor, *_: Any) -> int | None:
+    return x.shape[0] if x.dim() > 0 else None
+
+
+def _linear_rows(x: Tensor, *_: Any) -> int | None:
+    return x.shape[0] if x.dim() > 1 else None
+
+
+def _convolution_rows(x: Tensor, weight: Tensor, *_: Any) -> int | None:
+    return x.shape[0] if x.dim() == weight.dim() else None
+
+
+def _matmul_rows(a: Tensor, b: Tensor) -> int | None:
+    if a.dim() > 2 or b.dim() > 2:
+        return torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])[0]
+    return (*a.shape[:-1], *b.shape[1:], None)[0]
+
+
+def _noise_gradient(grad: Tensor, noise_args: tuple[Any, ...], rows: int | None) -> Tensor:
+    """The gradient with respect to the clean value, which has so many rows."""
+    _, mul, seed, draws, ids, first_row, site, mode, kind, shared = noise_args
+    if rows is None:  # one row, as in the forward
+        grad = grad.unsqueeze(0)
     if mode in _WITH_FACTOR:
-        grad = _ops.perturb(grad, None, mul, seed, draws, rows, first_row, site, _MUL, kind, False)
+        key = (seed, draws, ids, first_row, site)
+        grad = _ops.perturb(grad, None, mul, *key, _MUL, kind, False)
+    if rows is None:
+        return grad.squeeze(0)
     if shared and draws is not None:
-        grad = grad.reshape(draws.shape[0], -1, *grad.shape[1:]).sum(0)
+        grad = grad.reshape(draws.shape[0], rows, *grad.shape[1:]).sum(0)
     return grad
 
 
-def _linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+def _identity_gradient(ctx: Any, grad: Tensor) -> Grads:
+    return (grad,)
+
+
+def _linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
     needs = ctx.needs_input_grad
     flat = grad.reshape(-1, grad.shape[-1])
     return (
@@ -82,117 +133,160 @@ def _linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tupl
     )
 
 
-def _convolution_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+def _convolution_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
     batched = x.dim() == weight.dim()
-    needs = ctx.needs_input_grad
+    transposed, groups = ctx.arguments[6], ctx.arguments[8]
     dx, dw, db = torch.ops.aten.convolution_backward(
         grad if batched else grad.unsqueeze(0),
         x if batched else x.unsqueeze(0),
         weight,
-        [ctx.bias_size],
-        *ctx.settings,
-        [needs[0], needs[1], needs[2]],
+        [weight.shape[1] * groups if transposed else weight.shape[0]],
+        *ctx.arguments[3:9],
+        list(ctx.needs_input_grad[:3]),
     )
     return dx if batched or dx is None else dx.squeeze(0), dw, db
 
 
-def _matmul_gradients(ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
+def _matmul_gradients(ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> Grads:
     a2 = a.unsqueeze(0) if a.dim() == 1 else a
     b2 = b.unsqueeze(1) if b.dim() == 1 else b
-    g = grad.unsqueeze(-2) if a.dim() == 1 and b.dim() > 1 else grad
-    g = g.unsqueeze(-1) if b.dim() == 1 else g
-    g = g.unsqueeze(-1) if a.dim() == b.dim() == 1 else g
-    da = (g @ b2.transpose(-1, -2)).sum_to_size(a2.shape).reshape(a.shape) if ctx.needs_input_grad[0] else None
-    db = (a2.transpose(-1, -2) @ g).sum_to_size(b2.shape).reshape(b.shape) if ctx.needs_input_grad[1] else None
+    g = grad.unsqueeze(-1) if b.dim() == 1 else grad
+    g = g.unsqueeze(-2) if a.dim() == 1 else g
+    da = db = None
+    if ctx.needs_input_grad[0]:
+        da = (g @ b2.transpose(-1, -2)).sum_to_size(a2.shape).reshape(a.shape)
+    if ctx.needs_input_grad[1]:
+        db = (a2.transpose(-1, -2) @ g).sum_to_size(b2.shape).reshape(b.shape)
     return da, db
 
 
-def _identity_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (grad,)
+# --------------------------------------------------------------------------------------- autograd
 
 
-def _register_autograd(name: str, operands: int, relu_at: int | None, gradients: Callable[..., Any]) -> None:
-    """Autograd of an operator whose first `operands` inputs are needed for the gradients of its contraction."""
+def _register_autograd(library: torch.library.Library, rules: _Op) -> None:
+    """Autograd of an operator, to any order.
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        noise_args = inputs[-_NOISE:]
-        if noise_args[7] == _FOLD and any(ctx.needs_input_grad):
-            raise RuntimeError(f"noisykernels::{name}: folded noise (fold=True) has no gradient; use the two-term form")
-        ctx.static = (*noise_args[5:],)
-        ctx.relu = relu_at is not None and inputs[relu_at]
-        if name == "convolution":
-            ctx.bias_size = inputs[1].shape[0] if not inputs[6] else inputs[1].shape[1] * inputs[8]
-            ctx.settings = inputs[3:9]
-        ctx.inputs = len(inputs)
-        ctx.save_for_backward(*inputs[:operands], *noise_args[:5], output if ctx.relu else None)
+    As torch.library.register_autograd, which (as of torch 2.13) neither works under torch.func.grad
+    nor notices forward-mode inputs: those would silently get zero tangents.
+    """
+    op = getattr(_ops, rules.name).default
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, output = ctx.saved_tensors
-        if ctx.relu:
-            grad = grad * (output > 0)
-        grad = _noise_gradient(grad, (*saved[operands:], *ctx.static))
-        grads = gradients(ctx, grad, *saved[:operands])
-        return (*grads, *([None] * (ctx.inputs - len(grads))))
+    def below(keys: torch._C.DispatchKeySet, args: Sequence[Any]) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
-    torch.library.register_autograd(f"noisykernels::{name}", backward, setup_context=setup)
+    class Noisy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            *args, keys = inputs
+            noise_args = args[-_NOISE:]
+            if any(ctx.needs_input_grad):
+                if rules.gradients is None:
+                    raise RuntimeError(f"{op}: inference only, but an input requires grad")
+                if noise_args[7] == _FOLD:
+                    raise RuntimeError(
+                        f"{op}: folded noise (fold=True) has no gradient; use the two-term form"
+                    )
+                if any(ctx.needs_input_grad[-_NOISE - 1 : -1]):
+                    raise RuntimeError(f"{op}: there is no gradient with respect to a level")
+            output = below(keys, args)
+            ctx.relu = rules.relu is not None and args[rules.relu]
+            ctx.rows = rules.rows(*args[: rules.tensors])
+            ctx.arguments = [None if isinstance(a, Tensor) else a for a in args]
+            saved = (*args[: rules.saved], *noise_args[:5], output if ctx.relu else None)
+            ctx.save_for_backward(*saved)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Grads:
+            *saved, output = ctx.saved_tensors
+            if ctx.relu:
+                grad = torch.ops.aten.threshold_backward(grad, output, 0)
+            noise_args = (*saved[rules.saved :], *ctx.arguments[5 - _NOISE :])
+            grad = _noise_gradient(grad, noise_args, ctx.rows)
+            assert rules.gradients is not None
+            grads = rules.gradients(ctx, grad, *saved[: rules.saved])
+            return (*grads, *[None] * (len(ctx.arguments) + 1 - len(grads)))
+
+    # torch.autograd.Function.apply without its detour through functorch: inside the dispatcher, one
+    # level of transforms is being worked on.
+    apply = super(torch.autograd.Function, Noisy).apply
+
+    def kernel(keys: torch._C.DispatchKeySet, *args: Any) -> Tensor:
+        backward = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if not backward and forward_ad._current_level < 0:
+            return below(keys, args)
+        with enable_single_level_autograd_function():
+            return apply(*args, keys)
+
+    library.impl(rules.name, kernel, "Autograd", with_keyset=True)
 
 
-# ------------------------------------------------------------------------------------------------- vmap and autocast
+# ------------------------------------------------------------------------------- vmap and autocast
 
 
 def _register_vmap(name: str) -> None:
     op = getattr(_ops, name)
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        """One call for each element of the mapped dimension: every element draws what it would draw alone."""
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        """One call for each element of the mapped dimension: it draws what it would draw alone."""
 
-        def at(i: int) -> list[Any]:
-            return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+        def at(i: int) -> list[Any]:  # the dimension of a list is a list of None
+            return [
+                a.select(d, i).contiguous() if isinstance(d, int) else a
+                for a, d in zip(args, in_dims, strict=True)
+            ]
 
         return torch.stack([op(*at(i)) for i in range(info.batch_size)]), 0
 
     torch.library.register_vmap(f"noisykernels::{name}", rule)
 
 
-def _register_autocast(library: torch.library.Library, name: str, operands: int, device: str, key: str) -> None:
+def _register_autocast(
+    library: torch.library.Library, name: str, operands: int, device: str, key: str
+) -> None:
     """The operands (not the levels) in the lower type that autocast wants just now."""
     op = getattr(_ops, name)
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
+    def lower(a: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if a is None or not a.is_floating_point() or a.dtype == torch.float64:
+            return a
+        return a.to(dtype)
+
     def rule(*args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
-        lower = [a.to(dtype) if a is not None and a.is_floating_point() and a.dtype != torch.float64 else a for a in args[:operands]]
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*lower, *args[operands:])
+            return op(*(lower(a, dtype) for a in args[:operands]), *args[operands:])
 
     library.impl(name, rule, key)
 
 
-# ----------------------------------------------------------------------------------------------------- registration
+# ----------------------------------------------------------------------------------- registration
+
+
+_TABLE = (
+    _Op("perturb", lambda x: x, _rows, _identity_gradient),
+    _Op("linear", _clean_linear, _linear_rows, _linear_gradients, 3, 2, relu=3),
+    _Op("convolution", _clean_convolution, _convolution_rows, _convolution_gradients, 3, 2, relu=9),
+    _Op("matmul", torch.matmul, _matmul_rows, _matmul_gradients, 2, 2),
+    _Op("perturb_relu_max_pool2d", _clean_pool, _rows, None),
+)
 
 
 def _register() -> torch.library.Library:
-    # name, tensors that come first, those that the gradient needs, position of `relu`, shape of the clean value, gradients
-    table: tuple[tuple[str, int, int, int | None, Callable[..., Tensor], Callable[..., Any] | None], ...] = (
-        ("perturb", 0, 0, None, lambda x: x, _identity_gradient),
-        ("linear", 3, 2, 3, _clean_linear, _linear_gradients),
-        ("convolution", 3, 2, 9, _clean_convolution, _convolution_gradients),
-        ("matmul", 2, 2, None, torch.matmul, _matmul_gradients),
-        ("perturb_relu_max_pool2d", 0, 0, None, _clean_pool, None),
-    )
     library = torch.library.Library("noisykernels", "IMPL")
-    for name, tensors, needed, relu_at, clean, gradients in table:
+    for rules in _TABLE:
 
-        def fake(*args: Any, clean: Callable[..., Tensor] = clean) -> Tensor:
+        def fake(*args: Any, clean: Callable[..., Tensor] = rules.clean) -> Tensor:
             return _fake_noise(clean(*args[:-_NOISE]), args[-_NOISE:])
 
-        torch.library.register_fake(f"noisykernels::{name}", fake)
-        if gradients is not None:
-            _register_autograd(name, needed, relu_at, gradients)
-        _register_vmap(name)
-        if tensors:
-            _register_autocast(library, name, tensors, "cpu", "AutocastCPU")
-            _register_autocast(library, name, tensors, "cuda", "AutocastCUDA")
+        torch.library.register_fake(f"noisykernels::{rules.name}", fake)
+        _register_autograd(library, rules)
+        _register_vmap(rules.name)
+        if rules.tensors > 1:  # contractions; noise alone keeps the type it finds
+            _register_autocast(library, rules.name, rules.tensors, "cpu", "AutocastCPU")
+            _register_autocast(library, rules.name, rules.tensors, "cuda", "AutocastCUDA")
     torch.library.register_fake("noisykernels::eps", _fake_eps)
     _register_vmap("eps")
     return library
