@@ -7,7 +7,8 @@ namespace {  // each level keeps its own copies
 
 inline constexpr int kChunk = 512;           // values
 inline constexpr int kPad = 64;              // slack behind every buffer, so that vector steps may overrun
-inline constexpr int kTile = 16;             // positions of a channels_last tile
+inline constexpr int kTile = 32;             // positions of a channels_last tile where there are many
+inline constexpr int kWholeTile = 64;        // up to so many, a tile holds them all
 inline constexpr int64_t kIdLimit = int64_t{1} << 32;
 
 // ------------------------------------------------------------------------------------------------------ generator
@@ -23,6 +24,13 @@ class Generator {
   void in_row(uint32_t row, uint32_t draw, uint32_t word3, uint32_t first, int count, float* z) {
     const RowConstants<typename A::Key> constants(seed_, row, draw, word3);
     for (int i = 0; i < count; i += A::kStep) A::words_in_row(keys_, constants, first + i, words_ + 4 * i);
+    sample_(words_, count, z);
+  }
+
+  // The same for any list of blocks of one row.
+  void listed(uint32_t row, uint32_t draw, uint32_t word3, const uint32_t* block, int count, float* z) {
+    const RowConstants<typename A::Key> constants(seed_, row, draw, word3);
+    for (int i = 0; i < count; i += A::kStep) A::words_listed(keys_, constants, block + i, words_ + 4 * i);
     sample_(words_, count, z);
   }
 
@@ -237,25 +245,26 @@ class Applier {
     }
   }
 
-  // Memory order [positions, channels], element = channel * positions + position: tiles of kTile positions are drawn
-  // channel by channel and transposed.
+  // Memory order [positions, channels], element = channel * positions + position: tiles of some positions and all channels are
+  // drawn channel by channel and transposed.
   void channels_last(int64_t begin, int64_t end) {
     const int64_t channels = e_.channels, positions = e_.n / channels;
-    Scratch scratch(2 * sizeof(float) * (kTile * channels + kPad));
+    const int64_t tile = positions <= kWholeTile ? positions : kTile;
+    Scratch scratch(2 * sizeof(float) * (tile * channels + kPad));
     float* tile_a = scratch.as<float>();
-    float* tile_m = tile_a + kTile * channels + kPad;
+    float* tile_m = tile_a + tile * channels + kPad;
     for (int64_t i = begin; i < end; ++i) {
       const Ids id = ids(i);
       const T* x = x_row(i);
-      for (int64_t p0 = 0; p0 < positions; p0 += kTile) {
-        const int width = static_cast<int>(std::min<int64_t>(kTile, positions - p0));
+      for (int64_t p0 = 0; p0 < positions; p0 += tile) {
+        const int width = static_cast<int>(std::min(tile, positions - p0));
         if constexpr (draws_add(M)) draw_tile(id, p_.operand, p0, width, tile_a);
         if constexpr (draws_mul(M)) draw_tile(id, Operand::kMul, p0, width, tile_m);
-        const int64_t stop = (p0 + width) * channels;
-        for (int64_t at = p0 * channels; at < stop; at += kChunk) {
+        const int64_t first = p0 * channels, stop = (p0 + width) * channels;
+        for (int64_t at = first; at < stop; at += kChunk) {
           const int count = static_cast<int>(std::min<int64_t>(kChunk, stop - at));
-          if constexpr (draws_add(M)) std::memcpy(op_.ea, tile_a + (at - p0 * channels), sizeof(float) * count);
-          if constexpr (draws_mul(M)) std::memcpy(op_.em, tile_m + (at - p0 * channels), sizeof(float) * count);
+          if constexpr (draws_add(M)) std::memcpy(op_.ea, tile_a + (at - first), sizeof(float) * count);
+          if constexpr (draws_mul(M)) std::memcpy(op_.em, tile_m + (at - first), sizeof(float) * count);
           fill(id, 0, count, at);
           apply(M == Mode::kEps ? x : x + at, y_ + i * e_.n + at, count);
         }
@@ -263,26 +272,44 @@ class Applier {
     }
   }
 
+  // tile[p * channels + c] = eps of element c * positions + p0 + p, for all channels and p < width.
   void draw_tile(const Ids& id, Operand operand, int64_t p0, int width, float* tile) {
     const int64_t channels = e_.channels, positions = e_.n / channels;
-    constexpr int kMost = kTile / 4 + 1;           // blocks of one channel
-    constexpr int kGroup = kChunk / 4 / kMost;     // channels per call
-    uint32_t block[kChunk / 4 + kPad], row[kChunk / 4 + kPad], draw[kChunk / 4 + kPad];
+    const bool whole = width == positions;            // then the elements of neighbouring channels are neighbours
+    const int most = whole ? 0 : (width + 3) / 4 + 1;  // blocks of one channel
+    const int group = whole ? std::max(1, (kChunk - 4) / width) : kChunk / 4 / most;
     alignas(64) float z[kChunk + kPad];
-    std::fill_n(row, kChunk / 4, id.row);
-    std::fill_n(draw, kChunk / 4, id.draw);
-    for (int64_t c0 = 0; c0 < channels; c0 += kGroup) {
-      const int group = static_cast<int>(std::min<int64_t>(kGroup, channels - c0));
-      int count = 0, first[kGroup];  // position of each channel's first value in z
-      for (int c = 0; c < group; ++c) {
-        const int64_t element = (c0 + c) * positions + p0;
-        first[c] = 4 * count + static_cast<int>(element % 4);
-        for (int64_t b = element / 4; b <= (element + width - 1) / 4; ++b) block[count++] = static_cast<uint32_t>(b);
+    uint32_t block[kChunk / 4 + kPad];
+    int first[kChunk];  // place of each channel's first value in z
+    for (int64_t c0 = 0; c0 < channels; c0 += group) {
+      const int count = static_cast<int>(std::min<int64_t>(group, channels - c0));
+      const int64_t element = c0 * positions + p0;
+      int blocks = 0;
+      if (whole) {
+        for (int c = 0; c < count; ++c) first[c] = static_cast<int>(element % 4) + c * width;
+        blocks = (first[0] + count * width + 3) / 4;
+        gen_.in_row(id.row, id.draw, word3(operand), static_cast<uint32_t>(element / 4), blocks, z);
+      } else {
+        for (int c = 0; c < count; ++c) {
+          const int64_t e = element + c * positions;
+          first[c] = 4 * blocks + static_cast<int>(e % 4);
+          for (int64_t b = e / 4; b <= (e + width - 1) / 4; ++b) block[blocks++] = static_cast<uint32_t>(b);
+        }
+        gen_.listed(id.row, id.draw, word3(operand), block, blocks, z);
       }
-      gen_.anywhere(block, row, draw, word3(operand), count, z);
-      for (int p = 0; p < width; ++p) {
-        for (int c = 0; c < group; ++c) tile[p * channels + c0 + c] = z[first[c] + p];
+      int c = 0;
+      for (; c + A::kSquare <= count; c += A::kSquare) {
+        int p = 0;
+        for (; p + A::kSquare <= width; p += A::kSquare) A::transpose(z + p, first + c, tile + p * channels + c0 + c, channels);
+        transpose_rest(z, first, c, c + A::kSquare, p, width, tile + c0);
       }
+      transpose_rest(z, first, c, count, 0, width, tile + c0);
+    }
+  }
+
+  void transpose_rest(const float* z, const int* first, int c0, int c1, int p0, int p1, float* to) const {
+    for (int p = p0; p < p1; ++p) {
+      for (int c = c0; c < c1; ++c) to[p * e_.channels + c] = z[first[c] + p];
     }
   }
 

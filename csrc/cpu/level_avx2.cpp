@@ -29,7 +29,7 @@ namespace {
 struct Avx2 {
   using Key = PhiloxWords<1>;
   using Words = PhiloxWords<4>;  // 16 blocks
-  static constexpr int kStep = 16, kLanes = 8;
+  static constexpr int kStep = 16, kLanes = 8, kSquare = 8;
 
   // Eight blocks are kept as lanes 0 2 1 3 | 4 6 5 7 of two registers: packed to 32 bits, and after the 4 x 4 transposes of
   // sample(), they come out in order without a shuffle across the halves of a register.
@@ -61,6 +61,12 @@ struct Avx2 {
     philox_in_row(keys, constants, first, c);
     store(c, w);
   }
+  static NK_HD void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block,
+                                 uint32_t* w) {
+    Words c[4];
+    philox_in_row(keys, constants, load(block), c);
+    store(c, w);
+  }
   static NK_HD void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,
                     uint32_t word3, uint32_t* w) {
     Words c[4] = {load(block), load(row), load(draw), splat<Words>(word3)};
@@ -85,6 +91,26 @@ struct Avx2 {
 
   static NK_HD void copy(float* to, const float* from, int n) {
     for (int i = 0; i < n; i += 8) _mm256_storeu_ps(to + i, _mm256_loadu_ps(from + i));
+  }
+
+  // to[p * stride + c] = z[first[c] + p] for eight c and eight p.
+  static NK_HD void transpose(const float* z, const int* first, float* to, int64_t stride) {
+    __m256 r[8], t[8];
+    NK_UNROLL
+    for (int c = 0; c < 4; ++c) {  // rows c and c + 4 in the halves, 4 positions at a time
+      const float *low = z + first[c], *high = z + first[c + 4];
+      r[c] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+      r[c + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low + 4)), _mm_loadu_ps(high + 4), 1);
+    }
+    NK_UNROLL
+    for (int k = 0; k < 8; k += 4) {
+      t[k] = _mm256_unpacklo_ps(r[k], r[k + 1]), t[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
+      t[k + 2] = _mm256_unpacklo_ps(r[k + 2], r[k + 3]), t[k + 3] = _mm256_unpackhi_ps(r[k + 2], r[k + 3]);
+      _mm256_storeu_ps(to + k * stride, _mm256_shuffle_ps(t[k], t[k + 2], 0x44));
+      _mm256_storeu_ps(to + (k + 1) * stride, _mm256_shuffle_ps(t[k], t[k + 2], 0xEE));
+      _mm256_storeu_ps(to + (k + 2) * stride, _mm256_shuffle_ps(t[k + 1], t[k + 3], 0x44));
+      _mm256_storeu_ps(to + (k + 3) * stride, _mm256_shuffle_ps(t[k + 1], t[k + 3], 0xEE));
+    }
   }
 
   // Maxima of neighbouring pairs, eight at a time; returns how many were written.

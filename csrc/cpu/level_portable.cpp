@@ -7,10 +7,13 @@ namespace {
 
 struct Portable {
   using Key = uint32_t;
-  static constexpr int kStep = 1, kLanes = 1;
+  static constexpr int kStep = 1, kLanes = 1, kSquare = 1;
 
   static void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block, uint32_t* w) {
     philox_in_row(keys, constants, block, w);
+  }
+  static void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block, uint32_t* w) {
+    philox_in_row(keys, constants, *block, w);
   }
   static void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,
                     uint32_t word3, uint32_t* w) {
@@ -22,6 +25,7 @@ struct Portable {
     Kind::sample(w, z);
   }
   static void copy(float* to, const float* from, int n) { std::copy_n(from, n, to); }
+  static void transpose(const float* z, const int* first, float* to, int64_t) { *to = z[*first]; }
   template <class C, class T>
   static int64_t pair_max(const C*, int64_t, T*) {
     return 0;
