@@ -40,6 +40,7 @@ inline constexpr int kStreamVersion = 1;
 
 #if defined(__CUDA_ARCH__)
 NK_HD float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+NK_HD float fnma_rn(float a, float b, float c) { return __fmaf_rn(-a, b, c); }  // c - a b, rounded once
 NK_HD float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 NK_HD float sub_rn(float a, float b) { return __fsub_rn(a, b); }
 NK_HD float add_rn(float a, float b) { return __fadd_rn(a, b); }
@@ -55,6 +56,7 @@ NK_HD uint32_t float_bits(float a) { return __float_as_uint(a); }
 NK_HD float bits_float(uint32_t a) { return __uint_as_float(a); }
 #else
 NK_HD float fma_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
+NK_HD float fnma_rn(float a, float b, float c) { return std::fmaf(-a, b, c); }
 NK_HD float mul_rn(float a, float b) { return a * b; }
 NK_HD float sub_rn(float a, float b) { return a - b; }
 NK_HD float add_rn(float a, float b) { return a + b; }
@@ -213,7 +215,8 @@ static_assert(static_cast<int>(Operand::kCount) <= 256, "the operand has eight b
 NK_HD uint32_t counter_word3(uint32_t site, Operand operand) { return site << 8 | static_cast<uint32_t>(operand); }
 
 // ----------------------------------------------------------------------------------------------------------- kinds
-// A kind turns four words into four values of mean 0 and variance 1. W: lanes of 32-bit words, F: lanes of floats.
+// A kind turns two words into two values of mean 0 and variance 1: words 0 and 1 of a block give its values 0 and 1, words 2
+// and 3 the others. W: lanes of 32-bit words, F: lanes of floats.
 
 // -2 ln u for u = (w / 2 + 1/2) 2^-31 in (0, 1], from the upper 31 bits of w. With u = 2^k (1 + f), f in [-1/3, 1/3]:
 // -2 ln(1 + f) = f (-2 + f q(f)), q minimax of degree 6, relative error 1.9e-7.
@@ -245,24 +248,20 @@ NK_HD void cos_sin(W w, F& cosine, F& sine) {
   c = fma_rn(c, t2, splat<F>(-0.87235576f));
   c = fma_rn(c, t2, splat<F>(0.70710677f));
   const W sign = splat<W>(0x80000000u);
-  const F minus_t = bits_float(float_bits(t) ^ sign);
-  cosine = bits_float(float_bits(fma_rn(minus_t, s, c)) ^ (w & sign));
+  cosine = bits_float(float_bits(fnma_rn(t, s, c)) ^ (w & sign));
   sine = bits_float(float_bits(fma_rn(t, s, c)) ^ ((w << 1) & sign));
 }
 
-// Box-Muller on (w0, w1) and (w2, w3): radius from the first word, angle from the second; |z| <= 6.66.
+// Box-Muller: radius from the first word, angle from the second; |z| <= 6.66.
 struct Gaussian {
   static constexpr const char* kName = "gaussian";
   template <class F, class W>
-  NK_HD static void sample(const W w[4], F z[4]) {
-    NK_UNROLL
-    for (int i = 0; i < 4; i += 2) {
-      const F r = sqrt_rn(minus_two_log<F>(w[i]));
-      F c, s;
-      cos_sin(w[i + 1], c, s);
-      z[i] = mul_rn(r, c);
-      z[i + 1] = mul_rn(r, s);
-    }
+  NK_HD static void sample(W w0, W w1, F& z0, F& z1) {
+    const F r = sqrt_rn(minus_two_log<F>(w0));
+    F c, s;
+    cos_sin(w1, c, s);
+    z0 = mul_rn(r, c);
+    z1 = mul_rn(r, s);
   }
 };
 
@@ -270,9 +269,13 @@ struct Gaussian {
 struct Uniform {
   static constexpr const char* kName = "uniform";
   template <class F, class W>
-  NK_HD static void sample(const W w[4], F z[4]) {
-    NK_UNROLL
-    for (int i = 0; i < 4; ++i) z[i] = fma_rn(int_to_float(w[i]), splat<F>(8.06549e-10f), splat<F>(4.032745e-10f));
+  NK_HD static void sample(W w0, W w1, F& z0, F& z1) {
+    z0 = one<F>(w0);
+    z1 = one<F>(w1);
+  }
+  template <class F, class W>
+  NK_HD static F one(W w) {
+    return fma_rn(int_to_float(w), splat<F>(8.06549e-10f), splat<F>(4.032745e-10f));
   }
 };
 
@@ -280,12 +283,14 @@ struct Uniform {
 struct Laplace {
   static constexpr const char* kName = "laplace";
   template <class F, class W>
-  NK_HD static void sample(const W w[4], F z[4]) {
-    NK_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const F magnitude = mul_rn(minus_two_log<F>(w[i]), splat<F>(0.35355338f));
-      z[i] = bits_float(float_bits(magnitude) ^ (w[i] << 31));
-    }
+  NK_HD static void sample(W w0, W w1, F& z0, F& z1) {
+    z0 = one<F>(w0);
+    z1 = one<F>(w1);
+  }
+  template <class F, class W>
+  NK_HD static F one(W w) {
+    const F magnitude = mul_rn(minus_two_log<F>(w), splat<F>(0.35355338f));
+    return bits_float(float_bits(magnitude) ^ (w << 31));
   }
 };
 

@@ -32,10 +32,25 @@ std::string shape_text(const Tensor& t) {
   return s + "]";
 }
 
+// A function of the torch that is loaded, found at run time; null if this torch has none of the name.
+template <class Function>
+Function find_in_torch(const char* name) {
+  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
+  return library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, name));
+}
+
+// What torch says against a call becomes our `op`'s error (from torch 2.13 on; older ones do not tell).
+void check_torch(const char* op, AOTITorchError error) {
+  if (error == TORCH_SUCCESS) return;
+  const auto message = find_in_torch<const char* (*)()>("torch_exception_get_what_without_backtrace");
+  NK_CHECK(false, op, ": ", message == nullptr ? "torch refused the shapes or the memory" : message());
+}
+
+// One of torch's operators, on behalf of ours.
 template <class... Args>
-Tensor call(const char* name, const char* overload, const Args&... args) {
+Tensor call(const char* op, const char* name, const Args&... args) {
   std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  check_torch(op, torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -67,10 +82,26 @@ Tensor dense(const Tensor& t) {
   return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
 }
 
+// Uninitialised, by the C call: the dispatcher's way to an allocation takes longer than a small layer.
+Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, bool channels_last) {
+  Ints strides(shape.size());
+  int64_t stride = 1;
+  for (size_t k = 0; k < shape.size(); ++k) {  // from the fastest dimension to the slowest
+    const size_t last = shape.size() - 1;
+    const size_t d = !channels_last ? last - k : (k == 0 ? 1 : (k < last ? last + 1 - k : 0));
+    strides[d] = stride;
+    stride *= std::max<int64_t>(1, shape[d]);
+  }
+  AtenTensorHandle handle = nullptr;
+  check_torch("empty", aoti_torch_empty_strided(
+      static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
+  return Tensor(handle);
+}
+
 Tensor empty_as(const Tensor& like, const Ints& shape, bool channels_last) {
-  const auto format = channels_last ? std::optional(channels_last_format(static_cast<int64_t>(shape.size()))) : std::nullopt;
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), like.scalar_type(),
-                              std::nullopt, like.device(), std::nullopt, format);
+  return empty(shape, like.scalar_type(), like.device(), channels_last);
 }
 
 DType dtype_of(const char* op, const char* argument, const Tensor& t) {
@@ -193,7 +224,7 @@ struct BoundNoise {
     Ints own = {full[0]};
     for (int64_t d = 0; d < item_dims; ++d) own.push_back(t->size(d + 2));
     Tensor v = torch::stable::reshape(*t, torch::headeronly::IntHeaderOnlyArrayRef(own.data(), own.size()));
-    if (varies) v = call("aten::expand", "", v, torch::headeronly::IntHeaderOnlyArrayRef(full.data(), full.size()), false);
+    if (varies) v = call(op, "aten::expand", v, torch::headeronly::IntHeaderOnlyArrayRef(full.data(), full.size()), false);
     if (!wide) v = torch::stable::to(v, ScalarType::Float);
     v = torch::stable::contiguous(v, varies && channels_last ? channels_last_format(static_cast<int64_t>(full.size()))
                                                              : torch::headeronly::MemoryFormat::Contiguous);
@@ -248,8 +279,8 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
   NK_CHECK(kind >= 0 && kind < Kinds::kSize, "eps: unknown kind of noise ", kind);
   NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), "eps: unknown operand ", operand);
   NK_CHECK(site >= 0 && site < (1 << 24), "eps: site must lie in [0, 2^24), got ", site);
-  Tensor out = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), ScalarType::Float,
-                                    std::nullopt, seed.device());
+  for (int64_t size : shape) NK_CHECK(size >= 0, "eps: shape must not be negative, got ", size);
+  Tensor out = empty(shape, ScalarType::Float, seed.device(), false);
   Epilogue e;
   e.noise.seed = seed_of("eps", seed);
   e.noise.draws = &draw;
@@ -281,10 +312,7 @@ Tensor perturb(Tensor x, NK_NOISE_PARAMETERS) { return finish("perturb", x, fals
 using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
                        const float*, const int*, const float*, float*, const int*);
 Sgemm find_sgemm() {
-  static const Sgemm sgemm = [] {
-    void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
-    return library == nullptr ? nullptr : reinterpret_cast<Sgemm>(dlsym(library, "sgemm_"));
-  }();
+  static const Sgemm sgemm = find_in_torch<Sgemm>("sgemm_");
   return sgemm;
 }
 
@@ -323,7 +351,7 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
   const Sgemm sgemm = find_sgemm();
   const int64_t M = x.numel() / std::max<int64_t>(1, K);
   if (type != DType::kFloat32 || sgemm == nullptr || std::max({M, N, K}) > INT_MAX || M == 0 || N == 0 || K == 0) {
-    return finish(op, call("aten::linear", "", x, weight, bias), true, batched, relu, args);
+    return finish(op, call(op, "aten::linear", x, weight, bias), true, batched, relu, args);
   }
   x = torch::stable::contiguous(x);
   const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= K, by_columns = weight.stride(0) == 1 && weight.stride(1) >= N;
@@ -374,7 +402,7 @@ Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints pa
     shape.insert(shape.begin(), 1);
     x = torch::stable::reshape(x, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()));
   }
-  Tensor clean = call("aten::convolution", "", x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
+  Tensor clean = call(op, "aten::convolution", x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
   if (!batched) {
     NK_CHECK(!draws || draws->numel() == 1, op, ": an unbatched value is one row and takes one draw, got ", draws->numel());
     clean = finish(op, clean, true, true, relu, NK_NOISE_ARGS);
@@ -389,7 +417,7 @@ Tensor matmul(Tensor a, Tensor b, NK_NOISE_PARAMETERS) {
   dtype_of("matmul", "a", a);
   NK_CHECK(a.scalar_type() == b.scalar_type(), "matmul: a and b must have the same dtype, got ",
            torch::headeronly::toString(a.scalar_type()), " and ", torch::headeronly::toString(b.scalar_type()));
-  Tensor clean = torch::stable::matmul(a, b);
+  Tensor clean = call("matmul", "aten::matmul", a, b);
   return finish("matmul", clean, true, clean.dim() > 0, false, NK_NOISE_ARGS);
 }
 

@@ -1,4 +1,5 @@
 // Chooses the CPU level and cuts the work between threads.
+#include <dlfcn.h>
 #include <omp.h>
 #include <pthread.h>
 
@@ -13,12 +14,30 @@ namespace {
 std::atomic<const Kernels*> g_level{nullptr};
 bool g_forked_child = false;  // written in the child before any of its threads exist
 
+// A function of the torch in this process; null if there is none.
+template <class Function>
+Function find_in_torch(const char* name) {
+  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
+  return library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, name));
+}
+const auto g_torch_get_num_threads = find_in_torch<int (*)(uint32_t*)>("torch_get_num_threads");
+const auto g_mkl_set_num_threads = find_in_torch<int (*)(int)>("MKL_Set_Num_Threads_Local");
+
 // The pool of worker threads does not survive a fork: a parallel region in the child would wait for it forever. One thread
-// for the child's OpenMP makes the libraries (and torch) that share the runtime serial there as well.
-[[maybe_unused]] const int g_registered = pthread_atfork(nullptr, nullptr, [] {
-  g_forked_child = true;
-  omp_set_num_threads(1);
-});
+// for the child's OpenMP makes the libraries (and torch) that share the runtime serial there as well. MKL is told by itself,
+// since torch.set_num_threads fixes its number apart. Torch applies that call to a thread only when it is first asked for
+// the number: it is asked before the fork, so that the child does not set the parent's number again.
+[[maybe_unused]] const int g_registered = pthread_atfork(
+    [] {
+      uint32_t number;
+      if (g_torch_get_num_threads != nullptr) g_torch_get_num_threads(&number);
+    },
+    nullptr,
+    [] {
+      g_forked_child = true;
+      omp_set_num_threads(1);
+      if (g_mkl_set_num_threads != nullptr) g_mkl_set_num_threads(1);
+    });
 
 }  // namespace
 

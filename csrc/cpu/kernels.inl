@@ -114,6 +114,8 @@ class LevelFiller {
     }
   }
 
+  void forget() { filled_ = 0; }  // what it wrote has been changed
+
  private:
   static C checked(C v) {
     return v >= C(0) && v <= std::numeric_limits<C>::max() ? v : std::numeric_limits<C>::quiet_NaN();
@@ -173,7 +175,9 @@ class Applier {
     if constexpr (has_mul_level(M)) mul_.fill(op_.m, at, count, id.d, id.b, item);
     if constexpr (M == Mode::kFold) {  // the formula compares its levels, so a NaN must be in both
       for (int i = at; i < at + count; ++i) {
-        if (op_.a[i] != op_.a[i] || op_.m[i] != op_.m[i]) op_.a[i] = op_.m[i] = std::numeric_limits<C>::quiet_NaN();
+        if (op_.a[i] == op_.a[i] && op_.m[i] == op_.m[i]) continue;
+        op_.a[i] = op_.m[i] = std::numeric_limits<C>::quiet_NaN();
+        add_.forget(), mul_.forget();
       }
     }
     if (e_.bias != nullptr) {
@@ -318,7 +322,7 @@ class Applier {
   O* y_;
   Generator<A> gen_;
   LevelFiller<C> add_, mul_;
-  Operands<C> op_ = {};
+  Operands<C> op_;
 };
 
 // Calls f.template operator()<Mode, T, C>() for the mode and type of an epilogue.

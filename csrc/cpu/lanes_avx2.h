@@ -84,6 +84,10 @@ NK_HD Floats<N> fma_rn(const Floats<N>& a, const Floats<N>& b, const Floats<N>& 
   return NK_EACH(f32x8, _mm256_fmadd_ps(a.v[i], b.v[i], c.v[i]));
 }
 template <int N>
+NK_HD Floats<N> fnma_rn(const Floats<N>& a, const Floats<N>& b, const Floats<N>& c) {
+  return NK_EACH(f32x8, _mm256_fnmadd_ps(a.v[i], b.v[i], c.v[i]));
+}
+template <int N>
 NK_HD Doubles<N> fma_rn(const Doubles<N>& a, const Doubles<N>& b, const Doubles<N>& c) {
   return NK_EACH(f64x4, _mm256_fmadd_pd(a.v[i], b.v[i], c.v[i]));
 }

@@ -22,7 +22,8 @@ struct Portable {
   }
   template <class Kind>
   static void sample(const uint32_t* w, float* z) {
-    Kind::sample(w, z);
+    Kind::sample(w[0], w[1], z[0], z[1]);
+    Kind::sample(w[2], w[3], z[2], z[3]);
   }
   static void copy(float* to, const float* from, int n) { std::copy_n(from, n, to); }
   static void transpose(const float* z, const int* first, float* to, int64_t) { *to = z[*first]; }

@@ -1,0 +1,46 @@
+"""Fixtures and the marker `full` that all tests share."""
+
+import pytest
+import torch
+
+from noisykernels import _C
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run the full product of cases")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: full product of cases; deselected without --full")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full") or config.getoption("-m"):
+        return
+    kept = [item for item in items if item.get_closest_marker("full") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device on which the operators run here."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=_C.cpu_levels())
+def cpu_level(request: pytest.FixtureRequest):
+    """Each instruction-set level of this machine in turn, forced."""
+    _C.set_cpu_level(request.param)
+    yield request.param
+    _C.set_cpu_level("auto")
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads; put back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
