@@ -1,8 +1,8 @@
-"""The first study, as `make walk` runs it: how much additive noise each of LeNet-5-BN's 16 sites can stand on Fashion-MNIST.
+"""The first study, run by `make walk`: how much additive noise each site of LeNet-5-BN can stand.
 
-Obtains the data (installed package; the system's package manager; a checksummed download; and only if all fail scikit-learn's
-digits with the MLP), trains for three epochs or loads the cached checkpoint, walks all sites, prints the midpoint table and writes
-the picture.
+Obtains Fashion-MNIST (installed package; the system's package manager; a checksummed download; and
+only if all fail scikit-learn's digits with the MLP), trains for three epochs or loads the cached
+checkpoint, walks all sites, prints the midpoint table and writes the picture.
 """
 
 import os
@@ -18,23 +18,28 @@ PACKAGE = "dataset-fashion-mnist"
 
 
 def installed_by_package_manager() -> bool:
-    """Installs Debian's data package where that needs no question: as root, or with a sudo that asks nothing."""
+    """Installs Debian's data package where that needs no question: as root, or by a silent sudo."""
     if shutil.which("apt-get") is None:
         return False
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    if as_root and (shutil.which("sudo") is None or subprocess.run([*as_root, "true"], capture_output=True).returncode != 0):
+    if as_root and (
+        shutil.which("sudo") is None
+        or subprocess.run([*as_root, "true"], capture_output=True).returncode != 0
+    ):
         return False
     print(f"installing the system's package {PACKAGE}", flush=True)
     install = [*as_root, "apt-get", "install", "-y", "--no-install-recommends", PACKAGE]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     if subprocess.run(install, capture_output=True, env=environment).returncode == 0:
         return True
-    subprocess.run([*as_root, "apt-get", "update"], capture_output=True, env=environment)  # its lists may be old
+    subprocess.run(
+        [*as_root, "apt-get", "update"], capture_output=True, env=environment
+    )  # its lists may be old
     return subprocess.run(install, capture_output=True, env=environment).returncode == 0
 
 
 def has_fashion_mnist() -> bool:
-    """Fashion-MNIST from wherever it can be had; `load` looks for the package, then in the cache, then downloads."""
+    """Whether Fashion-MNIST is installed or in the cache, or can be installed or downloaded."""
     for download in (False, True):
         try:
             load("fashion-mnist", "test", limit=1, download=download)
@@ -52,9 +57,21 @@ def run(out: Path = Path("results"), *extra: str) -> int:
     out.mkdir(exist_ok=True)
     files = ["--picture", str(out / "walk.png"), "--out", str(out / "walk.json")]
     if has_fashion_mnist():
-        study = ["--model", "lenet5-bn", "--data", "fashion-mnist", "--epochs", "3", "--rows", "2000"]
+        study = [
+            "--model",
+            "lenet5-bn",
+            "--data",
+            "fashion-mnist",
+            "--epochs",
+            "3",
+            "--rows",
+            "2000",
+        ]
     else:
-        print("falling back to the MLP on scikit-learn's digits: other numbers than the README's", file=sys.stderr)
+        print(
+            "falling back to the MLP on scikit-learn's digits: other numbers than the README's",
+            file=sys.stderr,
+        )
         study = ["--model", "mlp", "--data", "digits", "--epochs", "30"]
     return main(["walk", *study, "--levels", "log:0.01:10000:13", "--draws", "3", *files, *extra])
 

@@ -1,10 +1,10 @@
-"""Noisy neural-network hardware in PyTorch: fused kernels with counter-based noise, layers, and robustness studies."""
+"""Noisy neural-network hardware in PyTorch: fused kernels, layers, and robustness studies."""
 
 from importlib.metadata import PackageNotFoundError, version
 
-import torch  # the compiled module needs torch's libraries in the process
+import torch as torch  # the compiled module needs torch's libraries in the process
 
-from noisykernels import _C
+from noisykernels import _C as _C
 from noisykernels import rules as rules  # registers autograd, fake, vmap and autocast
 from noisykernels._C import STREAM_VERSION, build_info
 from noisykernels.engine import walk

@@ -1,11 +1,16 @@
-"""The command line: `python -m noisykernels walk | train | sites | info`. Every flag is also an argument of a Python function."""
+"""The command line: `python -m noisykernels walk | train | sites | info`.
+
+Every flag is also an argument of a Python function.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,9 @@ import torch
 import noisykernels as nk
 from noisykernels import data as datasets
 from noisykernels import models
+from noisykernels._files import replacing
 from noisykernels.checkpoint import CheckpointError
+from noisykernels.engine import torch_threads
 from noisykernels.train import accuracy, trained
 
 
@@ -24,12 +31,16 @@ def numbers(text: str) -> list[float]:
         if text.startswith(("log:", "lin:")):
             scale, low, high, count = text.split(":")
             start, end, n = float(low), float(high), int(count)
+            if n < 1 or (scale == "log" and not 0 < min(start, end)):
+                raise ValueError
             if scale == "log":
-                return torch.logspace(*torch.tensor([start, end]).log10().tolist(), n, dtype=torch.float64).tolist()
+                ends = math.log10(start), math.log10(end)
+                return torch.logspace(*ends, n, dtype=torch.float64).tolist()
             return torch.linspace(start, end, n, dtype=torch.float64).tolist()
         return [float(v) for v in text.split(",")]
-    except (ValueError, RuntimeError) as error:
-        raise argparse.ArgumentTypeError(f"expected 0.1,0.3,1 or log:0.01:100:13 or lin:0:2:21, got {text!r}") from error
+    except ValueError as error:
+        expected = "0.1,0.3,1 or log:0.01:100:13 or lin:0:2:21"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,32 +48,88 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m noisykernels",
         description="How much noise can each layer of a trained network take?",
-        epilog="example: python -m noisykernels walk --model lenet5-bn --data fashion-mnist --epochs 3 --picture walk.png",
+        epilog="example: python -m noisykernels walk --model lenet5-bn --data fashion-mnist",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="walk | train | sites | info")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="walk | train | sites | info"
+    )
 
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--model", default="mlp", choices=sorted(models.MODELS), help="network (default: %(default)s)")
-    shared.add_argument("--data", default="digits", choices=sorted(datasets.DATASETS), help="data set (default: %(default)s)")
-    shared.add_argument("--root", type=Path, help="folder of the data sets (default: system, then cache)")
+    shared.add_argument(
+        "--model",
+        default="mlp",
+        choices=sorted(models.MODELS),
+        help="network (default: %(default)s)",
+    )
+    shared.add_argument(
+        "--data",
+        default="digits",
+        choices=sorted(datasets.DATASETS),
+        help="data set (default: %(default)s)",
+    )
+    shared.add_argument(
+        "--root", type=Path, help="folder of the data sets (default: system, then cache)"
+    )
     shared.add_argument("--cache", type=Path, help="folder of trained checkpoints")
-    shared.add_argument("--epochs", type=int, default=3, help="epochs of training, if not cached (default: %(default)s)")
-    shared.add_argument("--train-seed", type=int, default=0, help="seed of the training (default: %(default)s)")
+    shared.add_argument(
+        "--epochs",
+        type=int,
+        default=3,
+        help="epochs of training, if not cached (default: %(default)s)",
+    )
+    shared.add_argument(
+        "--train-seed", type=int, default=0, help="seed of the training (default: %(default)s)"
+    )
     shared.add_argument("--threads", type=int, help="threads of torch (default: as torch is set)")
-    shared.add_argument("--json", action="store_true", help="machine-readable output on standard output")
+    shared.add_argument(
+        "--json", action="store_true", help="machine-readable output on standard output"
+    )
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
 
     walk = commands.add_parser("walk", parents=[shared], help="midpoint noise level of each site")
-    walk.add_argument("--noise", default="add", choices=("add", "mul", "mixed"), help="kind of the terms (default: %(default)s)")
-    walk.add_argument("--ratio", type=float, default=0.5, help="additive share of mixed noise (default: %(default)s)")
-    walk.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
-    walk.add_argument("--kind", default="gaussian", choices=nk._C.noise_kinds(), help="distribution (default: %(default)s)")
-    walk.add_argument("--levels", type=numbers, default=numbers("log:0.01:1000:13"), help="0.1,1 | log:a:b:n | lin:a:b:n")
-    walk.add_argument("--draws", type=int, default=3, help="draws of each level (default: %(default)s)")
+    walk.add_argument(
+        "--noise",
+        default="add",
+        choices=("add", "mul", "mixed"),
+        help="kind of the terms (default: %(default)s)",
+    )
+    walk.add_argument(
+        "--ratio",
+        type=float,
+        default=0.5,
+        help="additive share of mixed noise (default: %(default)s)",
+    )
+    walk.add_argument(
+        "--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise"
+    )
+    walk.add_argument(
+        "--kind",
+        default="gaussian",
+        choices=nk._C.noise_kinds(),
+        help="distribution (default: %(default)s)",
+    )
+    walk.add_argument(
+        "--levels",
+        type=numbers,
+        default=numbers("log:0.01:1000:13"),
+        help="0.1,1 | log:a:b:n | lin:a:b:n",
+    )
+    walk.add_argument(
+        "--draws", type=int, default=3, help="draws of each level (default: %(default)s)"
+    )
     walk.add_argument("--rows", type=int, help="first so many test images (default: all)")
-    walk.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
-    walk.add_argument("--sites", nargs="+", help="names, patterns or indices of sites (default: all)")
-    walk.add_argument("--batch-rows", type=int, default=500, help="rows of a pass (default: %(default)s)")
+    walk.add_argument(
+        "--seed", type=int, default=0, help="seed of the noise (default: %(default)s)"
+    )
+    walk.add_argument(
+        "--sites", nargs="+", help="names, patterns or indices of sites (default: all)"
+    )
+    walk.add_argument(
+        "--batch-rows", type=int, default=500, help="rows of a pass (default: %(default)s)"
+    )
+    walk.add_argument(
+        "--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)"
+    )
     walk.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
     walk.add_argument("--out", type=Path, help="write the study (JSON) to this file")
 
@@ -75,7 +142,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _trained(args: argparse.Namespace) -> torch.nn.Module:
     return trained(
-        args.model, args.data, epochs=args.epochs, seed=args.train_seed, cache=args.cache, root=args.root, progress=not args.quiet
+        args.model,
+        args.data,
+        epochs=args.epochs,
+        seed=args.train_seed,
+        cache=args.cache,
+        root=args.root,
+        progress=not args.quiet,
     )
 
 
@@ -100,16 +173,21 @@ def run_walk(args: argparse.Namespace) -> Any:
         seed=args.seed,
         sites=None if args.sites is None else [int(s) if s.isdigit() else s for s in args.sites],
         batch_rows=args.batch_rows,
-        threads=args.threads,
+        draws_per_pass=args.draws_per_pass,
         progress=not args.quiet,
-        description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {len(labels)} test rows"),
+        description=(
+            f"{args.model}, {args.epochs} epochs",
+            f"{args.data}, {len(labels)} test rows",
+        ),
     )
     if args.out is not None:
         study.save(args.out)
     if args.picture is not None:
-        study.plot().savefig(args.picture, dpi=110)
+        figure = study.plot()
+        with replacing(args.picture) as file:
+            figure.savefig(file, dpi=110, format=args.picture.suffix.lstrip(".") or "png")
     if args.json:
-        return {"clean": study.meta.clean, "midpoints": [m.as_dict() for m in study.midpoints()]}
+        return {"clean": study.meta.clean, "midpoints": [asdict(m) for m in study.midpoints()]}
     print(f"{study.meta.model} on {study.meta.data}; noise {noise!r} times the level")
     print(study.table())
     for what, path in (("picture", args.picture), ("study", args.out)):
@@ -120,8 +198,6 @@ def run_walk(args: argparse.Namespace) -> Any:
 
 def run_train(args: argparse.Namespace) -> Any:
     """Trains or loads, and prints the test accuracy."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
     hits = accuracy(_trained(args), datasets.load(args.data, "test", root=args.root))
     if args.json:
         return {"model": args.model, "data": args.data, "epochs": args.epochs, "accuracy": hits}
@@ -132,9 +208,14 @@ def run_train(args: argparse.Namespace) -> Any:
 def run_sites(args: argparse.Namespace) -> Any:
     """Lists the sites of an untrained network."""
     about = datasets.info(args.data)
-    found = nk.sites(models.build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
+    found = nk.sites(
+        models.build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape)
+    )
     if args.json:
-        return [{"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]} for s in found]
+        return [
+            {"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]}
+            for s in found
+        ]
     for s in found:
         print(f"{s.index:3d}  {s.name:24s} {' x '.join(map(str, s.shape[1:])):>14s}  id {s.id}")
     return None
@@ -158,14 +239,24 @@ def run_info(args: argparse.Namespace) -> Any:
     return None
 
 
+def _finite(value: Any) -> Any:
+    """The value with None for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 0 if all is well, 1 for an error (one line on standard error), 2 for a wrong flag, 130 for Ctrl-C."""
+    """Runs a command: 0 if all is well, 1 for an error, 2 for a wrong flag, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
     run = {"walk": run_walk, "train": run_train, "sites": run_sites, "info": run_info}[args.command]
     try:
-        result = run(args)
+        with torch_threads(getattr(args, "threads", None)):
+            result = run(args)
         if result is not None:
-            print(json.dumps(result, indent=1, allow_nan=False))
+            print(json.dumps(_finite(result), indent=1, allow_nan=False))
         return 0
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

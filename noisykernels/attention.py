@@ -1,7 +1,8 @@
 """Multi-head attention taken apart, so that noise can enter at its projections and at its output.
 
-Stands in for `torch.nn.functional.multi_head_attention_forward` while an injected model runs: the same arguments, the same
-result up to rounding. Its tensors are (length, batch, features): rows lie along dimension 1.
+Stands in for `torch.nn.functional.multi_head_attention_forward` while an injected model runs: the
+same arguments, the same result up to rounding. Its tensors are (length, batch, features): rows lie
+along dimension 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from noisykernels.sites import SiteMode
+    from noisykernels.mode import SiteMode
 
 
 def multi_head_attention_forward(
@@ -45,9 +46,13 @@ def multi_head_attention_forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """As torch's function of the same name, with sites `linear#0..2` (q, k, v), `attention#0` and `linear#3` (output)."""
+    """As torch's, with sites `linear#0..2` (q, k, v), `attention#0` and `linear#3` (output)."""
     if static_k is not None or static_v is not None:
-        raise RuntimeError("attention with static_k or static_v is not a site; leave it out with where=...")
+        raise RuntimeError(
+            "attention with static_k or static_v cannot have noise: project them before"
+        )
+    if is_causal and attn_mask is None:
+        raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
     batched = query.dim() == 3
     if not batched:
         query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
@@ -59,40 +64,47 @@ def multi_head_attention_forward(
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return mode.site("linear", F.linear, (x, weight, bias), {}, row_dim=1)
 
-    weights: Any = (
-        (q_proj_weight, k_proj_weight, v_proj_weight)
-        if use_separate_proj_weight
-        else (in_proj_weight.chunk(3) if in_proj_weight is not None else None)
-    )
+    if use_separate_proj_weight or in_proj_weight is None:
+        weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
+    else:
+        weights = in_proj_weight.chunk(3)
     biases: Any = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-    q, k, v = (linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    inputs = zip((query, key, value), weights, biases, strict=True)
+    q, k, v = (linear(x, weight, bias) for x, weight, bias in inputs)
 
-    mask = F._canonical_mask(attn_mask, "attn_mask", None, "", q.dtype, False)
-    if is_causal and mask is None:
-        mask = torch.nn.Transformer.generate_square_subsequent_mask(length, device=q.device, dtype=q.dtype)
+    causal = is_causal and key_padding_mask is None and not need_weights
+    mask = F._canonical_mask(None if causal else attn_mask, "attn_mask", None, "", q.dtype, False)
     padding = F._canonical_mask(key_padding_mask, "key_padding_mask", None, "", q.dtype, False)
-    extra = 0
+    extra = 0  # keys that are not in the masks
     if bias_k is not None and bias_v is not None:
-        k, v = torch.cat([k, bias_k.expand(1, rows, -1)]), torch.cat([v, bias_v.expand(1, rows, -1)])
+        k = torch.cat([k, bias_k.expand(1, rows, -1)])
+        v = torch.cat([v, bias_v.expand(1, rows, -1)])
         extra += 1
-    heads = [t.reshape(t.shape[0], rows, num_heads, -1).permute(1, 2, 0, 3) for t in (q, k, v)]  # (rows, heads, length, .)
+    # (length, rows, features) -> (rows, heads, length, features of a head)
+    q, k, v = (t.reshape(len(t), rows, num_heads, -1).permute(1, 2, 0, 3) for t in (q, k, v))
     if add_zero_attn:
-        heads[1:] = [F.pad(t, (0, 0, 0, 1)) for t in heads[1:]]
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         extra += 1
-    scores = heads[0] @ heads[1].transpose(-1, -2) / math.sqrt(heads[0].shape[-1])
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if causal:  # torch then takes the hint for the mask, also for keys that are not in the mask
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
     if mask is not None:
         mask = F.pad(mask, (0, extra))
-        scores = scores + (mask.reshape(rows, num_heads, *mask.shape[1:]) if mask.dim() == 3 else mask)
+        if mask.dim() == 3:  # one for each row and head
+            mask = mask.reshape(rows, num_heads, *mask.shape[1:])
+        scores = scores + mask
     if padding is not None:
         scores = scores + F.pad(padding, (0, extra))[:, None, None, :]
     attention = scores.softmax(-1)
-    mixed = F.dropout(attention, dropout_p, training) if dropout_p > 0 else attention
-    out = (mixed @ heads[2]).permute(2, 0, 1, 3).reshape(length, rows, -1)
+    if training and dropout_p > 0:
+        attention = F.dropout(attention, dropout_p)
+    out = (attention @ v).permute(2, 0, 1, 3).reshape(length, rows, -1)
     name = mode.name("attention")
-    out = mode.at(name, mode.placement.at(name, mode.modules[-1][1]), out, row_dim=1)
+    out = mode.at(name, mode.noise_at(name), out, row_dim=1)
     out = linear(out, out_proj_weight, out_proj_bias)
+    if average_attn_weights:
+        attention = attention.mean(1)
     if not batched:
         out, attention = out.squeeze(1), attention.squeeze(0)
-    if not need_weights:
-        return out, None
-    return out, attention.mean(-3) if average_attn_weights else attention
+    return out, attention if need_weights else None

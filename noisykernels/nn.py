@@ -1,7 +1,7 @@
 """Drop-in layers: torch's own, with noise on their output, and `NoiseSite`, which is noise alone.
 
-In a model that `inject` or `noise_state` knows, a layer is a site like any other. Used alone it has no site: it draws a fresh seed
-from torch's default generator at each forward.
+In a model that `inject` or `noise_state` knows, a layer is a site like any other. Used alone it has
+no site: it draws a fresh seed from torch's default generator at each forward.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisykernels import ops
+from noisykernels.mode import draw_layer
 from noisykernels.noise import Noise
-from noisykernels.sites import draw_layer
 
 __all__ = [
     "NoiseSite",
@@ -36,10 +36,17 @@ class NoisyLayer:
     training: bool
 
     def __init__(
-        self, *args: Any, noise: Noise | None = None, in_training: bool = True, in_eval: bool = True, **kwargs: Any
+        self,
+        *args: Any,
+        noise: Noise | None = None,
+        in_training: bool = True,
+        in_eval: bool = True,
+        **kwargs: Any,
     ) -> None:
         if noise is not None and not isinstance(noise, Noise):
-            raise TypeError(f"{type(self).__name__}: noise must be a Noise or None, got {type(noise).__name__}")
+            raise TypeError(
+                f"{type(self).__name__}: noise must be a Noise or None, got {type(noise).__name__}"
+            )
         super().__init__(*args, **kwargs)
         self.noise, self.in_training, self.in_eval = noise, in_training, in_eval
 
@@ -65,12 +72,18 @@ class NoiseSite(NoisyLayer, nn.Module):
         NoiseSite(noise=Noise(add=0.1))
     """
 
-    def __init__(self, noise: Noise | None = None, *, in_training: bool = True, in_eval: bool = True) -> None:
+    def __init__(
+        self, noise: Noise | None = None, *, in_training: bool = True, in_eval: bool = True
+    ) -> None:
         super().__init__(noise=noise, in_training=in_training, in_eval=in_eval)
 
     def forward(self, x: Tensor) -> Tensor:
         """x with noise, of the same shape."""
-        return draw_layer(_perturb, "noise", self.noise, x) if self.noisy and self.noise is not None else x
+        return (
+            draw_layer(_perturb, "noise", self.noise, x)
+            if self.noisy and self.noise is not None
+            else x
+        )
 
 
 def _perturb(x: Tensor, *, noise: Noise, **key: Any) -> Tensor:
@@ -78,7 +91,7 @@ def _perturb(x: Tensor, *, noise: Noise, **key: Any) -> Tensor:
 
 
 class NoisyLinear(NoisyLayer, nn.Linear):
-    """`torch.nn.Linear` with noise on its output; takes its arguments and ``noise``, ``in_training``, ``in_eval``.
+    """`torch.nn.Linear` with ``noise`` on its output, ``in_training`` and ``in_eval``.
 
     Example:
         >>> layer = NoisyLinear(4, 3, noise=Noise(add=0.1))
@@ -106,32 +119,46 @@ class _NoisyConv(NoisyLayer):
             padding = 0
         dims = weight.dim() - 2
         op = (ops.conv1d, ops.conv2d, ops.conv3d)[dims - 1]
-        return draw_layer(op, f"conv{dims}d", self.noise, input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
+        return draw_layer(
+            op,
+            f"conv{dims}d",
+            self.noise,
+            input,
+            weight,
+            bias,
+            conv.stride,
+            padding,
+            conv.dilation,
+            conv.groups,
+        )
 
 
 class NoisyConv1d(_NoisyConv, nn.Conv1d):
-    """`torch.nn.Conv1d` with noise on its output; takes its arguments and ``noise``, ``in_training``, ``in_eval``.
+    """`torch.nn.Conv1d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
 
     Example:
-        >>> NoisyConv1d(3, 4, 3, noise=Noise(add=0.1))(torch.ones(2, 3, 8)).shape
+        >>> layer = NoisyConv1d(3, 4, 3, noise=Noise(add=0.1))
+        >>> layer(torch.ones(2, 3, 8)).shape
         torch.Size([2, 4, 6])
     """
 
 
 class NoisyConv2d(_NoisyConv, nn.Conv2d):
-    """`torch.nn.Conv2d` with noise on its output; takes its arguments and ``noise``, ``in_training``, ``in_eval``.
+    """`torch.nn.Conv2d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
 
     Example:
-        >>> NoisyConv2d(3, 4, 3, padding="same", noise=Noise(mul=0.1))(torch.ones(2, 3, 8, 8)).shape
+        >>> layer = NoisyConv2d(3, 4, 3, padding="same", noise=Noise(mul=0.1))
+        >>> layer(torch.ones(2, 3, 8, 8)).shape
         torch.Size([2, 4, 8, 8])
     """
 
 
 class NoisyConv3d(_NoisyConv, nn.Conv3d):
-    """`torch.nn.Conv3d` with noise on its output; takes its arguments and ``noise``, ``in_training``, ``in_eval``.
+    """`torch.nn.Conv3d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
 
     Example:
-        >>> NoisyConv3d(1, 2, 3, noise=Noise(add=0.1))(torch.ones(2, 1, 4, 4, 4)).shape
+        >>> layer = NoisyConv3d(1, 2, 3, noise=Noise(add=0.1))
+        >>> layer(torch.ones(2, 1, 4, 4, 4)).shape
         torch.Size([2, 2, 2, 2, 2])
     """
 
@@ -165,27 +192,30 @@ class _NoisyConvTranspose(NoisyLayer):
 
 
 class NoisyConvTranspose1d(_NoisyConvTranspose, nn.ConvTranspose1d):
-    """`torch.nn.ConvTranspose1d` with noise on its output; takes its arguments and ``noise``, ``in_training``, ``in_eval``.
+    """`torch.nn.ConvTranspose1d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
 
     Example:
-        >>> NoisyConvTranspose1d(3, 4, 2, noise=Noise(add=0.1))(torch.ones(2, 3, 8)).shape
+        >>> layer = NoisyConvTranspose1d(3, 4, 2, noise=Noise(add=0.1))
+        >>> layer(torch.ones(2, 3, 8)).shape
         torch.Size([2, 4, 9])
     """
 
 
 class NoisyConvTranspose2d(_NoisyConvTranspose, nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d` with noise on its output; takes its arguments and ``noise``, ``in_training``, ``in_eval``.
+    """`torch.nn.ConvTranspose2d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
 
     Example:
-        >>> NoisyConvTranspose2d(3, 4, 2, stride=2, noise=Noise(add=0.1))(torch.ones(2, 3, 4, 4)).shape
+        >>> layer = NoisyConvTranspose2d(3, 4, 2, stride=2, noise=Noise(add=0.1))
+        >>> layer(torch.ones(2, 3, 4, 4)).shape
         torch.Size([2, 4, 8, 8])
     """
 
 
 class NoisyConvTranspose3d(_NoisyConvTranspose, nn.ConvTranspose3d):
-    """`torch.nn.ConvTranspose3d` with noise on its output; takes its arguments and ``noise``, ``in_training``, ``in_eval``.
+    """`torch.nn.ConvTranspose3d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
 
     Example:
-        >>> NoisyConvTranspose3d(1, 2, 2, noise=Noise(add=0.1))(torch.ones(2, 1, 3, 3, 3)).shape
+        >>> layer = NoisyConvTranspose3d(1, 2, 2, noise=Noise(add=0.1))
+        >>> layer(torch.ones(2, 1, 3, 3, 3)).shape
         torch.Size([2, 2, 4, 4, 4])
     """

@@ -72,7 +72,7 @@ class Noise:
         self.mul = _level("mul", mul)
         if self.mul is None:
             self.mode = "add"  # also no noise at all: level 0
-            self.add = torch.zeros((), dtype=torch.float64) if self.add is None else self.add
+            self.add = _constant(0.0) if self.add is None else self.add
         elif self.add is None:
             self.mode = "mul"
         else:
@@ -147,7 +147,12 @@ def _level(name: str, value: float | Tensor) -> Tensor | None:
         raise TypeError(f"Noise: {name} must be a number or a tensor, got {type(value).__name__}")
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"Noise: {name} must be finite and not negative, got {value}")
-    return None if value == 0 else torch.tensor(value, dtype=torch.float64)
+    return None if value == 0 else _constant(value)
+
+
+def _constant(value: float) -> Tensor:
+    """A level on the CPU, whatever the default device: operators move it, and `meta` would lose it."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _shaped(values: Tensor | Sequence[float], dim: int, ndim: int, name: str) -> Tensor:
@@ -198,6 +203,7 @@ def can_look(t: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and type(t) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        and torch._C._len_torch_dispatch_stack() == 0
     )
 
 
@@ -236,7 +242,7 @@ def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: t
     if isinstance(ids, int):
         raise TypeError(f"{op}: {name} must be a vector of ids, got the number {ids}; for a count use range({ids})")
     if not isinstance(ids, Tensor):  # whatever is not an integer keeps its type, to be refused below
-        ids = torch.tensor(ids) if len(ids) else torch.empty(0, dtype=torch.int64)
+        ids = torch.tensor(ids, dtype=None if len(ids) else torch.int64, device="cpu")
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise ValueError(f"{op}: {name} must be an int64 vector, got {ids.dtype} of shape {list(ids.shape)}")
     if can_look(ids) and ids.numel() > 0:

@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels.noise import ID_LIMIT, KINDS, MODES, OPERANDS, Noise, ids_tensor, level_tensor, seed_tensor
+from noisykernels.noise import (
+    ID_LIMIT,
+    KINDS,
+    MODES,
+    OPERANDS,
+    Noise,
+    ids_tensor,
+    level_tensor,
+    seed_tensor,
+)
 
 __all__ = [
     "conv1d",
@@ -289,15 +298,19 @@ def perturb_relu_max_pool2d(
         >>> perturb_relu_max_pool2d(torch.ones(2, 1, 4, 4), Noise(add=0.1), 2, seed=1).shape
         torch.Size([2, 1, 2, 2])
     """
-    if torch.is_grad_enabled() and x.requires_grad:
-        raise RuntimeError("perturb_relu_max_pool2d: inference only, but input requires grad; use perturb, relu, max_pool2d")
-    kernel = _ints(kernel_size, 2)
-    args = _noise_args("perturb_relu_max_pool2d", x.device, noise, seed, site, draws, shared, rows, first_row)
-    return _ops.perturb_relu_max_pool2d(x, kernel, kernel if stride is None else _ints(stride, 2), _ints(padding, 2), *args)
+    op = "perturb_relu_max_pool2d"
+    kernel, padding_ = _ints(op, "kernel_size", kernel_size, 2), _ints(op, "padding", padding, 2)
+    stride_ = kernel if stride is None else _ints(op, "stride", stride, 2)
+    args = _noise_args(op, x.device, noise, seed, site, draws, shared, rows, first_row)
+    return _ops.perturb_relu_max_pool2d(x, kernel, stride_, padding_, *args)
 
 
-def _ints(value: Size, dims: int) -> list[int]:
-    return [value] * dims if isinstance(value, int) else list(value)
+def _ints(op: str, name: str, value: Size, dims: int) -> list[int]:
+    """One number for each dimension; one alone stands for all."""
+    numbers = [value] if isinstance(value, int) else list(value)
+    if len(numbers) not in (1, dims):
+        raise ValueError(f"{op}: {name} must be a number or {dims} numbers, got {value!r}")
+    return numbers * dims if len(numbers) == 1 else numbers
 
 
 def _same_padding(padding: Size | str, weight: Tensor, stride: list[int], dilation: list[int], dims: int, name: str) -> Size:
@@ -337,18 +350,19 @@ def convolution(
     name = f"conv{'_transpose' if transposed else ''}{dims}d"
     if weight.dim() != dims + 2:
         raise ValueError(f"{name}: weight must have {dims + 2} dimensions, got shape {list(weight.shape)}")
-    stride_, dilation_ = _ints(stride, dims), _ints(dilation, dims)
-    total = _same_padding(padding, weight, stride_, dilation_, dims, name)
-    padding_ = _ints(total, dims)
+    stride_, dilation_ = _ints(name, "stride", stride, dims), _ints(name, "dilation", dilation, dims)
+    total = padding if transposed else _same_padding(padding, weight, stride_, dilation_, dims, name)
+    padding_ = _ints(name, "padding", total, dims)
     if padding == "same":
         if any(p % 2 for p in padding_):  # torch pads the far side by one more
             x = F.pad(x, [p for t in reversed(padding_) for p in (t // 2, t - t // 2)])
             padding_ = [0] * dims
         else:
             padding_ = [t // 2 for t in padding_]
+    output_padding_ = _ints(name, "output_padding", output_padding, dims)
     args = _noise_args(name, x.device, noise, seed, site, draws, shared, rows, first_row)
     return _ops.convolution(
-        x, weight, bias, stride_, padding_, dilation_, transposed, _ints(output_padding, dims), groups, relu, *args
+        x, weight, bias, stride_, padding_, dilation_, transposed, output_padding_, groups, relu, *args
     )
 
 

@@ -182,7 +182,7 @@ def _register_autograd(library: torch.library.Library, rules: _Op) -> None:
             noise_args = args[-_NOISE:]
             if any(ctx.needs_input_grad):
                 if rules.gradients is None:
-                    raise RuntimeError(f"{op}: inference only, but an input requires grad")
+                    raise RuntimeError(f"{op}: it is inference only, but input requires grad")
                 if noise_args[7] == _FOLD:
                     raise RuntimeError(
                         f"{op}: folded noise (fold=True) has no gradient; use the two-term form"
@@ -207,6 +207,10 @@ def _register_autograd(library: torch.library.Library, rules: _Op) -> None:
             assert rules.gradients is not None
             grads = rules.gradients(ctx, grad, *saved[: rules.saved])
             return (*grads, *[None] * (len(ctx.arguments) + 1 - len(grads)))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Tensor:
+            raise NotImplementedError(f"{op}: there is no forward-mode derivative")
 
     # torch.autograd.Function.apply without its detour through functorch: inside the dispatcher, one
     # level of transforms is being worked on.
