@@ -9,6 +9,8 @@
 #include <array>
 #include <climits>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -22,7 +24,16 @@ using torch::stable::Tensor;
 using OptTensor = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
 
-#define NK_CHECK(condition, ...) STD_TORCH_CHECK(condition, "noisykernels::", __VA_ARGS__)
+// A failed check is a RuntimeError in Python: "noisykernels::op: argument: expected, got".
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  text << "noisykernels::";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+#define NK_CHECK(condition, ...) \
+  if (!(condition)) fail(__VA_ARGS__)
 
 // ----------------------------------------------------------------------------------------------- small torch helpers
 

@@ -93,12 +93,13 @@ class LevelFiller {
  public:
   explicit LevelFiller(const Level& level) : level_(level) {}
 
-  void fill(C* out, int at, int count, int64_t draw, int64_t row, int64_t item) {
+  // Returns whether all of the levels are good.
+  bool fill(C* out, int at, int count, int64_t draw, int64_t row, int64_t item) {
     const C* p = static_cast<const C*>(level_.data) + draw * level_.draw_stride + row * level_.row_stride;
     if (level_.item_stride == 0) {
       const C v = checked(*p);
       const bool same = std::memcmp(&v, &value_, sizeof v) == 0;
-      if (same && at + count <= filled_) return;
+      if (same && at + count <= filled_) return v == v;
       std::fill_n(out + at, count, v);
       if (same && at <= filled_) {
         filled_ = at + count;
@@ -108,10 +109,15 @@ class LevelFiller {
       } else {
         filled_ = std::min(filled_, at);
       }
-    } else {
-      for (int i = 0; i < count; ++i) out[at + i] = checked(p[item + i]);
-      filled_ = 0;
+      return v == v;
     }
+    filled_ = 0;
+    bool good = true;
+    for (int i = 0; i < count; ++i) {
+      out[at + i] = checked(p[item + i]);
+      good = good && out[at + i] == out[at + i];
+    }
+    return good;
   }
 
   void forget() { filled_ = 0; }  // what it wrote has been changed
@@ -171,24 +177,30 @@ class Applier {
 
   // Levels and bias of `count` values of a row from its memory position `item` on, to chunk position `at`.
   void fill(const Ids& id, int at, int count, int64_t item) {
-    if constexpr (has_add_level(M)) add_.fill(op_.a, at, count, id.d, id.b, item);
-    if constexpr (has_mul_level(M)) mul_.fill(op_.m, at, count, id.d, id.b, item);
-    if constexpr (M == Mode::kFold) {  // the formula compares its levels, so a NaN must be in both
+    bool good = true;
+    if constexpr (has_add_level(M)) good = add_.fill(op_.a, at, count, id.d, id.b, item) && good;
+    if constexpr (has_mul_level(M)) good = mul_.fill(op_.m, at, count, id.d, id.b, item) && good;
+    if (M == Mode::kFold && !good) {  // the formula compares its levels, so a NaN must be in both
       for (int i = at; i < at + count; ++i) {
         if (op_.a[i] == op_.a[i] && op_.m[i] == op_.m[i]) continue;
         op_.a[i] = op_.m[i] = std::numeric_limits<C>::quiet_NaN();
-        add_.forget(), mul_.forget();
       }
+      add_.forget(), mul_.forget();
     }
-    if (e_.bias != nullptr) {
-      const T* bias = static_cast<const T*>(e_.bias);
-      for (int64_t i = 0, k = item % e_.bias_size; i < count; ++i) {
-        op_.bias[at + i] = A::template Lanes<C>::widen(bias[k]);
-        if (++k == e_.bias_size) k = 0;
-      }
-    }
+    if (e_.bias != nullptr) fill_bias(at, count, item % e_.bias_size);
     if (!id.valid) {
       for (int i = at; i < at + count; ++i) op_.ea[i] = op_.em[i] = std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+
+  void fill_bias(int at, int count, int64_t first) {
+    if (at == 0 && first == bias_first_ && count <= bias_filled_) return;
+    const T* bias = static_cast<const T*>(e_.bias);
+    if (at == 0) bias_first_ = first, bias_filled_ = count;
+    for (int64_t k = first; count > 0; k = 0) {
+      const int part = static_cast<int>(std::min<int64_t>(count, e_.bias_size - k));
+      for (int i = 0; i < part; ++i) op_.bias[at + i] = A::template Lanes<C>::widen(bias[k + i]);
+      at += part, count -= part;
     }
   }
 
@@ -206,6 +218,9 @@ class Applier {
       const int count = static_cast<int>(std::min<int64_t>(end - at, kChunk - skip));
       const int blocks = (skip + count + 3) / 4;
       const auto block = static_cast<uint32_t>(at / 4);
+      if (M != Mode::kEps) {  // the values may lie beyond the L1 cache; they arrive while the noise is drawn
+        for (int k = 0; k < count; k += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(x + at + k);
+      }
       if constexpr (draws_add(M)) eps(op_.ea, [&](float* z) { gen_.in_row(id.row, id.draw, word3(p_.operand), block, blocks, z); }, skip, count);
       if constexpr (draws_mul(M)) eps(op_.em, [&](float* z) { gen_.in_row(id.row, id.draw, word3(Operand::kMul), block, blocks, z); }, skip, count);
       fill(id, 0, count, at);
@@ -322,6 +337,8 @@ class Applier {
   O* y_;
   Generator<A> gen_;
   LevelFiller<C> add_, mul_;
+  int64_t bias_first_ = -1;  // op_.bias[0 .. bias_filled_) holds the bias from here on, repeated
+  int bias_filled_ = 0;
   Operands<C> op_;
 };
 

@@ -120,19 +120,20 @@ struct Avx2 {
     }
   }
 
-  // Maxima of neighbouring pairs, eight at a time; returns how many were written.
+  // Maxima of neighbouring pairs, eight at a time, the last eight overlapping; returns how many were written.
   template <class C, class T>
   static NK_HD int64_t pair_max(const C* line, int64_t count, T* out) {
-    int64_t i = 0;
-    if constexpr (std::is_same_v<C, float>) {
-      for (; i + 8 <= count; i += 8) {
-        const __m256 a = _mm256_loadu_ps(line + 2 * i), b = _mm256_loadu_ps(line + 2 * i + 8);
-        const Floats<1> even = {_mm256_shuffle_ps(a, b, 0x88)}, odd = {_mm256_shuffle_ps(a, b, 0xDD)};
-        const Floats<1> m = max_or_nan(even, odd);
-        Lanes<C>::store(out + i, {(f32x8)_mm256_permute4x64_pd((__m256d)m.v[0], 0xD8)});
-      }
+    if constexpr (!std::is_same_v<C, float>) return 0;
+    if (count < 8) return 0;
+    for (int64_t i = 0; i < count; i += 8) {
+      const int64_t k = std::min(i, count - 8);
+      const __m256 a = _mm256_loadu_ps(reinterpret_cast<const float*>(line + 2 * k));
+      const __m256 b = _mm256_loadu_ps(reinterpret_cast<const float*>(line + 2 * k + 8));
+      const Floats<1> even = {_mm256_shuffle_ps(a, b, 0x88)}, odd = {_mm256_shuffle_ps(a, b, 0xDD)};
+      const Floats<1> m = max_or_nan(even, odd);
+      if constexpr (std::is_same_v<C, float>) Lanes<C>::store(out + k, {(f32x8)_mm256_permute4x64_pd((__m256d)m.v[0], 0xD8)});
     }
-    return i;
+    return count;
   }
 
   template <class C>
