@@ -1,7 +1,7 @@
 """Builds the extension `noisykernels._C`; everything else stands in pyproject.toml.
 
-The operators use torch's stable ABI only, so one build serves every torch from 2.10 on. CUDA sources, once there are any,
-are picked up here: there is no second builder.
+The operators use torch's stable ABI only, so one build serves every torch from 2.10 on. CUDA sources, once there
+are any, are picked up here: there is no second builder.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Layers with noise on their output, against the noiseless torch layer and plain torch's noise, in the same rounds.
 
-Overhead law: 1 + n c F / K, with n normals per output, c cycles per normal and core, F the contraction's FMA per cycle and core, K
-its inner length. "mixed" draws two normals per output, "fold" one with the same distribution.
+Overhead law: 1 + n c F / K, with n normals per output, c cycles per normal and core, F the contraction's FMA per
+cycle and core, K its inner length. "mixed" draws two normals per output, "fold" one with the same distribution.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ LINEAR_BARS = {128: 1.28, 256: 1.15, 512: 1.08, 1024: 1.08}
     ],
 )
 def test_linear(contest: Any, request: Any, k: int, n: int, batch: int, kind: str) -> None:
-    """nn.Linear's shapes. Mixed noise of two normals has no bar of its own: the bar holds for additive and folded noise."""
+    """nn.Linear's shapes. Mixed noise of two normals has no bar of its own: the bar holds for additive
+    and folded noise.
+    """
     torch.set_num_threads(2)
     x, w, b, noise = torch.randn(batch, k), torch.randn(n, k), torch.randn(n), NOISES[kind]()
     bar = 1.02 if batch <= 32 else LINEAR_BARS[k]

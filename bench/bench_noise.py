@@ -1,8 +1,9 @@
 """Random numbers alone: filling a tensor with normals, against torch and NumPy; and one noise + ReLU + max-pool draw.
 
-The floor of a normal on AVX2 (vector operations, four a cycle): ten rounds of Philox from a row's constants are 147 operations for
-32 words, 1.15 cycles a word; the conversion to normals is 35 operations for 16 normals, 0.55 cycles, and a square root unit in
-parallel; putting the four values of a block in order is 8 shuffles for 32 normals on two ports, 0.13 cycles. Together 1.8 cycles.
+The floor of a normal on AVX2 (vector operations, four a cycle): ten rounds of Philox from a row's constants are 147
+operations for 32 words, 1.15 cycles a word; the conversion to normals is 35 operations for 16 normals, 0.55 cycles,
+and a square root unit in parallel; putting the four values of a block in order is 8 shuffles for 32 normals on two
+ports, 0.13 cycles. Together 1.8 cycles.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ def installed_by_package_manager() -> bool:
         return False
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if as_root and (
-        shutil.which("sudo") is None
-        or subprocess.run([*as_root, "true"], capture_output=True).returncode != 0
+        shutil.which("sudo") is None or subprocess.run([*as_root, "true"], capture_output=True).returncode != 0
     ):
         return False
     print(f"installing the system's package {PACKAGE}", flush=True)
@@ -32,9 +31,7 @@ def installed_by_package_manager() -> bool:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     if subprocess.run(install, capture_output=True, env=environment).returncode == 0:
         return True
-    subprocess.run(
-        [*as_root, "apt-get", "update"], capture_output=True, env=environment
-    )  # its lists may be old
+    subprocess.run([*as_root, "apt-get", "update"], capture_output=True, env=environment)  # its lists may be old
     return subprocess.run(install, capture_output=True, env=environment).returncode == 0
 
 

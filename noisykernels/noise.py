@@ -1,4 +1,6 @@
-"""What noise: the `Noise` description, its levels, and the helpers that shape levels, seeds and ids for the operators."""
+"""What noise: the `Noise` description, its levels, and the helpers that shape levels, seeds and ids
+for the operators.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +143,9 @@ def _level(name: str, value: float | Tensor) -> Tensor | None:
         if not value.dtype.is_floating_point:
             raise TypeError(f"Noise: {name} must be a floating-point tensor, got {value.dtype}")
         if value.requires_grad:
-            raise ValueError(f"Noise: {name} requires grad, but there is no gradient with respect to a level; detach it")
+            raise ValueError(
+                f"Noise: {name} requires grad, but there is no gradient with respect to a level; detach it"
+            )
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"Noise: {name} must be a number or a tensor, got {type(value).__name__}")
@@ -197,7 +201,9 @@ def per_channel(values: Tensor | Sequence[float], ndim: int) -> Tensor:
 
 
 def can_look(t: Tensor) -> bool:
-    """Whether the values of a tensor can be read at no great cost: on the CPU, and not inside a graph or a transform."""
+    """Whether the values of a tensor can be read at no great cost: on the CPU, and not inside a graph or
+    a transform.
+    """
     return (
         t.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -212,9 +218,13 @@ def level_tensor(op: str, name: str, t: Tensor | None, device: torch.device, tru
     if t is None:
         return None
     if t.requires_grad:
-        raise ValueError(f"{op}: level `{name}` requires grad, but there is no gradient with respect to a level; detach it")
+        raise ValueError(
+            f"{op}: level `{name}` requires grad, but there is no gradient with respect to a level; detach it"
+        )
     if not trusted and can_look(t) and not bool(((t >= 0) & (t < math.inf)).all()):
-        raise ValueError(f"{op}: level `{name}` must be finite and not negative, got {t.detach().flatten()[:8].tolist()}")
+        raise ValueError(
+            f"{op}: level `{name}` must be finite and not negative, got {t.detach().flatten()[:8].tolist()}"
+        )
     if t.dtype == torch.float64 and t.device == device:
         return t
     return t.to(device=device, dtype=torch.float64)

@@ -49,7 +49,15 @@ Size = int | Sequence[int]
 
 
 def _noise_args(
-    op: str, device: torch.device, noise: Noise, seed: Seed, site: int, draws: Ids, shared: bool, rows: Ids, first_row: int
+    op: str,
+    device: torch.device,
+    noise: Noise,
+    seed: Seed,
+    site: int,
+    draws: Ids,
+    shared: bool,
+    rows: Ids,
+    first_row: int,
 ) -> tuple[Any, ...]:
     """The trailing arguments that every operator shares, in the schema's order."""
     if not isinstance(noise, Noise):
@@ -80,8 +88,8 @@ _COMMON = """
             (`torch.manual_seed` works).
         site: id of the place where the noise enters, in [0, 2^24).
         draws: int64 vector (D) of draw ids in [0, 2^32); None is the one draw 0.
-        shared: give every draw the same rows: the value has B rows and the result D * B, draw by draw. Otherwise the value
-            already holds D * B rows, draw by draw.
+        shared: give every draw the same rows: the value has B rows and the result D * B, draw by draw.
+            Otherwise the value already holds D * B rows, draw by draw.
         rows: int64 vector (B), the data-set index of each row in [0, 2^32); None numbers them from ``first_row``.
         first_row: index of the first row in the data set.
 """
@@ -168,8 +176,8 @@ def perturb(
     """Adds noise to a value: ``x + a*eps``, ``x * (1 + m*eps)`` or both, as `Noise` says.
 
     Args:
-        x: (B, *item), or (D * B, *item) with D draws; float32, float64, bfloat16 or float16, any strides. The noise of half
-            types is float32, the result rounded once. A 0-d tensor is one row.
+        x: (B, *item), or (D * B, *item) with D draws; float32, float64, bfloat16 or float16, any strides.
+            The noise of half types is float32, the result rounded once. A 0-d tensor is one row.
         {common}
 
     Returns:
@@ -180,7 +188,8 @@ def perturb(
         RuntimeError: shapes that do not fit. Nothing is computed then.
 
     Note:
-        Values that cannot be looked at (on a device, inside a compiled graph) are not checked: a bad level or id makes NaN.
+        Values that cannot be looked at (on a device, inside a compiled graph) are not checked: a bad level or id
+        makes NaN.
 
     Source: Walking Noise (arXiv 2212.10430).
 
@@ -313,7 +322,9 @@ def _ints(op: str, name: str, value: Size, dims: int) -> list[int]:
     return numbers * dims if len(numbers) == 1 else numbers
 
 
-def _same_padding(padding: Size | str, weight: Tensor, stride: list[int], dilation: list[int], dims: int, name: str) -> Size:
+def _same_padding(
+    padding: Size | str, weight: Tensor, stride: list[int], dilation: list[int], dims: int, name: str
+) -> Size:
     """torch's string paddings as numbers; "same" with an uneven total has no such number."""
     if not isinstance(padding, str):
         return padding
