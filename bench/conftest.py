@@ -69,7 +69,8 @@ def contest(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dic
         }
         # Ratios pair by pair within a round, then their median: a slow spell touches all of a round.
         ratios = {
-            name: statistics.median(t / b for t, b in zip(times[name], times["baseline"], strict=True)) for name in times
+            name: statistics.median(t / b for t, b in zip(series, times["baseline"], strict=True))
+            for name, series in times.items()
         }
         pairs = sorted(t / b for t, b in zip(times["ours"], times["baseline"], strict=True))
         ours, spread = ratios["ours"], (pairs[len(pairs) // 10], pairs[-1 - len(pairs) // 10])

@@ -70,7 +70,7 @@ def run(out: Path = Path("results"), *extra: str) -> int:
             file=sys.stderr,
         )
         study = ["--model", "mlp", "--data", "digits", "--epochs", "30"]
-    return main(["walk", *study, "--levels", "log:0.01:10000:13", "--draws", "3", *files, *extra])
+    return main(["walk", *study, "--levels", "log:0.03:300:13", "--draws", "3", *files, *extra])
 
 
 if __name__ == "__main__":
