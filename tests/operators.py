@@ -194,21 +194,29 @@ def level(name: str, amplitude: float, D: int, rows: int, item: Sequence[int]) -
     return values[0] if count else torch.tensor(amplitude)
 
 
-def pairwise(**factors: Sequence[Any]) -> list[dict[str, Any]]:
-    """Few combinations of the factors in which every pair of values of two factors occurs."""
-    pairs = list(itertools.combinations(factors, 2))
-    missing = {(a, b, x, y) for a, b in pairs for x in factors[a] for y in factors[b]}
+def covering(strength: int, **factors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Few combinations in which any `strength` factors occur with all their values."""
+    groups = list(itertools.combinations(factors, strength))
+    missing = dict.fromkeys(
+        tuple(zip(group, values, strict=True))
+        for group in groups
+        for values in itertools.product(*(factors[name] for name in group))
+    )
 
-    def gain(row: dict[str, Any]) -> int:
-        return sum((a, b, row.get(a), row.get(b)) in missing for a, b in pairs)
+    def parts(row: dict[str, Any]) -> list[tuple[tuple[str, Any], ...]]:
+        return [tuple((name, row.get(name)) for name in group) for group in groups]
 
     chosen = []
-    while missing:
-        a, b, x, y = min(missing, key=str)
-        row = {a: x, b: y}
-        for name in factors.keys() - row:
-            row |= max(({name: value} for value in factors[name]), key=lambda v, r=row: gain(r | v))
-        missing -= {(a, b, row[a], row[b]) for a, b in pairs}
+    for part in list(missing):
+        if part not in missing:
+            continue
+        row = dict(part)
+        for name in factors:
+            if name not in row:
+                trials = [{**row, name: value} for value in factors[name]]
+                row = max(trials, key=lambda trial: sum(p in missing for p in parts(trial)))
+        for covered in parts(row):
+            missing.pop(covered, None)
         chosen.append({name: row[name] for name in factors})
     return chosen
 

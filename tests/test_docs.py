@@ -98,4 +98,6 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         text = capsys.readouterr()
         assert "midpoint" in text.out and "falling back to the MLP" in text.err
     else:
-        script.run(tmp_path)
+        assert path.stem == "walking_noise"
+        studies = script.run(tmp_path, epochs=1, rows=40, draws=1, data="digits", model="mlp", limit=100)
+        assert len(studies) == 4 and (tmp_path / "walking_noise.png").exists()

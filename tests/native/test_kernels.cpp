@@ -1,0 +1,263 @@
+// The CPU kernels at every level against the plain oracle of cases.h, bit for bit.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+#include <cstdlib>
+#include <thread>
+
+#include "check.h"
+
+using namespace noisykernels;
+using namespace noisykernels::test;
+
+// ---------------------------------------------------------------------------------------------------------- epilogues
+
+// Runs a case at every level: as a whole, and cut into ranges at random, where nothing outside a range may change.
+template <class T>
+void check_case(Case<T>& c, Random& r) {
+  Epilogue& e = c.e;
+  const int64_t total = c.total(), step = c.whole_rows() ? e.n : 1;
+  std::vector<T> want(static_cast<size_t>(total)), first;
+  for (int64_t k = 0; k < total; ++k) want[k] = narrow<T>(expected<T>(e, k / e.n, k % e.n));
+  const auto compare = [&](const std::vector<T>& y, const char* name, const char* how) {
+    for (int64_t k = 0; k < total; ++k) {
+      if (same(y[k], want[k])) continue;
+      CHECK(false,
+            "%s, %s: mode %d kind %d dtype %d n %lld channels %lld D %lld B %lld shared %d relu %d bias %lld: value "
+            "%lld is %.9g, not %.9g",
+            name, how, static_cast<int>(e.noise.mode), e.noise.kind, static_cast<int>(e.dtype),
+            static_cast<long long>(e.n), static_cast<long long>(e.channels), static_cast<long long>(e.noise.D),
+            static_cast<long long>(e.noise.B), e.shared, e.relu, static_cast<long long>(e.bias_size),
+            static_cast<long long>(k), static_cast<double>(widen(y[k])), static_cast<double>(widen(want[k])));
+      return;
+    }
+  };
+  for (const cpu::Kernels* k : levels()) {
+    std::vector<T> y = blank<T>(total);
+    e.y = y.data();
+    k->epilogue(e, 0, total);
+    compare(y, k->name, "whole");
+
+    y = blank<T>(total), e.y = y.data();
+    for (int64_t begin = 0; begin < total;) {
+      const int64_t end = std::min(total, begin + step * (1 + r.below(total / step / (r.one_in(2) ? 1 : 5) + 1)));
+      const std::vector<T> before = y;
+      k->epilogue(e, begin, end);
+      CHECK(std::memcmp(before.data(), y.data(), sizeof(T) * begin) == 0 &&
+                std::memcmp(before.data() + end, y.data() + end, sizeof(T) * (total - end)) == 0,
+            "%s: written outside [%lld, %lld)", k->name, static_cast<long long>(begin), static_cast<long long>(end));
+      begin = end;
+    }
+    compare(y, k->name, "in ranges");
+
+    if (e.noise.mode != Mode::kEps && !e.shared) {
+      y = c.x, e.y = y.data(), e.x = y.data();
+      cpu::run(*k, e, 1);
+      compare(y, k->name, "in place");
+      e.x = c.x.data();
+    }
+  }
+}
+
+void check_cases(uint64_t seed, bool hostile, std::vector<int64_t> lengths) {
+  Random r{seed};
+  for_each_type([&]<class T>() {
+    for (int mode = 0; mode <= static_cast<int>(Mode::kEps); ++mode) {
+      for (int kind = 0; kind < Kinds::kSize; ++kind) {
+        for (int64_t n : lengths) {
+          auto c = random_case<T>(r, static_cast<Mode>(mode), kind, n, hostile);
+          check_case(c, r);
+        }
+      }
+    }
+  });
+}
+
+TEST(epilogues) {
+  check_cases(4, false, {1,   2,   3,   4,   5,   8,   12,  15,  16,  17,  31,  60,  63,   64,  65,
+                         100, 128, 130, 192, 252, 255, 256, 257, 511, 512, 513, 600, 1029, 2100});
+}
+
+// Bad ids and levels make NaN exactly where they apply; x may be anything.
+TEST(bad_values) { check_cases(5, true, {1, 3, 16, 50, 64, 65, 513, 700}); }
+
+TEST(element_beyond_32_bits) {
+  const int64_t n = (int64_t{1} << 34), begin = n - 1001, seed = 77;
+  Epilogue e;
+  e.n = n, e.noise.B = 1, e.noise.mode = Mode::kEps, e.noise.seed = &seed;
+  for (const cpu::Kernels* k : levels()) {
+    for (int64_t at : {begin, (int64_t{1} << 32) - 500, (int64_t{1} << 31) - 7}) {
+      std::vector<float> y = blank<float>(1001);
+      e.y =
+          reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(y.data()) - sizeof(float) * static_cast<uintptr_t>(at));
+      k->epilogue(e, at, at + 1001);
+      for (int64_t i = 0; i < 1001; ++i) {
+        CHECK(same(y[i], eps_at(0, seed, 0, Operand::kAdd, 0, 0, at + i)), "%s: element %lld", k->name,
+              static_cast<long long>(at + i));
+      }
+    }
+  }
+}
+
+TEST(empty) {
+  const int64_t seed = 0;
+  float level = 1, y = 7;
+  for (const cpu::Kernels* k : levels()) {
+    Epilogue e;
+    e.y = &y, e.x = &y, e.noise.seed = &seed, e.noise.add.data = &level;
+    for (auto [d, b, n] : {std::array<int64_t, 3>{0, 3, 3}, {3, 0, 3}, {3, 3, 0}}) {
+      e.noise.D = d, e.noise.B = b, e.n = n;
+      cpu::run(*k, e, 4);
+      k->epilogue(e, 0, 0);
+    }
+  }
+  CHECK(y == 7);
+}
+
+// ------------------------------------------------------------------------------------------------------------ max-pool
+
+template <class T>
+struct PoolCase : Case<T> {
+  PoolEpilogue pool;
+  PoolCase(Random& r, Mode mode, int kind) {
+    PoolEpilogue& p = pool;
+    p.planes = 1 + r.below(5), p.height = 1 + r.below(20), p.width = 1 + r.below(40);
+    p.kernel_h = 1 + r.below(std::min<int64_t>(4, p.height)), p.kernel_w = r.one_in(2) ? 2 : 1 + r.below(4);
+    p.kernel_w = std::min(p.kernel_w, p.width);
+    p.stride_h = 1 + r.below(3), p.stride_w = r.one_in(2) ? 2 : 1 + r.below(3);
+    p.pad_h = r.below(p.kernel_h / 2 + 1), p.pad_w = r.one_in(2) ? 0 : r.below(p.kernel_w / 2 + 1);
+    p.out_height = (p.height + 2 * p.pad_h - p.kernel_h) / p.stride_h + 1;
+    p.out_width = (p.width + 2 * p.pad_w - p.kernel_w) / p.stride_w + 1;
+    static_cast<Case<T>&>(*this) = random_case<T>(r, mode, kind, p.planes * p.height * p.width, r.one_in(3));
+    this->e.channels = 1;
+    this->point();
+    p.noise = this->e;
+  }
+  int64_t out_plane() const { return pool.out_height * pool.out_width; }
+  int64_t out_total() const { return this->e.noise.D * this->e.noise.B * pool.planes * out_plane(); }
+};
+
+template <class T>
+T expected_maximum(const PoolCase<T>& c, int64_t out) {
+  const PoolEpilogue& p = c.pool;
+  const int64_t plane = out / c.out_plane(), oy = out % c.out_plane() / p.out_width, ox = out % p.out_width;
+  typename TypeOf<T>::Compute best = -std::numeric_limits<typename TypeOf<T>::Compute>::infinity();
+  for (int64_t y = std::max<int64_t>(0, oy * p.stride_h - p.pad_h);
+       y < std::min(p.height, oy * p.stride_h - p.pad_h + p.kernel_h); ++y) {
+    for (int64_t x = std::max<int64_t>(0, ox * p.stride_w - p.pad_w);
+         x < std::min(p.width, ox * p.stride_w - p.pad_w + p.kernel_w); ++x) {
+      const auto v = expected<T>(c.e, plane / p.planes, (plane % p.planes * p.height + y) * p.width + x);
+      best = best != best || best > v ? best : v;
+    }
+  }
+  return narrow<T>(best + 0);  // which of two equal zeros wins is not part of the contract: +0 here
+}
+
+TEST(max_pool) {
+  Random r{6};
+  for_each_type([&]<class T>() {
+    for (int i = 0; i < 150; ++i) {
+      PoolCase<T> c(r, static_cast<Mode>(r.below(5)), static_cast<int>(r.below(Kinds::kSize)));
+      const int64_t rows = c.e.noise.D * c.e.noise.B, step = cpu::short_rows(c.e.n) ? c.pool.planes : 1;
+      std::vector<T> want(static_cast<size_t>(c.out_total())), first;
+      for (int64_t k = 0; k < c.out_total(); ++k) want[k] = expected_maximum(c, k);
+      for (const cpu::Kernels* k : levels()) {
+        for (int how = 0; how < 3; ++how) {
+          std::vector<T> y = blank<T>(c.out_total());
+          c.pool.noise.y = y.data();
+          if (how == 0) {
+            k->pool(c.pool, 0, rows * c.pool.planes);
+          } else if (how == 1) {
+            cpu::run(*k, c.pool, std::min(3, kMostOpenMpThreads));
+          } else {
+            const int64_t cut = r.below(rows * c.pool.planes / step + 1) * step;
+            std::thread other([&] { k->pool(c.pool, 0, cut); });
+            k->pool(c.pool, cut, rows * c.pool.planes);
+            other.join();
+          }
+          if (first.empty()) first = y;
+          for (int64_t j = 0; j < c.out_total(); ++j) {
+            const bool zero = widen(want[j]) == 0 && widen(y[j]) == 0;
+            CHECK((zero || same(y[j], want[j])) && same(y[j], first[j]),
+                  "%s, way %d, mode %d, case %d: %lld is %g, not %g", k->name, how, static_cast<int>(c.e.noise.mode), i,
+                  static_cast<long long>(j), static_cast<double>(widen(y[j])), static_cast<double>(widen(want[j])));
+          }
+        }
+      }
+    }
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ threads and dispatch
+
+TEST(threads) {
+  Random r{7};
+  for (int64_t n : {100, 3072, 100000}) {
+    for (int mode = 0; mode <= static_cast<int>(Mode::kEps); ++mode) {
+      auto c = random_case<float>(r, static_cast<Mode>(mode), 0, n, false);
+      c.e.noise.B = 1 + 200000 / n, c.e.noise.D = 1, c.e.noise.first_row = 12345, c.rows.clear(), c.draws.clear();
+      c.e.noise.add = c.e.noise.mul = Level{};
+      c.add = c.mul = {0.25f};
+      c.x.resize(static_cast<size_t>(c.e.noise.B * n), 1.0f);
+      c.point();
+      std::vector<float> want = blank<float>(c.total());
+      c.e.y = want.data();
+      levels().back()->epilogue(c.e, 0, c.total());
+      for (const cpu::Kernels* k : levels()) {
+        for (int threads = 1; threads <= kMostOpenMpThreads; ++threads) {
+          std::vector<float> y = blank<float>(c.total());
+          c.e.y = y.data();
+          cpu::run(*k, c.e, threads);
+          CHECK(y == want, "%s, %d threads, mode %d, n %lld", k->name, threads, mode, static_cast<long long>(n));
+        }
+        // The same cut by plain threads, at places that are not the library's.
+        std::vector<float> y = blank<float>(c.total());
+        c.e.y = y.data();
+        std::vector<std::thread> pool;
+        const int64_t step = c.whole_rows() ? n : 1, steps = c.total() / step;
+        for (int64_t t = 0; t < 5; ++t) {
+          pool.emplace_back([&, t] { k->epilogue(c.e, steps * t / 5 * step, steps * (t + 1) / 5 * step); });
+          pool.emplace_back([&] { CHECK(cpu::current_level() != nullptr); });
+        }
+        for (std::thread& t : pool) t.join();
+        CHECK(y == want, "%s, plain threads, mode %d, n %lld", k->name, mode, static_cast<long long>(n));
+      }
+    }
+  }
+}
+
+TEST(level_choice) {
+  for (const cpu::Kernels* k : levels()) {
+    CHECK(cpu::set_level(k->name) && cpu::current_level() == k, "%s", k->name);
+    setenv("NOISYKERNELS_CPU_LEVEL", k->name, 1);
+    CHECK(cpu::set_level("auto") && cpu::current_level() == k, "%s", k->name);
+  }
+  CHECK(!cpu::set_level("none such") && cpu::current_level() == levels().back(),
+        "a level that is not there changes nothing");
+  setenv("NOISYKERNELS_CPU_LEVEL", "none such", 1);
+  CHECK(!cpu::set_level("auto"));
+  unsetenv("NOISYKERNELS_CPU_LEVEL");
+  CHECK(cpu::set_level("auto") && cpu::current_level() == levels().front());
+  CHECK(std::strcmp(levels().back()->name, "portable") == 0);
+}
+
+TEST(forked_child) {
+  Random r{8};
+  auto c = random_case<float>(r, Mode::kEps, 0, 100000, false);
+  std::vector<float> y = blank<float>(c.total()), want = blank<float>(c.total());
+  c.e.y = want.data();
+  cpu::run(*levels().front(), c.e, kMostOpenMpThreads);  // the parent has its pool of threads; the child will not
+  CHECK(!cpu::in_forked_child());
+  const pid_t child = fork();
+  if (child == 0) {
+    c.e.y = y.data();
+    cpu::run(*levels().front(), c.e, kMostOpenMpThreads);
+    _exit(cpu::in_forked_child() && y == want ? 0 : 1);
+  }
+  int status = -1;
+  for (int i = 0; i < 6000 && waitpid(child, &status, WNOHANG) == 0; ++i) usleep(10000);
+  if (status == -1) kill(child, SIGKILL);
+  CHECK(status == 0, "%d (-1: the child hangs)", status);
+}
