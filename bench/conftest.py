@@ -100,9 +100,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         return
     write = terminalreporter.write_line
     write("")
-    write(
-        f"threads 2 unless said; torch {torch.__version__}; ratios to the base in the same rounds"
-    )
+    write(f"threads 2 unless said; torch {torch.__version__}; ratios to the base in the same rounds")
     others = list(dict.fromkeys(k for row in ROWS for k in row if k not in COLUMNS))
     head = f"{'what':46s} {'base us':>9s} {'ours':>7s} {'p10..p90':>13s} {'bar':>7s} {'':6s} "
     write(head + " ".join(f"{name:>14s}" for name in others))

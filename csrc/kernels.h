@@ -66,8 +66,9 @@ struct Kernels {
 extern const Kernels kPortable;
 extern const Kernels kAvx2;
 
-// Levels of this build that this machine can run, best first; the one in use; and forcing one by name ("auto": the best, or
-// the one that the environment variable NOISYKERNELS_CPU_LEVEL names). Returns false for a level that is not there.
+// Levels of this build that this machine can run, best first; the one in use; and forcing one by name ("auto": the
+// best, or the one that the environment variable NOISYKERNELS_CPU_LEVEL names). Returns false for a level that is not
+// there.
 int available_levels(const Kernels* const** list);
 const Kernels* current_level();  // null if the environment names a level that is not there
 bool set_level(const char* name);

@@ -1,9 +1,9 @@
 // The definition of the noise: generator, counter layout, kinds, and how noise is applied to a value.
 //
-// Everything here is a pure function and gives the same bits on every CPU level, compiler setting and on CUDA. No torch,
-// no libm transcendental, no state. Each function is a template over a "lane" type: a scalar on CUDA and on the portable
-// CPU level, a vector register on the others, which supply the few primitives of the first section by overloading.
-// Changing one bit of the result is a new stream version and a major release.
+// Everything here is a pure function and gives the same bits on every CPU level, compiler setting and on CUDA. No
+// torch, no libm transcendental, no state. Each function is a template over a "lane" type: a scalar on CUDA and on the
+// portable CPU level, a vector register on the others, which supply the few primitives of the first section by
+// overloading. Changing one bit of the result is a new stream version and a major release.
 #pragma once
 
 #include <cmath>
@@ -81,7 +81,8 @@ NK_HD float bits_float(uint32_t a) {
 #endif
 NK_HD float abs_of(float a) { return bits_float(float_bits(a) & 0x7fffffffu); }
 NK_HD double abs_of(double a) { return std::fabs(a); }
-// Larger, smaller: the second argument where the comparison is false (a NaN anywhere, equal zeros), as SSE's max and min.
+// Larger, smaller: the second argument where the comparison is false (a NaN anywhere, equal zeros), as SSE's max and
+// min.
 template <class F>
 NK_HD F larger(F a, F b) {
   return a > b ? a : b;
@@ -159,13 +160,13 @@ struct RowConstants {
   K a, b, c, d;
   NK_HD RowConstants(uint64_t seed, uint32_t row, uint32_t draw, uint32_t word3) {
     const uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    const uint64_t q0 = mul_wide(draw, kMul1);                           // round 0: M1 c2
-    const uint32_t x0 = high_word(q0) ^ row ^ k0, x1 = low_word(q0);     //          new c0, c1
-    const uint64_t p1 = mul_wide(x0, kMul0);                             // round 1: M0 c0
-    a = splat<K>(word3 ^ k1);                                            // round 0: c3 ^ k1
-    b = splat<K>(x1 ^ (k0 + kWeyl0));                                    // round 1: c1 ^ k0
-    c = splat<K>(high_word(p1) ^ (k1 + kWeyl1));                         // round 1: hi(M0 c0) ^ k1
-    d = splat<K>(low_word(p1) ^ (k1 + 2 * kWeyl1));                      // round 2: c3 ^ k1
+    const uint64_t q0 = mul_wide(draw, kMul1);                        // round 0: M1 c2
+    const uint32_t x0 = high_word(q0) ^ row ^ k0, x1 = low_word(q0);  //          new c0, c1
+    const uint64_t p1 = mul_wide(x0, kMul0);                          // round 1: M0 c0
+    a = splat<K>(word3 ^ k1);                                         // round 0: c3 ^ k1
+    b = splat<K>(x1 ^ (k0 + kWeyl0));                                 // round 1: c1 ^ k0
+    c = splat<K>(high_word(p1) ^ (k1 + kWeyl1));                      // round 1: hi(M0 c0) ^ k1
+    d = splat<K>(low_word(p1) ^ (k1 + 2 * kWeyl1));                   // round 2: c3 ^ k1
   }
 };
 
@@ -207,16 +208,16 @@ enum class Operand : uint32_t {
   kCount
 };
 inline constexpr const char* kOperandNames[] = {
-    "add",           "mul",         "input",       "weight",   "g_plus",          "g_minus",      "programming", "drift", "read",
-    "column_offset", "column_gain", "per_product", "per_step", "rounding_product", "rounding_sum", "spare"};
+    "add",  "mul",           "input",       "weight",      "g_plus",   "g_minus",          "programming",  "drift",
+    "read", "column_offset", "column_gain", "per_product", "per_step", "rounding_product", "rounding_sum", "spare"};
 static_assert(sizeof(kOperandNames) / sizeof(kOperandNames[0]) == static_cast<int>(Operand::kCount));
 static_assert(static_cast<int>(Operand::kCount) <= 256, "the operand has eight bits of counter word 3");
 
 NK_HD uint32_t counter_word3(uint32_t site, Operand operand) { return site << 8 | static_cast<uint32_t>(operand); }
 
 // ----------------------------------------------------------------------------------------------------------- kinds
-// A kind turns two words into two values of mean 0 and variance 1: words 0 and 1 of a block give its values 0 and 1, words 2
-// and 3 the others. W: lanes of 32-bit words, F: lanes of floats.
+// A kind turns two words into two values of mean 0 and variance 1: words 0 and 1 of a block give its values 0 and 1,
+// words 2 and 3 the others. W: lanes of 32-bit words, F: lanes of floats.
 
 // -2 ln u for u = (w / 2 + 1/2) 2^-31 in (0, 1], from the upper 31 bits of w. With u = 2^k (1 + f), f in [-1/3, 1/3]:
 // -2 ln(1 + f) = f (-2 + f q(f)), q minimax of degree 6, relative error 1.9e-7.
@@ -236,7 +237,8 @@ NK_HD F minus_two_log(W w) {
 }
 
 // Cosine and sine of a uniform angle: 30 bits place it in a quarter turn, (t + 1/2) pi/2 with t in [-1/2, 1/2), as
-// C(t^2) -+ t S(t^2), C and S minimax for cos and sin(pi t/2) / sqrt(2), error 2e-8 and 2e-9; the top two bits are the signs.
+// C(t^2) -+ t S(t^2), C and S minimax for cos and sin(pi t/2) / sqrt(2), error 2e-8 and 2e-9; the top two bits are the
+// signs.
 template <class F, class W>
 NK_HD void cos_sin(W w, F& cosine, F& sine) {
   const F t = mul_rn(int_to_float(w << 2), splat<F>(0x1p-32f));

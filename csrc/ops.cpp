@@ -1,5 +1,6 @@
-// The operators as torch sees them: schemas, every argument check that needs shapes, allocation, and the call of a kernel.
-// Stable ABI only. Autograd, fake, vmap and autocast rules stand beside the public functions, in noisykernels/ops.py.
+// The operators as torch sees them: schemas, every argument check that needs shapes, allocation, and the call of a
+// kernel. Stable ABI only. Autograd, fake, vmap and autocast rules stand beside the public functions, in
+// noisykernels/ops.py.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -89,9 +90,7 @@ torch::headeronly::MemoryFormat channels_last_format(int64_t dim) {
   return dim == 4 ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::ChannelsLast3d;
 }
 
-Tensor dense(const Tensor& t) {
-  return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
-}
+Tensor dense(const Tensor& t) { return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t); }
 
 // Uninitialised, by the C call: the dispatcher's way to an allocation takes longer than a small layer.
 Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, bool channels_last) {
@@ -104,10 +103,11 @@ Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, b
     stride *= std::max<int64_t>(1, shape[d]);
   }
   AtenTensorHandle handle = nullptr;
-  check_torch("empty", aoti_torch_empty_strided(
-      static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
+  check_torch("empty",
+              aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())),
+                                       device.index(), &handle));
   return Tensor(handle);
 }
 
@@ -117,11 +117,16 @@ Tensor empty_as(const Tensor& like, const Ints& shape, bool channels_last) {
 
 DType dtype_of(const char* op, const char* argument, const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default: break;
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      break;
   }
   NK_CHECK(false, op, ": ", argument, " must be float32, float64, bfloat16 or float16, got ",
            torch::headeronly::toString(t.scalar_type()));
@@ -165,7 +170,8 @@ void check_first_row(const char* op, int64_t first_row, int64_t rows) {
            " rows from it on must lie in [0, 2^32), got ", first_row);
 }
 
-// Noise parameters for an output whose rows are dimension 0 of `item`-shaped values, with the tensors that they point into.
+// Noise parameters for an output whose rows are dimension 0 of `item`-shaped values, with the tensors that they point
+// into.
 struct BoundNoise {
   NoiseParams params;
   bool shared = false;
@@ -187,13 +193,14 @@ struct BoundNoise {
     shared = a.shared;
     rows_in = batched ? clean[0] : 1;
     NK_CHECK(batched || params.D == 1, op, ": an unbatched value is one row and takes one draw, got ", params.D);
-    NK_CHECK(shared || params.D == 0 || rows_in % params.D == 0, op, ": dimension 0 holds draws x rows and must be a multiple of ",
-             params.D, " draws, got ", rows_in, " (shared=True gives every draw the same ", rows_in, " rows)");
+    NK_CHECK(shared || params.D == 0 || rows_in % params.D == 0, op,
+             ": dimension 0 holds draws x rows and must be a multiple of ", params.D, " draws, got ", rows_in,
+             " (shared=True gives every draw the same ", rows_in, " rows)");
     params.B = shared ? rows_in : (params.D == 0 ? 0 : rows_in / params.D);
     rows_out = params.D * params.B;
     NK_CHECK(shared || rows_out == rows_in, op, ": draws is empty but there are ", rows_in, " rows");
-    NK_CHECK(!a.rows || a.rows->numel() == params.B, op, ": rows must hold one id for each of ", params.B, " rows, got ",
-             a.rows->numel());
+    NK_CHECK(!a.rows || a.rows->numel() == params.B, op, ": rows must hold one id for each of ", params.B,
+             " rows, got ", a.rows->numel());
     if (!a.rows) check_first_row(op, a.first_row, params.B);
     const int64_t n = product(clean, batched ? 1 : 0);
     NK_CHECK((n + 3) / 4 <= (int64_t{1} << 32), op, ": a row of ", n, " elements exceeds the counter's 2^34");
@@ -221,8 +228,10 @@ struct BoundNoise {
     const int64_t item_dims = static_cast<int64_t>(clean.size()) - (batched ? 1 : 0);
     NK_CHECK(t->dim() == item_dims + 2, op, ": level `", name, "` must be 0-d or of rank ", item_dims + 2,
              " (draws, rows, then the value's other dimensions), got shape ", shape_text(*t));
-    NK_CHECK(t->size(0) == 1 || t->size(0) == params.D, op, ": level `", name, "` has ", t->size(0), " draws, expected 1 or ", params.D);
-    NK_CHECK(t->size(1) == 1 || t->size(1) == params.B, op, ": level `", name, "` has ", t->size(1), " rows, expected 1 or ", params.B);
+    NK_CHECK(t->size(0) == 1 || t->size(0) == params.D, op, ": level `", name, "` has ", t->size(0),
+             " draws, expected 1 or ", params.D);
+    NK_CHECK(t->size(1) == 1 || t->size(1) == params.B, op, ": level `", name, "` has ", t->size(1),
+             " rows, expected 1 or ", params.B);
     Ints full = {t->size(0) * t->size(1)};
     bool varies = false;
     for (int64_t d = 0; d < item_dims; ++d) {
@@ -235,7 +244,8 @@ struct BoundNoise {
     Ints own = {full[0]};
     for (int64_t d = 0; d < item_dims; ++d) own.push_back(t->size(d + 2));
     Tensor v = torch::stable::reshape(*t, torch::headeronly::IntHeaderOnlyArrayRef(own.data(), own.size()));
-    if (varies) v = call(op, "aten::expand", v, torch::headeronly::IntHeaderOnlyArrayRef(full.data(), full.size()), false);
+    if (varies)
+      v = call(op, "aten::expand", v, torch::headeronly::IntHeaderOnlyArrayRef(full.data(), full.size()), false);
     if (!wide) v = torch::stable::to(v, ScalarType::Float);
     v = torch::stable::contiguous(v, varies && channels_last ? channels_last_format(static_cast<int64_t>(full.size()))
                                                              : torch::headeronly::MemoryFormat::Contiguous);
@@ -251,7 +261,8 @@ struct BoundNoise {
 
 const cpu::Kernels& kernels() {
   const cpu::Kernels* k = cpu::current_level();
-  NK_CHECK(k != nullptr, "cpu: the environment variable NOISYKERNELS_CPU_LEVEL names a level that this build or machine lacks");
+  NK_CHECK(k != nullptr,
+           "cpu: the environment variable NOISYKERNELS_CPU_LEVEL names a level that this build or machine lacks");
   return *k;
 }
 
@@ -265,7 +276,8 @@ Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tensor& out
   e.n = noise.rows_in == 0 ? 0 : clean.numel() / noise.rows_in;
   e.shared = noise.shared;
   const bool channels_last = !clean.is_contiguous();
-  e.channels = channels_last && clean.numel() / std::max<int64_t>(1, clean.size(0) * clean.size(1)) > 1 ? clean.size(1) : 1;
+  e.channels =
+      channels_last && clean.numel() / std::max<int64_t>(1, clean.size(0) * clean.size(1)) > 1 ? clean.size(1) : 1;
   e.relu = relu;
   e.noise = noise.params;
   return e;
@@ -286,7 +298,8 @@ Tensor finish(const char* op, Tensor clean, bool ours, bool batched, bool relu, 
 
 // ------------------------------------------------------------------------------------------------------- operators
 
-Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand, int64_t draw, OptTensor rows, int64_t first_row) {
+Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand, int64_t draw, OptTensor rows,
+           int64_t first_row) {
   NK_CHECK(kind >= 0 && kind < Kinds::kSize, "eps: unknown kind of noise ", kind);
   NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), "eps: unknown operand ", operand);
   NK_CHECK(site >= 0 && site < (1 << 24), "eps: site must lie in [0, 2^24), got ", site);
@@ -298,7 +311,8 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
   e.noise.rows = ids("eps", "rows", rows, "B");
   e.noise.first_row = first_row;
   e.noise.B = shape.empty() ? 1 : shape[0];
-  NK_CHECK(!rows || rows->numel() == e.noise.B, "eps: rows must hold one id for each of ", e.noise.B, " rows, got ", rows->numel());
+  NK_CHECK(!rows || rows->numel() == e.noise.B, "eps: rows must hold one id for each of ", e.noise.B, " rows, got ",
+           rows->numel());
   if (!rows) check_first_row("eps", first_row, e.noise.B);
   e.noise.site = static_cast<uint32_t>(site);
   e.noise.operand = static_cast<Operand>(operand);
@@ -312,22 +326,24 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
   return out;
 }
 
-#define NK_NOISE_PARAMETERS                                                                                     \
+#define NK_NOISE_PARAMETERS                                                                                    \
   OptTensor add, OptTensor mul, Tensor seed, OptTensor draws, OptTensor rows, int64_t first_row, int64_t site, \
       int64_t mode, int64_t kind, bool shared
-#define NK_NOISE_ARGS NoiseArgs{add, mul, seed, draws, rows, first_row, site, mode, kind, shared}
+#define NK_NOISE_ARGS \
+  NoiseArgs { add, mul, seed, draws, rows, first_row, site, mode, kind, shared }
 
 Tensor perturb(Tensor x, NK_NOISE_PARAMETERS) { return finish("perturb", x, false, x.dim() > 0, false, NK_NOISE_ARGS); }
 
 // The library's single-precision product, found at run time; null if torch was built without one.
-using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
-                       const float*, const int*, const float*, float*, const int*);
+using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
+                       const int*, const float*, const int*, const float*, float*, const int*);
 Sgemm find_sgemm() {
   static const Sgemm sgemm = find_in_torch<Sgemm>("sgemm_");
   return sgemm;
 }
 
-// y[begin .. end) = noise(x W^T + b) by rows: one product for each thread's slab, then its noise while it is in the cache.
+// y[begin .. end) = noise(x W^T + b) by rows: one product for each thread's slab, then its noise while it is in the
+// cache.
 struct LinearSlabs {
   Sgemm sgemm;
   const cpu::Kernels* kernels;
@@ -340,7 +356,8 @@ struct LinearSlabs {
   static void run(void* self, int64_t begin, int64_t end) { static_cast<const LinearSlabs*>(self)->slab(begin, end); }
   void slab(int64_t begin, int64_t end) const {
     if (begin >= end) return;
-    const int m = static_cast<int>(N), n = static_cast<int>(end - begin), k = static_cast<int>(K), ld = static_cast<int>(ldw);
+    const int m = static_cast<int>(N), n = static_cast<int>(end - begin), k = static_cast<int>(K),
+              ld = static_cast<int>(ldw);
     const float one = 1, zero = 0;
     sgemm(&trans_w, "N", &m, &n, &k, &one, w, &ld, x + begin * K, &k, &zero, y + begin * N, &m);
     if (epilogue != nullptr) kernels->epilogue(*epilogue, begin * N, end * N);
@@ -354,9 +371,10 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
   NK_CHECK(weight.dim() == 2, op, ": weight must be [out_features, in_features], got shape ", shape_text(weight));
   check_same_dtype(op, x, weight, bias);
   const int64_t N = weight.size(0), K = weight.size(1);
-  NK_CHECK(x.size(x.dim() - 1) == K, op, ": input's last dimension must be ", K, " (weight ", shape_text(weight), "), got shape ",
-           shape_text(x));
-  NK_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == N), op, ": bias must be [", N, "], got shape ", bias ? shape_text(*bias) : "");
+  NK_CHECK(x.size(x.dim() - 1) == K, op, ": input's last dimension must be ", K, " (weight ", shape_text(weight),
+           "), got shape ", shape_text(x));
+  NK_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == N), op, ": bias must be [", N, "], got shape ",
+           bias ? shape_text(*bias) : "");
   const NoiseArgs args = NK_NOISE_ARGS;
   const bool batched = x.dim() > 1;
   const Sgemm sgemm = find_sgemm();
@@ -365,7 +383,8 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
     return finish(op, call(op, "aten::linear", x, weight, bias), true, batched, relu, args);
   }
   x = torch::stable::contiguous(x);
-  const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= K, by_columns = weight.stride(0) == 1 && weight.stride(1) >= N;
+  const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= K,
+             by_columns = weight.stride(0) == 1 && weight.stride(1) >= N;
   if (!by_rows && !by_columns) weight = torch::stable::contiguous(weight);
   if (bias) bias = torch::stable::contiguous(*bias);
 
@@ -380,11 +399,18 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
     e.bias = bias->data_ptr();
     e.bias_size = N;
   }
-  LinearSlabs slabs{sgemm, &kernels(), noise.shared ? nullptr : &e, static_cast<const float*>(x.data_ptr()),
-                    static_cast<const float*>(weight.data_ptr()), static_cast<float*>(clean.mutable_data_ptr()), K, N,
+  LinearSlabs slabs{sgemm,
+                    &kernels(),
+                    noise.shared ? nullptr : &e,
+                    static_cast<const float*>(x.data_ptr()),
+                    static_cast<const float*>(weight.data_ptr()),
+                    static_cast<float*>(clean.mutable_data_ptr()),
+                    K,
+                    N,
                     by_columns && !by_rows ? weight.stride(1) : std::max<int64_t>(weight.stride(0), K),
                     by_columns && !by_rows ? 'N' : 'T'};
-  // Rows of the flattened input; a short row of the output is drawn whole. A slab of a few rows does not fill the product.
+  // Rows of the flattened input; a short row of the output is drawn whole. A slab of a few rows does not fill the
+  // product.
   const int64_t grain = std::max<int64_t>(8, e.n / N);
   if (M < grain * threads()) {
     const Epilogue* whole = slabs.epilogue;
@@ -405,17 +431,19 @@ Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints pa
   dtype_of(op, "input", x);
   NK_CHECK(dims >= 1 && dims <= 3, op, ": weight must have 3 to 5 dimensions, got shape ", shape_text(weight));
   const bool batched = x.dim() == weight.dim();
-  NK_CHECK(batched || x.dim() == weight.dim() - 1, op, ": input must have ", weight.dim(), " dimensions (or one fewer, unbatched), got shape ",
-           shape_text(x));
+  NK_CHECK(batched || x.dim() == weight.dim() - 1, op, ": input must have ", weight.dim(),
+           " dimensions (or one fewer, unbatched), got shape ", shape_text(x));
   check_same_dtype(op, x, weight, bias);
   if (!batched) {
     Ints shape = shape_of(x);
     shape.insert(shape.begin(), 1);
     x = torch::stable::reshape(x, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()));
   }
-  Tensor clean = call(op, "aten::convolution", x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
+  Tensor clean =
+      call(op, "aten::convolution", x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
   if (!batched) {
-    NK_CHECK(!draws || draws->numel() == 1, op, ": an unbatched value is one row and takes one draw, got ", draws->numel());
+    NK_CHECK(!draws || draws->numel() == 1, op, ": an unbatched value is one row and takes one draw, got ",
+             draws->numel());
     clean = finish(op, clean, true, true, relu, NK_NOISE_ARGS);
     Ints shape = shape_of(clean);
     shape.erase(shape.begin());
@@ -436,18 +464,20 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
   const char* op = "perturb_relu_max_pool2d";
   const DType type = dtype_of(op, "input", x);
   NK_CHECK(x.dim() == 4, op, ": input must be [rows, channels, height, width], got shape ", shape_text(x));
-  NK_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, op, ": kernel_size, stride and padding must have two numbers, got ",
-           kernel.size(), ", ", stride.size(), " and ", padding.size());
+  NK_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, op,
+           ": kernel_size, stride and padding must have two numbers, got ", kernel.size(), ", ", stride.size(), " and ",
+           padding.size());
   PoolEpilogue pool;
   pool.kernel_h = kernel[0], pool.kernel_w = kernel[1];
   pool.stride_h = stride[0], pool.stride_w = stride[1];
   pool.pad_h = padding[0], pool.pad_w = padding[1];
   for (int i = 0; i < 2; ++i) {
-    NK_CHECK(kernel[i] > 0 && stride[i] > 0, op, ": kernel_size and stride must be positive, got ", kernel[i], " and ", stride[i]);
-    NK_CHECK(padding[i] >= 0 && 2 * padding[i] <= kernel[i], op, ": padding must lie between 0 and half the kernel_size ",
-             kernel[i], ", got ", padding[i]);
-    NK_CHECK(x.size(2 + i) + 2 * padding[i] >= kernel[i], op, ": the kernel of ", kernel[i], " is larger than the padded input of shape ",
-             shape_text(x));
+    NK_CHECK(kernel[i] > 0 && stride[i] > 0, op, ": kernel_size and stride must be positive, got ", kernel[i], " and ",
+             stride[i]);
+    NK_CHECK(padding[i] >= 0 && 2 * padding[i] <= kernel[i], op,
+             ": padding must lie between 0 and half the kernel_size ", kernel[i], ", got ", padding[i]);
+    NK_CHECK(x.size(2 + i) + 2 * padding[i] >= kernel[i], op, ": the kernel of ", kernel[i],
+             " is larger than the padded input of shape ", shape_text(x));
   }
   x = torch::stable::contiguous(x);
   pool.planes = x.size(1), pool.height = x.size(2), pool.width = x.size(3);
@@ -465,16 +495,20 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
 
 // ---------------------------------------------------------------------------------------------------- registration
 
-#define NK_NOISE_SCHEMA                                                                                       \
+#define NK_NOISE_SCHEMA                                                                                        \
   "Tensor? add, Tensor? mul, Tensor seed, Tensor? draws, Tensor? rows, SymInt first_row, int site, int mode, " \
   "int kind, bool shared) -> Tensor"
 
 STABLE_TORCH_LIBRARY(noisykernels, m) {
-  m.def("eps(SymInt[] shape, int kind, Tensor seed, int site, int operand, SymInt draw, Tensor? rows, SymInt first_row) -> Tensor");
+  m.def(
+      "eps(SymInt[] shape, int kind, Tensor seed, int site, int operand, SymInt draw, Tensor? rows, SymInt first_row) "
+      "-> Tensor");
   m.def("perturb(Tensor x, " NK_NOISE_SCHEMA);
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu, " NK_NOISE_SCHEMA);
-  m.def("convolution(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, bool transposed, "
-        "int[] output_padding, int groups, bool relu, " NK_NOISE_SCHEMA);
+  m.def(
+      "convolution(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, bool "
+      "transposed, "
+      "int[] output_padding, int groups, bool relu, " NK_NOISE_SCHEMA);
   m.def("matmul(Tensor a, Tensor b, " NK_NOISE_SCHEMA);
   m.def("perturb_relu_max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, " NK_NOISE_SCHEMA);
 }

@@ -50,9 +50,7 @@ def parser() -> argparse.ArgumentParser:
         description="How much noise can each layer of a trained network take?",
         epilog="example: python -m noisykernels walk --model lenet5-bn --data fashion-mnist",
     )
-    commands = top.add_subparsers(
-        dest="command", required=True, metavar="walk | train | sites | info"
-    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="walk | train | sites | info")
 
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
@@ -67,9 +65,7 @@ def parser() -> argparse.ArgumentParser:
         choices=sorted(datasets.DATASETS),
         help="data set (default: %(default)s)",
     )
-    shared.add_argument(
-        "--root", type=Path, help="folder of the data sets (default: system, then cache)"
-    )
+    shared.add_argument("--root", type=Path, help="folder of the data sets (default: system, then cache)")
     shared.add_argument("--cache", type=Path, help="folder of trained checkpoints")
     shared.add_argument(
         "--epochs",
@@ -77,13 +73,9 @@ def parser() -> argparse.ArgumentParser:
         default=3,
         help="epochs of training, if not cached (default: %(default)s)",
     )
-    shared.add_argument(
-        "--train-seed", type=int, default=0, help="seed of the training (default: %(default)s)"
-    )
+    shared.add_argument("--train-seed", type=int, default=0, help="seed of the training (default: %(default)s)")
     shared.add_argument("--threads", type=int, help="threads of torch (default: as torch is set)")
-    shared.add_argument(
-        "--json", action="store_true", help="machine-readable output on standard output"
-    )
+    shared.add_argument("--json", action="store_true", help="machine-readable output on standard output")
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
 
     walk = commands.add_parser("walk", parents=[shared], help="midpoint noise level of each site")
@@ -99,9 +91,7 @@ def parser() -> argparse.ArgumentParser:
         default=0.5,
         help="additive share of mixed noise (default: %(default)s)",
     )
-    walk.add_argument(
-        "--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise"
-    )
+    walk.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
     walk.add_argument(
         "--kind",
         default="gaussian",
@@ -114,22 +104,12 @@ def parser() -> argparse.ArgumentParser:
         default=numbers("log:0.01:1000:13"),
         help="0.1,1 | log:a:b:n | lin:a:b:n",
     )
-    walk.add_argument(
-        "--draws", type=int, default=3, help="draws of each level (default: %(default)s)"
-    )
+    walk.add_argument("--draws", type=int, default=3, help="draws of each level (default: %(default)s)")
     walk.add_argument("--rows", type=int, help="first so many test images (default: all)")
-    walk.add_argument(
-        "--seed", type=int, default=0, help="seed of the noise (default: %(default)s)"
-    )
-    walk.add_argument(
-        "--sites", nargs="+", help="names, patterns or indices of sites (default: all)"
-    )
-    walk.add_argument(
-        "--batch-rows", type=int, default=500, help="rows of a pass (default: %(default)s)"
-    )
-    walk.add_argument(
-        "--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)"
-    )
+    walk.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    walk.add_argument("--sites", nargs="+", help="names, patterns or indices of sites (default: all)")
+    walk.add_argument("--batch-rows", type=int, default=500, help="rows of a pass (default: %(default)s)")
+    walk.add_argument("--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)")
     walk.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
     walk.add_argument("--out", type=Path, help="write the study (JSON) to this file")
 
@@ -208,14 +188,9 @@ def run_train(args: argparse.Namespace) -> Any:
 def run_sites(args: argparse.Namespace) -> Any:
     """Lists the sites of an untrained network."""
     about = datasets.info(args.data)
-    found = nk.sites(
-        models.build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape)
-    )
+    found = nk.sites(models.build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
     if args.json:
-        return [
-            {"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]}
-            for s in found
-        ]
+        return [{"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]} for s in found]
     for s in found:
         print(f"{s.index:3d}  {s.name:24s} {' x '.join(map(str, s.shape[1:])):>14s}  id {s.id}")
     return None

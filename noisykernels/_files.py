@@ -99,7 +99,5 @@ def download_file(url: str, path: Path, sha256: str) -> Path:
         if size and received != size:
             raise OSError(f"connection lost after {received} of {size} bytes")
         if digest.hexdigest() != sha256:
-            raise ChecksumError(
-                f"{url}: expected SHA-256 {sha256}, got {digest.hexdigest()}; nothing was kept"
-            )
+            raise ChecksumError(f"{url}: expected SHA-256 {sha256}, got {digest.hexdigest()}; nothing was kept")
     return path

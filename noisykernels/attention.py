@@ -48,9 +48,7 @@ def multi_head_attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """As torch's, with sites `linear#0..2` (q, k, v), `attention#0` and `linear#3` (output)."""
     if static_k is not None or static_v is not None:
-        raise RuntimeError(
-            "attention with static_k or static_v cannot have noise: project them before"
-        )
+        raise RuntimeError("attention with static_k or static_v cannot have noise: project them before")
     if is_causal and attn_mask is None:
         raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
     batched = query.dim() == 3

@@ -15,9 +15,7 @@ __all__ = ["Augment", "augmentation", "crop_flip"]
 Augment = Callable[[Tensor, Generator], Tensor]
 
 
-def crop_flip(
-    x: Tensor, generator: Generator, *, pad: int = 4, fill: tuple[float, ...] = (0.0,)
-) -> Tensor:
+def crop_flip(x: Tensor, generator: Generator, *, pad: int = 4, fill: tuple[float, ...] = (0.0,)) -> Tensor:
     """Shift each image by up to `pad` pixels each way, and mirror every second one left to right.
 
     Args:

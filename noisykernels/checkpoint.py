@@ -85,9 +85,7 @@ def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[di
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {_FORMAT}; {advice}")
     if content.get("settings") != dict(settings):
-        raise CheckpointError(
-            f"{path}: expected settings {dict(settings)}, got {content.get('settings')}; {advice}"
-        )
+        raise CheckpointError(f"{path}: expected settings {dict(settings)}, got {content.get('settings')}; {advice}")
     try:
         model.load_state_dict(content["state_dict"])
         return [dict(record) for record in content["history"]]

@@ -83,13 +83,9 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 #: Every data set that `load` knows, by name.
 DATASETS: Mapping[str, DataInfo] = MappingProxyType(
     {
-        "fashion-mnist": DataInfo(
-            "fashion-mnist", (1, 28, 28), 10, (0.5,), (0.5,), augment="crop-flip"
-        ),
+        "fashion-mnist": DataInfo("fashion-mnist", (1, 28, 28), 10, (0.5,), (0.5,), augment="crop-flip"),
         "mnist": DataInfo("mnist", (1, 28, 28), 10, (0.0,), (1.0,)),
-        "cifar10": DataInfo(
-            "cifar10", (3, 32, 32), 10, _CIFAR_MEAN, _CIFAR_STD, augment="crop-flip"
-        ),
+        "cifar10": DataInfo("cifar10", (3, 32, 32), 10, _CIFAR_MEAN, _CIFAR_STD, augment="crop-flip"),
         "digits": DataInfo("digits", (1, 8, 8), 10, (0.0,), (1.0,), scale=16.0),
     }
 )
@@ -247,9 +243,7 @@ def _idx(path: Path, dimensions: int) -> Bytes:
         raise CorruptData(f"{path}: not a whole gzip file ({error}); delete it") from error
     head = 4 + 4 * dimensions
     if len(raw) < head or raw[:4] != bytes((0, 0, 8, dimensions)):
-        raise CorruptData(
-            f"{path}: expected an idx file of bytes of rank {dimensions}, got {raw[:4].hex()!r}"
-        )
+        raise CorruptData(f"{path}: expected an idx file of bytes of rank {dimensions}, got {raw[:4].hex()!r}")
     shape = [int(n) for n in np.frombuffer(raw, ">u4", dimensions, 4)]
     if (size := len(raw) - head) != math.prod(shape):
         raise CorruptData(f"{path}: expected {math.prod(shape)} values for {shape}, got {size}")

@@ -190,9 +190,7 @@ def _clean(model: nn.Module, batches: list[Batch]) -> tuple[int, int]:
     return correct, classes
 
 
-def _hits(
-    model: nn.Module, batches: list[Batch], draws: list[int], draws_per_pass: int, seed: int
-) -> list[int]:
+def _hits(model: nn.Module, batches: list[Batch], draws: list[int], draws_per_pass: int, seed: int) -> list[int]:
     """Correct predictions of each draw, with the noise that the model's state holds."""
     counts: list[int] = []
     for first in range(0, len(draws), draws_per_pass):
@@ -214,9 +212,7 @@ def _levels(levels: Sequence[float] | Tensor) -> list[float]:
     if not isinstance(values, list) or not all(isinstance(v, float) for v in values):
         raise ValueError(f"walk: levels must be a list of numbers, got {levels!r}")
     if not values or not all(math.isfinite(v) and v >= 0 for v in values):
-        raise ValueError(
-            f"walk: levels must be finite, not negative, and at least one, got {values}"
-        )
+        raise ValueError(f"walk: levels must be finite, not negative, and at least one, got {values}")
     if len(set(values)) != len(values):
         raise ValueError(f"walk: levels must differ from each other, got {values}")
     return values
@@ -254,15 +250,8 @@ def _in_memory(data: Data, rows: Tensor | Sequence[int] | None) -> tuple[Tensor,
             batches = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in data]
             inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"walk: data must be (inputs, labels) or an iterable of such batches: {error}"
-            ) from error
-    if (
-        labels.dim() != 1
-        or labels.is_floating_point()
-        or inputs.dim() == 0
-        or not len(inputs) == len(labels) > 0
-    ):
+            raise ValueError(f"walk: data must be (inputs, labels) or an iterable of such batches: {error}") from error
+    if labels.dim() != 1 or labels.is_floating_point() or inputs.dim() == 0 or not len(inputs) == len(labels) > 0:
         raise ValueError(
             "walk: data must be inputs (rows, ...) and whole-number labels (rows), not empty, "
             f"got {list(inputs.shape)} and {labels.dtype} {list(labels.shape)}"
@@ -270,9 +259,7 @@ def _in_memory(data: Data, rows: Tensor | Sequence[int] | None) -> tuple[Tensor,
     ids = ids_tensor("walk", "rows", rows, torch.device("cpu"))
     ids = torch.arange(len(labels)) if ids is None else ids
     if len(ids) != len(labels):
-        raise ValueError(
-            f"walk: rows must hold one id for each of {len(labels)} rows, got {len(ids)}"
-        )
+        raise ValueError(f"walk: rows must hold one id for each of {len(labels)} rows, got {len(ids)}")
     return inputs, labels, ids
 
 
@@ -310,9 +297,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(
-    wanted: bool | Callable[[int, int], object], total: int
-) -> Iterator[Callable[[], object]]:
+def _progress(wanted: bool | Callable[[int, int], object], total: int) -> Iterator[Callable[[], object]]:
     """A function to call after each step: nothing, a caller's (done, total), or a bar."""
     done = 0
 

@@ -240,9 +240,7 @@ def _checked(
     return level[order], acc[order], n[order]
 
 
-def _least_squares(
-    t: Floats, curves: Floats, w: Floats, clean: float, lo: Floats
-) -> tuple[Floats, Floats, Floats]:
+def _least_squares(t: Floats, curves: Floats, w: Floats, clean: float, lo: Floats) -> tuple[Floats, Floats, Floats]:
     """t_mid, k, lo of the best logistic for each curve [B, level]; lo nan: fitted in [0, clean].
 
     A grid over (t_mid, log k), then a window that shrinks around the best point. For 1,000

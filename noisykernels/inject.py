@@ -128,9 +128,7 @@ class inject:
 def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
     for n in noise.values() if isinstance(noise, dict) else (noise,):
         if n is not None and not isinstance(n, Noise):
-            raise TypeError(
-                f"inject: noise must be a Noise, a dict of them or None, got {type(n).__name__}"
-            )
+            raise TypeError(f"inject: noise must be a Noise, a dict of them or None, got {type(n).__name__}")
     if isinstance(noise, dict) and where is not None:
         raise ValueError("inject: a dict of noises says where they enter; leave out where=")
     for w in where if isinstance(where, list | tuple) else (where,):
@@ -148,20 +146,14 @@ def _check_model(model: nn.Module) -> None:
     """Refuses what is injected already, and what would run without showing its operations."""
     for path, module in model.named_modules():
         part = f"its part {path!r}" if path else "the model"
-        if isinstance(module, Injected) or any(
-            isinstance(h, Enter) for h in module._forward_pre_hooks.values()
-        ):
+        if isinstance(module, Injected) or any(isinstance(h, Enter) for h in module._forward_pre_hooks.values()):
             raise ValueError(f"inject: {part} is injected already; remove() it first")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"inject: {part} is TorchScript, whose operations cannot be seen")
     if "forward" in model.__dict__:
-        raise ValueError(
-            "inject: the model's forward was replaced on the object; replace it on its class"
-        )
+        raise ValueError("inject: the model's forward was replaced on the object; replace it on its class")
     if isinstance(model, LazyModuleMixin) and model.has_uninitialized_params():
-        raise ValueError(
-            "inject: the model is a lazy layer, which changes its class: run it once before"
-        )
+        raise ValueError("inject: the model is a lazy layer, which changes its class: run it once before")
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:
@@ -266,9 +258,7 @@ def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
     if example_input is None:
         known = state_of(target).traced if isinstance(target, Injected) else []
         if not known:
-            raise ValueError(
-                "sites: the sites are found by running the model: give an example_input"
-            )
+            raise ValueError("sites: the sites are found by running the model: give an example_input")
         return list(known)
     if isinstance(target, Injected):
         return trace(target, example_input)

@@ -31,9 +31,7 @@ class NoiseState(nn.Module):
     draws: Tensor | None
     rows: Tensor | None
 
-    def __init__(
-        self, placement: Placement, parameters: tuple[str, ...], draws_noise: bool
-    ) -> None:
+    def __init__(self, placement: Placement, parameters: tuple[str, ...], draws_noise: bool) -> None:
         super().__init__()
         self.placement = placement
         self.parameters_of_forward = parameters
@@ -41,9 +39,7 @@ class NoiseState(nn.Module):
         self.site_ids: dict[str, int] = {}
         self.row_dims: dict[str, int | None] = {}  # of the traced sites
         self.traced: list[Site] = []
-        self.carriers: dict[str | int, bool] | None = (
-            None  # which arguments carry the rows, if traced
-        )
+        self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
         for name in ("seed", "draws", "rows"):
             self.register_buffer(name, None, persistent=False)
 

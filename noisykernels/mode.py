@@ -114,9 +114,7 @@ def leave_module(path: str) -> None:
         handle_torch_function(leave_module, (), path)
 
 
-def draw_layer(
-    op: Callable[..., Tensor], kind: str, noise: Noise, x: Tensor, *args: Any, **kwargs: Any
-) -> Tensor:
+def draw_layer(op: Callable[..., Tensor], kind: str, noise: Noise, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A noisy layer's operation: a site of the model that runs, or alone, with a fresh seed."""
     if torch._C._is_torch_function_mode_enabled():
         return handle_torch_function(draw_layer, (x,), op, kind, noise, x, *args, **kwargs)
@@ -176,25 +174,17 @@ class SiteMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (
-            torch.compiler.is_compiling() and not self.compiled
-        ):  # names would get lost: run it as it is
-            raise RuntimeError(
-                "a part of an injected model cannot be compiled, only the whole model"
-            )
+        if torch.compiler.is_compiling() and not self.compiled:  # names would get lost: run it as it is
+            raise RuntimeError("a part of an injected model cannot be compiled, only the whole model")
         if func is enter_module:
             self.modules.append(args)
             return None
         if func is leave_module:
-            if (
-                self.modules[-1][0] == args[0]
-            ):  # not so if a hook raised before the module was entered
+            if self.modules[-1][0] == args[0]:  # not so if a hook raised before the module was entered
                 self.modules.pop()
             return None
         if func is enter_model:
-            raise RuntimeError(
-                "an injected model runs within the forward of another: remove one of the two"
-            )
+            raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
         if func is draw_layer:
             return self._layer(*args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -217,9 +207,7 @@ class SiteMode(TorchFunctionMode):
         """The placement's noise at a site of the module that runs now."""
         return self.placement.at(name, self.modules[-1][1])
 
-    def site(
-        self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None
-    ) -> Any:
+    def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
         """One call of an operation that makes a site."""
         name = self.name(kind)
         noise = self.noise_at(name)
@@ -232,27 +220,19 @@ class SiteMode(TorchFunctionMode):
         if (out := kwargs.get("out")) is not None:
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}
             return out.copy_(self.at(name, noise, func(*args, **kwargs), row_dim))
-        if _in_place(
-            func, args, kwargs
-        ):  # autograd may keep the noiseless value, so that gets memory of its own
+        if _in_place(func, args, kwargs):  # autograd may keep the noiseless value, so that gets memory of its own
             target = args[0] if args else kwargs.pop("input")
-            return target.copy_(
-                self.at(name, noise, func(target.clone(), *args[1:], **kwargs), row_dim)
-            )
+            return target.copy_(self.at(name, noise, func(target.clone(), *args[1:], **kwargs), row_dim))
         if kind in _CONTRACTIONS and noise is not None and self.record is None and row_dim is None:
             fused = self._fused(name, _CONTRACTIONS[kind], noise, args, kwargs)
             if fused is not None:
                 return fused
         out = func(*args, **kwargs)
-        if isinstance(
-            out, tuple
-        ):  # the noise is on the first: not on indices, not on a cell's memory
+        if isinstance(out, tuple):  # the noise is on the first: not on indices, not on a cell's memory
             return (self.at(name, noise, out[0], row_dim), *out[1:])
         return self.at(name, noise, out, row_dim)
 
-    def at(
-        self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None
-    ) -> Tensor:
+    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """The noisy value at a site. `row_dim` overrides what is known of the site's rows."""
         if self.record is not None:
             self.record.append((name, tuple(clean.shape)))
@@ -260,11 +240,7 @@ class SiteMode(TorchFunctionMode):
         if noise is None or not clean.is_floating_point():
             return clean
         dim = self._row_dim(name) if row_dim is None else row_dim
-        if (
-            dim is None
-            or not -clean.dim() <= dim < clean.dim()
-            or clean.shape[dim] != self.key.batch
-        ):
+        if dim is None or not -clean.dim() <= dim < clean.dim() or clean.shape[dim] != self.key.batch:
             raise RuntimeError(self._no_rows(name, clean))
         if dim == 0:
             return self._noisy(name, noise, clean)
@@ -278,9 +254,7 @@ class SiteMode(TorchFunctionMode):
         draws = key.pop("draws")
         if draws is None:
             draws = torch.zeros(1, dtype=torch.int64, device=value.device)
-        parts = [
-            ops.perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)
-        ]
+        parts = [ops.perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)]
         return torch.stack(parts).mean(0)
 
     def _levels(self, name: str, noise: Noise, item_size: int) -> tuple[Noise, int]:
@@ -302,8 +276,7 @@ class SiteMode(TorchFunctionMode):
             number = hashed_id(name)
             if number in self.ids.values():
                 raise RuntimeError(
-                    f"site {name!r} has the same number as another; "
-                    "give inject() an example_input, which settles it"
+                    f"site {name!r} has the same number as another; give inject() an example_input, which settles it"
                 )
             if not torch.compiler.is_compiling():  # a graph would be guarded on the table
                 self.ids[name] = number
@@ -345,9 +318,7 @@ class SiteMode(TorchFunctionMode):
 
     def _recurrent(self, name: str, noise: Noise | None, func: Any, args: Any, kwargs: Any) -> Any:
         """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""
-        if not isinstance(
-            args[3], bool
-        ):  # packed: (input, batch_sizes, ...), not (input, state, ...)
+        if not isinstance(args[3], bool):  # packed: (input, batch_sizes, ...), not (input, state, ...)
             if self.record is not None:
                 return func(*args, **kwargs)
             raise RuntimeError(

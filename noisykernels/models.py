@@ -96,12 +96,8 @@ class LeNet5(_Chain):
         torch.Size([2, 10])
     """
 
-    def __init__(
-        self, in_channels: int = 1, size: int = 28, classes: int = 10, *, norm: bool = False
-    ) -> None:
-        side = (
-            (size - 4) // 2 - 4
-        ) // 2  # a convolution takes 4 pixels, a pooling half of the rest
+    def __init__(self, in_channels: int = 1, size: int = 28, classes: int = 10, *, norm: bool = False) -> None:
+        side = ((size - 4) // 2 - 4) // 2  # a convolution takes 4 pixels, a pooling half of the rest
         if side < 1:
             raise ValueError(f"LeNet5: size: expected at least 16 pixels a side, got {size}")
         layers: dict[str, nn.Module] = {}

@@ -44,9 +44,7 @@ class NoisyLayer:
         **kwargs: Any,
     ) -> None:
         if noise is not None and not isinstance(noise, Noise):
-            raise TypeError(
-                f"{type(self).__name__}: noise must be a Noise or None, got {type(noise).__name__}"
-            )
+            raise TypeError(f"{type(self).__name__}: noise must be a Noise or None, got {type(noise).__name__}")
         super().__init__(*args, **kwargs)
         self.noise, self.in_training, self.in_eval = noise, in_training, in_eval
 
@@ -72,18 +70,12 @@ class NoiseSite(NoisyLayer, nn.Module):
         NoiseSite(noise=Noise(add=0.1))
     """
 
-    def __init__(
-        self, noise: Noise | None = None, *, in_training: bool = True, in_eval: bool = True
-    ) -> None:
+    def __init__(self, noise: Noise | None = None, *, in_training: bool = True, in_eval: bool = True) -> None:
         super().__init__(noise=noise, in_training=in_training, in_eval=in_eval)
 
     def forward(self, x: Tensor) -> Tensor:
         """x with noise, of the same shape."""
-        return (
-            draw_layer(_perturb, "noise", self.noise, x)
-            if self.noisy and self.noise is not None
-            else x
-        )
+        return draw_layer(_perturb, "noise", self.noise, x) if self.noisy and self.noise is not None else x
 
 
 def _perturb(x: Tensor, *, noise: Noise, **key: Any) -> Tensor:

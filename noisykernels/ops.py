@@ -362,7 +362,9 @@ def convolution(
     if weight.dim() != dims + 2:
         raise ValueError(f"{name}: weight must have {dims + 2} dimensions, got shape {list(weight.shape)}")
     stride_, dilation_ = _ints(name, "stride", stride, dims), _ints(name, "dilation", dilation, dims)
-    total = padding if transposed else _same_padding(padding, weight, stride_, dilation_, dims, name)
+    if transposed and isinstance(padding, str):
+        raise ValueError(f"{name}: padding must be a number or {dims} numbers, got {padding!r}")
+    total = _same_padding(padding, weight, stride_, dilation_, dims, name)
     padding_ = _ints(name, "padding", total, dims)
     if padding == "same":
         if any(p % 2 for p in padding_):  # torch pads the far side by one more

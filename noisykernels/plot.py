@@ -70,9 +70,7 @@ def short_names(sites: Sequence[str]) -> list[str]:
     return [n if short.count(n) == 1 else s for n, s in zip(short, sites, strict=True)]
 
 
-def plot_curves(
-    study: Study, ax: Any = None, sites: Iterable[str | int] | None = None, *, legend: bool = True
-) -> Any:
+def plot_curves(study: Study, ax: Any = None, sites: Iterable[str | int] | None = None, *, legend: bool = True) -> Any:
     """Accuracy against noise level, one line per site with its 95 % band.
 
     Colour follows execution order (dark to light), the marker the kind of operation.
@@ -129,9 +127,7 @@ def plot_curves(
     return ax
 
 
-def plot_profile(
-    study: Study, ax: Any = None, *, floor: float | Literal["free"] | None = None
-) -> Any:
+def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"] | None = None) -> Any:
     """Midpoint noise level of every site in execution order, with its 95 % interval.
 
     A site that never falls half-way is an arrow up from the largest level it surely stands; one
@@ -214,9 +210,7 @@ def plot_study(
     """
     if axes is None:
         pyplot = optional("matplotlib.pyplot", "plot")
-        _, axes = pyplot.subplots(
-            1, 2, figsize=(12, 5), layout="constrained", gridspec_kw={"width_ratios": (1.25, 1)}
-        )
+        _, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained", gridspec_kw={"width_ratios": (1.25, 1)})
     if len(axes) != 2:
         raise ValueError(f"axes: expected two, got {len(axes)}")
     plot_curves(study, axes[0], sites)

@@ -143,9 +143,7 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike, rounds: int = 10) -> 
     return np.stack(np.broadcast_arrays(c0, c1, c2, c3), -1).astype(np.uint32)
 
 
-def counters(
-    site: int, operand: str, draw: npt.ArrayLike, row: npt.ArrayLike, block: npt.ArrayLike
-) -> Words:
+def counters(site: int, operand: str, draw: npt.ArrayLike, row: npt.ArrayLike, block: npt.ArrayLike) -> Words:
     """Counters [..., 4] of blocks of four elements: block, row, draw, site << 8 | operand."""
     last = site << 8 | OPERANDS.index(operand)
     fields = {"block": block, "row": row, "draw": draw, "site": last}
@@ -353,9 +351,7 @@ def perturb(
     def draw_eps(operand: str) -> Reals:
         of_draw = functools.partial(eps, (batch, *item), kind=noise.kind, seed=seed, site=site)
         row_ids = None if rows is None else np.asarray(rows)
-        draws_eps = [
-            of_draw(operand=operand, draw=d, rows=row_ids, first_row=first_row) for d in ids
-        ]
+        draws_eps = [of_draw(operand=operand, draw=d, rows=row_ids, first_row=first_row) for d in ids]
         return np.stack(draws_eps).astype(value.dtype)
 
     with np.errstate(all="ignore"):

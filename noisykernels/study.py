@@ -112,9 +112,7 @@ class Study:
             for site, index, levels, accuracy, rows in self._cells()
         ]  # fmt: skip
 
-    def midpoints(
-        self, floor: float | Literal["free"] | None = None, confidence: float = 0.95
-    ) -> list[Midpoint]:
+    def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]:
         """Midpoint noise level of each site; see `fit.fit_midpoint`.
 
         Args:
@@ -157,9 +155,7 @@ class Study:
             "half-way",
             "status",
         ]
-        lines = [head] + [
-            [str(p.site_index), p.site, f"{p.floor:.3f}", *_cells_of(p)] for p in every
-        ]
+        lines = [head] + [[str(p.site_index), p.site, f"{p.floor:.3f}", *_cells_of(p)] for p in every]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         left = (1, 6)
         text = [
@@ -209,9 +205,7 @@ class Study:
         }
         places = {name: {v: i for i, v in enumerate(values)} for name, values in keys.items()}
         shape = tuple(len(v) for v in keys.values())
-        data: dict[str, Any] = {
-            name: np.full(shape, np.nan) for name in ("rows", "correct", "accuracy", "low", "high")
-        }
+        data: dict[str, Any] = {name: np.full(shape, np.nan) for name in ("rows", "correct", "accuracy", "low", "high")}
         data["status"] = np.full(shape, "", dtype=object)
         for r in self.records:
             at = tuple(places[name][getattr(r, name)] for name in keys)
@@ -264,8 +258,7 @@ class Study:
             raise StudyFileError(f'{path}: not a study file (no "format": "{FORMAT}")')
         if content.get("version") != FORMAT_VERSION:
             raise StudyFileError(
-                f"{path}: format version {content.get('version')!r}; "
-                f"this release reads version {FORMAT_VERSION}"
+                f"{path}: format version {content.get('version')!r}; this release reads version {FORMAT_VERSION}"
             )
         body = {k: v for k, v in content.items() if k not in ("format", "version", "sha256")}
         if content.get("sha256") != _digest(body):

@@ -46,8 +46,7 @@ def trace(model: nn.Module, example_input: Any) -> list[Site]:
         small, large = _record(model, args, kwargs), _record(model, more, more_kwargs)
     if [name for name, _ in small] != [name for name, _ in large]:
         raise ValueError(
-            "sites: the model calls other operations for another number of rows, "
-            "so its sites have no fixed names"
+            "sites: the model calls other operations for another number of rows, so its sites have no fixed names"
         )
     ids = site_ids(name for name, _ in small)
     found: list[Site] = []
@@ -56,10 +55,7 @@ def trace(model: nn.Module, example_input: Any) -> list[Site]:
         if kind != "input" or row_dim is not None:  # an argument without rows is no site
             found.append(Site(name, len(found), ids[name], kind, a, row_dim))
     names = state.parameters_of_forward
-    given = {
-        names[i] if i < len(names) else i: (a, b)
-        for i, (a, b) in enumerate(zip(args, more, strict=True))
-    }
+    given = {names[i] if i < len(names) else i: (a, b) for i, (a, b) in enumerate(zip(args, more, strict=True))}
     given |= {n: (a, more_kwargs[n]) for n, a in kwargs.items()}
     state.carriers = {n: a is not b for n, (a, b) in given.items()}
     state.site_ids = {site.name: site.id for site in found}
@@ -99,9 +95,7 @@ def _grown(a: tuple[int, ...], b: tuple[int, ...], rows: int) -> int | None:
     return dims[0] if len(dims) == 1 and (a[dims[0]], b[dims[0]]) == (rows, rows + 1) else None
 
 
-def refuse_unmatched(
-    model: nn.Module, placement: Placement, traced: list[Site] | None = None
-) -> None:
+def refuse_unmatched(model: nn.Module, placement: Placement, traced: list[Site] | None = None) -> None:
     """A pattern that can choose no site is a mistake; untraced, any operation may be called."""
     patterns = placement.patterns()
     if traced is not None:
@@ -115,14 +109,8 @@ def refuse_unmatched(
         patterns = [p.partition("#")[0] for p in patterns]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
-            known = (
-                names
-                if traced is not None
-                else ["input", *(p for p, _ in model.named_modules() if p)]
-            )
-            raise ValueError(
-                f"inject: {pattern!r} matches no site; the model has {', '.join(known)}"
-            )
+            known = names if traced is not None else ["input", *(p for p, _ in model.named_modules() if p)]
+            raise ValueError(f"inject: {pattern!r} matches no site; the model has {', '.join(known)}")
 
 
 def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:

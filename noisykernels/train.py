@@ -293,13 +293,10 @@ def _check(data: Data) -> None:
     """Refuse data that is empty or does not fit together."""
     inputs, labels = data
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(
-            f"labels: expected int64 of shape (N,), got {labels.dtype} of {tuple(labels.shape)}"
-        )
+        raise ValueError(f"labels: expected int64 of shape (N,), got {labels.dtype} of {tuple(labels.shape)}")
     if len(inputs) != len(labels) or len(labels) == 0:
         raise ValueError(
-            f"data: expected as many inputs as labels and at least one, "
-            f"got {len(inputs)} and {len(labels)}"
+            f"data: expected as many inputs as labels and at least one, got {len(inputs)} and {len(labels)}"
         )
 
 

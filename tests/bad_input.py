@@ -35,9 +35,7 @@ def net() -> nn.Sequential:
 X, Y = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64)
 
 
-def injected(
-    x: Tensor = X, noise: object = NOISE, where: object = None, **options: object
-) -> object:
+def injected(x: Tensor = X, noise: object = NOISE, where: object = None, **options: object) -> object:
     model = options.pop("model", None) or net()
     with nk.inject(model, noise, where, **options):
         return model(x)
@@ -329,9 +327,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ),
         (
             "ratio outside [0, 1]",
-            lambda f: cli(
-                "walk", "--noise", "mixed", "--ratio", 2, "--epochs", 0, "--quiet", "--cache", f
-            ),
+            lambda f: cli("walk", "--noise", "mixed", "--ratio", 2, "--epochs", 0, "--quiet", "--cache", f),
             SystemExit,
         ),
         (
@@ -351,9 +347,7 @@ def attempt(action: Action) -> BaseException:
         except (SystemExit, Exception) as error:
             message = str(error).replace(name, "FOLDER")
             message = re.sub(r"^\w+, \S+\.cpp:\d+, ", "", message)  # where in the C++ source
-            message = re.sub(
-                r"\(Weights only.*\)", "(...)", message, flags=re.DOTALL
-            )  # torch's words
+            message = re.sub(r"\(Weights only.*\)", "(...)", message, flags=re.DOTALL)  # torch's words
             return type(error)(message)
     raise AssertionError("no error")
 

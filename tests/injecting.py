@@ -53,6 +53,4 @@ def run(model: nn.Module, x, where=None, noise=NOISE, seed=SEED, draws=None, row
 def oracle(value: Tensor, name: str, dim: int = 0, **ids) -> Tensor:
     """The noisy value at a site of which dimension `dim` counts rows."""
     rows_first = value.detach().movedim(dim, 0)
-    return reference.perturb(rows_first, NOISE, seed=SEED, site=hashed_id(name), **ids).movedim(
-        0, dim
-    )
+    return reference.perturb(rows_first, NOISE, seed=SEED, site=hashed_id(name), **ids).movedim(0, dim)

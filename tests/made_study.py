@@ -31,9 +31,7 @@ def made_study(
     levels = np.logspace(-2, 4, 13) if levels is None else np.asarray(levels, float)
     records = []
     for i, (site, mid) in enumerate(zip(SITES, midpoints, strict=False)):
-        p = FLOOR + (CLEAN - FLOOR) / (
-            1 + (np.maximum(levels, 1e-300) / mid) ** (slope / np.log(10))
-        )
+        p = FLOOR + (CLEAN - FLOOR) / (1 + (np.maximum(levels, 1e-300) / mid) ** (slope / np.log(10)))
         for level, q in zip(levels, p, strict=True):
             for d in range(draws):
                 count = int(rng.binomial(rows, q))

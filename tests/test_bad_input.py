@@ -9,11 +9,7 @@ from bad_input import CASES, DOCUMENT, attempt, render
 
 @pytest.mark.parametrize(
     ("action", "expected"),
-    [
-        pytest.param(a, e, id=f"{area}: {what}")
-        for area, cases in CASES.items()
-        for what, a, e in cases
-    ],
+    [pytest.param(a, e, id=f"{area}: {what}") for area, cases in CASES.items() for what, a, e in cases],
 )
 def test_mistake(action, expected) -> None:
     error = attempt(action)

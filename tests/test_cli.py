@@ -140,11 +140,7 @@ def test_errors_exit_with_1_and_one_line(cache: str, capsys, tmp_path: Path) -> 
     for flags in (["--out", tmp_path / "no" / "a.json"], ["--sites", "fc9"], ["--draws", "0"]):
         assert walk(cache, *flags) == 1
         text = capsys.readouterr()
-        assert (
-            text.err.startswith("noisykernels walk: ")
-            and text.err.count("\n") == 1
-            and not text.out
-        )
+        assert text.err.startswith("noisykernels walk: ") and text.err.count("\n") == 1 and not text.out
     empty = {
         **environment(),
         "NOISYKERNELS_DATA": str(tmp_path),
@@ -183,9 +179,7 @@ def test_interrupted_exits_with_130_and_writes_nothing(cache: str, tmp_path: Pat
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130 and (first + rest).endswith(
-        "interrupted; nothing was written\n"
-    )
+    assert process.returncode == 130 and (first + rest).endswith("interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,9 +47,7 @@ def put(folder: Path, **changed: bytes) -> Path:
     return folder
 
 
-def cifar(
-    folder: Path, *, drop: str = "", short: int = 0, label: int = 4
-) -> tuple[Path, np.ndarray]:
+def cifar(folder: Path, *, drop: str = "", short: int = 0, label: int = 4) -> tuple[Path, np.ndarray]:
     """A tiny CIFAR-10 archive of two records a batch, and its records."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = RNG.integers(0, 256, (6, 2, 3073), np.uint8)
@@ -211,9 +209,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_download_goes_to_the_next_address(
-    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_goes_to_the_next_address(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost connection and a missing page are passed over; no trace of them stays."""
     sums = right_sums(tmp_path / "web")
     serve_from(monkeypatch, "mnist", f"{server}cut/", f"{server}not/", server, **sums)
@@ -221,9 +217,7 @@ def test_download_goes_to_the_next_address(
     assert names(tmp_path / "cache" / "mnist") == [X, Y]
 
 
-def test_wrong_checksum_leaves_nothing(
-    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_checksum_leaves_nothing(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     serve_from(monkeypatch, "mnist", server, **{**right_sums(tmp_path / "web"), "labels": "0" * 64})
     with pytest.raises(data.ChecksumError, match=f"{Y}: expected SHA-256 0000"):
         data.load("mnist")
@@ -239,9 +233,7 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
 
 
-def test_download_without_tqdm(
-    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_without_tqdm(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     serve_from(monkeypatch, "mnist", server, **right_sums(tmp_path / "web"))
     assert len(data.load("mnist")[1]) == 5
@@ -293,9 +285,7 @@ def test_damaged_cifar10_archive_is_named(tmp_path: Path) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(
-        ValueError, match="one of fashion-mnist, mnist, cifar10, digits, got 'svhn'"
-    ):
+    with pytest.raises(ValueError, match="one of fashion-mnist, mnist, cifar10, digits, got 'svhn'"):
         data.load("svhn")
     with pytest.raises(ValueError, match="'train' or 'test', got 'val'"):
         data.load("digits", "val")
@@ -307,9 +297,7 @@ def test_import_needs_no_optional_package() -> None:
     optional = {"sklearn", "pandas", "matplotlib"}
     code = f"import sys, noisykernels.train; print(*{optional} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    out = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
 
 
@@ -321,9 +309,7 @@ PUBLISHED_TEST_SET = {
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 
 
-@pytest.mark.skipif(
-    not SYSTEM.exists(), reason="the package dataset-fashion-mnist is not installed"
-)
+@pytest.mark.skipif(not SYSTEM.exists(), reason="the package dataset-fashion-mnist is not installed")
 def test_the_systems_package_holds_the_published_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for file, expected in PUBLISHED_TEST_SET.items():
         content = gzip.decompress((SYSTEM / file).read_bytes())

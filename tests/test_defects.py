@@ -73,9 +73,7 @@ def test_constructors_leave_torchs_generator_alone() -> None:
 def test_multiplicative_noise_has_mean_one() -> None:
     """Mean of 10^6 factors within five standard errors of 1."""
     factor = nk.perturb(torch.ones(1000, 1000), nk.Noise(mul=0.5), seed=0)
-    assert abs(factor.mean() - 1) < 5 * 0.5 / 1000 and abs(
-        factor.std() - 0.5
-    ) < 5 * 0.5 / math.sqrt(2e6)
+    assert abs(factor.mean() - 1) < 5 * 0.5 / 1000 and abs(factor.std() - 0.5) < 5 * 0.5 / math.sqrt(2e6)
 
 
 def test_recomputation_does_not_redraw() -> None:

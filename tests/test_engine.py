@@ -39,9 +39,7 @@ def predictions(model, x, noise, where, seed, draws, rows=None) -> Tensor:
             return model(x)
 
 
-@pytest.mark.parametrize(
-    "noise", [NOISE, nk.Noise(mul=1.0), nk.Noise.amplitude(1.0, 0.3, order="add_mul")], ids=str
-)
+@pytest.mark.parametrize("noise", [NOISE, nk.Noise(mul=1.0), nk.Noise.amplitude(1.0, 0.3, order="add_mul")], ids=str)
 def test_equals_a_loop_over_injections(noise: nk.Noise) -> None:
     model, (x, y) = problem()
     study = walk(model, (x, y), noise=noise, batch_rows=60)
@@ -128,8 +126,7 @@ def test_data_in_every_form() -> None:
 
 def state_of(model: nn.Module) -> list:
     return [
-        (type(m), m.training, {k: id(v) for k, v in vars(m).items()}, len(m._forward_hooks))
-        for m in model.modules()
+        (type(m), m.training, {k: id(v) for k, v in vars(m).items()}, len(m._forward_hooks)) for m in model.modules()
     ]
 
 
@@ -171,9 +168,7 @@ def test_progress() -> None:
 
 def test_noisy_layers_of_the_model_are_silent_but_walked() -> None:
     torch.manual_seed(0)
-    noisy = nn.Sequential(
-        nk.NoisyLinear(12, 8, noise=nk.Noise(add=50.0)), nn.ReLU(), nn.Linear(8, 4)
-    )
+    noisy = nn.Sequential(nk.NoisyLinear(12, 8, noise=nk.Noise(add=50.0)), nn.ReLU(), nn.Linear(8, 4))
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
     pairs = problem()[1]
@@ -185,9 +180,7 @@ def test_dtypes() -> None:
     model, (x, y) = problem()
     single = walk(model, (x, y), levels=[0.5])
     double = walk(model.double(), (x.double(), y), levels=[0.5])
-    differing = sum(
-        abs(a.correct - b.correct) for a, b in zip(single.records, double.records, strict=True)
-    )
+    differing = sum(abs(a.correct - b.correct) for a, b in zip(single.records, double.records, strict=True))
     assert differing <= 2
     half = walk(model.bfloat16(), (x.bfloat16(), y), levels=[0.5])
     assert len(half.records) == len(single.records)
@@ -200,9 +193,7 @@ def test_study_says_how_it_came_about() -> None:
     assert (m.seed, m.rows, m.classes, m.draws, m.levels) == (7, 60, 4, (0, 1), tuple(LEVELS))
     assert (m.model, m.data, m.floor, m.axis) == ("net", "made", 0.2, "linear")
     assert len(m.sites) == 8 and m.stream_version == nk.STREAM_VERSION
-    assert {"batch_rows", "draws_per_pass", "threads", "torch", "cpu_level", "device"} == set(
-        m.plan
-    )
+    assert {"batch_rows", "draws_per_pass", "threads", "torch", "cpu_level", "device"} == set(m.plan)
     assert m.noise == {"kind": "gaussian", "mode": "add", "fold": False, "add": 1.0, "mul": 0.0}
 
 
@@ -237,9 +228,7 @@ def test_sanity_on_digits(digits) -> None:
         # a constant answer to the most frequent class can give.
         most = y.bincount().max().item() / n
         assert abs(curve.mean[-1] - 0.1) < 6 * math.sqrt(0.09 / n) + (most - 0.1)
-        assert all(
-            b < a + 6 * math.sqrt(0.5 / n) for a, b in zip(curve.mean, curve.mean[1:], strict=False)
-        )
+        assert all(b < a + 6 * math.sqrt(0.5 / n) for a, b in zip(curve.mean, curve.mean[1:], strict=False))
     for m in study.midpoints():
         assert m.status == "ok" and m.low < m.level < m.high and math.isfinite(m.high)
     input_, *_, logits = study.midpoints()

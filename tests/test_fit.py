@@ -281,9 +281,7 @@ def test_plateau_above_the_floor():
     assert fitted(10**t, curve).status == "none"
     free = fitted(10**t, curve, floor=None)
     assert free.status == "ok" and free.floor == pytest.approx(0.6, abs=1e-3)
-    assert free.level == pytest.approx(1.0, rel=1e-3) and free.crossing == pytest.approx(
-        1.0, rel=0.02
-    )
+    assert free.level == pytest.approx(1.0, rel=1e-3) and free.crossing == pytest.approx(1.0, rel=0.02)
     assert fitted(10**t, curve, floor=0.55).floor == 0.55
 
 

@@ -133,9 +133,7 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape", "kind"), LAYERS, ids=lambda v: getattr(v, "_get_name", str)()
-)
+@pytest.mark.parametrize(("layer", "shape", "kind"), LAYERS, ids=lambda v: getattr(v, "_get_name", str)())
 def test_noise_after_each_kind_of_layer_is_the_oracles(layer, shape, kind) -> None:
     """As the root of a model, inside one, with draws, and with rows."""
     layer, x = whole(layer), integers(*shape)
@@ -146,9 +144,7 @@ def test_noise_after_each_kind_of_layer_is_the_oracles(layer, shape, kind) -> No
     inside, name = nn.Sequential(nn.Identity(), layer), f"1:{kind}#0"
     assert [s.name for s in nk.sites(inside, x)] == ["input", name]
     y = with_noise(inside, NOISE, x, name, draws=[3, 0])
-    expected = reference.perturb(
-        clean, NOISE, seed=SEED, site=hashed_id(name), draws=[3, 0], shared=True
-    )
+    expected = reference.perturb(clean, NOISE, seed=SEED, site=hashed_id(name), draws=[3, 0], shared=True)
     assert_same_bits(y, expected)
 
 

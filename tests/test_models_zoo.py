@@ -45,9 +45,7 @@ class ResNet(nn.Module):
 
 
 def block_names(i: int, skip: bool) -> list[str]:
-    inner = (
-        "conv1:conv2d#0 norm1:batch_norm#0 relu:relu#0 conv2:conv2d#0 norm2:batch_norm#0".split()
-    )
+    inner = "conv1:conv2d#0 norm1:batch_norm#0 relu:relu#0 conv2:conv2d#0 norm2:batch_norm#0".split()
     more = ["skip:conv2d#0"] if skip else []
     return [f"blocks.{i}.{n}" for n in (*inner, *more, "relu:relu#1")]
 
@@ -143,9 +141,7 @@ class TwoInputs(nn.Module):
         super().__init__()
         self.fc = nn.Linear(3, 3)
 
-    def forward(
-        self, a: Tensor, scale: Tensor, b: Tensor, *, c: Tensor | None = None, times: int = 1
-    ):
+    def forward(self, a: Tensor, scale: Tensor, b: Tensor, *, c: Tensor | None = None, times: int = 1):
         y = F.relu(a * scale) + self.fc(b)
         return y * times, [y if c is None else y + c]
 
@@ -315,9 +311,7 @@ def test_compiled_models(order: str, fresh_compiler: Counting) -> None:
     """One graph for all seeds, draws, rows and levels; the noise is that of eager."""
     model, x = Small().eval(), torch.randn(2, 2, 6, 6)
     levels = [torch.tensor(v) for v in (0.5, 1.5)]
-    eager = [
-        run(model, x, noise=nk.Noise(add=v), seed=s, rows=[s, 9]) for v in levels for s in (0, 1, 2)
-    ]
+    eager = [run(model, x, noise=nk.Noise(add=v), seed=s, rows=[s, 9]) for v in levels for s in (0, 1, 2)]
     level = levels[0].clone()
     compiled = model
     if order == "compile first":

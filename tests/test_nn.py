@@ -233,7 +233,5 @@ def test_unbatched_inputs_alone() -> None:
 @pytest.mark.parametrize("layer", [c for c, *_ in LAYERS] + [nk.NoiseSite])
 def test_constructing_with_something_that_is_no_noise(layer) -> None:
     options = next((o for c, _, o, _ in LAYERS if c is layer), {})
-    with pytest.raises(
-        TypeError, match=f"{layer.__name__}: noise must be a Noise or None, got float"
-    ):
+    with pytest.raises(TypeError, match=f"{layer.__name__}: noise must be a Noise or None, got float"):
         layer(**options, noise=0.1)

@@ -137,9 +137,7 @@ EXTREMES = {
 
 @pytest.mark.parametrize("pair", EXTREMES)
 @pytest.mark.parametrize("kind", reference.KINDS)
-def test_extreme_words_give_the_oracles_values(
-    kind: str, pair: tuple[int, int], cpu_level: str
-) -> None:
+def test_extreme_words_give_the_oracles_values(kind: str, pair: tuple[int, int], cpu_level: str) -> None:
     site, draw, row, block = EXTREMES[pair]
     words = reference.block_words(2024, site, "add", draw, row, block)
     assert tuple(words[:2]) == pair
@@ -210,10 +208,7 @@ def test_splits_and_permutations_of_rows_do_not_matter(data: st.DataObject, cpu_
     x = values(rows, n)
     whole = perturb(x, noise, seed=5, first_row=first)
     cut = data.draw(st.integers(0, rows))
-    parts = [
-        perturb(x[a:b], noise, seed=5, first_row=min(first + a, LAST_ROW))
-        for a, b in ((0, cut), (cut, rows))
-    ]
+    parts = [perturb(x[a:b], noise, seed=5, first_row=min(first + a, LAST_ROW)) for a, b in ((0, cut), (cut, rows))]
     assert_same_bits(torch.cat(parts), whole)
     order = torch.tensor(data.draw(st.permutations(range(rows))))
     assert_same_bits(perturb(x[order], noise, seed=5, rows=order + first), whole[order])
@@ -299,9 +294,7 @@ def at_level(noise: Noise, level: Tensor) -> Noise:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NOISES)
-@pytest.mark.parametrize(
-    "shape", [(2, 1, 1, 1, 1), (1, 3, 1, 1, 1), (1, 1, 4, 1, 1), (2, 3, 1, 1, 1), (2, 3, 4, 5, 6)]
-)
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1, 1), (1, 3, 1, 1, 1), (1, 1, 4, 1, 1), (2, 3, 1, 1, 1), (2, 3, 4, 5, 6)])
 def test_levels_that_vary_equal_separate_calls(
     shape: tuple[int, ...], name: str, dtype: torch.dtype, cpu_level: str
 ) -> None:
@@ -366,6 +359,8 @@ def test_noise_does_not_touch_torchs_generators() -> None:
     state = torch.get_rng_state()
     perturb(torch.zeros(3, 4), NOISES["mul_add"], seed=1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("n", [7, 640])
 @pytest.mark.parametrize("mode", range(5))
 def test_a_bad_level_spoils_its_own_row_only(mode: int, n: int, cpu_level: str) -> None:

@@ -24,9 +24,7 @@ ROUNDING = 2.0**-24  # relative error of one float32 rounding
 # ---------------------------------------------------------------------------------------- generator
 
 
-@pytest.mark.parametrize(
-    "line", [line for line in KNOWN_ANSWERS.read_text().splitlines() if not line.startswith("#")]
-)
+@pytest.mark.parametrize("line", [line for line in KNOWN_ANSWERS.read_text().splitlines() if not line.startswith("#")])
 def test_philox_gives_the_published_answers(line: str) -> None:
     rounds, *hexadecimal = line.split()
     w = [int(word, 16) for word in hexadecimal]
@@ -78,17 +76,13 @@ def hard(width: Literal[32, 64], format_: tuple[int, int, int]) -> st.SearchStra
     mantissas = st.sampled_from([1, 3, 2**12 - 1, 2**12 + 1, 2 ** (precision - 1) + 1])
     mantissas |= st.integers(0, 2**precision - 1) | st.just(2**precision - 1)
     signs = st.sampled_from([1, -1])
-    value = st.builds(
-        lambda s, m, e: nearest(s * m * Fraction(2) ** e, *format_), signs, mantissas, exponents
-    )
+    value = st.builds(lambda s, m, e: nearest(s * m * Fraction(2) ** e, *format_), signs, mantissas, exponents)
     return value.filter(np.isfinite) | st.floats(width=width, allow_nan=False, allow_infinity=False)
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)
 @given(*[hard(32, SINGLE)] * 3)
-@example(
-    1 + 2**-15, 2**-24 * (1 - 2**-15), 1 + 2**-23
-)  # below a tie by 2^-54: wrong if summed twice
+@example(1 + 2**-15, 2**-24 * (1 - 2**-15), 1 + 2**-23)  # below a tie by 2^-54: wrong if summed twice
 @example(2**-75, 2**-75, -(2**-149))  # a tie between subnormals
 @example(2**127, 2, -(2**127))
 def test_fma32_rounds_once(a: float, b: float, c: float) -> None:
@@ -123,9 +117,7 @@ def test_fma64_rounds_once(a: float, b: float, c: float) -> None:
         (-(2.0**-100), 2.0**-100, -0.0, -(2.0**-200)),
     ],
 )
-def test_fma_of_special_values(
-    fma: Callable[..., np.ndarray], a: float, b: float, c: float, expected: float
-) -> None:
+def test_fma_of_special_values(fma: Callable[..., np.ndarray], a: float, b: float, c: float, expected: float) -> None:
     actual = fma(a, b, c)
     np.testing.assert_array_equal(actual, actual.dtype.type(expected))
     assert np.isnan(expected) or np.signbit(actual) == np.signbit(expected)

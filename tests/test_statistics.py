@@ -262,9 +262,7 @@ def test_radius_and_angle_of_a_gaussian_pair_are_independent() -> None:
 
 @pytest.mark.parametrize("test", WORD_TESTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("coordinate", ["block", "row", "draw", "site", "seed"])
-def test_raw_words_are_uniform_and_independent(
-    coordinate: str, test: Callable[[Array], float]
-) -> None:
+def test_raw_words_are_uniform_and_independent(coordinate: str, test: Callable[[Array], float]) -> None:
     assert test(walk(coordinate)) >= ALPHA
 
 
@@ -300,9 +298,7 @@ def test_a_table_of_normals_is_rejected() -> None:
     assert collisions(z, stats.norm()) < ALPHA
 
 
-@pytest.mark.parametrize(
-    "test", [kolmogorov_smirnov, anderson_darling, moments, tails], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("test", [kolmogorov_smirnov, anderson_darling, moments, tails], ids=lambda f: f.__name__)
 def test_a_sum_of_four_bytes_is_rejected(test: Callable[..., float]) -> None:
     byte = np.random.default_rng(0).integers(0, 256, (2**20, 4))
     z = (byte.sum(1) - 4 * 127.5) / (4 * (256**2 - 1) / 12) ** 0.5

@@ -81,9 +81,7 @@ def test_meta_refuses(study, change, text):
 
 
 def test_repr_is_short(study):
-    assert repr(study) == (
-        "<Study: 16 sites x 13 levels x 3 draws, 2000 rows, clean 0.9000, 624 records>"
-    )
+    assert repr(study) == ("<Study: 16 sites x 13 levels x 3 draws, 2000 rows, clean 0.9000, 624 records>")
 
 
 # Views --------------------------------------------------------------------------------------------
@@ -100,9 +98,7 @@ def test_curves(draws):
         for i, level in enumerate(c.levels):
             counts = [r.correct for r in mine if r.level == level]
             low, high = wilson(sum(counts), 2000 * draws)
-            assert (c.mean[i], c.low[i], c.high[i]) == pytest.approx(
-                (np.mean(counts) / 2000, low, high), abs=1e-12
-            )
+            assert (c.mean[i], c.low[i], c.high[i]) == pytest.approx((np.mean(counts) / 2000, low, high), abs=1e-12)
     shared = Study(study.records, replace(study.meta, target="weight")).curves()
     wider = [(s.high - s.low) >= (c.high - c.low) for s, c in zip(shared, curves, strict=True)]
     assert np.all(wider)
@@ -145,9 +141,7 @@ def test_cells_may_be_missing(study):
 def test_table(study):
     text = study.table()
     lines = text.splitlines()
-    assert lines[0] == (
-        "clean accuracy 0.9000 (1800 of 2000 rows), 13 levels x 3 draws, log axis, seed 1"
-    )
+    assert lines[0] == ("clean accuracy 0.9000 (1800 of 2000 rows), 13 levels x 3 draws, log axis, seed 1")
     assert lines[1].split() == ["#", "site", "floor", "midpoint", "95%", "interval", "half-way",
                                 "status"]  # fmt: skip
     assert len(lines) == 3 + 16

@@ -38,9 +38,7 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
 
 
-def fit(
-    digits: Any, seed: int = 0, name: str = "mlp-bn", **options: Any
-) -> tuple[nn.Module, list[Record]]:
+def fit(digits: Any, seed: int = 0, name: str = "mlp-bn", **options: Any) -> tuple[nn.Module, list[Record]]:
     model = train.fresh(name, "digits", seed=seed)
     options = {"epochs": 2, "seed": seed, **options}
     return model, train.train(model, digits[0], **options)
@@ -65,9 +63,7 @@ def test_the_published_recipe(digits: Any) -> None:
     model, reference = (train.fresh("mlp-bn", "digits") for _ in range(2))
     history = train.train(model, (inputs, labels), epochs=3, batch_size=32, seed=5)
     generator = torch.Generator().manual_seed(5)
-    optimizer = torch.optim.Adam(
-        reference.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0
-    )
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0)
     for epoch in range(3):
         rate = 1e-3 * (1 + math.cos(math.pi * epoch / 3)) / 2
         assert history[epoch]["lr"] == pytest.approx(rate, rel=1e-12)  # a few double roundings
@@ -91,9 +87,7 @@ def test_same_seed_same_bits_and_other_seed_other_weights(digits: Any) -> None:
     assert torch.equal(weights(first), weights(second))
     assert [r["loss"] for r in history] == [r["loss"] for r in again]
     assert not torch.equal(weights(first), weights(fit(digits, 2, **options)[0]))
-    assert not torch.equal(
-        weights(first), weights(fit(digits, 1)[0])
-    )  # augmentation does something
+    assert not torch.equal(weights(first), weights(fit(digits, 1)[0]))  # augmentation does something
 
 
 def test_global_generator_is_untouched(digits: Any, tmp_path: Path) -> None:
@@ -124,9 +118,7 @@ def test_clamp_holds_after_every_step_but_not_for_batch_norm_and_biases(digits: 
         seen.append(largest(layer.weight for layer in linear))
 
     train.train(model, digits[0], epochs=2, clamp=0.05, lr=0.02, on_step=watch)
-    assert seen[0] > 0.05 and max(seen[1:]) == pytest.approx(
-        0.05
-    )  # before and after the first step
+    assert seen[0] > 0.05 and max(seen[1:]) == pytest.approx(0.05)  # before and after the first step
     assert largest([model.norm1.weight]) > 0.5  # starts at 1
     assert largest(layer.bias for layer in linear) > 0.05
 
@@ -159,9 +151,7 @@ def test_last_batch_of_one_row_joins_the_one_before(digits: Any) -> None:
     few = tuple(part[:65] for part in digits[0])
     sizes: list[int] = []
     model = train.fresh("mlp-bn", "digits")
-    train.train(
-        model, few, epochs=1, batch_size=32, on_step=lambda _, rows: sizes.append(len(rows)) or None
-    )  # type: ignore[func-returns-value, arg-type]
+    train.train(model, few, epochs=1, batch_size=32, on_step=lambda _, rows: sizes.append(len(rows)) or None)  # type: ignore[func-returns-value, arg-type]
     assert sizes == [32, 33]
 
 
@@ -194,9 +184,7 @@ def test_bad_arguments(digits: Any) -> None:
         with pytest.raises(ValueError, match="epochs >= 0"):
             fit(digits, **option)
     untrained, history = fit(digits, epochs=0)
-    assert history == [] and torch.equal(
-        weights(untrained), weights(train.fresh("mlp-bn", "digits"))
-    )
+    assert history == [] and torch.equal(weights(untrained), weights(train.fresh("mlp-bn", "digits")))
 
 
 # --- modes and accuracy --------------------------------------------------------------------------
@@ -332,16 +320,12 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     other = get(tmp_path / "other", seed=1)
     (source,) = (tmp_path / "other").iterdir()
     path.write_bytes(source.read_bytes())
-    with pytest.raises(
-        checkpoint.CheckpointError, match=r"expected settings .*'seed': 0.*'seed': 1"
-    ):
+    with pytest.raises(checkpoint.CheckpointError, match=r"expected settings .*'seed': 0.*'seed': 1"):
         get(tmp_path)
     assert torch.equal(weights(get(tmp_path / "other", seed=1)), weights(other))
 
 
-def test_interrupted_training_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_training_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -42,17 +42,11 @@ def test_nothing_changes_but_the_noise() -> None:
     children, generator = list(model.children()), torch.get_rng_state()
     nk.inject(model, NOISE, example_input=torch.zeros(2, 6))
     assert list(model.state_dict()) == keys and [id(p) for p in model.parameters()] == parameters
-    assert (
-        list(model.children()) == children
-        and repr(model) == text
-        and isinstance(model, nn.Sequential)
-    )
+    assert list(model.children()) == children and repr(model) == text and isinstance(model, nn.Sequential)
     assert len(model) == 4 and model[0] is children[0] and list(model) == children
     assert model[1:3](torch.ones(2, 5)).shape == (2, 5)
     with nk.noise_state(model, seed=1, draws=[0, 1], rows=[3, 4]):
-        assert list(model.state_dict()) == keys and not dict(model.named_buffers()).keys() & {
-            "seed"
-        }
+        assert list(model.state_dict()) == keys and not dict(model.named_buffers()).keys() & {"seed"}
         model.eval()(torch.ones(2, 6))
         model.load_state_dict(model.state_dict(), strict=True)
     nk.remove(model.train())
@@ -181,9 +175,7 @@ def test_memory_formats() -> None:
         NOISE,
         x.contiguous(memory_format=torch.channels_last),
     )
-    assert torch.allclose(
-        y, expected, rtol=0, atol=1e-5
-    )  # the input is noisy: sums may round otherwise
+    assert torch.allclose(y, expected, rtol=0, atol=1e-5)  # the input is noisy: sums may round otherwise
     y = with_noise(model, NOISE, x.contiguous(memory_format=torch.channels_last), "0")
     assert_same_bits(y.contiguous(), with_noise(model, NOISE, x, "0").contiguous())
 
@@ -326,9 +318,7 @@ def test_training_with_noise() -> None:
         return model
 
     one, same, other = run(1), run(1), run(2)
-    assert torch.equal(one[3].weight, same[3].weight) and not torch.equal(
-        one[3].weight, other[3].weight
-    )
+    assert torch.equal(one[3].weight, same[3].weight) and not torch.equal(one[3].weight, other[3].weight)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with nk.inject(one, NOISE), pytest.raises(RuntimeError, match="mix the draws of a batch"):

@@ -1,5 +1,5 @@
-// What the CPU levels share: half-precision types, scratch memory, the choice of path. Every function is always inlined: a
-// shared out-of-line copy could be the one compiled for a wider instruction set than the machine has.
+// What the CPU levels share: half-precision types, scratch memory, the choice of path. Every function is always
+// inlined: a shared out-of-line copy could be the one compiled for a wider instruction set than the machine has.
 #pragma once
 
 #include <algorithm>

@@ -23,10 +23,10 @@ Function find_in_torch(const char* name) {
 const auto g_torch_get_num_threads = find_in_torch<int (*)(uint32_t*)>("torch_get_num_threads");
 const auto g_mkl_set_num_threads = find_in_torch<int (*)(int)>("MKL_Set_Num_Threads_Local");
 
-// The pool of worker threads does not survive a fork: a parallel region in the child would wait for it forever. One thread
-// for the child's OpenMP makes the libraries (and torch) that share the runtime serial there as well. MKL is told by itself,
-// since torch.set_num_threads fixes its number apart. Torch applies that call to a thread only when it is first asked for
-// the number: it is asked before the fork, so that the child does not set the parent's number again.
+// The pool of worker threads does not survive a fork: a parallel region in the child would wait for it forever. One
+// thread for the child's OpenMP makes the libraries (and torch) that share the runtime serial there as well. MKL is
+// told by itself, since torch.set_num_threads fixes its number apart. Torch applies that call to a thread only when it
+// is first asked for the number: it is asked before the fork, so that the child does not set the parent's number again.
 [[maybe_unused]] const int g_registered = pthread_atfork(
     [] {
       uint32_t number;
@@ -47,7 +47,8 @@ int available_levels(const Kernels* const** list) {
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) levels[n++] = &kAvx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      levels[n++] = &kAvx2;
 #endif
     levels[n++] = &kPortable;
     return n;
@@ -102,12 +103,14 @@ void run(const Kernels& kernels, const Epilogue& e, int threads) {
     const Kernels* kernels;
     const Epilogue* e;
   } context{&kernels, &e};
-  parallel(total, whole_rows ? e.n : std::min<int64_t>(e.n, 4096), static_cast<int>(std::min<int64_t>(threads, total / kWorthAThread + 1)),
-           [](void* c, int64_t begin, int64_t end) {
-             const auto* k = static_cast<Context*>(c);
-             if (begin < end) k->kernels->epilogue(*k->e, begin, end);
-           },
-           &context);
+  parallel(
+      total, whole_rows ? e.n : std::min<int64_t>(e.n, 4096),
+      static_cast<int>(std::min<int64_t>(threads, total / kWorthAThread + 1)),
+      [](void* c, int64_t begin, int64_t end) {
+        const auto* k = static_cast<Context*>(c);
+        if (begin < end) k->kernels->epilogue(*k->e, begin, end);
+      },
+      &context);
 }
 
 void run(const Kernels& kernels, const PoolEpilogue& e, int threads) {
@@ -117,12 +120,13 @@ void run(const Kernels& kernels, const PoolEpilogue& e, int threads) {
     const Kernels* kernels;
     const PoolEpilogue* e;
   } context{&kernels, &e};
-  parallel(total, short_rows(e.noise.n) ? e.planes : 1, threads,
-           [](void* c, int64_t begin, int64_t end) {
-             const auto* k = static_cast<Context*>(c);
-             if (begin < end) k->kernels->pool(*k->e, begin, end);
-           },
-           &context);
+  parallel(
+      total, short_rows(e.noise.n) ? e.planes : 1, threads,
+      [](void* c, int64_t begin, int64_t end) {
+        const auto* k = static_cast<Context*>(c);
+        if (begin < end) k->kernels->pool(*k->e, begin, end);
+      },
+      &context);
 }
 
 }  // namespace noisykernels::cpu

@@ -1,14 +1,14 @@
-// The CPU kernels, written once over the lanes of an instruction-set level A; each level's file includes this after it has
-// defined A. Work goes in chunks of at most 512 values: words, then eps, then the formula, all within the L1 cache.
+// The CPU kernels, written once over the lanes of an instruction-set level A; each level's file includes this after it
+// has defined A. Work goes in chunks of at most 512 values: words, then eps, then the formula, all within the L1 cache.
 #pragma once
 
 namespace noisykernels::cpu {
 namespace {  // each level keeps its own copies
 
-inline constexpr int kChunk = 512;           // values
-inline constexpr int kPad = 64;              // slack behind every buffer, so that vector steps may overrun
-inline constexpr int kTile = 32;             // positions of a channels_last tile where there are many
-inline constexpr int kWholeTile = 64;        // up to so many, a tile holds them all
+inline constexpr int kChunk = 512;     // values
+inline constexpr int kPad = 64;        // slack behind every buffer, so that vector steps may overrun
+inline constexpr int kTile = 32;       // positions of a channels_last tile where there are many
+inline constexpr int kWholeTile = 64;  // up to so many, a tile holds them all
 inline constexpr int64_t kIdLimit = int64_t{1} << 32;
 
 // ------------------------------------------------------------------------------------------------------ generator
@@ -204,9 +204,7 @@ class Applier {
     }
   }
 
-  void apply(const T* x, O* y, int count) {
-    formula_chunk<A, M>(x, y, op_, count, e_.bias != nullptr, e_.relu);
-  }
+  void apply(const T* x, O* y, int count) { formula_chunk<A, M>(x, y, op_, count, e_.bias != nullptr, e_.relu); }
 
   uint32_t word3(Operand o) const { return counter_word3(p_.site, o); }
 
@@ -221,8 +219,12 @@ class Applier {
       if (M != Mode::kEps) {  // the values may lie beyond the L1 cache; they arrive while the noise is drawn
         for (int k = 0; k < count; k += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(x + at + k);
       }
-      if constexpr (draws_add(M)) eps(op_.ea, [&](float* z) { gen_.in_row(id.row, id.draw, word3(p_.operand), block, blocks, z); }, skip, count);
-      if constexpr (draws_mul(M)) eps(op_.em, [&](float* z) { gen_.in_row(id.row, id.draw, word3(Operand::kMul), block, blocks, z); }, skip, count);
+      if constexpr (draws_add(M))
+        eps(op_.ea, [&](float* z) { gen_.in_row(id.row, id.draw, word3(p_.operand), block, blocks, z); }, skip, count);
+      if constexpr (draws_mul(M))
+        eps(
+            op_.em, [&](float* z) { gen_.in_row(id.row, id.draw, word3(Operand::kMul), block, blocks, z); }, skip,
+            count);
       fill(id, 0, count, at);
       apply(M == Mode::kEps ? x : x + at, y_ + i * e_.n + at, count);
       at += count;
@@ -264,8 +266,8 @@ class Applier {
     }
   }
 
-  // Memory order [positions, channels], element = channel * positions + position: tiles of some positions and all channels are
-  // drawn channel by channel and transposed.
+  // Memory order [positions, channels], element = channel * positions + position: tiles of some positions and all
+  // channels are drawn channel by channel and transposed.
   void channels_last(int64_t begin, int64_t end) {
     const int64_t channels = e_.channels, positions = e_.n / channels;
     const int64_t tile = positions <= kWholeTile ? positions : kTile;
@@ -294,7 +296,7 @@ class Applier {
   // tile[p * channels + c] = eps of element c * positions + p0 + p, for all channels and p < width.
   void draw_tile(const Ids& id, Operand operand, int64_t p0, int width, float* tile) {
     const int64_t channels = e_.channels, positions = e_.n / channels;
-    const bool whole = width == positions;            // then the elements of neighbouring channels are neighbours
+    const bool whole = width == positions;             // then the elements of neighbouring channels are neighbours
     const int most = whole ? 0 : (width + 3) / 4 + 1;  // blocks of one channel
     const int group = whole ? std::max(1, (kChunk - 4) / width) : kChunk / 4 / most;
     alignas(64) float z[kChunk + kPad];
@@ -319,7 +321,8 @@ class Applier {
       int c = 0;
       for (; c + A::kSquare <= count; c += A::kSquare) {
         int p = 0;
-        for (; p + A::kSquare <= width; p += A::kSquare) A::transpose(z + p, first + c, tile + p * channels + c0 + c, channels);
+        for (; p + A::kSquare <= width; p += A::kSquare)
+          A::transpose(z + p, first + c, tile + p * channels + c0 + c, channels);
         transpose_rest(z, first, c, c + A::kSquare, p, width, tile + c0);
       }
       transpose_rest(z, first, c, count, 0, width, tile + c0);
@@ -347,19 +350,29 @@ template <class A, class Fn>
 void visit(const Epilogue& e, Fn&& f) {
   const auto with_type = [&]<Mode M>() {
     switch (e.dtype) {
-      case DType::kFloat32: return f.template operator()<M, float, float>();
-      case DType::kFloat64: return f.template operator()<M, double, double>();
-      case DType::kBFloat16: return f.template operator()<M, BFloat16, float>();
-      case DType::kFloat16: return f.template operator()<M, Float16, float>();
+      case DType::kFloat32:
+        return f.template operator()<M, float, float>();
+      case DType::kFloat64:
+        return f.template operator()<M, double, double>();
+      case DType::kBFloat16:
+        return f.template operator()<M, BFloat16, float>();
+      case DType::kFloat16:
+        return f.template operator()<M, Float16, float>();
     }
   };
   switch (e.noise.mode) {
-    case Mode::kAdd: return with_type.template operator()<Mode::kAdd>();
-    case Mode::kMul: return with_type.template operator()<Mode::kMul>();
-    case Mode::kMulAdd: return with_type.template operator()<Mode::kMulAdd>();
-    case Mode::kAddMul: return with_type.template operator()<Mode::kAddMul>();
-    case Mode::kFold: return with_type.template operator()<Mode::kFold>();
-    case Mode::kEps: return with_type.template operator()<Mode::kEps>();
+    case Mode::kAdd:
+      return with_type.template operator()<Mode::kAdd>();
+    case Mode::kMul:
+      return with_type.template operator()<Mode::kMul>();
+    case Mode::kMulAdd:
+      return with_type.template operator()<Mode::kMulAdd>();
+    case Mode::kAddMul:
+      return with_type.template operator()<Mode::kAddMul>();
+    case Mode::kFold:
+      return with_type.template operator()<Mode::kFold>();
+    case Mode::kEps:
+      return with_type.template operator()<Mode::kEps>();
   }
 }
 

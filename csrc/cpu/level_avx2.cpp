@@ -1,5 +1,5 @@
-// The AVX2+FMA CPU level. Standard and intrinsic headers come first: nothing of theirs may be compiled for the wider set.
-// Our own headers follow inside the region, since their templates must be.
+// The AVX2+FMA CPU level. Standard and intrinsic headers come first: nothing of theirs may be compiled for the wider
+// set. Our own headers follow inside the region, since their templates must be.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -20,8 +20,8 @@
 #endif
 
 #include "common.h"
-#include "lanes_avx2.h"
 #include "kernels.inl"
+#include "lanes_avx2.h"
 
 namespace noisykernels::cpu {
 namespace {
@@ -31,11 +31,9 @@ struct Avx2 {
   using Words = PhiloxWords<4>;  // 16 blocks
   static constexpr int kStep = 16, kLanes = 8, kSquare = 8;
 
-  // Eight blocks are kept as lanes 0 2 1 3 | 4 6 5 7 of two registers: packed to 32 bits, and after the 4 x 4 transposes of
-  // sample(), they come out in order without a shuffle across the halves of a register.
-  static NK_HD u64x4 lanes(__m128i four) {
-    return (u64x4)_mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(four), 0xD8);
-  }
+  // Eight blocks are kept as lanes 0 2 1 3 | 4 6 5 7 of two registers: packed to 32 bits, and after the 4 x 4
+  // transposes of sample(), they come out in order without a shuffle across the halves of a register.
+  static NK_HD u64x4 lanes(__m128i four) { return (u64x4)_mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(four), 0xD8); }
   static NK_HD Words load(const uint32_t* p) {
     Words w;
     NK_UNROLL
@@ -52,7 +50,8 @@ struct Avx2 {
       }
     }
   }
-  static NK_HD void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block, uint32_t* w) {
+  static NK_HD void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block,
+                                 uint32_t* w) {
     Words first, c[4];
     NK_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -68,7 +67,7 @@ struct Avx2 {
     store(c, w);
   }
   static NK_HD void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,
-                    uint32_t word3, uint32_t* w) {
+                          uint32_t word3, uint32_t* w) {
     Words c[4] = {load(block), load(row), load(draw), splat<Words>(word3)};
     philox(keys, c);
     store(c, w);
@@ -88,7 +87,8 @@ struct Avx2 {
     NK_UNROLL
     for (int g = 0; g < 2 * kGroups; g += 2, out += 32) {
       const __m256 t0 = _mm256_unpacklo_ps(z[0].v[g], z[1].v[g]), t1 = _mm256_unpackhi_ps(z[0].v[g], z[1].v[g]);
-      const __m256 t2 = _mm256_unpacklo_ps(z[0].v[g + 1], z[1].v[g + 1]), t3 = _mm256_unpackhi_ps(z[0].v[g + 1], z[1].v[g + 1]);
+      const __m256 t2 = _mm256_unpacklo_ps(z[0].v[g + 1], z[1].v[g + 1]),
+                   t3 = _mm256_unpackhi_ps(z[0].v[g + 1], z[1].v[g + 1]);
       _mm256_storeu_ps(out, _mm256_shuffle_ps(t0, t2, 0x44));
       _mm256_storeu_ps(out + 8, _mm256_shuffle_ps(t0, t2, 0xEE));
       _mm256_storeu_ps(out + 16, _mm256_shuffle_ps(t1, t3, 0x44));
@@ -131,7 +131,8 @@ struct Avx2 {
       const __m256 b = _mm256_loadu_ps(reinterpret_cast<const float*>(line + 2 * k + 8));
       const Floats<1> even = {_mm256_shuffle_ps(a, b, 0x88)}, odd = {_mm256_shuffle_ps(a, b, 0xDD)};
       const Floats<1> m = max_or_nan(even, odd);
-      if constexpr (std::is_same_v<C, float>) Lanes<C>::store(out + k, {(f32x8)_mm256_permute4x64_pd((__m256d)m.v[0], 0xD8)});
+      if constexpr (std::is_same_v<C, float>)
+        Lanes<C>::store(out + k, {(f32x8)_mm256_permute4x64_pd((__m256d)m.v[0], 0xD8)});
     }
     return count;
   }

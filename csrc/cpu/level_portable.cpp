@@ -9,10 +9,12 @@ struct Portable {
   using Key = uint32_t;
   static constexpr int kStep = 1, kLanes = 1, kSquare = 1;
 
-  static void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block, uint32_t* w) {
+  static void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block,
+                           uint32_t* w) {
     philox_in_row(keys, constants, block, w);
   }
-  static void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block, uint32_t* w) {
+  static void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block,
+                           uint32_t* w) {
     philox_in_row(keys, constants, *block, w);
   }
   static void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,

@@ -135,12 +135,10 @@ int main(int argc, char** argv) {
       for (uint32_t k = 0; k < 4; ++k) out[k] = static_cast<uint32_t>(4 * i) + k;
     });
   } else if (std::strcmp(bad, "added_seed") == 0) {
-    write(words, [](uint64_t i, uint32_t* out) {
-      philox({i % kRowBlocks + i / kRowBlocks, {0, 0, 0, 0}}, nk::kRounds, out);
-    });
+    write(words,
+          [](uint64_t i, uint32_t* out) { philox({i % kRowBlocks + i / kRowBlocks, {0, 0, 0, 0}}, nk::kRounds, out); });
   } else {
-    write(words, [](uint64_t i, uint32_t* out) {
-      philox({0, {static_cast<uint32_t>(i % 8192), 0, 0, 0}}, nk::kRounds, out);
-    });
+    write(words,
+          [](uint64_t i, uint32_t* out) { philox({0, {static_cast<uint32_t>(i % 8192), 0, 0, 0}}, nk::kRounds, out); });
   }
 }
