@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from injecting import NOISE, names, oracle, run
-from operators import assert_same_bits, pairwise
+from operators import assert_same_bits, covering
 from torch import Tensor, nn
 
 import noisykernels as nk
@@ -22,7 +22,8 @@ def attention(**options) -> nn.MultiheadAttention:
     return layer.eval()
 
 
-ATTENTION = pairwise(
+ATTENTION = covering(
+    2,
     batch_first=[False, True],
     bias=[True, False],
     add_bias_kv=[False, True],
@@ -168,7 +169,8 @@ def test_functional_attention_is_a_site() -> None:
 
 # --------------------------------------------------------------------------------------- recurrence
 
-RECURRENT = pairwise(
+RECURRENT = covering(
+    2,
     layer=[nn.LSTM, nn.GRU, nn.RNN],
     batch_first=[True, False],
     bidirectional=[False, True],
