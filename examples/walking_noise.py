@@ -1,8 +1,8 @@
-"""Midpoint profiles of LeNet-5-BN on Fashion-MNIST, trained clean and trained with noise.
+"""Midpoint profiles of LeNet-5-BN on Fashion-MNIST, trained clean and trained with noise at one site.
 
-Four studies: additive and multiplicative noise walked through the clean-trained network, and additive noise walked
-through networks that were trained with additive noise at the second convolution (before its batch norm) and at all
-sites. Writes the studies and a picture, and prints the tables. About ten minutes on two cores.
+Additive and multiplicative noise walked through the clean-trained network and through one that was trained with
+additive noise at the second convolution, before its batch norm. Writes the studies and a picture, and prints the
+tables. About ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from noisykernels.study import Study
 from noisykernels.train import fresh, train, trained
 
 
-def noisy_trained(data: str, model: str, epochs: int, level: float, where: str | None, limit: int | None) -> nn.Module:
+def noisy_trained(data: str, model: str, epochs: int, level: float, where: str, limit: int | None) -> nn.Module:
     """The recipe of `trained` with additive noise at the chosen sites in training; cached likewise."""
-    settings = {"model": model, "data": data, "epochs": epochs, "add": level, "where": where or "all", "limit": limit}
+    settings = {"model": model, "data": data, "epochs": epochs, "add": level, "where": where, "limit": limit}
     network = fresh(model, data)
     path = checkpoint_path(settings)
     if path.exists():
@@ -52,8 +52,9 @@ def run(
     data: str = "fashion-mnist",
     model: str = "lenet5-bn",
     limit: int | None = None,
+    level: float = 10.0,
 ) -> list[Study]:
-    """Runs the four studies; rows: of the test set, limit: of the training set."""
+    """Runs the four studies; rows: of the test set, limit: of the training set, level: of the noise in training."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -61,24 +62,19 @@ def run(
 
     out.mkdir(exist_ok=True)
     test = load(data, "test", limit=rows)
-    additive = (nk.Noise(add=1.0), torch.logspace(-1.5, 3.5, 16))
-    multiplicative = (nk.Noise(mul=1.0), torch.linspace(0.0, 6.0, 13))
-    site = "conv2:conv2d#0" if "lenet" in model else "fc2:linear#0"
-    plan: dict[str, tuple[Callable[[], nn.Module], tuple[nk.Noise, torch.Tensor]]] = {
-        "clean-trained, additive": (lambda: trained(model, data, epochs=epochs, limit=limit, progress=True), additive),
-        "clean-trained, multiplicative": (lambda: trained(model, data, epochs=epochs, limit=limit), multiplicative),
-        f"trained with add=10 at {site}, additive": (
-            lambda: noisy_trained(data, model, epochs, 10.0, site, limit),
-            additive,
-        ),
-        "trained with add=1 at all sites, additive": (
-            lambda: noisy_trained(data, model, epochs, 1.0, None, limit),
-            additive,
-        ),
+    kinds = {
+        "additive": (nk.Noise(add=1.0), torch.logspace(-1.5, 3.5, 16)),
+        "multiplicative": (nk.Noise(mul=1.0), torch.linspace(0.0, 6.0, 13)),
     }
+    site = "conv2:conv2d#0" if "lenet" in model else "fc2:linear#0"
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "clean-trained": lambda: trained(model, data, epochs=epochs, limit=limit, progress=True),
+        f"trained with add={level:g} at {site}": lambda: noisy_trained(data, model, epochs, level, site, limit),
+    }
+    plan = [(f"{how}, {what}", network, *kind) for what, kind in kinds.items() for how, network in networks.items()]
     studies = []
     figure, axes = pyplot.subplots(len(plan), 2, figsize=(14, 5 * len(plan)), layout="constrained")
-    for row, (title, (network, (noise, levels))) in zip(axes, plan.items(), strict=True):
+    for row, (title, network, noise, levels) in zip(axes, plan, strict=True):
         study = nk.walk(network(), test, noise=noise, levels=levels, draws=draws, seed=0, progress=True)
         studies.append(study)
         study.save(out / f"{title.replace(' ', '_').replace(',', '').replace(':', '-')}.json")

@@ -1,19 +1,19 @@
 """Fixtures and the marker `full` that all tests share."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
 from noisykernels import _C
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="also run the full product of cases")
+    parser.addoption("--full", action="store_true", help="also run the slow rest of the cases")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: full product of cases; deselected without --full")
+    config.addinivalue_line("markers", "full: the slow rest of the cases; deselected without --full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,14 +24,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device on which the operators run here."""
-    return torch.device(request.param)
-
-
 @pytest.fixture(params=_C.cpu_levels())
-def cpu_level(request: pytest.FixtureRequest):
+def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction-set level of this machine in turn, forced."""
     _C.set_cpu_level(request.param)
     yield request.param
@@ -39,7 +33,7 @@ def cpu_level(request: pytest.FixtureRequest):
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[Callable[[int], None]]:
     """Sets torch's number of threads; put back after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads

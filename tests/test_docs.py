@@ -99,5 +99,5 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         assert "midpoint" in text.out and "falling back to the MLP" in text.err
     else:
         assert path.stem == "walking_noise"
-        studies = script.run(tmp_path, epochs=1, rows=40, draws=1, data="digits", model="mlp", limit=100)
+        studies = script.run(tmp_path, epochs=5, rows=60, draws=1, data="digits", model="mlp-bn", level=1.0)
         assert len(studies) == 4 and (tmp_path / "walking_noise.png").exists()
