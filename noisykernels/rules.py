@@ -184,9 +184,7 @@ def _register_autograd(library: torch.library.Library, rules: _Op) -> None:
                 if rules.gradients is None:
                     raise RuntimeError(f"{op}: it is inference only, but input requires grad")
                 if noise_args[7] == _FOLD:
-                    raise RuntimeError(
-                        f"{op}: folded noise (fold=True) has no gradient; use the two-term form"
-                    )
+                    raise RuntimeError(f"{op}: folded noise (fold=True) has no gradient; use the two-term form")
                 if any(ctx.needs_input_grad[-_NOISE - 1 : -1]):
                     raise RuntimeError(f"{op}: there is no gradient with respect to a level")
             output = below(keys, args)
@@ -237,8 +235,7 @@ def _register_vmap(name: str) -> None:
 
         def at(i: int) -> list[Any]:  # the dimension of a list is a list of None
             return [
-                a.select(d, i).contiguous() if isinstance(d, int) else a
-                for a, d in zip(args, in_dims, strict=True)
+                a.select(d, i).contiguous() if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)
             ]
 
         return torch.stack([op(*at(i)) for i in range(info.batch_size)]), 0
@@ -246,9 +243,7 @@ def _register_vmap(name: str) -> None:
     torch.library.register_vmap(f"noisykernels::{name}", rule)
 
 
-def _register_autocast(
-    library: torch.library.Library, name: str, operands: int, device: str, key: str
-) -> None:
+def _register_autocast(library: torch.library.Library, name: str, operands: int, device: str, key: str) -> None:
     """The operands (not the levels) in the lower type that autocast wants just now."""
     op = getattr(_ops, name)
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))

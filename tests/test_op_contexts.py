@@ -183,9 +183,7 @@ def test_a_forked_child_of_a_process_with_threads(threads: Callable[[int], None]
     child = os.fork()
     if child == 0:  # no test machinery in here: report by one byte and go
         try:
-            same = all(
-                torch.equal(result(op, 600), e) for op, e in zip(MANY, expected, strict=True)
-            )
+            same = all(torch.equal(result(op, 600), e) for op, e in zip(MANY, expected, strict=True))
             os.write(write, b"y" if same else b"n")
         finally:
             os._exit(0)

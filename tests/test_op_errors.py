@@ -78,9 +78,7 @@ def _needs_grad() -> nk.Noise:
         (dict(first_row=2**32 - 3), RuntimeError, r"first_row and the 4 rows .* got 4294967293"),
     ],
 )
-def test_wrong_noise_arguments(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_wrong_noise_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     for op, call in _five(**arguments):
         with pytest.raises(error, match=rf"{op}\w*: (.*){message}"):
             call()

@@ -198,9 +198,7 @@ BATCHED = [name for name, case in CASES.items() if case.batched]
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda f: f.__name__[1:])
 @pytest.mark.parametrize("op", BATCHED)
-def test_noise_does_not_depend_on(
-    op: str, variant: Callable[..., Tensor], threads: Callable[[int], None]
-) -> None:
+def test_noise_does_not_depend_on(op: str, variant: Callable[..., Tensor], threads: Callable[[int], None]) -> None:
     case = CASES[op]
     threads(2)
     elements = case.value(case.operands(1, torch.float32)).numel()

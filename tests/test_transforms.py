@@ -153,9 +153,7 @@ def test_no_recompilation_over_counts_of_draws(how: str, dynamo: None) -> None:
     def f(x: Tensor, draws: Tensor) -> Tensor:
         return nk.linear(x, w, noise=noise, seed=3, draws=draws, shared=True)
 
-    compiled = torch.compile(
-        f, backend="aot_eager", fullgraph=True, dynamic=True if how == "dynamic" else None
-    )
+    compiled = torch.compile(f, backend="aot_eager", fullgraph=True, dynamic=True if how == "dynamic" else None)
     for count in (3, 2, 5, 8):
         x, draws = torch.randn(4, 9, requires_grad=True), torch.arange(count)
         if how == "marked":
