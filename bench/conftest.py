@@ -62,27 +62,22 @@ def contest(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dic
     ) -> dict[str, float]:
         with torch.inference_mode():
             times = interleaved({"ours": ours, "baseline": baseline, **others}, rounds, target)
-        # Ratios pair by pair within a round, then their median: what a slow spell touches, it touches in all of a
-        round.ratios = {
-            name: statistics.median(t / b for t, b in zip(times[name], times["baseline"], strict=True))
-            for name in times
-        }
         # Ratios pair by pair within a round, then their median: a slow spell touches all of a round.
         ratios = {
             name: statistics.median(t / b for t, b in zip(series, times["baseline"], strict=True))
             for name, series in times.items()
         }
         pairs = sorted(t / b for t, b in zip(times["ours"], times["baseline"], strict=True))
-        ours, spread = ratios["ours"], (pairs[len(pairs) // 10], pairs[-1 - len(pairs) // 10])
+        ratio, spread = ratios["ours"], (pairs[len(pairs) // 10], pairs[-1 - len(pairs) // 10])
         if at_least is not None:  # how many times faster, not slower
-            ours, spread = 1 / ours, (1 / spread[1], 1 / spread[0])
+            ratio, spread = 1 / ratio, (1 / spread[1], 1 / spread[0])
         row = {
             "what": title,
             "base us": 1e6 * statistics.median(times["baseline"]),
-            "ours": ours,
+            "ours": ratio,
             "spread": spread,
             "bar": bar if at_least is None else at_least,
-            "met": ours <= bar if bar is not None else ours >= at_least if at_least is not None else None,
+            "met": ratio <= bar if bar is not None else ratio >= at_least if at_least is not None else None,
             **{name: ratios[name] for name in others},
         }
         ROWS.append(row)
@@ -102,7 +97,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     write("")
     write(f"threads 2 unless said; torch {torch.__version__}; ratios to the base in the same rounds")
     others = list(dict.fromkeys(k for row in ROWS for k in row if k not in COLUMNS))
-    head = f"{'what':46s} {'base us':>9s} {'ours':>7s} {'p10..p90':>13s} {'bar':>7s} {'':6s} "
+    head = f"{'what':52s} {'base us':>9s} {'ours':>7s} {'p10..p90':>13s} {'bar':>7s} {'':6s} "
     write(head + " ".join(f"{name:>14s}" for name in others))
     for row in ROWS:
         low, high = row["spread"]
@@ -110,7 +105,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         verdict = {None: "", True: "ok", False: "MISSED"}[row["met"]]
         cells = " ".join(f"{row[name]:14.2f}" if name in row else " " * 14 for name in others)
         numbers = f"{row['base us']:9.1f} {row['ours']:7.2f} {low:6.2f}-{high:6.2f} {bar:>7s} {verdict:6s}"
-        write(f"{row['what']:46s} {numbers} {cells}")
+        write(f"{row['what']:52s} {numbers} {cells}")
 
 
 def pytest_addoption(parser: Any) -> None:
