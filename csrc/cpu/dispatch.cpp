@@ -3,6 +3,10 @@
 #include <omp.h>
 #include <pthread.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 
@@ -27,6 +31,7 @@ const auto g_mkl_set_num_threads = find_in_torch<int (*)(int)>("MKL_Set_Num_Thre
 // thread for the child's OpenMP makes the libraries (and torch) that share the runtime serial there as well. MKL is
 // told by itself, since torch.set_num_threads fixes its number apart. Torch applies that call to a thread only when it
 // is first asked for the number: it is asked before the fork, so that the child does not set the parent's number again.
+[[maybe_unused]] const int g_runtime = omp_get_max_threads();  // the runtime registers its own handlers first
 [[maybe_unused]] const int g_registered = pthread_atfork(
     [] {
       uint32_t number;
@@ -41,14 +46,20 @@ const auto g_mkl_set_num_threads = find_in_torch<int (*)(int)>("MKL_Set_Num_Thre
 
 }  // namespace
 
+#if defined(__x86_64__)
+static bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 int available_levels(const Kernels* const** list) {
   static const Kernels* levels[2];
   static const int count = [] {
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-      levels[n++] = &kAvx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) levels[n++] = &kAvx2;
 #endif
     levels[n++] = &kPortable;
     return n;

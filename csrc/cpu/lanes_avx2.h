@@ -35,6 +35,7 @@ NK_HD Group<V, N> each(Fn f) {
 
 NK_HD f32x8 broadcast(f32x8, float s) { return _mm256_set1_ps(s); }
 NK_HD f64x4 broadcast(f64x4, double s) { return _mm256_set1_pd(s); }
+NK_HD f64x4 broadcast(f64x4, float s) { return _mm256_set1_pd(s); }
 NK_HD u32x8 broadcast(u32x8, uint32_t s) { return (u32x8)_mm256_set1_epi32(static_cast<int>(s)); }
 NK_HD u64x4 broadcast(u64x4, uint32_t s) { return (u64x4)_mm256_set1_epi64x(s); }
 

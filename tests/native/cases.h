@@ -274,7 +274,8 @@ Case<T> random_case(Random& r, Mode mode, int kind, int64_t n, bool hostile) {
   }
   c.x.resize(static_cast<size_t>((e.shared ? 1 : p.D) * p.B * n));
   for (T& v : c.x) v = random_value<T>(r, hostile);
-  if (r.one_in(2)) c.bias.resize(static_cast<size_t>(r.one_in(3) ? n : 1 + r.below(n)));
+  if (r.one_in(2))
+    c.bias.resize(static_cast<size_t>(r.one_in(3) ? n : 1 + r.below(r.one_in(2) ? std::min<int64_t>(n, 3) : n)));
   for (T& v : c.bias) v = random_value<T>(r, false);
   if (r.one_in(2) || p.D > 1) c.draws.resize(static_cast<size_t>(p.D));
   for (int64_t& v : c.draws) v = random_id(r, hostile);
