@@ -476,6 +476,7 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
              stride[i]);
     NK_CHECK(padding[i] >= 0 && 2 * padding[i] <= kernel[i], op,
              ": padding must lie between 0 and half the kernel_size ", kernel[i], ", got ", padding[i]);
+    NK_CHECK(x.size(2 + i) > 0, op, ": input must have a height and a width above zero, got shape ", shape_text(x));
     NK_CHECK(x.size(2 + i) + 2 * padding[i] >= kernel[i], op, ": the kernel of ", kernel[i],
              " is larger than the padded input of shape ", shape_text(x));
   }

@@ -147,3 +147,10 @@ def test_wrong_operands(
 def test_wrong_arguments_of_eps(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((RuntimeError, ValueError), match=message):
         nk.eps(**{"shape": (2, 3), "seed": 1, **arguments})
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 0, 4), (1, 1, 4, 0)])
+def test_pool_refuses_planes_without_values(shape: tuple[int, ...]) -> None:
+    """Padding makes the kernel fit, but there is nothing to pool: an error, as torch's own, and no crash."""
+    with pytest.raises(RuntimeError, match="perturb_relu_max_pool2d: input must have a height and a width"):
+        nk.perturb_relu_max_pool2d(torch.zeros(shape), nk.Noise(add=0.1), 2, padding=1, seed=1)
