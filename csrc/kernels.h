@@ -65,6 +65,7 @@ struct Kernels {
 };
 extern const Kernels kPortable;
 extern const Kernels kAvx2;
+extern const Kernels kAvx512;
 
 // Levels of this build that this machine can run, best first; the one in use; and forcing one by name ("auto": the
 // best, or the one that the environment variable NOISYKERNELS_CPU_LEVEL names). Returns false for a level that is not

@@ -54,12 +54,17 @@ static bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows i
 #endif
 
 int available_levels(const Kernels* const** list) {
-  static const Kernels* levels[2];
+  static const Kernels* levels[3];
   static const int count = [] {
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) levels[n++] = &kAvx2;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      levels[n++] = &kAvx512;
+    }
+    if (avx2) levels[n++] = &kAvx2;
 #endif
     levels[n++] = &kPortable;
     return n;

@@ -386,6 +386,7 @@ void epilogue_range(const Epilogue& e, int64_t begin, int64_t end) {
 template <class A, class T, class C>
 void pool_plane(const PoolEpilogue& e, const C* plane, C* line, T* out) {
   using L = typename A::template Lanes<C>;
+  const T* const end = out + e.out_height * e.out_width;
   for (int64_t oy = 0; oy < e.out_height; ++oy) {
     const int64_t y0 = std::max<int64_t>(0, oy * e.stride_h - e.pad_h);
     const int64_t y1 = std::min(e.height, oy * e.stride_h - e.pad_h + e.kernel_h);
@@ -397,7 +398,12 @@ void pool_plane(const PoolEpilogue& e, const C* plane, C* line, T* out) {
     }
     T* o = out + oy * e.out_width;
     int64_t ox = 0;
-    if (e.kernel_w == 2 && e.stride_w == 2 && e.pad_w == 0) ox = A::pair_max(line, e.out_width, o);
+    if (e.kernel_w == 2 && e.stride_w == 2 && e.pad_w == 0) {
+      // A step may overrun into the rows that come next, but not out of the plane.
+      for (; ox < e.out_width && o + ox + L::kWidth <= end; ox += L::kWidth) {
+        L::store(o + ox, L::pair_max(L::load(line + 2 * ox), L::load(line + 2 * ox + L::kWidth)));
+      }
+    }
     for (; ox < e.out_width; ++ox) {
       const int64_t x0 = std::max<int64_t>(0, ox * e.stride_w - e.pad_w);
       const int64_t x1 = std::min(e.width, ox * e.stride_w - e.pad_w + e.kernel_w);

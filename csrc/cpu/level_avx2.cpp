@@ -19,21 +19,25 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
+#define NK_BYTES 32
+#define NK_WORDS __m256i
+#define NK_MM(name) _mm256_##name
+
 #include "common.h"
 #include "kernels.inl"
-#include "lanes_avx2.h"
+#include "lanes_x86.h"
 
 namespace noisykernels::cpu {
 namespace {
 
-struct Avx2 {
+struct Avx2 : X86 {
   using Key = PhiloxWords<1>;
   using Words = PhiloxWords<4>;  // 16 blocks
-  static constexpr int kStep = 16, kLanes = 8, kSquare = 8;
+  static constexpr int kStep = 16, kLanes = 8;
 
   // Eight blocks are kept as lanes 0 2 1 3 | 4 6 5 7 of two registers: packed to 32 bits, and after the 4 x 4
   // transposes of sample(), they come out in order without a shuffle across the halves of a register.
-  static NK_HD u64x4 lanes(__m128i four) { return (u64x4)_mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(four), 0xD8); }
+  static NK_HD WordRegister lanes(__m128i four) { return (WordRegister)_mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(four), 0xD8); }
   static NK_HD Words load(const uint32_t* p) {
     Words w;
     NK_UNROLL
@@ -81,7 +85,7 @@ struct Avx2 {
     Floats<2 * kGroups> z[2];
     NK_UNROLL
     for (int k = 0; k < 4 * kGroups; ++k) {
-      w[k % 2].v[k / 2] = (u32x8)_mm256_load_si256(reinterpret_cast<const __m256i*>(words + 8 * k));
+      w[k % 2].v[k / 2] = (IntRegister)_mm256_load_si256(reinterpret_cast<const __m256i*>(words + 8 * k));
     }
     Kind::sample(w[0], w[1], z[0], z[1]);
     NK_UNROLL
@@ -96,47 +100,6 @@ struct Avx2 {
     }
   }
 
-  static NK_HD void copy(float* to, const float* from, int n) {
-    for (int i = 0; i < n; i += 8) _mm256_storeu_ps(to + i, _mm256_loadu_ps(from + i));
-  }
-
-  // to[p * stride + c] = z[first[c] + p] for eight c and eight p.
-  static NK_HD void transpose(const float* z, const int* first, float* to, int64_t stride) {
-    __m256 r[8], t[8];
-    NK_UNROLL
-    for (int c = 0; c < 4; ++c) {  // rows c and c + 4 in the halves, 4 positions at a time
-      const float *low = z + first[c], *high = z + first[c + 4];
-      r[c] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
-      r[c + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low + 4)), _mm_loadu_ps(high + 4), 1);
-    }
-    NK_UNROLL
-    for (int k = 0; k < 8; k += 4) {
-      t[k] = _mm256_unpacklo_ps(r[k], r[k + 1]), t[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
-      t[k + 2] = _mm256_unpacklo_ps(r[k + 2], r[k + 3]), t[k + 3] = _mm256_unpackhi_ps(r[k + 2], r[k + 3]);
-      _mm256_storeu_ps(to + k * stride, _mm256_shuffle_ps(t[k], t[k + 2], 0x44));
-      _mm256_storeu_ps(to + (k + 1) * stride, _mm256_shuffle_ps(t[k], t[k + 2], 0xEE));
-      _mm256_storeu_ps(to + (k + 2) * stride, _mm256_shuffle_ps(t[k + 1], t[k + 3], 0x44));
-      _mm256_storeu_ps(to + (k + 3) * stride, _mm256_shuffle_ps(t[k + 1], t[k + 3], 0xEE));
-    }
-  }
-
-  // Maxima of neighbouring pairs, eight at a time, the last eight overlapping; returns how many were written.
-  template <class C, class T>
-  static NK_HD int64_t pair_max(const C* line, int64_t count, T* out) {
-    if constexpr (!std::is_same_v<C, float>) return 0;
-    if (count < 8) return 0;
-    for (int64_t i = 0; i < count; i += 8) {
-      const int64_t k = std::min(i, count - 8);
-      const __m256 a = _mm256_loadu_ps(reinterpret_cast<const float*>(line + 2 * k));
-      const __m256 b = _mm256_loadu_ps(reinterpret_cast<const float*>(line + 2 * k + 8));
-      const Floats<1> even = {_mm256_shuffle_ps(a, b, 0x88)}, odd = {_mm256_shuffle_ps(a, b, 0xDD)};
-      const Floats<1> m = max_or_nan(even, odd);
-      if constexpr (std::is_same_v<C, float>)
-        Lanes<C>::store(out + k, {(f32x8)_mm256_permute4x64_pd((__m256d)m.v[0], 0xD8)});
-    }
-    return count;
-  }
-
   template <class C>
   struct Lanes;
 };
@@ -146,7 +109,7 @@ struct Avx2::Lanes<float> {
   using V = Floats<1>;
   static constexpr int kWidth = 8;
   static NK_HD V load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static NK_HD V load(const BFloat16* p) { return {(f32x8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p)), 16)}; }
+  static NK_HD V load(const BFloat16* p) { return {(FloatRegister)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p)), 16)}; }
   static NK_HD V load(const Float16* p) { return {_mm256_cvtph_ps(halves(p))}; }
   static NK_HD V load_eps(const float* p) { return {_mm256_loadu_ps(p)}; }
   static NK_HD void store(float* p, V v) { _mm256_storeu_ps(p, v.v[0]); }
@@ -161,7 +124,12 @@ struct Avx2::Lanes<float> {
   static NK_HD void store(Float16* p, V v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.v[0], _MM_FROUND_TO_NEAREST_INT));
   }
-  static NK_HD V splat(float v) { return {_mm256_set1_ps(v)}; }
+  static NK_HD V splat(float v) { return noisykernels::splat<V>(v); }
+  // The larger of each pair of neighbours of the 2 kWidth values in a and b; NaN if one of them is.
+  static NK_HD V pair_max(V a, V b) {
+    const V even = {_mm256_shuffle_ps(a.v[0], b.v[0], 0x88)}, odd = {_mm256_shuffle_ps(a.v[0], b.v[0], 0xDD)};
+    return {(FloatRegister)_mm256_permute4x64_pd((__m256d)max_or_nan(even, odd).v[0], 0xD8)};
+  }
   template <class T>
   static NK_HD float widen(T v) {
     return widen_value(v);
@@ -182,7 +150,11 @@ struct Avx2::Lanes<double> {
   static NK_HD V load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static NK_HD V load_eps(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
   static NK_HD void store(double* p, V v) { _mm256_storeu_pd(p, v.v[0]); }
-  static NK_HD V splat(double v) { return {_mm256_set1_pd(v)}; }
+  static NK_HD V splat(double v) { return noisykernels::splat<V>(v); }
+  static NK_HD V pair_max(V a, V b) {
+    const V even = {_mm256_unpacklo_pd(a.v[0], b.v[0])}, odd = {_mm256_unpackhi_pd(a.v[0], b.v[0])};
+    return {_mm256_permute4x64_pd(max_or_nan(even, odd).v[0], 0xD8)};
+  }
   static NK_HD double widen(double v) { return v; }
   template <class T>
   static NK_HD T narrow(double v) {

@@ -29,10 +29,6 @@ struct Portable {
   }
   static void copy(float* to, const float* from, int n) { std::copy_n(from, n, to); }
   static void transpose(const float* z, const int* first, float* to, int64_t) { *to = z[*first]; }
-  template <class C, class T>
-  static int64_t pair_max(const C*, int64_t, T*) {
-    return 0;
-  }
 
   template <class C>
   struct Lanes {
@@ -48,6 +44,7 @@ struct Portable {
       *p = narrow_value<T>(v);
     }
     static V splat(C v) { return v; }
+    static V pair_max(V a, V b) { return max_or_nan(a, b); }
     template <class T>
     static C widen(T v) {
       return widen_value(v);
