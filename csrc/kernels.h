@@ -56,6 +56,13 @@ struct PoolEpilogue {
 
 namespace cpu {
 
+// Whether rows of n values are drawn several at a time. Alone, a row is drawn in steps of 16 blocks of four: wasteful
+// where it has few blocks and not a multiple of 16.
+NK_HD bool short_rows(int64_t n) {
+  const int64_t blocks = (n + 3) / 4;
+  return blocks < 64 && blocks % 16 != 0;
+}
+
 // Kernels of one instruction-set level. Ranges count elements of the output in memory order (whole rows where rows are
 // short or channels_last); the result does not depend on how the whole is cut into ranges.
 struct Kernels {

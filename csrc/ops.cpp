@@ -90,7 +90,9 @@ torch::headeronly::MemoryFormat channels_last_format(int64_t dim) {
   return dim == 4 ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::ChannelsLast3d;
 }
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t); }
+// Without the dispatcher's detour where there is nothing to do.
+Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+Tensor dense(const Tensor& t) { return is_channels_last(t) ? t : as_contiguous(t); }
 
 // Uninitialised, by the C call: the dispatcher's way to an allocation takes longer than a small layer.
 Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, bool channels_last) {
@@ -342,25 +344,41 @@ Sgemm find_sgemm() {
   return sgemm;
 }
 
-// y[begin .. end) = noise(x W^T + b) by rows: one product for each thread's slab, then its noise while it is in the
-// cache.
-struct LinearSlabs {
+constexpr int64_t kFewRows = 24, kLargeWeight = int64_t{1} << 17, kColumnsTogether = 64;
+
+// y = noise(x W^T + b) by parts: one product for each thread's part, then its noise while it is in the cache.
+struct LinearParts {
   Sgemm sgemm;
   const cpu::Kernels* kernels;
-  const Epilogue* epilogue;
+  const Epilogue* epilogue;  // null: none here
   const float *x, *w;
   float* y;
-  int64_t K, N, ldw;
+  int64_t M, K, N, ldw;
   char trans_w;
 
-  static void run(void* self, int64_t begin, int64_t end) { static_cast<const LinearSlabs*>(self)->slab(begin, end); }
-  void slab(int64_t begin, int64_t end) const {
-    if (begin >= end) return;
-    const int m = static_cast<int>(N), n = static_cast<int>(end - begin), k = static_cast<int>(K),
-              ld = static_cast<int>(ldw);
+  void product(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const int m = static_cast<int>(columns), n = static_cast<int>(rows), k = static_cast<int>(K),
+              ld = static_cast<int>(ldw), ldy = static_cast<int>(N);
     const float one = 1, zero = 0;
-    sgemm(&trans_w, "N", &m, &n, &k, &one, w, &ld, x + begin * K, &k, &zero, y + begin * N, &m);
-    if (epilogue != nullptr) kernels->epilogue(*epilogue, begin * N, end * N);
+    const float* part_of_w = w + (trans_w == 'T' ? column * ldw : column);
+    sgemm(&trans_w, "N", &m, &n, &k, &one, part_of_w, &ld, x + row * K, &k, &zero, y + row * N + column, &ldy);
+  }
+  // Rows of the flattened input.
+  static void by_rows(void* context, int64_t begin, int64_t end) {
+    const auto* self = static_cast<const LinearParts*>(context);
+    if (begin >= end) return;
+    self->product(begin, end - begin, 0, self->N);
+    if (self->epilogue != nullptr) self->kernels->epilogue(*self->epilogue, begin * self->N, end * self->N);
+  }
+  // Output features: for few rows, whose weights are then read once between the threads.
+  static void by_columns(void* context, int64_t begin, int64_t end) {
+    const auto* self = static_cast<const LinearParts*>(context);
+    if (begin >= end) return;
+    self->product(0, self->M, begin, end - begin);
+    if (self->epilogue == nullptr) return;
+    for (int64_t row = 0; row < self->M; ++row) {
+      self->kernels->epilogue(*self->epilogue, row * self->N + begin, row * self->N + end);
+    }
   }
 };
 
@@ -382,11 +400,11 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
   if (type != DType::kFloat32 || sgemm == nullptr || std::max({M, N, K}) > INT_MAX || M == 0 || N == 0 || K == 0) {
     return finish(op, call(op, "aten::linear", x, weight, bias), true, batched, relu, args);
   }
-  x = torch::stable::contiguous(x);
+  x = as_contiguous(x);
   const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= K,
              by_columns = weight.stride(0) == 1 && weight.stride(1) >= N;
-  if (!by_rows && !by_columns) weight = torch::stable::contiguous(weight);
-  if (bias) bias = torch::stable::contiguous(*bias);
+  if (!by_rows && !by_columns) weight = as_contiguous(weight);
+  if (bias) bias = as_contiguous(*bias);
 
   Ints shape = shape_of(x);
   shape.back() = N;
@@ -399,26 +417,27 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
     e.bias = bias->data_ptr();
     e.bias_size = N;
   }
-  LinearSlabs slabs{sgemm,
+  LinearParts parts{sgemm,
                     &kernels(),
                     noise.shared ? nullptr : &e,
                     static_cast<const float*>(x.data_ptr()),
                     static_cast<const float*>(weight.data_ptr()),
                     static_cast<float*>(clean.mutable_data_ptr()),
+                    M,
                     K,
                     N,
                     by_columns && !by_rows ? weight.stride(1) : std::max<int64_t>(weight.stride(0), K),
                     by_columns && !by_rows ? 'N' : 'T'};
-  // Rows of the flattened input; a short row of the output is drawn whole. A slab of a few rows does not fill the
-  // product.
-  const int64_t grain = std::max<int64_t>(8, e.n / N);
-  if (M < grain * threads()) {
-    const Epilogue* whole = slabs.epilogue;
-    slabs.epilogue = nullptr;
-    slabs.slab(0, M);
-    if (whole != nullptr) cpu::run(kernels(), e, threads());
+  const int64_t rows_together = e.n / N;  // of the flattened input: a short row of noise is drawn whole
+  constexpr int64_t kWorthAThread = int64_t{1} << 17;  // multiply-adds: some 3 us
+  const int64_t useful = std::min<int64_t>(threads(), 1 + M * N * K / kWorthAThread);
+  if (M >= useful * kFewRows || N * K < kLargeWeight) {
+    cpu::parallel(M, rows_together > 1 ? rows_together : 8, static_cast<int>(useful), &LinearParts::by_rows, &parts);
   } else {
-    cpu::parallel(M, e.n / N > 1 ? e.n / N : 1, threads(), &LinearSlabs::run, &slabs);
+    const bool apart = parts.epilogue != nullptr && cpu::short_rows(e.n);
+    if (apart) parts.epilogue = nullptr;
+    cpu::parallel(N, kColumnsTogether, static_cast<int>(useful), &LinearParts::by_columns, &parts);
+    if (apart) cpu::run(kernels(), e, threads());
   }
   if (noise.shared) cpu::run(kernels(), e, threads());
   return out;
@@ -480,7 +499,7 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
     NK_CHECK(x.size(2 + i) + 2 * padding[i] >= kernel[i], op, ": the kernel of ", kernel[i],
              " is larger than the padded input of shape ", shape_text(x));
   }
-  x = torch::stable::contiguous(x);
+  x = as_contiguous(x);
   pool.planes = x.size(1), pool.height = x.size(2), pool.width = x.size(3);
   pool.out_height = (pool.height + 2 * pool.pad_h - pool.kernel_h) / pool.stride_h + 1;
   pool.out_width = (pool.width + 2 * pool.pad_w - pool.kernel_w) / pool.stride_w + 1;

@@ -96,22 +96,43 @@ def _in_place(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
 # ------------------------------------------------------------------ what others tell a running mode
 
 
+def _running() -> SiteMode | None:
+    """The mode of the injected model that runs now. Not for compiled code: that sees modes by their effect only."""
+    for i in reversed(range(torch._C._len_torch_function_stack())):
+        mode = torch._C._get_function_stack_at(i)
+        if isinstance(mode, SiteMode):
+            return mode
+    return None
+
+
+def _tell(notice: Callable[..., None], *args: Any) -> None:
+    """Calls a notice that compiled code sends through the modes, as if it were one of torch's functions."""
+    if torch._C._is_torch_function_mode_enabled():
+        handle_torch_function(notice, (), *args)
+
+
 def enter_model() -> None:
     """An injected model begins its forward: not within that of another."""
-    if torch._C._is_torch_function_mode_enabled():
-        handle_torch_function(enter_model, ())
+    if torch.compiler.is_compiling():
+        _tell(enter_model)
+    elif _running() is not None:
+        raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
 
 
 def enter_module(path: str, module: nn.Module) -> None:
     """A submodule begins: its path names the sites that follow."""
-    if torch._C._is_torch_function_mode_enabled():
-        handle_torch_function(enter_module, (), path, module)
+    if torch.compiler.is_compiling():
+        _tell(enter_module, path, module)
+    elif (mode := _running()) is not None:
+        mode.enter(path, module)
 
 
 def leave_module(path: str) -> None:
     """The counterpart of `enter_module`."""
-    if torch._C._is_torch_function_mode_enabled():
-        handle_torch_function(leave_module, (), path)
+    if torch.compiler.is_compiling():
+        _tell(leave_module, path)
+    elif (mode := _running()) is not None:
+        mode.leave(path)
 
 
 def draw_layer(op: Callable[..., Tensor], kind: str, noise: Noise, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -177,12 +198,9 @@ class SiteMode(TorchFunctionMode):
         if torch.compiler.is_compiling() and not self.compiled:  # names would get lost: run it as it is
             raise RuntimeError("a part of an injected model cannot be compiled, only the whole model")
         if func is enter_module:
-            self.modules.append(args)
-            return None
+            return self.enter(*args)
         if func is leave_module:
-            if self.modules[-1][0] == args[0]:  # not so if a hook raised before the module was entered
-                self.modules.pop()
-            return None
+            return self.leave(*args)
         if func is enter_model:
             raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
         if func is draw_layer:
@@ -195,6 +213,15 @@ class SiteMode(TorchFunctionMode):
         if kind is None:
             return func(*args, **kwargs)
         return self.site(kind, func, args, kwargs)
+
+    def enter(self, path: str, module: nn.Module) -> None:
+        """A submodule begins."""
+        self.modules.append((path, module))
+
+    def leave(self, path: str) -> None:
+        """A submodule has ended."""
+        if self.modules[-1][0] == path:  # not so if a hook raised before the module was entered
+            self.modules.pop()
 
     def name(self, kind: str) -> str:
         """The name of the call of an operation that begins now."""

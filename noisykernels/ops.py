@@ -149,7 +149,7 @@ def eps(
     if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
         raise ValueError(f"eps: first_row must lie in [0, 2^32), got {first_row}")
     where = torch.device("cpu" if device is None else device)
-    return _ops.eps(
+    return _ops.eps.default(
         list(shape),
         KINDS.index(kind),
         seed_tensor("eps", seed, where),
@@ -199,7 +199,7 @@ def perturb(
         >>> bool((perturb(x[4:], Noise(add=1.0), seed=1, first_row=4) == y[4:]).all())  # a row keeps its noise
         True
     """
-    return _ops.perturb(x, *_noise_args("perturb", x.device, noise, seed, site, draws, shared, rows, first_row))
+    return _ops.perturb.default(x, *_noise_args("perturb", x.device, noise, seed, site, draws, shared, rows, first_row))
 
 
 @_document
@@ -238,7 +238,7 @@ def linear(
         >>> linear(torch.ones(2, 3), w, noise=Noise(mul=0.1), seed=1).shape
         torch.Size([2, 3])
     """
-    return _ops.linear(
+    return _ops.linear.default(
         x, weight, bias, relu, *_noise_args("linear", x.device, noise, seed, site, draws, shared, rows, first_row)
     )
 
@@ -272,7 +272,7 @@ def matmul(
         >>> matmul(torch.ones(5, 2, 3), torch.ones(3, 4), noise=Noise(add=0.1), seed=1).shape
         torch.Size([5, 2, 4])
     """
-    return _ops.matmul(a, b, *_noise_args("matmul", a.device, noise, seed, site, draws, shared, rows, first_row))
+    return _ops.matmul.default(a, b, *_noise_args("matmul", a.device, noise, seed, site, draws, shared, rows, first_row))
 
 
 @_document
@@ -311,7 +311,7 @@ def perturb_relu_max_pool2d(
     kernel, padding_ = _ints(op, "kernel_size", kernel_size, 2), _ints(op, "padding", padding, 2)
     stride_ = kernel if stride is None else _ints(op, "stride", stride, 2)
     args = _noise_args(op, x.device, noise, seed, site, draws, shared, rows, first_row)
-    return _ops.perturb_relu_max_pool2d(x, kernel, stride_, padding_, *args)
+    return _ops.perturb_relu_max_pool2d.default(x, kernel, stride_, padding_, *args)
 
 
 def _ints(op: str, name: str, value: Size, dims: int) -> list[int]:
@@ -374,7 +374,7 @@ def convolution(
             padding_ = [t // 2 for t in padding_]
     output_padding_ = _ints(name, "output_padding", output_padding, dims)
     args = _noise_args(name, x.device, noise, seed, site, draws, shared, rows, first_row)
-    return _ops.convolution(
+    return _ops.convolution.default(
         x, weight, bias, stride_, padding_, dilation_, transposed, output_padding_, groups, relu, *args
     )
 

@@ -7,6 +7,7 @@ that calls and how often that module has called the same operation before.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ def kind_of(name: str) -> str:
     return "input" if is_input(name) else name.rpartition(":")[2].rpartition("#")[0]
 
 
+@functools.lru_cache(maxsize=2**16)
 def matches(name: str, pattern: str) -> bool:
     """Whether a site's name, its name without the number of the call, or its module's path fits.
 
@@ -71,7 +73,8 @@ def hashed_id(name: str) -> int:
 
 
 # As torch.compiler.assume_constant_result does it, which would import the whole compiler.
-hashed_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _function in (matches, hashed_id):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def site_ids(names: Iterable[str]) -> dict[str, int]:

@@ -76,11 +76,4 @@ class Scratch {
   void* memory_;
 };
 
-// Whether rows of n values are drawn several at a time. Alone, a row is drawn in steps of 16 blocks of four: wasteful
-// where it has few blocks and not a multiple of 16.
-NK_HD bool short_rows(int64_t n) {
-  const int64_t blocks = (n + 3) / 4;
-  return blocks < 64 && blocks % 16 != 0;
-}
-
 }  // namespace noisykernels::cpu

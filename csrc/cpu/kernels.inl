@@ -1,11 +1,11 @@
 // The CPU kernels, written once over the lanes of an instruction-set level A; each level's file includes this after it
-// has defined A. Work goes in chunks of at most 512 values: words, then eps, then the formula, all within the L1 cache.
+// has defined A. Work goes in chunks of at most 1024 values: words, then eps, then the formula, all within the L1 cache.
 #pragma once
 
 namespace noisykernels::cpu {
 namespace {  // each level keeps its own copies
 
-inline constexpr int kChunk = 512;     // values
+inline constexpr int kChunk = 1024;    // values
 inline constexpr int kPad = 64;        // slack behind every buffer, so that vector steps may overrun
 inline constexpr int kTile = 32;       // positions of a channels_last tile where there are many
 inline constexpr int kWholeTile = 64;  // up to so many, a tile holds them all
@@ -23,7 +23,11 @@ class Generator {
   // z[0 .. 4 count) (and up to kPad more) = eps of blocks first, first + 1, ... of one row.
   void in_row(uint32_t row, uint32_t draw, uint32_t word3, uint32_t first, int count, float* z) {
     const RowConstants<typename A::Key> constants(seed_, row, draw, word3);
-    for (int i = 0; i < count; i += A::kStep) A::words_in_row(keys_, constants, first + i, words_ + 4 * i);
+    int i = 0;
+    for (; i + A::kStep < count; i += A::kSteps * A::kStep) {  // several steps at once where the level has the registers
+      A::template words_in_row<A::kSteps>(keys_, constants, first + i, words_ + 4 * i);
+    }
+    if (i < count) A::template words_in_row<1>(keys_, constants, first + i, words_ + 4 * i);
     sample_(words_, count, z);
   }
 

@@ -33,7 +33,7 @@ namespace {
 struct Avx2 : X86 {
   using Key = PhiloxWords<1>;
   using Words = PhiloxWords<4>;  // 16 blocks
-  static constexpr int kStep = 16, kLanes = 8;
+  static constexpr int kStep = 16, kSteps = 1, kLanes = 8;
 
   // Eight blocks are kept as lanes 0 2 1 3 | 4 6 5 7 of two registers: packed to 32 bits, and after the 4 x 4
   // transposes of sample(), they come out in order without a shuffle across the halves of a register.
@@ -54,6 +54,7 @@ struct Avx2 : X86 {
       }
     }
   }
+  template <int>
   static NK_HD void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block,
                                  uint32_t* w) {
     Words first, c[4];

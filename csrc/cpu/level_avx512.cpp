@@ -36,7 +36,7 @@ namespace {
 struct Avx512 : X86 {
   using Key = PhiloxWords<1>;
   using Words = PhiloxWords<2>;  // 16 blocks
-  static constexpr int kStep = 16, kLanes = 16;
+  static constexpr int kStep = 16, kSteps = 2, kLanes = 16;
 
   // Sixteen blocks are kept as lanes 0 4 1 5 2 6 3 7 and 8 12 9 13 10 14 11 15 of two registers: packed to 32 bits, and
   // after the 4 x 4 transposes of sample(), they come out in order without a shuffle across the quarters of a register.
@@ -48,17 +48,24 @@ struct Avx512 : X86 {
     const auto* eight = reinterpret_cast<const __m256i*>(p);
     return {{lanes(_mm256_loadu_si256(eight)), lanes(_mm256_loadu_si256(eight + 1))}};
   }
-  static NK_HD void store(const Words c[4], uint32_t* w) {  // as [word][block]
+  template <int N>
+  static NK_HD void store(const PhiloxWords<N> c[4], uint32_t* w) {  // as [group of 16 blocks][word][block]
     NK_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      _mm512_store_ps(w + 16 * k, _mm512_shuffle_ps((__m512)c[k].v[0], (__m512)c[k].v[1], 0x88));
+    for (int g = 0; g < N; g += 2) {
+      NK_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        const __m512 packed = _mm512_shuffle_ps((__m512)c[k].v[g], (__m512)c[k].v[g + 1], 0x88);
+        _mm512_store_ps(w + 32 * g + 16 * k, packed);
+      }
     }
   }
+  template <int Steps>
   static NK_HD void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block,
                                  uint32_t* w) {
-    const WordRegister first = {block, block + 4, block + 1, block + 5, block + 2, block + 6, block + 3, block + 7};
-    Words c[4];
-    philox_in_row(keys, constants, Words{{first, first + 8}}, c);
+    const WordRegister order = {0, 4, 1, 5, 2, 6, 3, 7}, first = block + order;
+    PhiloxWords<2 * Steps> c[4];
+    philox_in_row(
+        keys, constants, each<WordRegister, 2 * Steps>([&](int i) NK_LAMBDA { return first + 8 * i; }), c);
     store(c, w);
   }
   static NK_HD void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block,

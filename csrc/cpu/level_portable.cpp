@@ -7,8 +7,9 @@ namespace {
 
 struct Portable {
   using Key = uint32_t;
-  static constexpr int kStep = 1, kLanes = 1, kSquare = 1;
+  static constexpr int kStep = 1, kSteps = 1, kLanes = 1, kSquare = 1;
 
+  template <int>
   static void words_in_row(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, uint32_t block,
                            uint32_t* w) {
     philox_in_row(keys, constants, block, w);
