@@ -6,6 +6,7 @@ cycle and core, K its inner length. "mixed" draws two normals per output, "fold"
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -116,23 +117,40 @@ def test_convolution(contest: Any, request: Any, name: str, kind: str, layout: s
     )
 
 
+def with_operators(model: LeNet5, noise: nk.Noise, x: torch.Tensor) -> torch.Tensor:
+    """LeNet-5 written with our operators, the rectifiers within them."""
+    for conv in (model.conv1, model.conv2):
+        x = F.max_pool2d(nk.conv2d(x, conv.weight, conv.bias, noise=noise, relu=True, seed=SEED), 2)
+    x = x.flatten(1)
+    for layer in (model.fc1, model.fc2):
+        x = nk.linear(x, layer.weight, layer.bias, noise=noise, relu=True, seed=SEED)
+    return nk.linear(x, model.fc3.weight, model.fc3.bias, noise=noise, seed=SEED)
+
+
 @pytest.mark.parametrize("kind", list(NOISES))
-@pytest.mark.parametrize("where", ["contractions", "all sites"])
+@pytest.mark.parametrize("where", ["contractions, operators", "contractions, injected", "all sites, injected"])
 def test_lenet(contest: Any, kind: str, where: str) -> None:
-    """LeNet-5, batch 256, noise after its five contractions, or at all twelve sites."""
+    """LeNet-5, batch 256, noise after its five contractions (written with operators, or injected into
+    the model as it is), or at all twelve sites.
+    """
     torch.set_num_threads(2)
     clean, noisy, hooked = (LeNet5().eval() for _ in range(3))
-    x = torch.randn(256, 1, 28, 28)
-    nk.inject(noisy, NOISES[kind](), where=["conv*", "fc*"] if where == "contractions" else None, example_input=x[:2])
+    x, noise = torch.randn(256, 1, 28, 28), NOISES[kind]()
+    contractions = where.startswith("contractions")
+    ours = lambda: noisy(x)  # noqa: E731
+    if where.endswith("operators"):
+        ours = lambda: with_operators(noisy, noise, x)  # noqa: E731
+    else:
+        nk.inject(noisy, noise, where=["conv*", "fc*"] if contractions else None, example_input=x[:2])
     for module in hooked.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             module.register_forward_hook(lambda _module, _input, y: naive(y, kind))
-    plain = {"plain normal": lambda: hooked(x)} if where == "contractions" else {}
-    with nk.noise_state(noisy, seed=SEED):
+    plain = {"plain normal": lambda: hooked(x)} if contractions else {}
+    with nk.noise_state(noisy, seed=SEED) if not where.endswith("operators") else contextlib.nullcontext():
         contest(
             f"LeNet-5 batch 256, {kind}, {where}",
-            ours=lambda: noisy(x),
+            ours=ours,
             baseline=lambda: clean(x),
-            bar=1.15 if kind != "mixed" and where == "contractions" else None,
+            bar=1.15 if kind != "mixed" and contractions else None,
             **plain,
         )

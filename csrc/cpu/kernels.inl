@@ -302,7 +302,8 @@ class Applier {
     const int64_t channels = e_.channels, positions = e_.n / channels;
     const bool whole = width == positions;             // then the elements of neighbouring channels are neighbours
     const int most = whole ? 0 : (width + 3) / 4 + 1;  // blocks of one channel
-    const int group = whole ? std::max(1, (kChunk - 4) / width) : kChunk / 4 / most;
+    int group = whole ? std::max(1, (kChunk - 4) / width) : kChunk / 4 / most;
+    if (group > A::kSquare) group -= group % A::kSquare;
     alignas(64) float z[kChunk + kPad];
     uint32_t block[kChunk / 4 + kPad];
     int first[kChunk];  // place of each channel's first value in z
@@ -322,14 +323,16 @@ class Applier {
         }
         gen_.listed(id.row, id.draw, word3(operand), block, blocks, z);
       }
-      int c = 0;
-      for (; c + A::kSquare <= count; c += A::kSquare) {
-        int p = 0;
-        for (; p + A::kSquare <= width; p += A::kSquare)
+      const int squares = channels < A::kSquare ? A::kSquare : count / A::kSquare * A::kSquare;
+      // Where there are few channels, a square overruns into the next positions, which are written after it.
+      for (int c = count; c < squares; ++c) first[c] = first[0];
+      const int by_squares = width / A::kSquare * A::kSquare;
+      for (int c = 0; c < squares; c += A::kSquare) {
+        for (int p = 0; p < by_squares; p += A::kSquare)
           A::transpose(z + p, first + c, tile + p * channels + c0 + c, channels);
-        transpose_rest(z, first, c, c + A::kSquare, p, width, tile + c0);
       }
-      transpose_rest(z, first, c, count, 0, width, tile + c0);
+      transpose_rest(z, first, 0, std::min(squares, count), by_squares, width, tile + c0);
+      transpose_rest(z, first, squares, count, 0, width, tile + c0);
     }
   }
 
