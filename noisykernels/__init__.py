@@ -7,6 +7,14 @@ import torch as torch  # the compiled module needs torch's libraries in the proc
 from noisykernels import _C as _C
 from noisykernels import rules as rules  # registers autograd, fake, vmap and autocast
 from noisykernels._C import STREAM_VERSION, build_info
+from noisykernels.convolutions import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from noisykernels.engine import walk
 from noisykernels.inject import NoiseState, inject, noise_state, remove, sites
 from noisykernels.nn import (
@@ -20,19 +28,7 @@ from noisykernels.nn import (
     NoisyLinear,
 )
 from noisykernels.noise import Noise, per_channel, per_draw, per_row
-from noisykernels.ops import (
-    conv1d,
-    conv2d,
-    conv3d,
-    conv_transpose1d,
-    conv_transpose2d,
-    conv_transpose3d,
-    eps,
-    linear,
-    matmul,
-    perturb,
-    perturb_relu_max_pool2d,
-)
+from noisykernels.ops import eps, linear, matmul, perturb, perturb_relu_max_pool2d
 from noisykernels.study import Study
 
 try:

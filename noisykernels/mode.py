@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
-from noisykernels import ops
+from noisykernels import convolutions, ops
 from noisykernels.noise import Noise
 from noisykernels.sites import Placement, hashed_id
 
@@ -38,12 +38,12 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _CELLS = "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 _CONTRACTIONS = {  # whose noisy result our own operators give in one go
     "linear": ops.linear,
-    "conv1d": ops.conv1d,
-    "conv2d": ops.conv2d,
-    "conv3d": ops.conv3d,
-    "conv_transpose1d": ops.conv_transpose1d,
-    "conv_transpose2d": ops.conv_transpose2d,
-    "conv_transpose3d": ops.conv_transpose3d,
+    "conv1d": convolutions.conv1d,
+    "conv2d": convolutions.conv2d,
+    "conv3d": convolutions.conv3d,
+    "conv_transpose1d": convolutions.conv_transpose1d,
+    "conv_transpose2d": convolutions.conv_transpose2d,
+    "conv_transpose3d": convolutions.conv_transpose3d,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisykernels import ops
+from noisykernels import convolutions, ops
 from noisykernels.mode import draw_layer
 from noisykernels.noise import Noise
 
@@ -110,7 +110,7 @@ class _NoisyConv(NoisyLayer):
             input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
             padding = 0
         dims = weight.dim() - 2
-        op = (ops.conv1d, ops.conv2d, ops.conv3d)[dims - 1]
+        op = (convolutions.conv1d, convolutions.conv2d, convolutions.conv3d)[dims - 1]
         return draw_layer(
             op,
             f"conv{dims}d",
@@ -167,7 +167,7 @@ class _NoisyConvTranspose(NoisyLayer):
         output_padding = conv._output_padding(
             input, output_size, conv.stride, conv.padding, conv.kernel_size, dims, conv.dilation
         )
-        op = (ops.conv_transpose1d, ops.conv_transpose2d, ops.conv_transpose3d)[dims - 1]
+        op = (convolutions.conv_transpose1d, convolutions.conv_transpose2d, convolutions.conv_transpose3d)[dims - 1]
         return draw_layer(
             op,
             f"conv_transpose{dims}d",

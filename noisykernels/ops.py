@@ -1,4 +1,4 @@
-"""The operators: public functions, and beside them their fake, autograd, vmap and autocast rules.
+"""The operators' public functions (the convolutions' are in convolutions.py), and what they share.
 
 Every operator is a function of its arguments alone; the seed, the ids and the levels are tensors, so that compiled,
 checkpointed and exported programs draw the same noise as eager ones.
@@ -10,13 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from noisykernels.noise import (
     ID_LIMIT,
     KINDS,
-    MODES,
     OPERANDS,
     Noise,
     ids_tensor,
@@ -24,31 +22,16 @@ from noisykernels.noise import (
     seed_tensor,
 )
 
-__all__ = [
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "eps",
-    "linear",
-    "matmul",
-    "perturb",
-    "perturb_relu_max_pool2d",
-]
+__all__ = ["eps", "linear", "matmul", "perturb", "perturb_relu_max_pool2d"]
 
 _ops = torch.ops.noisykernels
-_MUL = MODES.index("mul")
-_WITH_FACTOR = (_MUL, MODES.index("mul_add"), MODES.index("add_mul"))
-_FOLD = MODES.index("fold")
 
 Seed = int | Tensor | None
 Ids = Tensor | Sequence[int] | None
 Size = int | Sequence[int]
 
 
-def _noise_args(
+def noise_args(
     op: str,
     device: torch.device,
     noise: Noise,
@@ -95,7 +78,7 @@ _COMMON = """
 """
 
 
-def _document(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def document_common(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Fills the arguments that all operators share into a docstring."""
     assert function.__doc__ is not None
     function.__doc__ = function.__doc__.replace("        {common}\n", _COMMON.lstrip("\n"))
@@ -161,7 +144,7 @@ def eps(
     )
 
 
-@_document
+@document_common
 def perturb(
     x: Tensor,
     noise: Noise,
@@ -199,10 +182,10 @@ def perturb(
         >>> bool((perturb(x[4:], Noise(add=1.0), seed=1, first_row=4) == y[4:]).all())  # a row keeps its noise
         True
     """
-    return _ops.perturb.default(x, *_noise_args("perturb", x.device, noise, seed, site, draws, shared, rows, first_row))
+    return _ops.perturb.default(x, *noise_args("perturb", x.device, noise, seed, site, draws, shared, rows, first_row))
 
 
-@_document
+@document_common
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -239,11 +222,11 @@ def linear(
         torch.Size([2, 3])
     """
     return _ops.linear.default(
-        x, weight, bias, relu, *_noise_args("linear", x.device, noise, seed, site, draws, shared, rows, first_row)
+        x, weight, bias, relu, *noise_args("linear", x.device, noise, seed, site, draws, shared, rows, first_row)
     )
 
 
-@_document
+@document_common
 def matmul(
     a: Tensor,
     b: Tensor,
@@ -272,10 +255,10 @@ def matmul(
         >>> matmul(torch.ones(5, 2, 3), torch.ones(3, 4), noise=Noise(add=0.1), seed=1).shape
         torch.Size([5, 2, 4])
     """
-    return _ops.matmul.default(a, b, *_noise_args("matmul", a.device, noise, seed, site, draws, shared, rows, first_row))
+    return _ops.matmul.default(a, b, *noise_args("matmul", a.device, noise, seed, site, draws, shared, rows, first_row))
 
 
-@_document
+@document_common
 def perturb_relu_max_pool2d(
     x: Tensor,
     noise: Noise,
@@ -308,181 +291,15 @@ def perturb_relu_max_pool2d(
         torch.Size([2, 1, 2, 2])
     """
     op = "perturb_relu_max_pool2d"
-    kernel, padding_ = _ints(op, "kernel_size", kernel_size, 2), _ints(op, "padding", padding, 2)
-    stride_ = kernel if stride is None else _ints(op, "stride", stride, 2)
-    args = _noise_args(op, x.device, noise, seed, site, draws, shared, rows, first_row)
+    kernel, padding_ = ints(op, "kernel_size", kernel_size, 2), ints(op, "padding", padding, 2)
+    stride_ = kernel if stride is None else ints(op, "stride", stride, 2)
+    args = noise_args(op, x.device, noise, seed, site, draws, shared, rows, first_row)
     return _ops.perturb_relu_max_pool2d.default(x, kernel, stride_, padding_, *args)
 
 
-def _ints(op: str, name: str, value: Size, dims: int) -> list[int]:
+def ints(op: str, name: str, value: Size, dims: int) -> list[int]:
     """One number for each dimension; one alone stands for all."""
     numbers = [value] if isinstance(value, int) else list(value)
     if len(numbers) not in (1, dims):
         raise ValueError(f"{op}: {name} must be a number or {dims} numbers, got {value!r}")
     return numbers * dims if len(numbers) == 1 else numbers
-
-
-def _same_padding(
-    padding: Size | str, weight: Tensor, stride: list[int], dilation: list[int], dims: int, name: str
-) -> Size:
-    """torch's string paddings as numbers; "same" with an uneven total has no such number."""
-    if not isinstance(padding, str):
-        return padding
-    if padding == "valid":
-        return 0
-    if padding != "same":
-        raise ValueError(f"{name}: padding must be numbers, 'valid' or 'same', got {padding!r}")
-    if any(s != 1 for s in stride):
-        raise ValueError(f"{name}: padding='same' needs stride 1, got {stride}")
-    return [dilation[d] * (weight.shape[2 + d] - 1) for d in range(dims)]  # the total, both sides together
-
-
-def convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    transposed: bool,
-    output_padding: Size,
-    groups: int,
-    dims: int,
-    relu: bool,
-    noise: Noise,
-    seed: Seed,
-    site: int,
-    draws: Ids,
-    shared: bool,
-    rows: Ids,
-    first_row: int,
-) -> Tensor:
-    """What all convolutions come to."""
-    name = f"conv{'_transpose' if transposed else ''}{dims}d"
-    if weight.dim() != dims + 2:
-        raise ValueError(f"{name}: weight must have {dims + 2} dimensions, got shape {list(weight.shape)}")
-    stride_, dilation_ = _ints(name, "stride", stride, dims), _ints(name, "dilation", dilation, dims)
-    if transposed and isinstance(padding, str):
-        raise ValueError(f"{name}: padding must be a number or {dims} numbers, got {padding!r}")
-    total = _same_padding(padding, weight, stride_, dilation_, dims, name)
-    padding_ = _ints(name, "padding", total, dims)
-    if padding == "same":
-        if any(p % 2 for p in padding_):  # torch pads the far side by one more
-            x = F.pad(x, [p for t in reversed(padding_) for p in (t // 2, t - t // 2)])
-            padding_ = [0] * dims
-        else:
-            padding_ = [t // 2 for t in padding_]
-    output_padding_ = _ints(name, "output_padding", output_padding, dims)
-    args = _noise_args(name, x.device, noise, seed, site, draws, shared, rows, first_row)
-    return _ops.convolution.default(
-        x, weight, bias, stride_, padding_, dilation_, transposed, output_padding_, groups, relu, *args
-    )
-
-
-def _convolution(dims: int) -> Callable[..., Tensor]:
-    def conv(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        noise: Noise,
-        relu: bool = False,
-        seed: Seed = None,
-        site: int = 0,
-        draws: Ids = None,
-        shared: bool = False,
-        rows: Ids = None,
-        first_row: int = 0,
-    ) -> Tensor:
-        return convolution(
-            x, weight, bias, stride, padding, dilation, False, 0, groups, dims, relu,
-            noise, seed, site, draws, shared, rows, first_row,
-        )  # fmt: skip
-
-    size = "".join(f", {c}" for c in "DHW"[3 - dims :])
-    kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])
-    conv.__name__ = conv.__qualname__ = f"conv{dims}d"
-    conv.__doc__ = f"""{dims}-d convolution with noise on its output: ``relu?(noise(conv{dims}d(x, weight) + bias))``.
-
-    Args:
-        x: (B, C{size}), or (D * B, C{size}) with D draws, or (C{size}): one row.
-        weight: (N, C / groups{kernel}), the dtype of ``x``.
-        bias: (N) or None.
-        stride, padding, dilation, groups: as for `torch.nn.functional.conv{dims}d`.
-        relu: apply a rectifier after the noise.
-        {{common}}
-
-    Returns:
-        (B, N, ...), or (D * B, N, ...).
-
-    Raises:
-        ValueError, RuntimeError: as `perturb`.
-
-    Example:
-        >>> x, w = torch.ones(2, 3{", 8" * dims}), torch.ones(4, 3{", 3" * dims})
-        >>> conv{dims}d(x, w, padding=1, noise=Noise(add=0.1), seed=1).shape
-        torch.Size([2, 4{", 8" * dims}])
-    """
-    return _document(conv)
-
-
-def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
-    def conv_transpose(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Size = 1,
-        padding: Size = 0,
-        output_padding: Size = 0,
-        groups: int = 1,
-        dilation: Size = 1,
-        *,
-        noise: Noise,
-        relu: bool = False,
-        seed: Seed = None,
-        site: int = 0,
-        draws: Ids = None,
-        shared: bool = False,
-        rows: Ids = None,
-        first_row: int = 0,
-    ) -> Tensor:
-        return convolution(
-            x, weight, bias, stride, padding, dilation, True, output_padding, groups, dims, relu,
-            noise, seed, site, draws, shared, rows, first_row,
-        )  # fmt: skip
-
-    size = "".join(f", {c}" for c in "DHW"[3 - dims :])
-    kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])
-    conv_transpose.__name__ = conv_transpose.__qualname__ = f"conv_transpose{dims}d"
-    conv_transpose.__doc__ = f"""{dims}-d transposed convolution with noise on its output.
-
-    ``relu?(noise(conv_transpose{dims}d(x, weight) + bias))``
-
-    Args:
-        x: (B, C{size}), or (D * B, C{size}) with D draws, or (C{size}): one row.
-        weight: (C, N / groups{kernel}), the dtype of ``x``.
-        bias: (N) or None.
-        stride, padding, output_padding, groups, dilation: as for `torch.nn.functional.conv_transpose{dims}d`.
-        relu: apply a rectifier after the noise.
-        {{common}}
-
-    Returns:
-        (B, N, ...), or (D * B, N, ...).
-
-    Raises:
-        ValueError, RuntimeError: as `perturb`.
-
-    Example:
-        >>> x, w = torch.ones(2, 3{", 4" * dims}), torch.ones(3, 5{", 2" * dims})
-        >>> conv_transpose{dims}d(x, w, stride=2, noise=Noise(add=0.1), seed=1).shape
-        torch.Size([2, 5{", 8" * dims}])
-    """
-    return _document(conv_transpose)
-
-
-conv1d, conv2d, conv3d = (_convolution(d) for d in (1, 2, 3))
-conv_transpose1d, conv_transpose2d, conv_transpose3d = (_convolution_transpose(d) for d in (1, 2, 3))

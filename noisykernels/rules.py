@@ -1,6 +1,6 @@
 """Rules of the operators under torch's transforms: fake tensors, autograd, vmap and autocast.
 
-An operator's trailing ten arguments are the noise's (`_noise_args` in ops.py); one table says how
+An operator's trailing ten arguments are the noise's (`noise_args` in ops.py); one table says how
 many tensors come first and how the gradient of the contraction is taken. The noise's own gradient
 is the same for all: additive noise passes it, a factor multiplies it by the same factor, drawn
 again from the same key.

@@ -78,6 +78,26 @@ def test_a_cpu_level_that_is_not_there_is_an_error() -> None:
     assert _C.cpu_level() == before
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot flush subnormal numbers")
+@pytest.mark.parametrize("kind", reference.KINDS)
+def test_a_thread_that_flushes_subnormals_draws_the_same_noise(kind: str, cpu_level: str) -> None:
+    """Also on float16, whose subnormals are 6e-8 and above: normal numbers where the arithmetic is done."""
+    halves = torch.arange(-2048, 2048, dtype=torch.int16).view(4, -1).view(torch.float16)
+    noise = Noise(add=1e-6, mul=0.1, kind=kind)
+
+    def drawn() -> tuple[Tensor, Tensor]:
+        return eps((4, 1000), kind=kind, seed=8), perturb(halves, noise, seed=8)
+
+    expected = drawn()
+    torch.set_flush_denormal(True)
+    try:
+        actual = drawn()
+    finally:
+        torch.set_flush_denormal(False)
+    for a, e in zip(actual, expected, strict=True):
+        assert_same_bits(a, e)
+
+
 @functools.cache
 def oracle_eps(kind: str, operand: str, place: tuple[int, int, int, int], *shape: int) -> Tensor:
     seed, site, draw, row = place

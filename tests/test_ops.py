@@ -183,16 +183,21 @@ def _one_thread(case: Case, noise: nk.Noise, operands: list[Tensor], **ids: Any)
     return case.call(operands, noise, **ids)
 
 
-def _portable(case: Case, noise: nk.Noise, operands: list[Tensor], **ids: Any) -> Tensor:
-    nk._C.set_cpu_level("portable")
-    return case.call(operands, noise, **ids)
+def _other_levels(case: Case, noise: nk.Noise, operands: list[Tensor], **ids: Any) -> Tensor:
+    results = []
+    for level in nk._C.cpu_levels():
+        nk._C.set_cpu_level(level)
+        results.append(case.call(operands, noise, **ids))
+    for result in results:
+        assert_same_bits(result, results[0])
+    return results[-1]
 
 
 def _formatted(case: Case, noise: nk.Noise, operands: list[Tensor], **ids: Any) -> Tensor:
     return case.call([_channels_last(o) for o in operands], noise, **ids)
 
 
-VARIANTS = [_split, _listed, _draw_by_draw, _repeated, _one_thread, _portable, _formatted]
+VARIANTS = [_split, _listed, _draw_by_draw, _repeated, _one_thread, _other_levels, _formatted]
 BATCHED = [name for name, case in CASES.items() if case.batched]
 
 

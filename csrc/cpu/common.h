@@ -29,8 +29,10 @@ NK_HD float widen_value(Float16 v) {
   if (magnitude >= 0x7c00u) {  // infinity, NaN
     return bits_float(sign | 0x7f800000u | magnitude << 13 | (magnitude > 0x7c00u ? 0x00400000u : 0u));
   }
-  // The exponent field moved to float's place is 112 too small; the product is exact, subnormals included.
-  return bits_float(sign | float_bits(bits_float(magnitude << 13) * 0x1p112f));
+  // The exponent field moved to float's place is 112 too small. A subnormal is a whole number of 2^-24: never a
+  // subnormal float, which a thread may be told to flush to zero.
+  if (magnitude < 0x400u) return bits_float(sign | float_bits(static_cast<float>(magnitude) * 0x1p-24f));
+  return bits_float(sign | ((magnitude << 13) + (112u << 23)));
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-// Vector lanes for the x86 levels: the primitives of noise.h on groups of N registers. A step runs over all registers of
-// a group before the next step begins, so that independent chains hide each other's latency. A level's file defines
+// Vector lanes for the x86 levels: the primitives of noise.h on groups of N registers. A step runs over all registers
+// of a group before the next step begins, so that independent chains hide each other's latency. A level's file defines
 // NK_BYTES, the size of a register, NK_WORDS, its type for integer intrinsics, and NK_MM(name), the intrinsic of that
 // name, and includes this inside its
 // region compiled for the wider set, before noise.h's templates are used; includes nothing itself.
@@ -133,30 +133,30 @@ NK_HD Group<V, N> div_rn(const Group<V, N>& a, const Group<V, N>& b) {
 }
 
 // The rest is wanted for floats and doubles alike: intrinsic names differ by their suffix only.
-#define NK_BOTH(F, ps, Register, Bits)                                                        \
-  template <int N>                                                                            \
-  NK_HD F<N> sqrt_rn(const F<N>& a) {                                                         \
-    return NK_EACH(Register, NK_MM(sqrt_##ps)(a.v[i]));                                       \
-  }                                                                                           \
-  template <int N>                                                                            \
-  NK_HD F<N> abs_of(const F<N>& a) {                                                          \
-    return NK_EACH(Register, (Bits)a.v[i] << 1 >> 1);                                         \
-  }                                                                                           \
-  template <int N>                                                                            \
-  NK_HD F<N> larger(const F<N>& a, const F<N>& b) {                                           \
-    return NK_EACH(Register, NK_MM(max_##ps)(a.v[i], b.v[i]));                                \
-  }                                                                                           \
-  template <int N>                                                                            \
-  NK_HD F<N> smaller(const F<N>& a, const F<N>& b) {                                          \
-    return NK_EACH(Register, NK_MM(min_##ps)(a.v[i], b.v[i]));                                \
-  }                                                                                           \
-  template <int N>                                                                            \
-  NK_HD F<N> max_or_nan(const F<N>& a, const F<N>& b) {                                       \
+#define NK_BOTH(F, ps, Register, Bits)                                                               \
+  template <int N>                                                                                   \
+  NK_HD F<N> sqrt_rn(const F<N>& a) {                                                                \
+    return NK_EACH(Register, NK_MM(sqrt_##ps)(a.v[i]));                                              \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> abs_of(const F<N>& a) {                                                                 \
+    return NK_EACH(Register, (Bits)a.v[i] << 1 >> 1);                                                \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> larger(const F<N>& a, const F<N>& b) {                                                  \
+    return NK_EACH(Register, NK_MM(max_##ps)(a.v[i], b.v[i]));                                       \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> smaller(const F<N>& a, const F<N>& b) {                                                 \
+    return NK_EACH(Register, NK_MM(min_##ps)(a.v[i], b.v[i]));                                       \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> max_or_nan(const F<N>& a, const F<N>& b) {                                              \
     return NK_EACH(Register, a.v[i] != a.v[i] ? a.v[i] : (Register)NK_MM(max_##ps)(a.v[i], b.v[i])); \
-  }                                                                                           \
-  template <int N>                                                                            \
-  NK_HD F<N> where_positive(const F<N>& c, const F<N>& a) {                                   \
-    return NK_EACH(Register, c.v[i] > 0 ? a.v[i] : Register{});                               \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> where_positive(const F<N>& c, const F<N>& a) {                                          \
+    return NK_EACH(Register, c.v[i] > 0 ? a.v[i] : Register{});                                      \
   }
 NK_BOTH(Floats, ps, FloatRegister, IntRegister)
 NK_BOTH(Doubles, pd, DoubleRegister, WordRegister)

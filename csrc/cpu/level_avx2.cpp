@@ -26,6 +26,7 @@
 #include "common.h"
 #include "kernels.inl"
 #include "lanes_x86.h"
+#include "pool.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -37,7 +38,9 @@ struct Avx2 : X86 {
 
   // Eight blocks are kept as lanes 0 2 1 3 | 4 6 5 7 of two registers: packed to 32 bits, and after the 4 x 4
   // transposes of sample(), they come out in order without a shuffle across the halves of a register.
-  static NK_HD WordRegister lanes(__m128i four) { return (WordRegister)_mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(four), 0xD8); }
+  static NK_HD WordRegister lanes(__m128i four) {
+    return (WordRegister)_mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(four), 0xD8);
+  }
   static NK_HD Words load(const uint32_t* p) {
     Words w;
     NK_UNROLL
@@ -110,7 +113,9 @@ struct Avx2::Lanes<float> {
   using V = Floats<1>;
   static constexpr int kWidth = 8;
   static NK_HD V load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static NK_HD V load(const BFloat16* p) { return {(FloatRegister)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p)), 16)}; }
+  static NK_HD V load(const BFloat16* p) {
+    return {(FloatRegister)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p)), 16)};
+  }
   static NK_HD V load(const Float16* p) { return {_mm256_cvtph_ps(halves(p))}; }
   static NK_HD V load_eps(const float* p) { return {_mm256_loadu_ps(p)}; }
   static NK_HD void store(float* p, V v) { _mm256_storeu_ps(p, v.v[0]); }

@@ -1,5 +1,5 @@
-// The AVX-512 CPU level (F, BW, DQ, VL). Standard and intrinsic headers come first: nothing of theirs may be compiled for the wider
-// set. Our own headers follow inside the region, since their templates must be.
+// The AVX-512 CPU level (F, BW, DQ, VL). Standard and intrinsic headers come first: nothing of theirs may be compiled
+// for the wider set. Our own headers follow inside the region, since their templates must be.
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own AVX-512 intrinsics (its bug 105593)
@@ -16,7 +16,8 @@
 #include <type_traits>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -29,6 +30,7 @@
 #include "common.h"
 #include "kernels.inl"
 #include "lanes_x86.h"
+#include "pool.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -64,8 +66,7 @@ struct Avx512 : X86 {
                                  uint32_t* w) {
     const WordRegister order = {0, 4, 1, 5, 2, 6, 3, 7}, first = block + order;
     PhiloxWords<2 * Steps> c[4];
-    philox_in_row(
-        keys, constants, each<WordRegister, 2 * Steps>([&](int i) NK_LAMBDA { return first + 8 * i; }), c);
+    philox_in_row(keys, constants, each<WordRegister, 2 * Steps>([&](int i) NK_LAMBDA { return first + 8 * i; }), c);
     store(c, w);
   }
   static NK_HD void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block,
@@ -106,7 +107,9 @@ struct Avx512::Lanes<float> {
   using V = Floats<1>;
   static constexpr int kWidth = 16;
   static NK_HD V load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static NK_HD V load(const BFloat16* p) { return {(FloatRegister)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves(p)), 16)}; }
+  static NK_HD V load(const BFloat16* p) {
+    return {(FloatRegister)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves(p)), 16)};
+  }
   static NK_HD V load(const Float16* p) { return {_mm512_cvtph_ps(halves(p))}; }
   static NK_HD V load_eps(const float* p) { return {_mm512_loadu_ps(p)}; }
   static NK_HD void store(float* p, V v) { _mm512_storeu_ps(p, v.v[0]); }
@@ -149,7 +152,8 @@ struct Avx512::Lanes<double> {
   static NK_HD void store(double* p, V v) { _mm512_storeu_pd(p, v.v[0]); }
   static NK_HD V splat(double v) { return noisykernels::splat<V>(v); }
   static NK_HD V pair_max(V a, V b) {
-    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14),
+                  odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
     return max_or_nan(V{{_mm512_permutex2var_pd(a.v[0], even, b.v[0])}},
                       V{{_mm512_permutex2var_pd(a.v[0], odd, b.v[0])}});
   }

@@ -1,6 +1,7 @@
 // The portable CPU level: scalar lanes, any architecture.
 #include "common.h"
 #include "kernels.inl"
+#include "pool.inl"
 
 namespace noisykernels::cpu {
 namespace {

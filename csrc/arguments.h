@@ -1,0 +1,264 @@
+// What an operator does with its arguments: small helpers over torch's stable ABI, every check that needs shapes, and
+// the noise arguments bound to what a kernel takes. For ops.cpp alone.
+#pragma once
+
+#include <dlfcn.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace noisykernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptTensor = std::optional<Tensor>;
+using Ints = std::vector<int64_t>;
+
+// A failed check is a RuntimeError in Python: "noisykernels::op: argument: expected, got".
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  text << "noisykernels::";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+#define NK_CHECK(condition, ...) \
+  if (!(condition)) fail(__VA_ARGS__)
+
+// ----------------------------------------------------------------------------------------------- small torch helpers
+
+std::string shape_text(const Tensor& t) {
+  std::string s = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + "]";
+}
+
+// A function of the torch that is loaded, found at run time; null if this torch has none of the name.
+template <class Function>
+Function find_in_torch(const char* name) {
+  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
+  return library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, name));
+}
+
+// What torch says against a call becomes our `op`'s error (from torch 2.13 on; older ones do not tell).
+void check_torch(const char* op, AOTITorchError error) {
+  if (error == TORCH_SUCCESS) return;
+  const auto message = find_in_torch<const char* (*)()>("torch_exception_get_what_without_backtrace");
+  NK_CHECK(false, op, ": ", message == nullptr ? "torch refused the shapes or the memory" : message());
+}
+
+// One of torch's operators, on behalf of ours.
+template <class... Args>
+Tensor call(const char* op, const char* name, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  check_torch(op, torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Ints shape_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+int64_t product(const Ints& v, size_t from = 0) {
+  int64_t p = 1;
+  for (size_t i = from; i < v.size(); ++i) p *= v[i];
+  return p;
+}
+
+// Dense with dimension 1 fastest, as torch's channels_last formats.
+bool is_channels_last(const Tensor& t) {
+  if (t.dim() < 4 || t.dim() > 5) return false;
+  int64_t expected = t.size(1);
+  if (t.stride(1) != 1) return false;
+  for (int64_t d = t.dim() - 1; d >= 2; --d) {
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return t.size(0) == 1 || t.stride(0) == expected;
+}
+
+torch::headeronly::MemoryFormat channels_last_format(int64_t dim) {
+  return dim == 4 ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::ChannelsLast3d;
+}
+
+// Without the dispatcher's detour where there is nothing to do.
+Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+Tensor dense(const Tensor& t) { return is_channels_last(t) ? t : as_contiguous(t); }
+
+// Uninitialised, by the C call: the dispatcher's way to an allocation takes longer than a small layer.
+Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, bool channels_last) {
+  Ints strides(shape.size());
+  int64_t stride = 1;
+  for (size_t k = 0; k < shape.size(); ++k) {  // from the fastest dimension to the slowest
+    const size_t last = shape.size() - 1;
+    const size_t d = !channels_last ? last - k : (k == 0 ? 1 : (k < last ? last + 1 - k : 0));
+    strides[d] = stride;
+    stride *= std::max<int64_t>(1, shape[d]);
+  }
+  AtenTensorHandle handle = nullptr;
+  check_torch("empty",
+              aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())),
+                                       device.index(), &handle));
+  return Tensor(handle);
+}
+
+Tensor empty_as(const Tensor& like, const Ints& shape, bool channels_last) {
+  return empty(shape, like.scalar_type(), like.device(), channels_last);
+}
+
+DType dtype_of(const char* op, const char* argument, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      break;
+  }
+  NK_CHECK(false, op, ": ", argument, " must be float32, float64, bfloat16 or float16, got ",
+           torch::headeronly::toString(t.scalar_type()));
+  return DType::kFloat32;
+}
+
+void check_same_dtype(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
+  const ScalarType type = x.scalar_type();
+  NK_CHECK(weight.scalar_type() == type && (!bias || bias->scalar_type() == type), op,
+           ": input, weight and bias must have the same dtype, got ", torch::headeronly::toString(type), ", ",
+           torch::headeronly::toString(weight.scalar_type()), " and ",
+           bias ? torch::headeronly::toString(bias->scalar_type()) : "no bias");
+}
+
+// ------------------------------------------------------------------------------------------------- noise arguments
+
+// The trailing arguments of every operator, in schema order.
+struct NoiseArgs {
+  OptTensor add, mul;
+  Tensor seed;
+  OptTensor draws, rows;
+  int64_t first_row, site, mode, kind;
+  bool shared;
+};
+
+const int64_t* ids(const char* op, const char* argument, const OptTensor& t, const char* length) {
+  if (!t) return nullptr;
+  NK_CHECK(t->dim() == 1 && t->scalar_type() == ScalarType::Long && t->is_contiguous(), op, ": ", argument,
+           " must be a contiguous int64 vector [", length, "], got shape ", shape_text(*t));
+  return static_cast<const int64_t*>(t->data_ptr());
+}
+
+const int64_t* seed_of(const char* op, const Tensor& seed) {
+  NK_CHECK(seed.numel() == 1 && seed.scalar_type() == ScalarType::Long, op, ": seed must be one int64, got ",
+           torch::headeronly::toString(seed.scalar_type()), " of shape ", shape_text(seed));
+  return static_cast<const int64_t*>(seed.data_ptr());
+}
+
+void check_first_row(const char* op, int64_t first_row, int64_t rows) {
+  NK_CHECK(first_row >= 0 && first_row <= (int64_t{1} << 32) - rows, op, ": first_row and the ", rows,
+           " rows from it on must lie in [0, 2^32), got ", first_row);
+}
+
+// Noise parameters for an output whose rows are dimension 0 of `item`-shaped values, with the tensors that they point
+// into.
+struct BoundNoise {
+  NoiseParams params;
+  bool shared = false;
+  int64_t rows_in = 0, rows_out = 0;
+
+  // clean: shape of the noiseless value; rows: its number of rows (1 if it is unbatched).
+  BoundNoise(const char* op, const NoiseArgs& a, const Ints& clean, bool batched, ScalarType type, bool channels_last) {
+    NK_CHECK(a.site >= 0 && a.site < (1 << 24), op, ": site must lie in [0, 2^24), got ", a.site);
+    NK_CHECK(a.kind >= 0 && a.kind < Kinds::kSize, op, ": unknown kind of noise ", a.kind);
+    NK_CHECK(a.mode >= 0 && a.mode < static_cast<int64_t>(Mode::kEps), op, ": unknown mode ", a.mode);
+    params.seed = seed_of(op, a.seed);
+    params.site = static_cast<uint32_t>(a.site);
+    params.kind = static_cast<int>(a.kind);
+    params.mode = static_cast<Mode>(a.mode);
+    params.draws = ids(op, "draws", a.draws, "D");
+    params.rows = ids(op, "rows", a.rows, "B");
+    params.first_row = a.first_row;
+    params.D = a.draws ? a.draws->numel() : 1;
+    shared = a.shared;
+    rows_in = batched ? clean[0] : 1;
+    NK_CHECK(batched || params.D == 1, op, ": an unbatched value is one row and takes one draw, got ", params.D);
+    NK_CHECK(shared || params.D == 0 || rows_in % params.D == 0, op,
+             ": dimension 0 holds draws x rows and must be a multiple of ", params.D, " draws, got ", rows_in,
+             " (shared=True gives every draw the same ", rows_in, " rows)");
+    params.B = shared ? rows_in : (params.D == 0 ? 0 : rows_in / params.D);
+    rows_out = params.D * params.B;
+    NK_CHECK(shared || rows_out == rows_in, op, ": draws is empty but there are ", rows_in, " rows");
+    NK_CHECK(!a.rows || a.rows->numel() == params.B, op, ": rows must hold one id for each of ", params.B,
+             " rows, got ", a.rows->numel());
+    if (!a.rows) check_first_row(op, a.first_row, params.B);
+    const int64_t n = product(clean, batched ? 1 : 0);
+    NK_CHECK((n + 3) / 4 <= (int64_t{1} << 32), op, ": a row of ", n, " elements exceeds the counter's 2^34");
+    if (has_add_level(params.mode)) params.add = level(op, "add", a.add, clean, batched, type, channels_last, 0);
+    if (has_mul_level(params.mode)) params.mul = level(op, "mul", a.mul, clean, batched, type, channels_last, 1);
+  }
+
+ private:
+  std::optional<Tensor> held_[2];
+  std::array<double, 2> scalar64_;
+  std::array<float, 2> scalar32_;
+
+  Level level(const char* op, const char* name, const OptTensor& t, const Ints& clean, bool batched, ScalarType type,
+              bool channels_last, int slot) {
+    NK_CHECK(t, op, ": this mode needs the level `", name, "`");
+    NK_CHECK(t->scalar_type() == ScalarType::Double, op, ": level `", name, "` must be float64 here");
+    const bool wide = type == ScalarType::Double;
+    Level out;
+    if (t->dim() == 0) {
+      scalar64_[slot] = *static_cast<const double*>(t->data_ptr());
+      scalar32_[slot] = static_cast<float>(scalar64_[slot]);
+      out.data = wide ? static_cast<const void*>(&scalar64_[slot]) : &scalar32_[slot];
+      return out;
+    }
+    const int64_t item_dims = static_cast<int64_t>(clean.size()) - (batched ? 1 : 0);
+    NK_CHECK(t->dim() == item_dims + 2, op, ": level `", name, "` must be 0-d or of rank ", item_dims + 2,
+             " (draws, rows, then the value's other dimensions), got shape ", shape_text(*t));
+    NK_CHECK(t->size(0) == 1 || t->size(0) == params.D, op, ": level `", name, "` has ", t->size(0),
+             " draws, expected 1 or ", params.D);
+    NK_CHECK(t->size(1) == 1 || t->size(1) == params.B, op, ": level `", name, "` has ", t->size(1),
+             " rows, expected 1 or ", params.B);
+    Ints full = {t->size(0) * t->size(1)};
+    bool varies = false;
+    for (int64_t d = 0; d < item_dims; ++d) {
+      const int64_t size = clean[d + (batched ? 1 : 0)];
+      NK_CHECK(t->size(d + 2) == 1 || t->size(d + 2) == size, op, ": level `", name, "` of shape ", shape_text(*t),
+               " does not broadcast to the value's dimension ", d, " of size ", size);
+      varies = varies || t->size(d + 2) != 1;
+      full.push_back(size);
+    }
+    Ints own = {full[0]};
+    for (int64_t d = 0; d < item_dims; ++d) own.push_back(t->size(d + 2));
+    Tensor v = torch::stable::reshape(*t, torch::headeronly::IntHeaderOnlyArrayRef(own.data(), own.size()));
+    if (varies)
+      v = call(op, "aten::expand", v, torch::headeronly::IntHeaderOnlyArrayRef(full.data(), full.size()), false);
+    if (!wide) v = torch::stable::to(v, ScalarType::Float);
+    v = torch::stable::contiguous(v, varies && channels_last ? channels_last_format(static_cast<int64_t>(full.size()))
+                                                             : torch::headeronly::MemoryFormat::Contiguous);
+    held_[slot] = v;
+    const int64_t per_row = varies ? product(full, 1) : 1;
+    out.data = v.data_ptr();
+    out.item_stride = varies ? 1 : 0;
+    out.row_stride = t->size(1) == 1 ? 0 : per_row;
+    out.draw_stride = t->size(0) == 1 ? 0 : per_row * t->size(1);
+    return out;
+  }
+};
+
+}  // namespace
+}  // namespace noisykernels
