@@ -39,7 +39,7 @@ class Noise:
         kind: ``"gaussian"``, ``"uniform"`` or ``"laplace"``.
         fold: draw Gaussian ``mul_add`` noise as the single term :math:`\sqrt{m^2x^2 + a^2}\,\epsilon_a`: the same
             distribution from half the random numbers, but other noise, and without a gradient. Only mixed noise
-            changes.
+            changes. An infinite *x* becomes NaN where the eps is negative.
 
     Raises:
         ValueError: a negative, NaN or infinite level, an unknown order or kind, or a fold that does not exist.

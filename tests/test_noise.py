@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_a_cpu_level_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="nonesuch"):
         _C.set_cpu_level("nonesuch")
     assert _C.cpu_level() == before
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the other levels are for x86-64")
+@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
+def test_every_level_is_executed(level: str) -> None:
+    """The tests that take `cpu_level` run on the levels that this machine has: say which those are not."""
+    if level not in _C.cpu_levels():
+        pytest.skip(f"this machine cannot run the level {level}: its kernels are not tested here")
+    _C.set_cpu_level(level)
+    assert _C.cpu_level() == level
+    _C.set_cpu_level("auto")
 
 
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot flush subnormal numbers")

@@ -76,8 +76,8 @@ void check_cases(uint64_t seed, bool hostile, std::vector<int64_t> lengths) {
 }
 
 TEST(epilogues) {
-  check_cases(4, false, {1,   2,   3,   4,   5,   8,   12,  15,  16,  17,  31,  60,  63,   64,  65,
-                         100, 128, 130, 192, 252, 255, 256, 257, 511, 512, 513, 600, 1029, 2100});
+  check_cases(4, false, {1,   2,   3,   4,   5,   8,   12,  15,  16,   17,   31,   60,   63,   64,   65,  100,
+                         128, 130, 192, 252, 255, 256, 257, 513, 1023, 1024, 1025, 1029, 2100, 3100, 3100});
 }
 
 // Bad ids and levels make NaN exactly where they apply; x may be anything.
