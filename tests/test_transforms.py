@@ -289,6 +289,9 @@ def test_functional_derivatives(op: str) -> None:
     assert_all_same_bits(torch.func.grad(f, everything)(*inputs), plain)
     each = torch.vmap(torch.func.grad(f), in_dims=(0, *[None] * (len(inputs) - 1)))
     repeated = inputs[0].expand(2, *inputs[0].shape)
-    assert_all_same_bits(each(repeated, *inputs[1:]), (plain[0], plain[0]))
+    # vmap turns a product with a vector into a batched one, which sums in another order: sums of fewer than 64 terms
+    # no larger than the largest gradient move by less than 64 * 64 roundings of it. Noise drawn anew would move it by all.
+    moved = (each(repeated, *inputs[1:]) - plain[0]).abs().max()
+    assert moved <= 64 * 64 * 2.0**-53 * plain[0].abs().max()
     with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
         torch.func.jvp(f, tuple(inputs), tuple(inputs))
