@@ -185,8 +185,8 @@ def _one_thread(case: Case, noise: nk.Noise, operands: list[Tensor], **ids: Any)
 
 def _other_levels(case: Case, noise: nk.Noise, operands: list[Tensor], **ids: Any) -> Tensor:
     results = []
-    for level in nk._C.cpu_levels():
-        nk._C.set_cpu_level(level)
+    for name in nk._C.cpu_levels():
+        nk._C.set_cpu_level(name)
         results.append(case.call(operands, noise, **ids))
     for result in results:
         assert_same_bits(result, results[0])
