@@ -2,7 +2,6 @@
 // the noise arguments bound to what a kernel takes. For ops.cpp alone.
 #pragma once
 
-#include <dlfcn.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -43,17 +42,10 @@ std::string shape_text(const Tensor& t) {
   return s + "]";
 }
 
-// A function of the torch that is loaded, found at run time; null if this torch has none of the name.
-template <class Function>
-Function find_in_torch(const char* name) {
-  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
-  return library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, name));
-}
-
 // What torch says against a call becomes our `op`'s error (from torch 2.13 on; older ones do not tell).
 void check_torch(const char* op, AOTITorchError error) {
   if (error == TORCH_SUCCESS) return;
-  const auto message = find_in_torch<const char* (*)()>("torch_exception_get_what_without_backtrace");
+  const auto message = cpu::find_in_torch<const char* (*)()>("torch_exception_get_what_without_backtrace");
   NK_CHECK(false, op, ": ", message == nullptr ? "torch refused the shapes or the memory" : message());
 }
 

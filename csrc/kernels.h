@@ -89,5 +89,12 @@ void run(const Kernels&, const PoolEpilogue&, int threads);
 void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context);
 bool in_forked_child();
 
+// A function of the torch in this process, found at run time; null if there is none of the name.
+void* symbol_of_torch(const char* name);
+template <class Function>
+Function find_in_torch(const char* name) {
+  return reinterpret_cast<Function>(symbol_of_torch(name));
+}
+
 }  // namespace cpu
 }  // namespace noisykernels

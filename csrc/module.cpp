@@ -17,17 +17,23 @@ std::vector<std::string> cpu_levels() {
   return names;
 }
 
+[[noreturn]] void refuse(const char* op, const std::string& name) {
+  std::string known = "auto", got = "'" + name + "'";
+  for (const auto& n : cpu_levels()) known += ", " + n;
+  const char* wanted = std::getenv("NOISYKERNELS_CPU_LEVEL");
+  if (name == "auto" && wanted != nullptr) got = "'" + std::string(wanted) + "' in NOISYKERNELS_CPU_LEVEL";
+  throw py::value_error(std::string(op) + ": expected one of " + known + " on this machine, got " + got);
+}
+
 std::string cpu_level() {
   const nk::cpu::Kernels* level = nk::cpu::current_level();
-  if (level == nullptr) throw py::value_error("NOISYKERNELS_CPU_LEVEL names a level that this build or machine lacks");
+  if (level == nullptr) refuse("cpu_level", "auto");
   return level->name;
 }
 
 void set_cpu_level(const std::string& name) {
   if (nk::cpu::set_level(name.c_str())) return;
-  std::string known = "auto";
-  for (const auto& n : cpu_levels()) known += ", " + n;
-  throw py::value_error("set_cpu_level: expected one of " + known + " on this machine, got '" + name + "'");
+  refuse("set_cpu_level", name);
 }
 
 template <class Names>

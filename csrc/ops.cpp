@@ -88,7 +88,7 @@ Tensor perturb(Tensor x, NK_NOISE_PARAMETERS) { return finish("perturb", x, fals
 using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
                        const int*, const float*, const int*, const float*, float*, const int*);
 Sgemm find_sgemm() {
-  static const Sgemm sgemm = find_in_torch<Sgemm>("sgemm_");
+  static const Sgemm sgemm = cpu::find_in_torch<Sgemm>("sgemm_");
   return sgemm;
 }
 
@@ -149,8 +149,10 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
     return finish(op, call(op, "aten::linear", x, weight, bias), true, batched, relu, args);
   }
   x = as_contiguous(x);
-  const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= K,
-             by_columns = weight.stride(0) == 1 && weight.stride(1) >= N;
+  const auto leading = [&](int d, int64_t least) {  // whether the library can step along dimension d
+    return weight.stride(1 - d) == 1 && weight.size(d) > 1 && weight.stride(d) >= least && weight.stride(d) <= INT_MAX;
+  };
+  const bool by_rows = leading(0, K), by_columns = !by_rows && leading(1, N);
   if (!by_rows && !by_columns) weight = as_contiguous(weight);
   if (bias) bias = as_contiguous(*bias);
 
@@ -174,8 +176,8 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
                     M,
                     K,
                     N,
-                    by_columns && !by_rows ? weight.stride(1) : std::max<int64_t>(weight.stride(0), K),
-                    by_columns && !by_rows ? 'N' : 'T'};
+                    by_columns ? weight.stride(1) : (by_rows ? weight.stride(0) : K),
+                    by_columns ? 'N' : 'T'};
   const int64_t rows_together = e.n / N;               // of the flattened input: a short row of noise is drawn whole
   constexpr int64_t kWorthAThread = int64_t{1} << 17;  // multiply-adds: some 3 us
   const int64_t useful = std::min<int64_t>(threads(), 1 + M * N * K / kWorthAThread);
@@ -193,8 +195,11 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
 
 Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints padding, Ints dilation, bool transposed,
                    Ints output_padding, int64_t groups, bool relu, NK_NOISE_PARAMETERS) {
-  const char* op = transposed ? "conv_transpose" : "conv";
+  static const char* const names[2][4] = {
+      {"conv", "conv1d", "conv2d", "conv3d"},
+      {"conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}};
   const int64_t dims = weight.dim() - 2;
+  const char* op = names[transposed][dims >= 1 && dims <= 3 ? dims : 0];
   dtype_of(op, "input", x);
   NK_CHECK(dims >= 1 && dims <= 3, op, ": weight must have 3 to 5 dimensions, got shape ", shape_text(weight));
   const bool batched = x.dim() == weight.dim();

@@ -67,7 +67,7 @@ def convolution(
         else:
             padding_ = [t // 2 for t in padding_]
     output_padding_ = ints(name, "output_padding", output_padding, dims)
-    args = noise_args(name, x.device, noise, seed, site, draws, shared, rows, first_row)
+    args = noise_args(name, x, noise, seed, site, draws, shared, rows, first_row)
     return _ops.convolution.default(
         x, weight, bias, stride_, padding_, dilation_, transposed, output_padding_, groups, relu, *args
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -125,7 +126,14 @@ def walk(
             for site in chosen:
                 for amplitude, scaled in zip(amplitudes, noises, strict=True):
                     state.placement = replace(silent, noise=scaled, where=site.name)
-                    hits = _hits(injected, batches, draw_ids, draws_per_pass, seed)
+                    hits, nan = _hits(injected, batches, draw_ids, draws_per_pass, seed)
+                    if nan:
+                        total = len(draw_ids) * len(labels)
+                        warnings.warn(
+                            f"walk: site {site.name} at level {amplitude:g}: {nan} of {total} rows of scores hold NaN "
+                            "and count as wrong",
+                            stacklevel=2,
+                        )
                     records += [
                         Record.counted(site.name, site.index, amplitude, d, len(labels), h)
                         for d, h in zip(draw_ids, hits, strict=True)
@@ -182,6 +190,8 @@ def _clean(model: nn.Module, batches: list[Batch]) -> tuple[int, int]:
     correct, classes = 0, 0
     for inputs, labels, _ in batches:
         scores = _scores(model, inputs, len(labels))
+        if bool(scores.isnan().any()):
+            raise ValueError("walk: the model gives NaN without noise")
         classes = scores.shape[1]
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
@@ -190,18 +200,23 @@ def _clean(model: nn.Module, batches: list[Batch]) -> tuple[int, int]:
     return correct, classes
 
 
-def _hits(model: nn.Module, batches: list[Batch], draws: list[int], draws_per_pass: int, seed: int) -> list[int]:
-    """Correct predictions of each draw, with the noise that the model's state holds."""
+def _hits(
+    model: nn.Module, batches: list[Batch], draws: list[int], draws_per_pass: int, seed: int
+) -> tuple[list[int], int]:
+    """Correct predictions of each draw, with the noise that the model's state holds; rows of scores with a NaN."""
     counts: list[int] = []
+    nan = 0
     for first in range(0, len(draws), draws_per_pass):
         ids = draws[first : first + draws_per_pass]
         count = torch.zeros(len(ids), dtype=torch.int64, device=batches[0][0].device)
         for inputs, labels, rows in batches:
             with noise_state(model, seed=seed, draws=ids, rows=rows):
                 scores = _scores(model, inputs, len(ids) * len(labels))
-            count += (scores.argmax(1).view(len(ids), -1) == labels).sum(1)
+            bad = scores.isnan().any(1)
+            nan += int(bad.sum())
+            count += ((scores.argmax(1).view(len(ids), -1) == labels) & ~bad.view(len(ids), -1)).sum(1)
         counts += count.tolist()
-    return counts
+    return counts, nan
 
 
 # -------------------------------------------------------------------------------- arguments of walk

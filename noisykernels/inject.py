@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,20 +45,23 @@ class inject:
             hooks and sharing stay. DataParallel, DistributedDataParallel and torch.compile's
             wrappers are looked through.
         noise: the noise of every chosen site; or a dict from name patterns to noises (the first
-            match counts); or None for no noise yet. Noisy layers of the model keep their own noise.
+            match counts); or None for no noise yet. Noisy layers of the model keep their own noise
+            and switches.
         where: which sites: None for all; a name pattern or a list of them (``"conv*"``,
             ``"fc1:linear"``, ``"input"``); a module type or several (the sites directly inside such
             modules); or a function ``(name, module) -> Noise | None``.
         example_input: an input with at least one row: a tensor, a tuple of positional arguments or
             a dict of keyword arguments. The model is run on it twice, with B and with B + 1 rows,
             to find its sites, the dimension of each that counts rows, and the arguments that carry
-            rows. Without it, rows are taken to lie along dimension 0 everywhere.
+            rows. Without it, every site is taken to have its rows along dimension 0, which is wrong, and
+            seen only if the size differs, where a model moves them or makes its weights by such operations.
         row_dims: dict from name patterns to the dimension that counts rows, where it is not 0;
             ``"input"`` is that of the model's arguments.
         normalize_to_input_size: divide levels by the number of elements of one row at the site
             (published option).
         repeats: repeat the noise at a site R times and average, a number or a dict from name
-            patterns: levels are divided by sqrt(R), except for order ``"add_mul"``, drawn R times.
+            patterns: the levels of Gaussian noise are divided by sqrt(R); other kinds, and order
+            ``"add_mul"``, are drawn R times.
         in_training, in_eval: whether noise enters where the module at the site is in training mode,
             in evaluation mode.
 
@@ -66,6 +70,9 @@ class inject:
             layers with rows along dimension 1 and neither example_input nor row_dims is given; or a
             pattern matches no site.
         TypeError: not a model, not a noise, not a choice of sites.
+
+    Note:
+        Operations that a forward runs in threads of its own, or while torch functions are disabled, are not seen.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
@@ -180,6 +187,9 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
+_CHANGING = threading.Lock()  # held while a block of `noise_state` begins or ends
+
+
 @contextlib.contextmanager
 def noise_state(
     model: nn.Module,
@@ -202,6 +212,7 @@ def noise_state(
 
     Raises:
         ValueError: an id or seed out of range, no draw, or a model in which nothing draws noise.
+        RuntimeError: another thread is within such a block of the same model; give each its own copy.
 
     Example:
         >>> model = nn.Linear(4, 2)
@@ -216,20 +227,27 @@ def noise_state(
     new_rows = ids_tensor("noise_state", "rows", rows, place)
     if new_draws is not None and len(new_draws) == 0:
         raise ValueError("noise_state: draws must hold at least one id")
-    temporary = not isinstance(target, Injected)
-    if temporary:
-        if not any(isinstance(m, NoisyLayer) for m in target.modules()):
-            raise ValueError("noise_state: the model is not injected and contains no noisy layer")
-        inject(target, None)
-    state = state_of(target)
-    before = (state.seed, state.draws, state.rows)
+    me = threading.get_ident()
+    with _CHANGING:
+        temporary = not isinstance(target, Injected)
+        if temporary:
+            if not any(isinstance(m, NoisyLayer) for m in target.modules()):
+                raise ValueError("noise_state: the model is not injected and contains no noisy layer")
+            inject(target, None)
+        state = state_of(target)
+        if state.owner not in (None, me):
+            raise RuntimeError(
+                "noise_state: another thread is within a noise_state block of this model; give each thread a copy of it"
+            )
+        before = (state.seed, state.draws, state.rows, state.owner)
+        state.seed, state.draws, state.rows, state.owner = new_seed, new_draws, new_rows, me
     try:
-        state.seed, state.draws, state.rows = new_seed, new_draws, new_rows
         yield state
     finally:
-        state.seed, state.draws, state.rows = before
-        if temporary:
-            remove(target)
+        with _CHANGING:
+            state.seed, state.draws, state.rows, state.owner = before
+            if temporary:
+                remove(target)
 
 
 def sites(model: nn.Module, example_input: Any = None) -> list[Site]:

@@ -40,6 +40,7 @@ class NoiseState(nn.Module):
         self.row_dims: dict[str, int | None] = {}  # of the traced sites
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
+        self.owner: int | None = None  # the thread that is within a block of `noise_state`
         for name in ("seed", "draws", "rows"):
             self.register_buffer(name, None, persistent=False)
 

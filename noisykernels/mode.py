@@ -288,7 +288,7 @@ class SiteMode(TorchFunctionMode):
         """The noise with its published options applied, and the number of explicit repeats left."""
         placement, repeats = self.placement, self.placement.repeats_at(name)
         scale = 1.0 / item_size if placement.normalize_to_input_size and item_size > 0 else 1.0
-        if noise.mode != "add_mul":  # there, a mean of products is no product of means
+        if noise.mode != "add_mul" and noise.kind == "gaussian":  # else the mean of R is no noise of the same kind
             scale, repeats = scale / math.sqrt(repeats), 1
         return (noise if scale == 1.0 else noise.scaled(scale)), repeats
 
@@ -336,12 +336,16 @@ class SiteMode(TorchFunctionMode):
         """The operation of a noisy layer: its own noise, or the placement's."""
         name = self.name(kind)
         chosen = noise if self.placement.layers_own else self.noise_at(name)
-        if self.record is not None or chosen is None:
+        alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
+        if chosen is not None and self.record is None and not alone:
+            scaled, repeats = self._levels(name, chosen, 0)
+            alone = repeats > 1
+        if self.record is not None or chosen is None or alone:
             clean = x if kind == "noise" else getattr(F, kind)(x, *args, **kwargs)
-            return self.at(name, None, clean)
+            return self.at(name, chosen, clean)
         if x.dim() == 0 or x.shape[0] != self.key.batch or self._row_dim(name) != 0:
             raise RuntimeError(self._no_rows(name, x))
-        return op(x, *args, noise=chosen, **kwargs, **self._key(name))
+        return op(x, *args, noise=scaled, **kwargs, **self._key(name))
 
     def _recurrent(self, name: str, noise: Noise | None, func: Any, args: Any, kwargs: Any) -> Any:
         """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""

@@ -83,6 +83,7 @@ class Noise:
         self.kind_index = KINDS.index(kind)
         # Levels made here from numbers are known to be good; a caller's tensor is looked at whenever it is used.
         self.trusted = not (isinstance(add, Tensor) or isinstance(mul, Tensor))
+        self.largest = float(max(add, mul)) if self.trusted else 0.0  # what is known of them without a look
 
     @classmethod
     def amplitude(
@@ -120,6 +121,11 @@ class Noise:
         scaled.add = None if self.add is None else self.add * factor
         scaled.mul = None if self.mul is None else self.mul * factor
         scaled.trusted = self.trusted and not isinstance(factor, Tensor)
+        if scaled.trusted:
+            assert not isinstance(factor, Tensor)
+            scaled.largest = self.largest * factor
+            if not math.isfinite(scaled.largest):
+                raise ValueError(f"Noise.scaled: level {self.largest} times factor {factor} is not finite")
         return scaled
 
     def __repr__(self) -> str:
@@ -213,21 +219,28 @@ def can_look(t: Tensor) -> bool:
     )
 
 
-def level_tensor(op: str, name: str, t: Tensor | None, device: torch.device, trusted: bool) -> Tensor | None:
-    """A level as the operators take it: float64, on the value's device, checked where its values can be seen."""
+def largest_level(dtype: torch.dtype) -> float:
+    """The largest level for values of a type: the noise of half types is float32."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max
+
+
+def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool) -> Tensor | None:
+    """A level as the operators take it: float64, on the device of `x`, checked where its values can be seen."""
     if t is None:
         return None
     if t.requires_grad:
         raise ValueError(
             f"{op}: level `{name}` requires grad, but there is no gradient with respect to a level; detach it"
         )
-    if not trusted and can_look(t) and not bool(((t >= 0) & (t < math.inf)).all()):
-        raise ValueError(
-            f"{op}: level `{name}` must be finite and not negative, got {t.detach().flatten()[:8].tolist()}"
-        )
-    if t.dtype == torch.float64 and t.device == device:
+    if not trusted and can_look(t):
+        if not bool(((t >= 0) & (t <= largest_level(x.dtype))).all()):
+            raise ValueError(
+                f"{op}: level `{name}` must be finite (in {x.dtype}) and not negative, got "
+                f"{t.detach().flatten()[:8].tolist()}"
+            )
+    if t.dtype == torch.float64 and t.device == x.device:
         return t
-    return t.to(device=device, dtype=torch.float64)
+    return t.to(device=x.device, dtype=torch.float64)
 
 
 def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Tensor:

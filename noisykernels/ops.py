@@ -18,6 +18,7 @@ from noisykernels.noise import (
     OPERANDS,
     Noise,
     ids_tensor,
+    largest_level,
     level_tensor,
     seed_tensor,
 )
@@ -26,6 +27,8 @@ __all__ = ["eps", "linear", "matmul", "perturb", "perturb_relu_max_pool2d"]
 
 _ops = torch.ops.noisykernels
 
+FLOAT32_MAX = largest_level(torch.float32)
+
 Seed = int | Tensor | None
 Ids = Tensor | Sequence[int] | None
 Size = int | Sequence[int]
@@ -33,7 +36,7 @@ Size = int | Sequence[int]
 
 def noise_args(
     op: str,
-    device: torch.device,
+    x: Tensor,
     noise: Noise,
     seed: Seed,
     site: int,
@@ -49,9 +52,12 @@ def noise_args(
         raise ValueError(f"{op}: give rows or first_row, not both")
     if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
         raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
+    if noise.largest > FLOAT32_MAX and noise.largest > largest_level(x.dtype):
+        raise ValueError(f"{op}: a level must be finite in {x.dtype}, got {noise.largest}")
+    device = x.device
     return (
-        level_tensor(op, "add", noise.add, device, noise.trusted),
-        level_tensor(op, "mul", noise.mul, device, noise.trusted),
+        level_tensor(op, "add", noise.add, x, noise.trusted),
+        level_tensor(op, "mul", noise.mul, x, noise.trusted),
         seed_tensor(op, seed, device),
         ids_tensor(op, "draws", draws, device),
         ids_tensor(op, "rows", rows, device),
@@ -182,7 +188,7 @@ def perturb(
         >>> bool((perturb(x[4:], Noise(add=1.0), seed=1, first_row=4) == y[4:]).all())  # a row keeps its noise
         True
     """
-    return _ops.perturb.default(x, *noise_args("perturb", x.device, noise, seed, site, draws, shared, rows, first_row))
+    return _ops.perturb.default(x, *noise_args("perturb", x, noise, seed, site, draws, shared, rows, first_row))
 
 
 @document_common
@@ -222,7 +228,7 @@ def linear(
         torch.Size([2, 3])
     """
     return _ops.linear.default(
-        x, weight, bias, relu, *noise_args("linear", x.device, noise, seed, site, draws, shared, rows, first_row)
+        x, weight, bias, relu, *noise_args("linear", x, noise, seed, site, draws, shared, rows, first_row)
     )
 
 
@@ -255,7 +261,7 @@ def matmul(
         >>> matmul(torch.ones(5, 2, 3), torch.ones(3, 4), noise=Noise(add=0.1), seed=1).shape
         torch.Size([5, 2, 4])
     """
-    return _ops.matmul.default(a, b, *noise_args("matmul", a.device, noise, seed, site, draws, shared, rows, first_row))
+    return _ops.matmul.default(a, b, *noise_args("matmul", a, noise, seed, site, draws, shared, rows, first_row))
 
 
 @document_common
@@ -281,7 +287,8 @@ def perturb_relu_max_pool2d(
         {common}
 
     Returns:
-        (B, C, H', W'), or (D * B, C, H', W'); equal to the bit to the three operations one after the other.
+        (B, C, H', W'), or (D * B, C, H', W'); equal to the three operations one after the other (a zero may have the
+        other sign).
 
     Raises:
         RuntimeError: ``x`` requires grad while gradients are on.
@@ -293,7 +300,7 @@ def perturb_relu_max_pool2d(
     op = "perturb_relu_max_pool2d"
     kernel, padding_ = ints(op, "kernel_size", kernel_size, 2), ints(op, "padding", padding, 2)
     stride_ = kernel if stride is None else ints(op, "stride", stride, 2)
-    args = noise_args(op, x.device, noise, seed, site, draws, shared, rows, first_row)
+    args = noise_args(op, x, noise, seed, site, draws, shared, rows, first_row)
     return _ops.perturb_relu_max_pool2d.default(x, kernel, stride_, padding_, *args)
 
 

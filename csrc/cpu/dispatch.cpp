@@ -18,12 +18,6 @@ namespace {
 std::atomic<const Kernels*> g_level{nullptr};
 bool g_forked_child = false;  // written in the child before any of its threads exist
 
-// A function of the torch in this process; null if there is none.
-template <class Function>
-Function find_in_torch(const char* name) {
-  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
-  return library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, name));
-}
 const auto g_torch_get_num_threads = find_in_torch<int (*)(uint32_t*)>("torch_get_num_threads");
 const auto g_mkl_set_num_threads = find_in_torch<int (*)(int)>("MKL_Set_Num_Threads_Local");
 
@@ -99,6 +93,11 @@ const Kernels* current_level() {
 }
 
 bool in_forked_child() { return g_forked_child; }
+
+void* symbol_of_torch(const char* name) {
+  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
+  return library == nullptr ? nullptr : dlsym(library, name);
+}
 
 void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context) {
   const int64_t grains = (total + grain - 1) / grain;

@@ -25,8 +25,7 @@ class Generator {
   void in_row(uint32_t row, uint32_t draw, uint32_t word3, uint32_t first, int count, float* z) {
     const RowConstants<typename A::Key> constants(seed_, row, draw, word3);
     int i = 0;
-    for (; i + A::kStep < count;
-         i += A::kSteps * A::kStep) {  // several steps at once where the level has the registers
+    for (; i + A::kStep < count; i += A::kSteps * A::kStep) {  // several steps at once, if there are the registers
       A::template words_in_row<A::kSteps>(keys_, constants, first + i, words_ + 4 * i);
     }
     if (i < count) A::template words_in_row<1>(keys_, constants, first + i, words_ + 4 * i);

@@ -84,24 +84,19 @@ struct Avx2 : X86 {
   // kLanes blocks at a time, both pairs of words of all of them in one group.
   template <class Kind>
   static NK_HD void sample(const uint32_t* words, float* out) {
-    constexpr int kGroups = kLanes / 8;
-    Ints<2 * kGroups> w[2];  // register 2 g + h: group g of 8 blocks, pair h
-    Floats<2 * kGroups> z[2];
+    Ints<2> w[2];  // register h: pair h
+    Floats<2> z[2];
     NK_UNROLL
-    for (int k = 0; k < 4 * kGroups; ++k) {
+    for (int k = 0; k < 4; ++k) {
       w[k % 2].v[k / 2] = (IntRegister)_mm256_load_si256(reinterpret_cast<const __m256i*>(words + 8 * k));
     }
     Kind::sample(w[0], w[1], z[0], z[1]);
-    NK_UNROLL
-    for (int g = 0; g < 2 * kGroups; g += 2, out += 32) {
-      const __m256 t0 = _mm256_unpacklo_ps(z[0].v[g], z[1].v[g]), t1 = _mm256_unpackhi_ps(z[0].v[g], z[1].v[g]);
-      const __m256 t2 = _mm256_unpacklo_ps(z[0].v[g + 1], z[1].v[g + 1]),
-                   t3 = _mm256_unpackhi_ps(z[0].v[g + 1], z[1].v[g + 1]);
-      _mm256_storeu_ps(out, _mm256_shuffle_ps(t0, t2, 0x44));
-      _mm256_storeu_ps(out + 8, _mm256_shuffle_ps(t0, t2, 0xEE));
-      _mm256_storeu_ps(out + 16, _mm256_shuffle_ps(t1, t3, 0x44));
-      _mm256_storeu_ps(out + 24, _mm256_shuffle_ps(t1, t3, 0xEE));
-    }
+    const __m256 t0 = _mm256_unpacklo_ps(z[0].v[0], z[1].v[0]), t1 = _mm256_unpackhi_ps(z[0].v[0], z[1].v[0]);
+    const __m256 t2 = _mm256_unpacklo_ps(z[0].v[1], z[1].v[1]), t3 = _mm256_unpackhi_ps(z[0].v[1], z[1].v[1]);
+    _mm256_storeu_ps(out, _mm256_shuffle_ps(t0, t2, 0x44));
+    _mm256_storeu_ps(out + 8, _mm256_shuffle_ps(t0, t2, 0xEE));
+    _mm256_storeu_ps(out + 16, _mm256_shuffle_ps(t1, t3, 0x44));
+    _mm256_storeu_ps(out + 24, _mm256_shuffle_ps(t1, t3, 0xEE));
   }
 
   template <class C>

@@ -2,6 +2,7 @@
 // for the wider set. Our own headers follow inside the region, since their templates must be.
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own AVX-512 intrinsics (its bug 105593)
 #endif
 #include <immintrin.h>
@@ -174,5 +175,6 @@ const Kernels kAvx512 = {"avx512", &epilogue_range<Avx512>, &pool_range<Avx512>}
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
+#pragma GCC diagnostic pop
 #endif
 #endif
