@@ -52,7 +52,7 @@ def noise_args(
         raise ValueError(f"{op}: give rows or first_row, not both")
     if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
         raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
-    if noise.largest > FLOAT32_MAX and noise.largest > largest_level(x.dtype):
+    if not torch.compiler.is_compiling() and FLOAT32_MAX < noise.largest > largest_level(x.dtype):
         raise ValueError(f"{op}: a level must be finite in {x.dtype}, got {noise.largest}")
     device = x.device
     return (
