@@ -119,6 +119,7 @@ def walk(
         silent = Placement(layers_own=False)
         state.placement = silent
         chosen = _chosen(state.traced, sites)
+        _refuse_without_rows(chosen)
         clean, classes = _clean(injected, batches)
         records: list[Record] = []
         with _progress(progress, len(chosen) * len(amplitudes)) as advance:
@@ -276,6 +277,15 @@ def _chosen(every: list[Site], sites: Sequence[str | int] | str | None) -> list[
             names = ", ".join(f"{s.index} {s.name}" for s in every)
             raise ValueError(f"walk: no site {choice!r}; the model has {names}")
     return [site for site in every if any(fits(site, choice) for choice in wanted)]
+
+
+def _refuse_without_rows(chosen: list[Site]) -> None:
+    """Before anything runs: at such a site the walk would end, and lose what it has counted."""
+    if lost := [repr(site.name) for site in chosen if site.row_dim is None]:
+        raise RuntimeError(
+            f"walk: rows cannot be told apart at {', '.join(lost)}, so no noise can enter there; "
+            "choose other sites with sites="
+        )
 
 
 def _describe(level: Tensor | None) -> Any:

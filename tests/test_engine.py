@@ -154,6 +154,28 @@ def test_leaves_the_model_as_it_was(error) -> None:
     model(pairs[0]).sum().backward()  # still trains
 
 
+class Mixing(nn.Module):
+    """Rows of one value become columns of another, whose sites have no row dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gram = torch.sigmoid(x @ x.T)
+        return self.fc(x) + 0.01 * gram.relu().sum()
+
+
+def test_sites_without_rows_are_refused_before_anything_runs() -> None:
+    _, pairs = problem()
+    seen: list[int] = []
+    plan = dict(levels=[1.0], draws=1, progress=lambda done, total: seen.append(done))
+    with pytest.raises(RuntimeError, match=r"^walk: rows .* ':sigmoid#0', ':relu#0', .* sites=") as info:
+        walk(Mixing(), pairs, **plan)
+    assert not seen and "fc" not in str(info.value)
+    assert len(walk(Mixing(), pairs, sites=["input", "fc"], **plan).records) == 2 and seen == [1, 2]
+
+
 def test_progress() -> None:
     model, pairs = problem()
     seen: list[tuple[int, int]] = []
