@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -152,6 +153,53 @@ def test_leaves_the_model_as_it_was(error) -> None:
     assert torch.equal(torch.get_rng_state(), generator)
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     model(pairs[0]).sum().backward()  # still trains
+
+
+@pytest.mark.parametrize("draws", [2, np.int64(2), torch.tensor(2), np.arange(2), torch.arange(2), range(2)], ids=repr)
+def test_draws_in_every_form(draws) -> None:
+    model, pairs = problem()
+    study = walk(model, pairs, sites=["fc1"], draws=draws, batch_rows=np.int64(30), draws_per_pass=np.int32(1))
+    assert study.meta.draws == (0, 1) and counts(study) == counts(walk(model, pairs, sites=["fc1"], batch_rows=30))
+
+
+@pytest.mark.parametrize("draws", [np.array([1]), torch.tensor([1])], ids=repr)
+def test_a_vector_of_one_draw_is_an_id(draws) -> None:
+    model, pairs = problem()
+    assert walk(model, pairs, sites=["fc1"], draws=draws).meta.draws == (1,)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (dict(levels=["a"]), r"walk: levels must be a list of numbers, got \['a'\]"),
+        (dict(levels=[[0.1], 0.2]), "walk: levels must be a list of numbers, got "),
+        (dict(levels=None), "walk: levels must be a list of numbers, got None"),
+        (dict(draws=["a"]), r"walk: draws must be a number of draws or a list of ids, got \['a'\]"),
+        (dict(draws=2.0), "walk: draws must be a number of draws or a list of ids, got 2.0"),
+        (dict(draws=None), "walk: draws must be a number of draws or a list of ids, got None"),
+        (dict(draws=[]), r"walk: draws must be at least one, or ids that differ, got \[\]"),
+        (dict(batch_rows=2.5), "walk: batch_rows must be a whole number of at least 1, got 2.5"),
+        (dict(draws_per_pass="2"), "walk: draws_per_pass must be a whole number of at least 1, got '2'"),
+    ],
+    ids=str,
+)
+def test_errors_name_the_argument(options, text) -> None:
+    model, pairs = problem()
+    with pytest.raises(ValueError, match=f"^{text}"):
+        walk(model, pairs, **options)
+
+
+def test_levels_stay_finite_in_the_type_of_the_noise() -> None:
+    """float32 unless the data are float64; a level beyond would make every prediction NaN."""
+    model, (x, y) = problem()
+    with pytest.raises(ValueError, match=r"^walk: `add` of the noise times level 1e\+39 exceeds float32's range$"):
+        walk(model, (x, y), levels=[1.0, 1e39])
+    with pytest.raises(ValueError, match=r"`mul` .* exceeds float32's range$"):
+        walk(model.bfloat16(), (x.bfloat16(), y), levels=[1e20], noise=nk.Noise(mul=1e20))
+    double = walk(model.double(), (x.double(), y), levels=[1e39], sites=["fc1"])
+    assert len(double.records) == 2
+    with pytest.raises(ValueError, match=r"`add` .* exceeds float64's range$"):
+        walk(model, (x.double(), y), levels=[1e200], noise=nk.Noise(add=1e200))
 
 
 class Mixing(nn.Module):
