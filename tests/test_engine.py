@@ -74,7 +74,8 @@ def test_draws_are_independent_of_each_other_and_of_the_plan() -> None:
     assert moved <= 3 * len(together) * 60 * 1e-4
 
 
-def test_differing_predictions_of_two_plans_have_no_margin() -> None:
+def test_scores_of_two_plans_differ_by_roundings_alone() -> None:
+    """So a prediction can differ only where two scores are closer than twice the bound."""
     model, (x, _) = problem()
     model.eval()
     whole = predictions(model, x, NOISE, "fc1", 7, [0, 1], range(60)).view(2, 60, 4)
@@ -86,9 +87,9 @@ def test_differing_predictions_of_two_plans_have_no_margin() -> None:
     # Four layers, sums of up to 12 terms: 48 roundings of the largest score, times 4 for growth.
     bound = 4 * 4 * 12 * 2.0**-24 * whole.abs().max()
     assert ((whole - split).abs() <= bound).all()
-    differ = whole.argmax(2) != split.argmax(2)
-    top = whole.topk(2, 2).values
-    assert ((top[..., 0] - top[..., 1])[differ] <= 2 * bound).all()
+    with torch.inference_mode():
+        noise = (whole - model(x)).abs()
+    assert ((noise > 100 * bound).float().mean(dim=(1, 2)) > 0.9).all()  # other noise would be seen
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,9 @@ def test_one_row_and_compiled_and_wrapped_models() -> None:
     study = walk(model, (x[:1], y[:1]), levels=[0.1], draws=1)
     assert len(study.records) == 8
     expected = counts(walk(model, (x, y), levels=[0.5]))
-    assert counts(walk(nn.DataParallel(model), (x, y), levels=[0.5])) == expected
+    compiled = torch.compile(model, backend="eager")
+    for wrapped in (nn.DataParallel(model), compiled):
+        assert counts(walk(wrapped, (x, y), levels=[0.5])) == expected
 
 
 @pytest.fixture(scope="module")
