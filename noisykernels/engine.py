@@ -242,10 +242,15 @@ def _size(name: str, size: SupportsIndex) -> int:
     return count
 
 
+def _is_number(value: Any) -> bool:
+    """Whether this may be a whole number; a vector that holds one is none."""
+    return isinstance(value, SupportsIndex) and not getattr(value, "shape", ())
+
+
 def _draws(draws: Any) -> list[int]:
     ids: Tensor | None
     try:
-        if isinstance(draws, SupportsIndex) and not getattr(draws, "shape", ()):  # not a vector of one id
+        if _is_number(draws):
             ids = torch.arange(max(operator.index(draws), 0))
         else:
             ids = torch.as_tensor(draws, dtype=None if len(draws) else torch.int64, device="cpu")
@@ -286,10 +291,10 @@ def _in_memory(data: Data, rows: Tensor | Sequence[int] | None) -> tuple[Tensor,
 def _chosen(every: list[Site], sites: Sequence[str | int] | str | None) -> list[Site]:
     if sites is None:
         return list(every)
-    wanted = [sites] if isinstance(sites, str | int) else list(sites)
+    wanted: Any = [sites] if isinstance(sites, str) or _is_number(sites) else list(sites)
 
     def fits(site: Site, choice: str | int) -> bool:
-        return site.index == choice if isinstance(choice, int) else matches(site.name, choice)
+        return matches(site.name, choice) if isinstance(choice, str) else site.index == choice
 
     for choice in wanted:
         if not any(fits(site, choice) for site in every):

@@ -96,7 +96,8 @@ def test_scores_of_two_plans_differ_by_roundings_alone() -> None:
     ("chosen", "expected"),
     [
         (None, range(8)), ([0, 3], [0, 3]), ("fc*", [1, 4, 7]), (["relu1", 7], [3, 7]),
-        (["*:batch_norm", "input"], [0, 2, 5]), (4, [4]), ([3, "relu1"], [3]),
+        (["*:batch_norm", "input"], [0, 2, 5]), (4, [4]), ([3, "relu1"], [3]), (np.int64(4), [4]),
+        (np.array([0, 3]), [0, 3]),
     ],
     ids=str,
 )  # fmt: skip
