@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from noisykernels import _C
+
 ROWS: list[dict[str, Any]] = []
 COLUMNS = ("what", "base us", "ours", "spread", "bar", "met")
 
@@ -95,7 +97,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         return
     write = terminalreporter.write_line
     write("")
-    write(f"threads 2 unless said; torch {torch.__version__}; ratios to the base in the same rounds")
+    setting = f"threads 2 unless said; CPU level {_C.cpu_level()}; torch {torch.__version__}"
+    write(f"{setting}; ratios to the base in the same rounds")
     others = list(dict.fromkeys(k for row in ROWS for k in row if k not in COLUMNS))
     head = f"{'what':52s} {'base us':>9s} {'ours':>7s} {'p10..p90':>13s} {'bar':>7s} {'':6s} "
     write(head + " ".join(f"{name:>14s}" for name in others))

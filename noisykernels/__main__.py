@@ -19,7 +19,8 @@ import torch
 import noisykernels as nk
 from noisykernels import data as datasets
 from noisykernels import models
-from noisykernels._files import replacing
+from noisykernels._files import WRITTEN, replacing
+from noisykernels._optional import optional
 from noisykernels.checkpoint import CheckpointError
 from noisykernels.engine import torch_threads
 from noisykernels.train import accuracy, trained
@@ -132,11 +133,21 @@ def _trained(args: argparse.Namespace) -> torch.nn.Module:
     )
 
 
-def run_walk(args: argparse.Namespace) -> Any:
-    """Trains or loads, walks, prints the midpoint table, writes the picture and the study."""
+def _picture_format(path: Path) -> str:
+    """matplotlib's name for a picture's format, by the suffix of its file."""
+    known = optional("matplotlib.backend_bases", "plot").FigureCanvasBase.get_supported_filetypes()
+    chosen = path.suffix.removeprefix(".").lower() or "png"
+    if chosen not in known:
+        raise ValueError(f"{path}: expected a picture ending in {', '.join(sorted(known))}, got {path.suffix!r}")
+    return chosen
+
+
+def run_walk(args: argparse.Namespace) -> None:
+    """Trains or loads, walks, writes the study, prints the midpoint table, writes the picture."""
     for path in (args.picture, args.out):
         if path is not None and not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"{path}: the folder does not exist")
+    picture_format = None if args.picture is None else _picture_format(args.picture)
     model = _trained(args)
     inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
     noise = {
@@ -162,18 +173,19 @@ def run_walk(args: argparse.Namespace) -> Any:
     )
     if args.out is not None:
         study.save(args.out)
+    if args.json:
+        _print_json({"clean": study.meta.clean, "midpoints": [asdict(m) for m in study.midpoints()]})
+    else:
+        print(f"{study.meta.model} on {study.meta.data}; noise {noise!r} times the level")
+        print(study.table())
     if args.picture is not None:
         figure = study.plot()
         with replacing(args.picture) as file:
-            figure.savefig(file, dpi=110, format=args.picture.suffix.lstrip(".") or "png")
-    if args.json:
-        return {"clean": study.meta.clean, "midpoints": [asdict(m) for m in study.midpoints()]}
-    print(f"{study.meta.model} on {study.meta.data}; noise {noise!r} times the level")
-    print(study.table())
-    for what, path in (("picture", args.picture), ("study", args.out)):
-        if path is not None:
-            print(f"{what}: {path}")
-    return None
+            figure.savefig(file, dpi=110, format=picture_format)
+    if not args.json:
+        for what, path in (("picture", args.picture), ("study", args.out)):
+            if path is not None:
+                print(f"{what}: {path}")
 
 
 def run_train(args: argparse.Namespace) -> Any:
@@ -223,18 +235,24 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _print_json(value: Any) -> None:
+    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command: 0 if all is well, 1 for an error, 2 for a wrong flag, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
     run = {"walk": run_walk, "train": run_train, "sites": run_sites, "info": run_info}[args.command]
+    before = len(WRITTEN)
     try:
         with torch_threads(getattr(args, "threads", None)):
             result = run(args)
         if result is not None:
-            print(json.dumps(_finite(result), indent=1, allow_nan=False))
+            _print_json(result)
         return 0
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        files = ", ".join(map(str, WRITTEN[before:]))
+        print(f"interrupted; {f'written: {files}' if files else 'nothing was written'}", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, CheckpointError) as error:
         print(f"noisykernels {args.command}: {error}", file=sys.stderr)

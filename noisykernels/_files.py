@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+WRITTEN: list[Path] = []  # by this process through `replacing`, in order: an interrupted command names its files
+
 
 class DataError(RuntimeError):
     """A data set could not be read."""
@@ -60,6 +62,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        WRITTEN.append(path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -80,8 +80,8 @@ def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[di
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error}); {advice}") from error
+    except Exception as error:  # a damaged file can raise nearly anything; torch's words run to pages
+        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}); {advice}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {_FORMAT}; {advice}")
     if content.get("settings") != dict(settings):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def walk(
     *,
     noise: Noise,
     levels: Sequence[float] | Tensor,
-    draws: int | Sequence[int],
+    draws: SupportsIndex | Sequence[int] | Tensor,
     seed: int,
     sites: Sequence[str | int] | str | None = None,
     target: Literal["activation"] = "activation",
@@ -100,13 +101,12 @@ def walk(
     if not isinstance(noise, Noise):
         raise TypeError(f"walk: noise must be a Noise, got {type(noise).__name__}")
     amplitudes, draw_ids = _levels(levels), _draws(draws)
-    noises = [_scaled(noise, amplitude) for amplitude in amplitudes]
     device = place_of(model)
     seed_tensor("walk", seed, device)
-    for name, size in (("batch_rows", batch_rows), ("draws_per_pass", draws_per_pass)):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"walk: {name} must be a whole number of at least 1, got {size!r}")
+    batch_rows, draws_per_pass = _size("batch_rows", batch_rows), _size("draws_per_pass", draws_per_pass)
     inputs, labels, row_ids = (part.to(device) for part in _in_memory(data, rows))
+    computed = torch.float64 if inputs.dtype == torch.float64 else torch.float32  # what the noise computes in
+    noises = [_scaled(noise, amplitude, computed) for amplitude in amplitudes]
     parts = (part.split(batch_rows) for part in (inputs, labels, row_ids))
     batches: list[Batch] = list(zip(*parts, strict=True))
 
@@ -120,6 +120,7 @@ def walk(
         silent = Placement(layers_own=False)
         state.placement = silent
         chosen = _chosen(state.traced, sites)
+        _refuse_without_rows(chosen)
         clean, classes = _clean(injected, batches)
         records: list[Record] = []
         with _progress(progress, len(chosen) * len(amplitudes)) as advance:
@@ -223,9 +224,13 @@ def _hits(
 
 
 def _levels(levels: Sequence[float] | Tensor) -> list[float]:
-    values = torch.as_tensor(levels, dtype=torch.float64).tolist()
+    wrong = f"walk: levels must be a list of numbers, got {levels!r}"
+    try:
+        values = torch.as_tensor(levels, dtype=torch.float64).tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(wrong) from error
     if not isinstance(values, list) or not all(isinstance(v, float) for v in values):
-        raise ValueError(f"walk: levels must be a list of numbers, got {levels!r}")
+        raise ValueError(wrong)
     if not values or not all(math.isfinite(v) and v >= 0 for v in values):
         raise ValueError(f"walk: levels must be finite, not negative, and at least one, got {values}")
     if len(set(values)) != len(values):
@@ -233,21 +238,41 @@ def _levels(levels: Sequence[float] | Tensor) -> list[float]:
     return values
 
 
-def _scaled(noise: Noise, amplitude: float) -> Noise:
+def _scaled(noise: Noise, amplitude: float, computed: torch.dtype) -> Noise:
     scaled = noise.scaled(amplitude)
     for name, level in (("add", scaled.add), ("mul", scaled.mul)):
-        if level is not None and not bool(level.isfinite().all()):
-            raise ValueError(f"walk: `{name}` of the noise times level {amplitude} is not finite")
+        if level is not None and not bool(level.to(computed).isfinite().all()):
+            kind = str(computed).removeprefix("torch.")
+            raise ValueError(f"walk: `{name}` of the noise times level {amplitude} exceeds {kind}'s range")
     return scaled
 
 
-def _draws(draws: int | Sequence[int]) -> list[int]:
-    if isinstance(draws, int):
-        ids = torch.arange(max(draws, 0))
-    else:
-        checked = ids_tensor("walk", "draws", draws, torch.device("cpu"))
-        assert checked is not None
-        ids = checked
+def _size(name: str, size: SupportsIndex) -> int:
+    try:
+        count = operator.index(size)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"walk: {name} must be a whole number of at least 1, got {size!r}")
+    return count
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this may be a whole number; a vector that holds one is none."""
+    return isinstance(value, SupportsIndex) and not getattr(value, "shape", ())
+
+
+def _draws(draws: Any) -> list[int]:
+    ids: Tensor | None
+    try:
+        if _is_number(draws):
+            ids = torch.arange(max(operator.index(draws), 0))
+        else:
+            ids = torch.as_tensor(draws, dtype=None if len(draws) else torch.int64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"walk: draws must be a number of draws or a list of ids, got {draws!r}") from error
+    ids = ids_tensor("walk", "draws", ids, torch.device("cpu"))
+    assert ids is not None
     if len(ids) == 0 or len(ids.unique()) != len(ids):
         raise ValueError(f"walk: draws must be at least one, or ids that differ, got {draws}")
     return ids.tolist()
@@ -281,16 +306,25 @@ def _in_memory(data: Data, rows: Tensor | Sequence[int] | None) -> tuple[Tensor,
 def _chosen(every: list[Site], sites: Sequence[str | int] | str | None) -> list[Site]:
     if sites is None:
         return list(every)
-    wanted = [sites] if isinstance(sites, str | int) else list(sites)
+    wanted: Any = [sites] if isinstance(sites, str) or _is_number(sites) else list(sites)
 
     def fits(site: Site, choice: str | int) -> bool:
-        return site.index == choice if isinstance(choice, int) else matches(site.name, choice)
+        return matches(site.name, choice) if isinstance(choice, str) else site.index == choice
 
     for choice in wanted:
         if not any(fits(site, choice) for site in every):
             names = ", ".join(f"{s.index} {s.name}" for s in every)
             raise ValueError(f"walk: no site {choice!r}; the model has {names}")
     return [site for site in every if any(fits(site, choice) for choice in wanted)]
+
+
+def _refuse_without_rows(chosen: list[Site]) -> None:
+    """Before anything runs: at such a site the walk would end, and lose what it has counted."""
+    if lost := [repr(site.name) for site in chosen if site.row_dim is None]:
+        raise RuntimeError(
+            f"walk: rows cannot be told apart at {', '.join(lost)}, so no noise can enter there; "
+            "choose other sites with sites="
+        )
 
 
 def _describe(level: Tensor | None) -> Any:

@@ -114,7 +114,7 @@ def fit_midpoint(
     known, "draws" fell to 88-94 %. `crossing_low..crossing_high` covered 99 % and more.
 
     Args:
-        levels: [level], >= 0, distinct, any order. Level 0 is left out of a log axis.
+        levels: [level], >= 0, distinct (also on the axis), any order. Level 0 is left out of a log axis.
         accuracy: [level, draw], fractions; nan where a cell was not evaluated.
         clean: accuracy without noise, the fixed upper plateau.
         floor: lower plateau, below `clean`; None fits it. A fitted floor needs three levels
@@ -237,6 +237,10 @@ def _checked(
     if not len(keep):
         raise ValueError(f"levels: no evaluated level is left on a {axis} axis")
     order = keep[np.argsort(level[keep])]
+    place = np.log10(level[order]) if axis == "log" else level[order]
+    if same := np.flatnonzero(np.diff(place) <= 0).tolist():  # equal by rounding: no slope between them
+        pair = level[order][same[0] : same[0] + 2].tolist()
+        raise ValueError(f"levels: expected values that differ on a {axis} axis, got {pair[0]!r} and {pair[1]!r}")
     return level[order], acc[order], n[order]
 
 

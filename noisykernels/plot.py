@@ -16,9 +16,9 @@ from ._optional import optional
 from .fit import Midpoint
 from .study import Study
 
-# kind of operation: (colour, marker, words in a site's kind, words in a module's name).
+# family of operations: (colour, marker, words in a site's kind, words in a module's name).
 # Colours: Okabe and Ito's palette, told apart with any colour vision; markers say it again.
-KINDS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
+FAMILIES: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "input": ("#000000", "*", ("input",), ("input",)),
     "conv": ("#0072B2", "s", ("conv",), ("conv",)),
     "linear": ("#56B4E9", "D", ("linear", "matmul"), ("linear", "fc", "dense", "proj", "lin")),
@@ -32,15 +32,15 @@ KINDS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def kind_of(site: str) -> str:
-    """Kind of operation of a site, a key of `KINDS`.
+def family_of(site: str) -> str:
+    """Family of the operation of a site, a key of `FAMILIES`.
 
     Example:
-        >>> kind_of("norm1:batch_norm#0"), kind_of("input"), kind_of("a:fold#0")
+        >>> family_of("norm1:batch_norm#0"), family_of("input"), family_of("a:fold#0")
         ('norm', 'input', 'other')
     """
     kind = site.rpartition(":")[2].partition("#")[0]
-    return next((k for k, v in KINDS.items() if any(w in kind for w in v[2])), "other")
+    return next((k for k, v in FAMILIES.items() if any(w in kind for w in v[2])), "other")
 
 
 def short_name(site: str) -> str:
@@ -53,7 +53,7 @@ def short_name(site: str) -> str:
     path, _, call = site.rpartition(":")
     kind, _, count = call.partition("#")
     again = f"#{count}" if count not in ("", "0") else ""
-    words = KINDS[kind_of(site)][3]
+    words = FAMILIES[family_of(site)][3]
     if path and any(w in path.rpartition(".")[2].lower() for w in (*words, kind)):
         return path + again
     return f"{path} {kind}".strip() + again
@@ -103,7 +103,7 @@ def plot_curves(study: Study, ax: Any = None, sites: Iterable[str | int] | None 
         colour = colours(0.92 * i / max(len(curves) - 1, 1))  # the last tenth is too pale on white
         x, mean, low, high = (v[use] for v in (c.levels, c.mean, c.low, c.high))
         ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-        marker = KINDS[kind_of(c.site)][1]
+        marker = FAMILIES[family_of(c.site)][1]
         ax.plot(x, mean, color=colour, lw=1.4, marker=marker, ms=4, mew=0,
                 label=f"{c.site_index}  {name}")  # fmt: skip
     ax.set_xscale(m.axis)
@@ -151,8 +151,8 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
     levels = [v for v in m.levels if v > 0 or m.axis == "linear"]
     bottom, top = min(levels), max(levels)
     ax.plot(range(len(points)), [p.level for p in points], color="0.8", lw=1, zorder=1)
-    for kind, (colour, marker, _, _) in KINDS.items():
-        mine = [(x, p) for x, p in enumerate(points) if kind_of(p.site) == kind]
+    for kind, (colour, marker, _, _) in FAMILIES.items():
+        mine = [(x, p) for x, p in enumerate(points) if family_of(p.site) == kind]
         if not mine:
             continue
         ok = [(x, p) for x, p in mine if p.status == "ok"]

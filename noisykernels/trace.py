@@ -14,21 +14,27 @@ from noisykernels.injected import begin, original_class, state_of
 from noisykernels.mode import KINDS, Record
 from noisykernels.sites import Placement, Site, kind_of, matches, site_ids
 
-__all__ = ["evaluating", "refuse_hidden_rows", "refuse_unmatched", "trace"]
+__all__ = ["evaluating", "keeping_modes", "refuse_hidden_rows", "refuse_unmatched", "trace"]
+
+
+@contextlib.contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Whatever is set meanwhile, each module's own mode comes back."""
+    before = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients for a while; each module's own mode comes back."""
-    before = [(m, m.training) for m in model.modules()]
-    try:
-        for module, _ in before:  # not model.eval(), which exported programs refuse
+    with keeping_modes(model), torch.no_grad():
+        for module in model.modules():  # not model.eval(), which exported programs refuse
             module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in before:
-            module.training = training
+        yield
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Site]:

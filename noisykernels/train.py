@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Generator, Tensor, nn
@@ -27,6 +27,8 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .data import info, load
+from .injected import place_of
+from .trace import evaluating, keeping_modes
 
 __all__ = [
     "CheckpointError",
@@ -119,7 +121,7 @@ def train(
         )
     if device is not None:
         model.to(device)
-    place = _device(model)
+    place = place_of(model)
     inputs, labels = (part.to(place) for part in data)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
@@ -133,7 +135,8 @@ def train(
             loss_sum = torch.zeros((), device=place)
             correct = torch.zeros((), dtype=torch.int64, device=place)
             batches = _batches(len(labels), batch_size, generator)
-            with _mode(model, training=True):
+            with keeping_modes(model):
+                model.train()  # which a model may override, to leave a part as it is
                 for rows in batches:
                     x, y = inputs[rows.to(place)], labels[rows.to(place)]
                     if augment is not None:
@@ -186,9 +189,9 @@ def accuracy(model: nn.Module, data: Data, batch_size: int = 1000) -> float:
         0.75
     """
     _check(data)
-    place, correct = _device(model), 0
+    place, correct = place_of(model), 0
     batches = zip(*(torch.split(part, batch_size) for part in data), strict=True)
-    with _mode(model, training=False), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for x, y in batches:
             correct += int((model(x.to(place)).argmax(1) == y.to(place)).sum())
     return correct / len(data[1])
@@ -300,13 +303,6 @@ def _check(data: Data) -> None:
         )
 
 
-def _device(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU for a model that has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
 def _batches(n: int, size: int, generator: Generator) -> list[Tensor]:
     """A permutation of n rows in batches; a last batch of one row joins the one before it."""
     order = torch.randperm(n, generator=generator)
@@ -314,15 +310,3 @@ def _batches(n: int, size: int, generator: Generator) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Training or evaluation mode for a while; each module gets its own mode back."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode

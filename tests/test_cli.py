@@ -183,11 +183,52 @@ def test_interrupted_exits_with_130_and_writes_nothing(cache: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_while_writing(cache: str, tmp_path: Path, monkeypatch) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
+
+def test_interrupted_while_drawing_says_what_was_written(cache: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The table is there already, and the study if one was asked for."""
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", interrupt)
-    assert walk(cache, "--picture", tmp_path / "walk.png") == 130
+    picture, out = tmp_path / "walk.png", tmp_path / "walk.json"
+    assert walk(cache, "--picture", picture) == 130
+    text = capsys.readouterr()
+    assert "midpoint" in text.out and text.err == "interrupted; nothing was written\n"
     assert list(tmp_path.iterdir()) == []
+    assert walk(cache, "--picture", picture, "--out", out) == 130
+    assert capsys.readouterr().err == f"interrupted; written: {out}\n"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_interrupted_after_the_training_names_the_checkpoint(tmp_path: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("noisykernels.walk", interrupt)
+    assert main(["walk", "--epochs", "0", "--cache", str(tmp_path), "--quiet"]) == 130
+    (checkpoint,) = tmp_path.iterdir()
+    assert capsys.readouterr().err == f"interrupted; written: {checkpoint}\n"
+
+
+@pytest.mark.parametrize("name", ["walk.txt", "walk.PNGS", "a.b/walk.json"])
+def test_a_picture_that_cannot_be_drawn_is_refused_before_any_work(name: str, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "a.b").mkdir()
+    path, cache = tmp_path / name, tmp_path / "cache"
+    assert main(["walk", "--epochs", "0", "--cache", str(cache), "--picture", str(path)]) == 1
+    text = capsys.readouterr()
+    assert text.err.startswith(f"noisykernels walk: {path}: expected a picture ending in ") and "pdf, " in text.err
+    assert text.err.endswith(f", got {path.suffix!r}\n") and not text.out and not cache.exists()
+
+
+def test_missing_matplotlib_is_noticed_before_any_work(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    cache = tmp_path / "cache"
+    assert main(["walk", "--epochs", "0", "--cache", str(cache), "--picture", str(tmp_path / "walk.png")]) == 1
+    assert "pip install noisykernels[plot]" in capsys.readouterr().err and not cache.exists()
+
+
+@pytest.mark.parametrize(("name", "start"), [("walk.SVG", b"<?xml"), ("walk.pdf", b"%PDF"), ("walk", b"\x89PNG")])
+def test_the_suffix_says_the_format_of_the_picture(cache: str, name: str, start: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert walk(cache, "--sites", "input", "--picture", tmp_path / name) == 0
+    assert (tmp_path / name).read_bytes().startswith(start)

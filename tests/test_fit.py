@@ -310,6 +310,7 @@ def test_level_zero_and_missing_cells():
      ({"clean": 0.0, "floor": None}, "clean"), ({"clean": math.nan}, "clean"),
      ({"floor": math.nan}, "floor"), ({"axis": "ln"}, "axis"), ({"confidence": 1.0}, "confidence"),
      ({"rows": 0}, "rows"), ({"levels": [1, 1]}, "distinct"), ({"levels": [-1, 1]}, ">= 0"),
+     ({"levels": [1000.0, np.nextafter(1000.0, 2000.0)]}, "differ on a log axis, got 1000.0 and 1000.0000000000001"),
      ({"levels": [1, math.inf]}, "finite"), ({"levels": [1, 2, 3]}, "shape"),
      ({"accuracy": [[0.5], [1.5]]}, "fractions"), ({"accuracy": [0.5, 0.2]}, r"\[level, draw\]"),
      ({"accuracy": [[math.nan], [math.nan]]}, "no evaluated level")],
@@ -319,6 +320,11 @@ def test_errors_say_what_is_wrong(change, text):
     assert fit_midpoint(**good).status == "ok"
     with pytest.raises(ValueError, match=text):
         fit_midpoint(**(good | change))
+
+
+def test_levels_that_only_a_linear_axis_tells_apart():
+    levels = [0.0, 1000.0, np.nextafter(1000.0, 2000.0)]
+    assert fit_midpoint(levels, [[0.9], [0.9], [0.2]], clean=0.9, floor=0.1, rows=10, axis="linear").slope > 0
 
 
 def test_switch_between_the_two_intervals():

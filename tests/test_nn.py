@@ -212,11 +212,20 @@ def test_copies() -> None:
     assert all(torch.equal(bits(model.expected), bits(t.expected)) for t in twins)
 
 
-def test_lists_and_transfer_of_weights() -> None:
-    plain = nn.Linear(6, 5)
-    layer = nk.NoisyLinear(6, 5, noise=NOISE)
-    layer.weight, layer.bias = plain.weight, plain.bias
-    assert layer.weight is plain.weight and list(layer.state_dict()) == list(plain.state_dict())
+@each_layer
+def test_weights_go_from_torchs_layer_to_ours_and_back(noisy, plain, options, shape) -> None:
+    """Whole-number weights, so that equal weights give equal outputs to the bit."""
+    layer, own = twins(noisy, plain, options)
+    x = whole(shape)
+    layer.noise = None
+    for source, target in ((own, layer), (layer, own)):
+        with torch.no_grad():
+            for parameter in source.parameters():
+                parameter.add_(1).neg_()
+        assert not torch.equal(source(x), target(x))
+        target.load_state_dict(source.state_dict())
+        assert torch.equal(source(x), target(x))
+        assert all(torch.equal(p, q) for p, q in zip(source.parameters(), target.parameters(), strict=True))
 
 
 def test_transposed_output_size() -> None:

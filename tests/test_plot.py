@@ -11,8 +11,8 @@ from made_study import MIDPOINTS, SITES, made_study
 from matplotlib.figure import Figure
 
 from noisykernels.plot import (
-    KINDS,
-    kind_of,
+    FAMILIES,
+    family_of,
     plot_curves,
     plot_profile,
     plot_study,
@@ -46,10 +46,10 @@ def test_names():
     assert short_name("features.conv_a:conv2d#2") == "features.conv_a#2"
     assert short_name("conv.body:relu#0") == "conv.body relu"  # the folder's name says nothing
     assert short_name(":relu#1") == "relu#1" and short_name("odd") == "odd"
-    assert [kind_of(s) for s in SITES[:5]] == ["input", "conv", "norm", "activation", "pool"]
+    assert [family_of(s) for s in SITES[:5]] == ["input", "conv", "norm", "activation", "pool"]
     kinds = {"conv_transpose2d": "conv", "group_norm": "norm", "leaky_relu": "activation",
              "adaptive_avg_pool2d": "pool", "matmul": "linear", "lstm": "other"}  # fmt: skip
-    assert {k: kind_of(f"a.b:{k}#0") for k in kinds} == kinds
+    assert {k: family_of(f"a.b:{k}#0") for k in kinds} == kinds
 
 
 def test_curves_are_drawn_as_they_are(study, ax):
@@ -88,12 +88,12 @@ def test_profile_shows_every_midpoint(study, ax):
     points = study.midpoints()
     bars = {}
     for container in ax.containers:
-        if container.get_label() not in KINDS:
+        if container.get_label() not in FAMILIES:
             continue
         data, _, (segments,) = container.lines
-        assert data.get_color() == KINDS[container.get_label()][0]
+        assert data.get_color() == FAMILIES[container.get_label()][0]
         for x, y, ends in zip(*data.get_data(), segments.get_segments(), strict=True):
-            assert kind_of(points[int(x)].site) == container.get_label()
+            assert family_of(points[int(x)].site) == container.get_label()
             bars[int(x)] = (y, *ends[:, 1])
     assert sorted(bars) == [i for i in range(16) if i not in (6, 14)]
     for i, bar in bars.items():
