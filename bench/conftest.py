@@ -91,6 +91,12 @@ def contest(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dic
     return run
 
 
+@pytest.fixture
+def record_row() -> Callable[[dict[str, Any]], None]:
+    """Adds a line to the table."""
+    return ROWS.append
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One table of everything that was measured."""
     if not ROWS:

@@ -28,6 +28,9 @@ struct NoiseParams {
   int kind = 0;
   Mode mode = Mode::kAdd;
   Level add, mul;
+  // Not null: the eps of operand add are not drawn but read, row i of the output from row i % given_rows of n values.
+  const float* given = nullptr;
+  int64_t given_rows = 1;
 };
 
 // y = relu?(noise(x + bias)), over D * B rows of n elements. A draw or row id outside 32 bits, or a level that is NaN,

@@ -232,9 +232,8 @@ Tensor matmul(Tensor a, Tensor b, NK_NOISE_PARAMETERS) {
   return finish("matmul", clean, true, clean.dim() > 0, false, NK_NOISE_ARGS);
 }
 
-Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding, NK_NOISE_PARAMETERS) {
-  const char* op = "perturb_relu_max_pool2d";
-  const DType type = dtype_of(op, "input", x);
+// Fills in the geometry of max-pooling and checks it.
+PoolEpilogue pooling(const char* op, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding) {
   NK_CHECK(x.dim() == 4, op, ": input must be [rows, channels, height, width], got shape ", shape_text(x));
   NK_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, op,
            ": kernel_size, stride and padding must have two numbers, got ", kernel.size(), ", ", stride.size(), " and ",
@@ -252,13 +251,91 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
     NK_CHECK(x.size(2 + i) + 2 * padding[i] >= kernel[i], op, ": the kernel of ", kernel[i],
              " is larger than the padded input of shape ", shape_text(x));
   }
-  x = as_contiguous(x);
   pool.planes = x.size(1), pool.height = x.size(2), pool.width = x.size(3);
   pool.out_height = (pool.height + 2 * pool.pad_h - pool.kernel_h) / pool.stride_h + 1;
   pool.out_width = (pool.width + 2 * pool.pad_w - pool.kernel_w) / pool.stride_w + 1;
+  return pool;
+}
+
+Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding, NK_NOISE_PARAMETERS) {
+  const char* op = "perturb_relu_max_pool2d";
+  const DType type = dtype_of(op, "input", x);
+  PoolEpilogue pool = pooling(op, x, kernel, stride, padding);
+  x = as_contiguous(x);
   const BoundNoise noise(op, NK_NOISE_ARGS, shape_of(x), true, x.scalar_type(), false);
   Tensor out = empty_as(x, {noise.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
   pool.noise = make_epilogue(noise, x, out, type, true);
+  cpu::run(kernels(), pool, threads());
+  return out;
+}
+
+// x + levels[l] * direction, for every level, then perhaps a rectifier and max-pooling: where a study's levels part.
+struct Separation {
+  Tensor x;
+  OptTensor direction;
+  std::vector<float> levels;  // of every level and draw
+  std::vector<float> zeros;   // in place of a direction that is not given
+  Epilogue epilogue;
+  int64_t rows_out;
+
+  Separation(const char* op, const Tensor& clean, const OptTensor& toward, const Tensor& level, bool relu)
+      : x(as_contiguous(clean)) {
+    NK_CHECK(x.scalar_type() == ScalarType::Float && level.scalar_type() == ScalarType::Float, op,
+             ": x and levels must be float32");
+    NK_CHECK(x.dim() >= 1 && level.dim() == 1 && level.is_contiguous(), op,
+             ": x must be [rows, ...] and levels a vector, got shapes ", shape_text(x), " and ", shape_text(level));
+    const int64_t rows = x.size(0);
+    int64_t draws = 1;
+    epilogue.n = rows == 0 ? 0 : x.numel() / rows;
+    if (toward) {
+      direction = as_contiguous(*toward);
+      NK_CHECK(direction->scalar_type() == ScalarType::Float && direction->dim() == x.dim(), op,
+               ": direction must be float32 [draws * rows, ...] as x, got shape ", shape_text(*direction));
+      for (int64_t d = 1; d < x.dim(); ++d) {
+        NK_CHECK(x.size(d) == direction->size(d), op, ": x and direction must differ in their rows only, got shapes ",
+                 shape_text(x), " and ", shape_text(*direction));
+      }
+      draws = rows == 0 ? 0 : direction->size(0) / rows;
+      NK_CHECK(draws * rows == direction->size(0), op, ": direction must hold a multiple of ", rows, " rows, got ",
+               direction->size(0));
+      epilogue.noise.given = static_cast<const float*>(direction->data_ptr());
+      epilogue.noise.given_rows = std::max<int64_t>(1, direction->size(0));
+    } else {
+      zeros.resize(static_cast<size_t>(epilogue.n));
+      epilogue.noise.given = zeros.data();
+    }
+    const auto* given = static_cast<const float*>(level.data_ptr());
+    for (int64_t i = 0; i < level.numel() * draws; ++i) levels.push_back(given[i / draws]);
+    static const int64_t no_seed = 0;
+    rows_out = static_cast<int64_t>(levels.size()) * rows;
+    epilogue.x = x.data_ptr();
+    epilogue.shared = true;
+    epilogue.relu = relu;
+    epilogue.noise.seed = &no_seed;
+    epilogue.noise.D = static_cast<int64_t>(levels.size());
+    epilogue.noise.B = rows;
+    epilogue.noise.add = {levels.data(), 1, 0, 0};
+  }
+};
+
+Tensor separate(Tensor x, OptTensor direction, Tensor levels, bool relu) {
+  Separation s("separate", x, direction, levels, relu);
+  Ints shape = shape_of(s.x);
+  shape[0] = s.rows_out;
+  Tensor out = empty_as(s.x, shape, false);
+  s.epilogue.y = out.mutable_data_ptr();
+  cpu::run(kernels(), s.epilogue, threads());
+  return out;
+}
+
+Tensor separate_max_pool2d(Tensor x, OptTensor direction, Tensor levels, bool relu, Ints kernel, Ints stride,
+                           Ints padding) {
+  const char* op = "separate_max_pool2d";
+  PoolEpilogue pool = pooling(op, x, kernel, stride, padding);
+  Separation s(op, x, direction, levels, relu);
+  Tensor out = empty_as(s.x, {s.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
+  s.epilogue.y = out.mutable_data_ptr();
+  pool.noise = s.epilogue;
   cpu::run(kernels(), pool, threads());
   return out;
 }
@@ -284,6 +361,10 @@ STABLE_TORCH_LIBRARY(noisykernels, m) {
       "int[] output_padding, int groups, bool relu, " NK_NOISE_SCHEMA);
   m.def("matmul(Tensor a, Tensor b, " NK_NOISE_SCHEMA);
   m.def("perturb_relu_max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, " NK_NOISE_SCHEMA);
+  m.def("separate(Tensor x, Tensor? direction, Tensor levels, bool relu) -> Tensor");
+  m.def(
+      "separate_max_pool2d(Tensor x, Tensor? direction, Tensor levels, bool relu, int[] kernel_size, int[] stride, "
+      "int[] padding) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) {
@@ -293,4 +374,6 @@ STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) {
   m.impl("convolution", TORCH_BOX(&noisykernels::convolution));
   m.impl("matmul", TORCH_BOX(&noisykernels::matmul));
   m.impl("perturb_relu_max_pool2d", TORCH_BOX(&noisykernels::perturb_relu_max_pool2d));
+  m.impl("separate", TORCH_BOX(&noisykernels::separate));
+  m.impl("separate_max_pool2d", TORCH_BOX(&noisykernels::separate_max_pool2d));
 }

@@ -30,6 +30,7 @@ from noisykernels.nn import (
 from noisykernels.noise import Noise, per_channel, per_draw, per_row
 from noisykernels.ops import eps, linear, matmul, perturb, perturb_relu_max_pool2d
 from noisykernels.study import Study
+from noisykernels.voting import vote
 
 try:
     __version__ = version("noisykernels")
@@ -68,5 +69,6 @@ __all__ = [
     "perturb_relu_max_pool2d",
     "remove",
     "sites",
+    "vote",
     "walk",
 ]

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         description="How much noise can each layer of a trained network take?",
         epilog="example: python -m noisykernels walk --model lenet5-bn --data fashion-mnist",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="walk | train | sites | info")
+    commands = top.add_subparsers(dest="command", required=True, metavar="walk | grid | vote | train | sites | info")
 
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
@@ -79,40 +79,52 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", action="store_true", help="machine-readable output on standard output")
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    walk = commands.add_parser("walk", parents=[shared], help="midpoint noise level of each site")
-    walk.add_argument(
+    noisy = argparse.ArgumentParser(add_help=False)
+    noisy.add_argument(
         "--noise",
         default="add",
         choices=("add", "mul", "mixed"),
         help="kind of the terms (default: %(default)s)",
     )
-    walk.add_argument(
+    noisy.add_argument(
         "--ratio",
         type=float,
         default=0.5,
         help="additive share of mixed noise (default: %(default)s)",
     )
-    walk.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
-    walk.add_argument(
+    noisy.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
+    noisy.add_argument(
         "--kind",
         default="gaussian",
         choices=nk._C.noise_kinds(),
         help="distribution (default: %(default)s)",
     )
-    walk.add_argument(
-        "--levels",
-        type=numbers,
-        default=numbers("log:0.01:1000:13"),
-        help="0.1,1 | log:a:b:n | lin:a:b:n",
+    noisy.add_argument("--rows", type=int, help="first so many test images (default: all)")
+    noisy.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    noisy.add_argument("--sites", nargs="+", help="names, patterns or indices of sites (default: all)")
+    noisy.add_argument("--batch-rows", type=int, default=500, help="rows of a pass (default: %(default)s)")
+    noisy.add_argument("--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)")
+    noisy.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
+
+    study = argparse.ArgumentParser(add_help=False, parents=[noisy])
+    study.add_argument("--out", type=Path, help="write the study (JSON) to this file")
+    study.add_argument(
+        "--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole"
     )
-    walk.add_argument("--draws", type=int, default=3, help="draws of each level (default: %(default)s)")
-    walk.add_argument("--rows", type=int, help="first so many test images (default: all)")
-    walk.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
-    walk.add_argument("--sites", nargs="+", help="names, patterns or indices of sites (default: all)")
-    walk.add_argument("--batch-rows", type=int, default=500, help="rows of a pass (default: %(default)s)")
-    walk.add_argument("--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)")
-    walk.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
-    walk.add_argument("--out", type=Path, help="write the study (JSON) to this file")
+    study.add_argument("--memory", type=float, default=1.0, help="GiB that a pass may take (default: %(default)s)")
+
+    forms = "0.1,1 | log:a:b:n | lin:a:b:n"
+    walk = commands.add_parser("walk", parents=[shared, study], help="midpoint noise level of each site")
+    walk.add_argument("--rel-ci", type=float, default=0.05, help="half-width of its interval (default: %(default)s)")
+    walk.add_argument("--levels", type=numbers, help=f"these levels, each on all rows, instead of a search: {forms}")
+    walk.add_argument("--draws", type=int, default=3, help="draws of each of --levels (default: %(default)s)")
+    grid = commands.add_parser("grid", parents=[shared, study], help="accuracy of each site at each level")
+    grid.add_argument("--levels", type=numbers, default=numbers("log:0.001:1000:49"), help=forms)
+    grid.add_argument("--draws", type=int, default=5, help="draws of each level (default: %(default)s)")
+
+    vote = commands.add_parser("vote", parents=[shared, noisy], help="accuracy against number of executions")
+    vote.add_argument("--level", type=float, default=0.5, help="level of the noise everywhere (default: %(default)s)")
+    vote.add_argument("--draws", type=int, default=20, help="executions of the network (default: %(default)s)")
 
     commands.add_parser("train", parents=[shared], help="train a network, or load the cached one")
     commands.add_parser("sites", parents=[shared], help="list the sites of a network")
@@ -142,6 +154,17 @@ def _picture_format(path: Path) -> str:
     return chosen
 
 
+def _noise(args: argparse.Namespace) -> nk.Noise:
+    """The noise asked for, at level 1."""
+    if args.noise == "mixed":
+        return nk.Noise.amplitude(1.0, args.ratio, order=args.order, kind=args.kind)
+    return nk.Noise(add=float(args.noise == "add"), mul=float(args.noise == "mul"), kind=args.kind)
+
+
+def _sites(args: argparse.Namespace) -> list[str | int] | None:
+    return None if args.sites is None else [int(s) if s.isdigit() else s for s in args.sites]
+
+
 def run_walk(args: argparse.Namespace) -> None:
     """Trains or loads, walks, writes the study, prints the midpoint table, writes the picture."""
     for path in (args.picture, args.out):
@@ -150,19 +173,18 @@ def run_walk(args: argparse.Namespace) -> None:
     picture_format = None if args.picture is None else _picture_format(args.picture)
     model = _trained(args)
     inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
-    noise = {
-        "add": nk.Noise(add=1.0, kind=args.kind),
-        "mul": nk.Noise(mul=1.0, kind=args.kind),
-        "mixed": nk.Noise.amplitude(1.0, args.ratio, order=args.order, kind=args.kind),
-    }[args.noise]
+    noise = _noise(args)
     study = nk.walk(
         model,
         (inputs, labels),
         noise=noise,
         levels=args.levels,
-        draws=args.draws,
+        draws=None if args.levels is None else args.draws,
+        rel_ci=getattr(args, "rel_ci", 0.05),
+        engine=args.engine,
+        memory=int(args.memory * 2**30),
         seed=args.seed,
-        sites=None if args.sites is None else [int(s) if s.isdigit() else s for s in args.sites],
+        sites=_sites(args),
         batch_rows=args.batch_rows,
         draws_per_pass=args.draws_per_pass,
         progress=not args.quiet,
@@ -186,6 +208,33 @@ def run_walk(args: argparse.Namespace) -> None:
         for what, path in (("picture", args.picture), ("study", args.out)):
             if path is not None:
                 print(f"{what}: {path}")
+
+
+def run_vote(args: argparse.Namespace) -> Any:
+    """Runs the noisy network many times, and says what combining its answers gives."""
+    if args.picture is not None and not args.picture.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{args.picture}: the folder does not exist")
+    picture_format = None if args.picture is None else _picture_format(args.picture)
+    model = _trained(args)
+    data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    votes = nk.vote(
+        model,
+        data,
+        noise=_noise(args).scaled(args.level),
+        draws=args.draws,
+        seed=args.seed,
+        sites=_sites(args),
+        batch_rows=args.batch_rows,
+        draws_per_pass=args.draws_per_pass,
+        progress=not args.quiet,
+    )
+    if args.picture is not None:
+        with replacing(args.picture) as file:
+            votes.plot().savefig(file, dpi=110, format=picture_format)
+    if args.json:
+        return {"clean": votes.clean, "curves": {k: c.accuracy.tolist() for k, c in votes.curves.items()}}
+    print(votes.table())
+    return None
 
 
 def run_train(args: argparse.Namespace) -> Any:
@@ -242,7 +291,14 @@ def _print_json(value: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command: 0 if all is well, 1 for an error, 2 for a wrong flag, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
-    run = {"walk": run_walk, "train": run_train, "sites": run_sites, "info": run_info}[args.command]
+    run = {
+        "walk": run_walk,
+        "grid": run_walk,
+        "vote": run_vote,
+        "train": run_train,
+        "sites": run_sites,
+        "info": run_info,
+    }[args.command]
     before = len(WRITTEN)
     try:
         with torch_threads(getattr(args, "threads", None)):

@@ -5,12 +5,13 @@ Shared by `data` (data sets) and `train` (checkpoints). No torch here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,3 +105,28 @@ def download_file(url: str, path: Path, sha256: str) -> Path:
         if digest.hexdigest() != sha256:
             raise ChecksumError(f"{url}: expected SHA-256 {sha256}, got {digest.hexdigest()}; nothing was kept")
     return path
+
+
+@contextlib.contextmanager
+def progress_of(
+    name: str, wanted: bool | Callable[[int, int], object], total: int
+) -> Iterator[Callable[[float], object]]:
+    """A function to call with the work done since: nothing, a caller's (done, total), or a bar."""
+    told, done = 0, 0.0
+    bar = progress_bar(total, name, unit="step") if wanted is True else None
+
+    def advance(more: float) -> None:
+        nonlocal told, done
+        done += more
+        while told < min(total, int(done + 1e-6)):
+            told += 1
+            if callable(wanted):
+                wanted(told, total)
+            elif bar is not None:
+                bar.update()
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()

@@ -6,8 +6,8 @@ Numbers in, numbers out: this file must not know torch, studies or plots.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -39,7 +39,8 @@ class Midpoint:
 
     status: "ok"; "none": never half-way on the tested levels (level and crossing are nan, `low` is
     a lower bound); "below": half-way or lower already at the smallest level (nan, `high` is an
-    upper bound). method: what the intervals rest on, "rows" (binomial) or "draws" (bootstrap).
+    upper bound). method: what the intervals rest on, "rows" (binomial), "draws" (bootstrap), or
+    "adaptive" (a search's own measurement).
     """
 
     level: float
@@ -53,10 +54,25 @@ class Midpoint:
     clean: float
     floor: float
     status: Literal["ok", "none", "below"]
-    method: Literal["rows", "draws"]
+    method: Literal["rows", "draws", "adaptive"]
     confidence: float = 0.95
     site: str = ""
     site_index: int = -1
+
+
+def described(midpoint: Midpoint) -> dict[str, Any]:
+    """A midpoint as JSON can hold it: null for what is not a number or unbounded."""
+    values = asdict(midpoint)
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def restored(values: Mapping[str, Any]) -> Midpoint:
+    """The counterpart of `described`."""
+    given: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
+    for name in ("high", "crossing_high"):
+        given[name] = math.inf if values[name] is None else values[name]
+    given["crossings"] = tuple(values["crossings"])
+    return Midpoint(**given)
 
 
 def crossings(x: ArrayLike, y: ArrayLike, target: float) -> list[tuple[float, bool]]:

@@ -34,7 +34,7 @@ _POOLS = " ".join(
     for d in (1, 2, 3)
     for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
 )
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _CELLS = "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 _CONTRACTIONS = {  # whose noisy result our own operators give in one go
     "linear": ops.linear,
@@ -47,7 +47,7 @@ _CONTRACTIONS = {  # whose noisy result our own operators give in one go
 }
 
 
-def _offered(name: str) -> list[Any]:
+def offered(name: str) -> list[Any]:
     """Every function, method and overload that torch offers under this name."""
     places = (F, torch, Tensor, torch._C._nn, torch._VF)
     found = [function for place in places if (function := getattr(place, name, None)) is not None]
@@ -58,11 +58,11 @@ def _offered(name: str) -> list[Any]:
 
 def _kinds() -> dict[Any, str]:
     """Kind of the site of every function that makes one."""
-    names = f"{_ACTIVATIONS} {_NORMS} {_POOLS} {' '.join(_RECURRENT)} {_CELLS}".split()
-    kinds = dict.fromkeys(_offered("scaled_dot_product_attention"), "attention")
+    names = f"{_ACTIVATIONS} {_NORMS} {_POOLS} {' '.join(RECURRENT)} {_CELLS}".split()
+    kinds = dict.fromkeys(offered("scaled_dot_product_attention"), "attention")
     for name in (*names, *_CONTRACTIONS):
         for alias in (name, f"{name}_", f"{name}_with_indices"):
-            kinds.update(dict.fromkeys(_offered(alias), name))
+            kinds.update(dict.fromkeys(offered(alias), name))
     return kinds
 
 
@@ -79,15 +79,15 @@ def _flags() -> dict[Any, int]:
     return found
 
 
-_IN_PLACE = frozenset(f for name in _ACTIVATIONS.split() for f in _offered(f"{name}_"))
-_INPLACE_AT = _flags()
+_IN_PLACE = frozenset(f for name in _ACTIVATIONS.split() for f in offered(f"{name}_"))
+INPLACE_AT = _flags()
 
 
 def _in_place(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call overwrites its first argument."""
     if func in _IN_PLACE:
         return True
-    position = _INPLACE_AT.get(func)
+    position = INPLACE_AT.get(func)
     if position is None:
         return False
     return bool(args[position] if len(args) > position else kwargs.get("inplace"))
@@ -242,7 +242,7 @@ class SiteMode(TorchFunctionMode):
             self._refuse_mixed_draws(name, args, kwargs)
         if noise is None and self.record is None:
             return func(*args, **kwargs)
-        if kind in _RECURRENT:
+        if kind in RECURRENT:
             return self._recurrent(name, noise, func, args, kwargs)
         if (out := kwargs.get("out")) is not None:
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}

@@ -94,6 +94,7 @@ class Meta:
         target: what is noisy; "activation" noise is independent between rows, other noise is
             shared by all rows of a draw, which widens the intervals.
         model, data: descriptions.
+        midpoints: what an adaptive walk has found, a dictionary for each site; empty for a grid.
 
     Dictionaries must survive JSON.
     """
@@ -113,6 +114,7 @@ class Meta:
     target: str = "activation"
     model: str = ""
     data: str = ""
+    midpoints: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Normalise types (so that a file reads back equal), infer, and check."""
@@ -120,6 +122,7 @@ class Meta:
         put(self, "levels", tuple(float(v) for v in self.levels))
         put(self, "draws", tuple(int(v) for v in self.draws))
         put(self, "sites", tuple(str(v) for v in self.sites))
+        put(self, "midpoints", tuple(json.loads(json.dumps(dict(m), allow_nan=False)) for m in self.midpoints))
         for name in ("noise", "plan"):
             try:
                 put(self, name, json.loads(json.dumps(dict(getattr(self, name)), allow_nan=False)))

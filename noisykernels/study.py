@@ -21,7 +21,7 @@ import numpy as np
 from ._files import replacing
 from ._optional import optional
 from .bands import Floats, band
-from .fit import Midpoint, fit_midpoint
+from .fit import Midpoint, fit_midpoint, restored
 from .records import Curve, Meta, Record
 
 __all__ = ["Curve", "Meta", "Record", "Study", "StudyFileError"]
@@ -113,7 +113,7 @@ class Study:
         ]  # fmt: skip
 
     def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]:
-        """Midpoint noise level of each site; see `fit.fit_midpoint`.
+        """Midpoint noise level of each site: what an adaptive walk has found, or see `fit.fit_midpoint`.
 
         Args:
             floor: None: the study's (1 / classes unless said otherwise); "free": fitted per site;
@@ -128,6 +128,8 @@ class Study:
         """
         if isinstance(floor, str) and floor != "free":
             raise ValueError(f'floor: expected None, "free" or an accuracy, got {floor!r}')
+        if self.meta.midpoints and floor is None and confidence == self.meta.midpoints[0]["confidence"]:
+            return [restored(m) for m in self.meta.midpoints]
         lo = None if floor == "free" else self.meta.floor if floor is None else float(floor)
         assert self.meta.axis is not None  # set by Meta
         found = []
@@ -166,7 +168,12 @@ class Study:
         text.insert(1, "-" * max(map(len, text)))
         title = (
             f"clean accuracy {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
-            f"{len(m.levels)} levels x {len(m.draws)} draws, {m.axis} axis, seed {m.seed}"
+            + (
+                f"adaptive, {m.plan['evaluations']:,} evaluations"
+                if m.midpoints
+                else f"{len(m.levels)} levels x {len(m.draws)} draws"
+            )
+            + f", {m.axis} axis, seed {m.seed}"
         )
         return "\n".join([title, *text])
 

@@ -82,6 +82,24 @@ def test_walk(cache: str, capsys, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["walk.json", "walk.png"]
 
 
+def test_a_search_and_the_plain_engine(cache: str, capsys) -> None:
+    fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--json"]
+    assert main(["walk", *fixed, "--rel-ci", "0.2", "--memory", "0.01"]) == 0
+    found = json.loads(capsys.readouterr().out)["midpoints"]
+    assert {m["method"] for m in found} == {"adaptive"} and len(found) == 8
+    assert main(["grid", *fixed, "--engine", "plain", "--levels", "0.1,1,10", "--draws", "1", "--rows", "50"]) == 0
+    assert {m["method"] for m in json.loads(capsys.readouterr().out)["midpoints"]} == {"rows"}
+
+
+def test_votes(cache: str, capsys, tmp_path: Path) -> None:
+    fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--level", "0.5", "--draws", "5", "--rows", "80"]
+    assert main(["vote", *fixed, "--picture", str(tmp_path / "v.png")]) == 0
+    assert "executions" in capsys.readouterr().out and (tmp_path / "v.png").stat().st_size > 5000
+    assert main(["vote", *fixed, "--json"]) == 0
+    curves = json.loads(capsys.readouterr().out)["curves"]
+    assert set(curves) == {"majority", "logit", "probability"} and len(curves["majority"]) == 5
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -1,0 +1,287 @@
+"""Where to look next: brackets the midpoint of every site, then measures it until its interval is as short as asked
+for.
+
+Pure decisions: everything here is a function of the answers so far, which come from a callback, so that neither
+workers nor a resumed study change what is asked. Torch is not needed.
+
+A site goes through three phases. *Bracket*: few rows, one draw, levels half a decade apart, further out until
+accuracy has fallen half-way. *Locate*: more rows, levels within the bracket. *Measure*: five levels around the
+located midpoint, new draws, as many rows and draws as the located slope asks for. A measurement whose interval is too
+long, or whose midpoint lies outside of its levels, is followed by a larger one with draws of its own; the i-th has
+the error probability ``(1 - confidence) * 0.8 * 0.2**(i - 1)``, so that all together stay below ``1 - confidence``
+however many there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bands import Floats
+from .fit import Midpoint, crossings, described
+from .sites import Site
+
+__all__ = ["NAN", "Answer", "Request", "Search", "seek"]
+
+Answer = NDArray[np.int8]  # [levels, draws, rows]: 1 for a correct prediction, 0 for a wrong one, NAN
+NAN = -1  # the scores hold a NaN, which is no prediction: as good as a wrong one
+
+BRACKET_ROWS, LOCATE_ROWS = 200, 800
+BRACKET_STEP = math.log(10) / 2
+LOWEST, HIGHEST = 1e-12, 1e18  # levels that are looked at, in units of the scale
+LARGEST = 1e25  # level that is looked at: float32 ends at 3e38
+LOCATIONS = 3  # brackets that may turn out to be wrong before a curve counts as one that never falls half-way
+WINDOW = 0.25  # of ln(level), on either side of the located midpoint
+MEASUREMENTS = 6
+# Rows of a measurement are at least so many: the normal approximation of the interval needs them.
+LEAST_ROWS = 400
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated: a site at `levels`, under `draws`, on the first `rows` rows."""
+
+    site: Site
+    levels: tuple[float, ...]
+    draws: tuple[int, ...]
+    rows: int
+
+
+@dataclass
+class Search:
+    """One site's way to its midpoint.
+
+    Args:
+        site: the site.
+        scale: where to begin to look: the level at which the noise is as large as the values.
+        clean: bool [rows], which rows are correct without noise, in permuted order.
+        floor: accuracy under unbounded noise.
+        rel_ci: the interval's half-width wanted, relative to the midpoint.
+        confidence: of the interval.
+    """
+
+    site: Site
+    scale: float
+    clean: NDArray[np.bool_]
+    floor: float
+    rel_ci: float
+    confidence: float = 0.95
+    phase: str = "bracket"
+    known: dict[float, float] = field(default_factory=dict)  # the bracket's levels and accuracies
+    centre: float = math.nan
+    slope: float = math.nan  # of accuracy against ln(level), at the centre
+    locations: int = 0  # brackets that were wrong
+    measurement: int = 0
+    want: int = 0  # row-draws of the next measurement
+    next_draw: int = 1  # draw 0 is the bracket's and the locator's
+    evaluations: int = 0
+    found: Midpoint | None = None
+
+    def __post_init__(self) -> None:
+        self.total = len(self.clean)
+        self.target = (float(self.clean.mean()) + self.floor) / 2
+
+    # --------------------------------------------------------------------------------------- asking
+
+    def request(self) -> Request | None:
+        """What to evaluate next; None: found, or given up."""
+        if self.found is not None:
+            return None
+        if self.phase == "bracket":
+            return Request(self.site, tuple(self._bracket_levels()), (0,), min(self.total, BRACKET_ROWS))
+        if self.phase == "locate":
+            low, high = self._bracket
+            levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
+            return Request(self.site, tuple(levels.tolist()), (0,), min(self.total, LOCATE_ROWS))
+        levels = self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 5))
+        rows = min(self.total, max(LEAST_ROWS, math.ceil(self.want / 2)))
+        draws = max(2, math.ceil(self.want / rows))
+        ids = tuple(range(self.next_draw, self.next_draw + draws))
+        return Request(self.site, tuple(levels.tolist()), ids, rows)
+
+    def _bracket_levels(self) -> list[float]:
+        if not self.known:
+            return [self.scale * math.exp(BRACKET_STEP * k) for k in range(-3, 5)]
+        low, high = min(self.known), max(self.known)
+        up = all(a > self._target_of(self.known_rows) for a in self.known.values())
+        edge, sign = (high, 1) if up else (low, -1)
+        return [edge * math.exp(sign * BRACKET_STEP * k) for k in range(1, 9)]
+
+    def _target_of(self, rows: int) -> float:
+        """Half-way of the first rows alone: the small phases must not mistake easy rows for robust ones."""
+        return (float(self.clean[:rows].mean()) + self.floor) / 2
+
+    # ------------------------------------------------------------------------------------- learning
+
+    def learn(self, request: Request, answer: Answer) -> None:
+        """Takes the answer to `request`."""
+        self.evaluations += answer.size
+        answer = (answer == 1).astype(np.int8)
+        accuracy = answer.mean((1, 2))
+        if self.phase == "bracket":
+            self._learn_bracket(request, accuracy)
+        elif self.phase == "locate":
+            self._learn_location(request, accuracy)
+        else:
+            self._learn_measurement(request, answer)
+
+    def _learn_bracket(self, request: Request, accuracy: Floats) -> None:
+        self.known |= dict(zip(request.levels, accuracy.tolist(), strict=True))
+        self.known_rows = request.rows
+        target = self._target_of(request.rows)
+        levels = sorted(self.known)
+        above = [self.known[v] > target for v in levels]
+        fall = next((i for i in range(1, len(levels)) if above[i - 1] and not above[i]), None)
+        if fall is not None:
+            # One level more on either side: few rows are a coarse measure.
+            self._bracket = levels[max(0, fall - 2)], levels[min(len(levels) - 1, fall + 1)]
+            self.phase = "locate"
+        elif above[0] and (levels[-1] / self.scale >= HIGHEST or levels[-1] >= LARGEST):
+            self._give_up("none", levels[-1])
+        elif not above[0] and levels[0] / self.scale <= LOWEST:
+            self._give_up("below", levels[0])
+
+    def _learn_location(self, request: Request, accuracy: Floats) -> None:
+        t = np.log(request.levels)
+        target = self._target_of(request.rows)
+        smooth = np.minimum.accumulate(accuracy)
+        falls = [x for x, down in crossings(t, smooth, target) if down]
+        if not falls:  # few rows have misled the bracket: it goes on from here with what more rows say
+            self.locations += 1
+            if self.locations == LOCATIONS:
+                above = accuracy[0] > target
+                self._give_up("none" if above else "below", request.levels[-1 if above else 0])
+                return
+            self.known = {v: a for v, a in zip(request.levels, accuracy.tolist(), strict=True)}
+            self.known_rows = request.rows
+            self.phase = "bracket"
+            return
+        self.centre = math.exp(falls[0])
+        near = np.argsort(np.abs(t - falls[0]))[:4]
+        self.slope = min(-0.02, float(np.polyfit(t[near], accuracy[near], 1)[0]))
+        self.want = self._needed(self._quantile(1), 0.25)
+        self.phase = "measure"
+
+    def _quantile(self, measurement: int) -> float:
+        alpha = (1 - self.confidence) * 0.8 * 0.2 ** (measurement - 1)
+        return NormalDist().inv_cdf(1 - alpha / 2)
+
+    def _needed(self, z: float, variance: float) -> int:
+        """Row-draws for the half-width wanted, with a quarter in reserve."""
+        return math.ceil(1.25 * variance * (z / (self.rel_ci * self.slope)) ** 2)
+
+    def _learn_measurement(self, request: Request, answer: Answer) -> None:
+        self.measurement += 1
+        self.next_draw += len(request.draws)
+        z = self._quantile(self.measurement)
+        x = np.log(np.array(request.levels) / self.centre)
+        project = np.linalg.pinv(np.stack([np.ones_like(x), x, x * x], 1))  # least squares: (a, b, c)
+        a, b, c = project @ self._adjusted(answer)
+        root = _root(a - self.target, b, c)
+        more = self.measurement < MEASUREMENTS
+        if root is None or abs(root) > 1.5 * WINDOW:
+            step = WINDOW if root is None else float(np.clip(root, -1, 1))
+            if root is None and a < self.target:
+                step = -step
+            if not more:
+                self._give_up("none", self.centre)
+                return
+            self.centre *= math.exp(step)
+            return
+        slope = min(-1e-3, b + 2 * c * root)
+        weights = np.array([1.0, root, root * root]) @ project
+        error = self._standard_error(answer, weights)
+        half = z * error / -slope
+        self.slope = slope
+        if half > self.rel_ci and more:
+            self.centre *= math.exp(root)
+            samples = answer.shape[1] * answer.shape[2]
+            self.want = math.ceil(samples * max(1.5, 1.25 * (half * self._quantile(self.measurement + 1) / z
+                                                             / self.rel_ci) ** 2))  # fmt: skip
+            return
+        level = self.centre * math.exp(root)
+        steepness = -4 * slope / (float(self.clean.mean()) - self.floor) * math.log(10)
+        self._settle(level, level * math.exp(-half), level * math.exp(half), steepness, "ok")
+
+    def _adjusted(self, answer: Answer) -> Floats:
+        """Accuracy at each level on all rows: that of the rows evaluated, corrected by their clean accuracy, which is
+        known of all (a regression estimate)."""
+        mean = answer.mean(1)  # [levels, rows]
+        clean = self.clean[: answer.shape[2]].astype(float)
+        spread = clean - clean.mean()
+        norm = float(spread @ spread)
+        slope = mean @ spread / norm if norm > 0 else np.zeros(len(mean))
+        adjusted: Floats = mean.mean(1) + slope * (float(self.clean.mean()) - clean.mean())
+        return adjusted
+
+    def _standard_error(self, answer: Answer, weights: Floats) -> float:
+        """Of the weighted accuracy over all rows: the noise's part, and that of the rows that were not evaluated."""
+        _, draws, rows = answer.shape
+        h = np.einsum("l,ldr->dr", weights, answer.astype(float))
+        within = float(h.var(0, ddof=1).mean())
+        clean = self.clean[:rows].astype(float)
+        spread = clean - clean.mean()
+        norm = float(spread @ spread)
+        mean = h.mean(0)
+        residual = mean - mean.mean() - (mean @ spread / norm * spread if norm > 0 else 0.0)
+        between = max(0.0, float(residual @ residual) / (rows - 1) - within / draws)
+        return math.sqrt(within / (rows * draws) + (1 - rows / self.total) * between / rows)
+
+    def described(self) -> dict[str, Any]:
+        """What was found, as JSON can hold it."""
+        assert self.found is not None
+        return described(self.found)
+
+    def _give_up(self, status: Literal["none", "below"], edge: float) -> None:
+        low, high = (edge, math.inf) if status == "none" else (0.0, edge)
+        self._settle(math.nan, low, high, math.nan, status)
+
+    def _settle(
+        self, level: float, low: float, high: float, steepness: float, status: Literal["ok", "none", "below"]
+    ) -> None:
+        self.found = Midpoint(
+            level=level, low=low, high=high, crossing=level, crossing_low=low, crossing_high=high,
+            crossings=() if math.isnan(level) else (level,), slope=steepness, clean=float(self.clean.mean()),
+            floor=self.floor, status=status, method="adaptive", confidence=self.confidence,
+            site=self.site.name, site_index=self.site.index,
+        )  # fmt: skip
+
+
+def _root(a: float, b: float, c: float) -> float | None:
+    """The root of a + b x + c x^2 at which it falls that is nearest to 0."""
+    roots = np.roots([c, b, a]) if abs(c) > 1e-12 else np.array([-a / b]) if b else np.array([])
+    falling = [float(r.real) for r in roots if abs(r.imag) < 1e-12 and b + 2 * c * r.real < 0]
+    return min(falling, key=abs) if falling else None
+
+
+def seek(
+    searches: Sequence[Search],
+    evaluate: Callable[[Sequence[Request]], Sequence[Answer]],
+    advance: Callable[[float], object] = lambda done: None,
+) -> list[tuple[Request, Answer]]:
+    """Runs all searches to their end, in rounds; a round's requests are evaluated together.
+
+    Args:
+        searches: one for each site; their `found` is set.
+        evaluate: the answers to a round's requests.
+        advance: called after every round with the number of sites that it has settled.
+
+    Returns:
+        Everything that was evaluated, in order.
+    """
+    asked: list[tuple[Request, Answer]] = []
+    while True:
+        requests = [(s, r) for s in searches if (r := s.request()) is not None]
+        if not requests:
+            return asked
+        answers = evaluate([r for _, r in requests])
+        for (search, request), answer in zip(requests, answers, strict=True):
+            search.learn(request, answer)
+            asked.append((request, answer))
+        advance(sum(s.found is not None for s, _ in requests))

@@ -1,0 +1,99 @@
+"""The plain engine: for every site, level and draw the whole noisy model runs.
+
+This is the reference that the other engine is held against: correct and readable first. All it does for speed is to
+fold draws into the batch, to hold the data in memory, and to run without autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noisykernels.adaptive import Answer, Request
+from noisykernels.inject import noise_state
+from noisykernels.injected import state_of
+from noisykernels.noise import Noise
+from noisykernels.reuse import judged
+from noisykernels.sites import Placement
+
+__all__ = ["SILENT", "Plain", "clean_correct", "scores_of"]
+
+SILENT = Placement(layers_own=False)
+
+
+def scores_of(op: str, model: nn.Module, inputs: Tensor, rows: int) -> Tensor:
+    """The model's scores, checked."""
+    scores = model(inputs)
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[0] != rows:
+        got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{op}: the model must give scores of shape [{rows}, classes], got {got}")
+    return scores
+
+
+def clean_correct(
+    op: str, model: nn.Module, inputs: Tensor, labels: Tensor, batch_rows: int
+) -> tuple[NDArray[np.bool_], int]:
+    """Which predictions are correct without noise, and the number of classes."""
+    found, classes = [], 0
+    for x, y in zip(inputs.split(batch_rows), labels.split(batch_rows), strict=True):
+        scores = scores_of(op, model, x, len(y))
+        if bool(scores.isnan().any()):
+            raise ValueError(f"{op}: the model gives NaN without noise")
+        classes = scores.shape[1]
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{op}: labels must lie in 0..{classes - 1}, got {low}..{high}")
+        found.append(scores.argmax(1) == y)
+    return torch.cat(found).cpu().numpy(), classes
+
+
+class Plain:
+    """Runs an injected model for each level and draw.
+
+    Args:
+        model: the injected model.
+        batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once.
+        seed: of the study.
+    """
+
+    def __init__(self, model: nn.Module, batch_rows: int, draws_per_pass: int, seed: int) -> None:
+        self.model, self.batch_rows, self.draws_per_pass, self.seed = model, batch_rows, draws_per_pass, seed
+
+    def correct(
+        self,
+        requests: Sequence[Request],
+        data: tuple[Tensor, Tensor, Tensor],
+        noise: Noise,
+        advance: Callable[[float], object] = lambda done: None,
+    ) -> list[Answer]:
+        """The answers to requests on data (inputs, labels, ids of rows).
+
+        Args:
+            advance: called after each level with 1.
+        """
+        found = []
+        for request in requests:
+            part = [p[: request.rows].split(self.batch_rows) for p in data]
+            levels = []
+            for level in request.levels:
+                state = state_of(self.model)
+                state.placement = replace(SILENT, noise=noise.scaled(level), where=request.site.name)
+                levels.append(np.concatenate([self._draws(request.draws[i : i + self.draws_per_pass], part)
+                                              for i in range(0, len(request.draws), self.draws_per_pass)]))  # fmt: skip
+                state.placement = SILENT
+                advance(1)
+            found.append(np.stack(levels))
+        return found
+
+    def _draws(self, draws: Sequence[int], part: Sequence[Sequence[Tensor]]) -> Answer:
+        answers = []
+        for inputs, labels, rows in zip(*part, strict=True):
+            with noise_state(self.model, seed=self.seed, draws=list(draws), rows=rows):
+                scores = scores_of("walk", self.model, inputs, len(draws) * len(labels))
+            answers.append(judged(scores.view(len(draws), len(labels), -1), labels))
+        return np.concatenate(answers, 1)

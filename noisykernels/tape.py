@@ -1,0 +1,391 @@
+"""A model's forward as a list of operations, recorded by running it: any part of it can then be run alone.
+
+The tape is made from three runs, with B, B + 1 and B + 2 rows. What grows with the rows is thereby known, never
+guessed: which dimension of a value counts rows, and which whole numbers among the arguments (``x.view(B * T, -1)``)
+must follow them. Operations in place become ones that give a new value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from noisykernels.injected import begin, original_class, state_of
+from noisykernels.mode import INPLACE_AT, RECURRENT, SiteMode, draw_layer
+from noisykernels.sites import Placement, kind_of
+from noisykernels.trace import evaluating
+
+__all__ = ["NotTraceable", "Step", "Tape", "record_tape"]
+
+
+class NotTraceable(Exception):
+    """Why a model's forward cannot be kept as a list of operations."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that an earlier step gives (or the input: number 0)."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A whole number that is `factor` times the number of rows."""
+
+    factor: int
+
+
+class Step:
+    """One operation: `function(*args, **kwargs)`, whose tensors become the values `outputs`."""
+
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[int, ...]
+    ) -> None:
+        self.function, self.args, self.kwargs, self.outputs = function, args, kwargs, outputs
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=_is_symbol)
+        self.inputs = tuple(dict.fromkeys(a.number for a in leaves if isinstance(a, Value)))
+        self.names: tuple[str, ...] = ()  # sites whose value this is
+        self._flat = not any(  # no symbol within a list
+            _is_symbol(leaf)
+            for a in (*args, *kwargs.values())
+            if not _is_symbol(a)
+            for leaf in pytree.tree_leaves(a, is_leaf=_is_symbol)
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the function."""
+        return getattr(self.function, "__name__", str(self.function))
+
+    def arguments(self, values: dict[int, Any], rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with values from a table."""
+
+        def resolve(a: Any) -> Any:
+            if isinstance(a, Value):
+                return values[a.number]
+            return a.factor * rows if isinstance(a, Rows) else a
+
+        if self._flat:
+            return tuple(resolve(a) for a in self.args), {k: resolve(a) for k, a in self.kwargs.items()}
+        return pytree.tree_map(resolve, (self.args, self.kwargs), is_leaf=_is_symbol)
+
+    def run(self, values: dict[int, Any], rows: int) -> None:
+        """Takes its values from a table and puts its results there."""
+        args, kwargs = self.arguments(values, rows)
+        out = self.function(*args, **kwargs)
+        if isinstance(out, Tensor):
+            values[self.outputs[0]] = out
+            return
+        leaves = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        for number, leaf in zip(self.outputs, leaves, strict=True):
+            values[number] = leaf
+
+
+def _is_symbol(a: Any) -> bool:
+    return isinstance(a, Value | Rows)
+
+
+@dataclass
+class Tape:
+    """The steps of a forward from its input (value 0) to its scores (`result`)."""
+
+    steps: list[Step]
+    result: int
+    row_dims: dict[int, int | None]  # of every value that depends on the input
+    shapes: dict[int, tuple[int, ...]]  # with `rows` rows
+    rows: int
+    sites: dict[str, int] = field(default_factory=dict)  # the value at each site
+    refused: dict[str, str] = field(default_factory=dict)  # sites that cannot be reached alone, and why
+
+    def position(self, number: int) -> int:
+        """Index of the first step after the one that gives a value."""
+        return next((i + 1 for i, s in enumerate(self.steps) if number in s.outputs), 0)
+
+    def needed(self, steps: Sequence[Step]) -> set[int]:
+        """Values that these steps take and do not make."""
+        made: set[int] = set()
+        taken: set[int] = set()
+        for step in steps:
+            taken |= {n for n in step.inputs if n not in made}
+            made |= set(step.outputs)
+        return taken if self.result in made else taken | {self.result}
+
+    def suffix(self, number: int) -> list[Step]:
+        """The steps that depend on a value, in order."""
+        reached, found = {number}, []
+        for step in self.steps[self.position(number) :]:
+            if any(n in reached for n in step.inputs):
+                found.append(step)
+                reached |= set(step.outputs)
+        return found
+
+    def run(self, inputs: Tensor, keep: set[int] | None = None) -> dict[int, Any]:
+        """All values (those in `keep` and the result, if given) for a batch of inputs."""
+        values: dict[int, Any] = {0: inputs}
+        last = {n: i for i, step in enumerate(self.steps) for n in step.inputs}
+        for i, step in enumerate(self.steps):
+            step.run(values, len(inputs))
+            if keep is not None:
+                for n in (*step.inputs, *step.outputs):
+                    if last.get(n, -1) <= i and n not in keep and n != self.result:
+                        values.pop(n, None)
+        return values
+
+
+# ---------------------------------------------------------------------------------------- recording
+
+
+class _Recorder(SiteMode):
+    """Runs a forward without noise and writes down every operation on tensors."""
+
+    def start(self, inputs: Tensor) -> None:
+        self.steps: list[Step] = []
+        self.numbers: dict[int, int] = {id(inputs): 0}
+        self.tensors: list[Tensor] = [inputs]  # kept, so that no identity is used twice
+        self.known: dict[int, Tensor] = {0: inputs}
+        self.count = 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        assert self.record is not None
+        tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        versions = [t._version for t in tensors]
+        before = len(self.record)
+        out = super().__torch_function__(func, types, args, kwargs)
+        leaves = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        changed = [t for t, v in zip(tensors, versions, strict=True) if t._version != v]
+        if func is draw_layer:  # without its noise
+            _, kind, _, *args = args
+            func = torch.Tensor.view_as if kind == "noise" else getattr(F, kind)
+            args = (args[0], args[0]) if kind == "noise" else tuple(args)
+        if leaves or changed:
+            names = [name for name, _ in self.record[before:]]
+            self._write(func, args, kwargs, leaves, changed, names)
+        return out
+
+    def _write(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: dict[str, Any],
+        leaves: list[Tensor],
+        changed: list[Tensor],
+        names: list[str],
+    ) -> None:
+
+        def symbol(a: Any) -> Any:
+            number = self.numbers.get(id(a)) if isinstance(a, Tensor) else None
+            return a if number is None else Value(number)  # else a parameter, or a constant
+
+        args, kwargs = pytree.tree_map(symbol, (tuple(args), dict(kwargs)))
+        if changed:
+            if len(changed) > 1 or len(leaves) > 1 or id(changed[0]) not in self.numbers:
+                raise NotTraceable(f"{_name(func)} writes into a tensor that is no value of this forward")
+            self._refuse_shared(func, changed[0])
+            func, args, kwargs = _out_of_place(func, args, kwargs)
+            leaves = [changed[0]]
+        outputs = []
+        for leaf in leaves:
+            self.numbers[id(leaf)] = self.count  # also of one known before: written to, or given back as it was
+            self.known[self.count] = leaf.clone() if changed else leaf
+            self.tensors.append(leaf)
+            outputs.append(self.count)
+            self.count += 1
+        step = Step(func, args, kwargs, tuple(outputs))
+        step.names = tuple(names)
+        self.steps.append(step)
+
+    def _refuse_shared(self, func: Any, target: Tensor) -> None:
+        """Writing in place is kept as a new value, which is wrong if another value shares the memory."""
+        for other in self.tensors:
+            if other is not target and other.untyped_storage().data_ptr() == target.untyped_storage().data_ptr():
+                raise NotTraceable(f"{_name(func)} writes into memory that several values share")
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__name__", str(func))
+
+
+def _out_of_place(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """A function that writes into its first argument, as one that gives a new value."""
+    if (position := INPLACE_AT.get(func)) is not None:
+        if len(args) > position:
+            return func, (*args[:position], False, *args[position + 1 :]), kwargs
+        return func, args, {**kwargs, "inplace": False}
+    name = _name(func)
+    plain = f"__{name[3:]}" if name.startswith("__i") else name.removesuffix("_")  # __iadd__, add_
+    if plain != name and (other := getattr(Tensor, plain, getattr(torch, plain, None))) is not None:
+        return other, args, kwargs
+
+    def on_a_copy(x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        x = x.clone()
+        func(x, *rest, **more)
+        return x
+
+    on_a_copy.__name__ = name
+    return on_a_copy, args, kwargs
+
+
+def _recorded(model: nn.Module, inputs: Tensor) -> tuple[_Recorder, Tensor]:
+    state = state_of(model)
+    mode, (x, *rest), kwargs = begin(model, state, (inputs,), {}, [])
+    recorder = _Recorder(Placement(layers_own=False), mode.key, model, state.site_ids, state.row_dims, mode.record)
+    recorder.start(x)
+    forward: Any = original_class(type(model))
+    with recorder:
+        out = forward.forward(model, x, *rest, **kwargs)
+    if not isinstance(out, Tensor) or id(out) not in recorder.numbers:
+        raise NotTraceable("the model's result is not the value of one of its operations")
+    return recorder, out
+
+
+def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
+    """The tape of an injected model's noiseless forward.
+
+    Args:
+        model: an injected model (`inject(model, None)` will do), in evaluation mode meanwhile.
+        inputs: at least four rows of data; the tape is checked against the model on them.
+
+    Raises:
+        NotTraceable: with the reason.
+    """
+    if len(inputs) < 4:
+        inputs = torch.cat([inputs] * 4)[:4]
+    with torch.inference_mode(False), evaluating(model):  # inference tensors do not tell when they are written to
+        inputs = inputs.clone()
+        runs = [_recorded(model, inputs[:n]) for n in (2, 3, 4)]
+        tape = _merged([run[0] for run in runs], [run[1] for run in runs], (2, 3, 4))
+        _verify(tape, model, inputs)
+    return tape
+
+
+def _merged(recorders: list[_Recorder], outs: list[Tensor], sizes: tuple[int, int, int]) -> Tape:
+    a, b, c = recorders
+    if not len(a.steps) == len(b.steps) == len(c.steps):
+        raise NotTraceable("the model runs other operations for another number of rows")
+    depends = {0}
+    steps: list[Step] = []
+    constants: dict[int, Tensor] = {}
+    for s, t, u in zip(a.steps, b.steps, c.steps, strict=True):
+        trees = [pytree.tree_flatten((x.args, x.kwargs), is_leaf=_is_symbol) for x in (s, t, u)]
+        same = s.name == t.name == u.name and s.outputs == t.outputs == u.outputs
+        if not same or not trees[0][1] == trees[1][1] == trees[2][1]:
+            raise NotTraceable("the model runs other operations for another number of rows")
+        leaves = [_merged_leaf(s, x, sizes) for x in zip(*(tree[0] for tree in trees), strict=True)]
+        if not any(n in depends for n in s.inputs) and not any(isinstance(x, Rows) for x in leaves):
+            constants |= {n: a.known[n] for n in s.outputs}  # the same whatever the input is
+            continue
+        leaves = [constants.get(x.number, x) if isinstance(x, Value) else x for x in leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, trees[0][1])
+        steps.append(Step(s.function, args, kwargs, s.outputs))
+        steps[-1].names = s.names
+        depends |= set(s.outputs)
+    shapes = {n: [tuple(r.known[n].shape) for r in recorders] for n in depends}
+    row_dims = {n: _row_dim(found, sizes) for n, found in shapes.items()}
+    tape = Tape(steps, a.numbers[id(outs[0])], row_dims, {n: found[0] for n, found in shapes.items()}, sizes[0])
+    if row_dims.get(tape.result) != 0:
+        raise NotTraceable("the model's result has no rows along dimension 0")
+    _find_sites(tape)
+    return tape
+
+
+def _find_sites(tape: Tape) -> None:
+    """The value at each site, or why the site cannot be reached alone."""
+    tape.sites["input"] = 0
+    for step in tape.steps:
+        if len(step.names) > 1:
+            tape.refused |= dict.fromkeys(step.names, f"{step.name} holds several sites")
+        elif step.names and kind_of(step.names[0]) in RECURRENT:
+            tape.refused[step.names[0]] = f"{step.name} gives its noisy output in its state as well"
+        elif step.names and tape.shapes[step.outputs[0]][tape.row_dims[step.outputs[0]] or 0] != tape.rows:
+            tape.refused[step.names[0]] = "its rows are folded into another dimension"
+        elif step.names:
+            tape.sites[step.names[0]] = step.outputs[0]
+    mixing = [s for s in tape.steps if any(tape.row_dims[n] is None for n in s.outputs)]
+    for name, number in list(tape.sites.items()):
+        after = tape.suffix(number)
+        met = {number} | {n for s in after for n in (*s.inputs, *s.outputs)}
+        bad = next((s for s in mixing if met & set(s.outputs)), None)
+        if bad is not None:
+            tape.refused[name] = f"{bad.name} mixes rows"
+            del tape.sites[name]
+
+
+def _merged_leaf(step: Step, leaves: tuple[Any, Any, Any], sizes: tuple[int, int, int]) -> Any:
+    first = leaves[0]
+    if all(x is first for x in leaves) or isinstance(first, Tensor):
+        return first
+    try:
+        if all(bool(x == first) for x in leaves):
+            return first
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    if all(type(x) is int for x in leaves) and all(
+        x * sizes[0] == first * n for x, n in zip(leaves, sizes, strict=True)
+    ):
+        if first % sizes[0] == 0:
+            return Rows(first // sizes[0])
+    raise NotTraceable(f"{step.name} has an argument that follows the number of rows: {leaves}")
+
+
+def _row_dim(shapes: list[tuple[int, ...]], sizes: tuple[int, int, int]) -> int | None:
+    """The one dimension that is a multiple of the number of rows in every run, all else equal."""
+    if len({len(s) for s in shapes}) != 1:
+        return None
+    moving = [d for d in range(len(shapes[0])) if len({s[d] for s in shapes}) > 1]
+    if len(moving) != 1:
+        return None
+    d = moving[0]
+    return d if all(s[d] * sizes[0] == shapes[0][d] * n for s, n in zip(shapes, sizes, strict=True)) else None
+
+
+def _verify(tape: Tape, model: nn.Module, inputs: Tensor) -> None:
+    """The tape gives the model's own scores, and each suffix, run on two copies of its value, gives them twice."""
+    _, expected = _recorded(model, inputs)
+    values = tape.run(inputs)
+    rows = len(inputs)
+    if not torch.equal(values[tape.result], expected):
+        if not torch.allclose(values[tape.result], expected, rtol=1e-4, atol=1e-5):
+            raise NotTraceable("running its operations again gives other scores")
+    for name, number in list(tape.sites.items()):
+        try:
+            again = replay(
+                tape, tape.suffix(number), values, {number: repeated(tape, number, values[number], 2)}, rows, 2
+            )
+            good = torch.allclose(again.view(2, rows, -1), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        except (RuntimeError, ValueError, IndexError):
+            good = False
+        if not good:
+            tape.refused[name] = "what follows it does not keep copies of the rows apart"
+            del tape.sites[name]
+
+
+def repeated(tape: Tape, number: int, value: Tensor, copies: int) -> Tensor:
+    """A value for `copies` times the rows, copy by copy."""
+    dim = tape.row_dims[number]
+    assert dim is not None
+    return value if copies == 1 else torch.cat([value] * copies, dim)
+
+
+def replay(
+    tape: Tape, steps: Sequence[Step], clean: dict[int, Any], start: dict[int, Tensor], rows: int, copies: int
+) -> Tensor:
+    """Scores after `steps`, from values that hold `copies` times the rows; clean ones are repeated as they are met."""
+    values: dict[int, Any] = dict(start)
+    last = {n: i for i, step in enumerate(steps) for n in step.inputs}
+    for i, step in enumerate(steps):
+        for n in step.inputs:
+            if n not in values:
+                values[n] = repeated(tape, n, clean[n], copies)
+        step.run(values, copies * rows)
+        for n in (*step.inputs, *step.outputs):
+            if last.get(n, -1) <= i and n != tape.result:
+                values.pop(n, None)
+    return values[tape.result]
