@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole"
     )
+    study.add_argument("--store", type=Path, help="keep results in this file as they come, and go on from it")
     study.add_argument("--memory", type=float, default=1.0, help="GiB that a pass may take (default: %(default)s)")
 
     forms = "0.1,1 | log:a:b:n | lin:a:b:n"
@@ -183,6 +184,7 @@ def run_walk(args: argparse.Namespace) -> None:
         rel_ci=getattr(args, "rel_ci", 0.05),
         engine=args.engine,
         memory=int(args.memory * 2**30),
+        store=args.store,
         seed=args.seed,
         sites=_sites(args),
         batch_rows=args.batch_rows,

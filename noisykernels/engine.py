@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, SupportsIndex
@@ -25,11 +26,13 @@ from noisykernels.arguments import (
 )
 from noisykernels.inject import inject
 from noisykernels.injected import place_of, state_of
+from noisykernels.kept import Kept
 from noisykernels.noise import Noise, seed_tensor
 from noisykernels.plain import SILENT, Plain, clean_correct
 from noisykernels.records import Meta, Record
 from noisykernels.reuse import Reuse, choose_plan
 from noisykernels.sites import Site
+from noisykernels.store import Store, study_key
 from noisykernels.study import Study
 from noisykernels.tape import NotTraceable, record_tape
 from noisykernels.trace import evaluating
@@ -53,6 +56,7 @@ def walk(
     engine: Literal["auto", "plain"] = "auto",
     rel_ci: float = 0.05,
     memory: int = 2**30,
+    store: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     floor: float | None = None,
     axis: Literal["log", "linear"] | None = None,
@@ -85,6 +89,9 @@ def walk(
             model can be recorded (see `tape`), with a warning that says why where it cannot; ``"plain"`` runs
             the whole noisy model for every level and draw. Same noise; the contractions may round differently.
         rel_ci: half-width of the interval wanted, relative to the midpoint; for the adaptive walk.
+        store: a file that keeps what is found, as it is found: the same walk goes on from there after it was
+            killed, a larger one (levels, draws, sites) evaluates only what is new, and several processes may
+            work on one. It belongs to this model, data, noise, seed and plan, and refuses others.
         memory: bytes that the values of a pass may take, beside the model and the data.
         threads: torch's threads for the study; None keeps the present number. Also of the plan.
         floor: accuracy under unbounded noise; None is 1 / classes.
@@ -100,6 +107,7 @@ def walk(
         ValueError: bad levels, draws, sites or data; a model that is injected already, or that does
             not give one score per class and row.
         RuntimeError: a site at which rows cannot be told apart.
+        StoreError: the file is no store, or another study's.
 
     Source: Walking Noise, arXiv 2212.10430.
 
@@ -123,15 +131,13 @@ def walk(
     amplitudes, draw_ids = ([], []) if levels is None else (level_list("walk", levels), draw_list("walk", draws))
     device = place_of(model)
     seed_tensor("walk", seed, device)
-    batch_rows, draws_per_pass = (
-        whole_size("walk", "batch_rows", batch_rows),
-        whole_size("walk", "draws_per_pass", draws_per_pass),
-    )
+    batch_rows = whole_size("walk", "batch_rows", batch_rows)
+    draws_per_pass = whole_size("walk", "draws_per_pass", draws_per_pass)
     memory = whole_size("walk", "memory", memory)
     parts = [part.to(device) for part in in_memory("walk", data, rows)]
     if levels is None:  # in an order of their own, so that the first rows are a random part of all
-        order = torch.randperm(len(parts[1]), generator=torch.Generator().manual_seed(seed % 2**63)).to(device)
-        parts = [part[order] for part in parts]
+        permuted = torch.randperm(len(parts[1]), generator=torch.Generator().manual_seed(seed % 2**63)).to(device)
+        parts = [part[permuted] for part in parts]
     inputs, labels, row_ids = parts
     held = inputs, labels, row_ids
     computed = torch.float64 if inputs.dtype == torch.float64 else torch.float32  # what the noise computes in
@@ -143,6 +149,7 @@ def walk(
         evaluating(model),
         inject(model, None, example_input=inputs[:2]) as injected,
         torch.inference_mode(),
+        contextlib.ExitStack() as stack,
     ):
         state = state_of(injected)
         state.placement = SILENT
@@ -162,7 +169,7 @@ def walk(
         if reuse is not None:
             plan |= {"chunk_rows": reuse.plan.rows, "pass_bytes": reuse.plan.bytes}
 
-        def answers(requests: Sequence[Request], advance: Callable[[float], object]) -> list[Answer]:
+        def evaluate(requests: Sequence[Request], advance: Callable[[float], object]) -> list[Answer]:
             """Each by the engine that can."""
             reached = {i for i, r in enumerate(requests) if reuse is not None and r.site.name in reuse.suffixes}
             found: dict[int, Answer] = {}
@@ -171,6 +178,14 @@ def walk(
                     some = counter.correct([requests[i] for i in sorted(mine)], held, noise, advance)
                     found |= dict(zip(sorted(mine), some, strict=True))
             return [found[i] for i in range(len(requests))]
+
+        answers = evaluate
+        if store is not None:
+            order = "as given" if levels is not None else "permuted"
+            key = study_key(
+                model, inputs, labels, noise, seed, plan=plan | {"order": order}, rows=row_ids.cpu(), target=target
+            )
+            answers = Kept(stack.enter_context(Store(store, key)), evaluate).answers
 
         records: dict[tuple[str, float, int], Record] = {}
 

@@ -16,7 +16,6 @@ import pickle
 import re
 import secrets
 import sqlite3
-import struct
 import sys
 import threading
 import time
@@ -66,24 +65,25 @@ class StoreError(ValueError):
 # --------------------------------------------------------------------------------------------- keys
 
 
-def task_key(site: str, level: float, draws: Sequence[int], rows: tuple[int, int]) -> str:
-    """The name of a task: site, bits of the level, draws and range of rows.
+def task_key(site: str, levels: Sequence[float], draws: Sequence[int], rows: tuple[int, int]) -> str:
+    """The name of a task: site, exact levels, draws and range of rows.
 
     Args:
-        site, level: name of the site; finite level, told apart by the bits of its float64.
+        site, levels: name of the site; finite levels, at least one, told apart by all bits of their float64.
         draws, rows: ids of the draws, at least one; first row, and the one after the last.
 
     Raises:
         ValueError: no draws, negative ids, an empty range or a level that is not finite.
 
     Example:
-        >>> task_key("conv1:conv2d#0", 0.1, [0, 1, 2], (0, 2000))
-        'conv1:conv2d#0|3fb999999999999a|0,1,2|0:2000'
+        >>> task_key("conv1:conv2d#0", [0.1, 2.0], [0, 1, 2], (0, 2000))
+        'conv1:conv2d#0|0x1.999999999999ap-4;0x1.0000000000000p+1|0,1,2|0:2000'
     """
     ids, (first, end) = [operator.index(d) for d in draws], map(operator.index, rows)
-    if not ids or min(ids) < 0 or not 0 <= first < end or not math.isfinite(level):
-        raise ValueError(f"task_key: bad level, draws or rows: {level}, {draws}, {rows}")
-    return f"{site}|{struct.pack('>d', level).hex()}|{','.join(map(str, ids))}|{first}:{end}"
+    values = [float(v) for v in levels]
+    if not ids or min(ids) < 0 or not 0 <= first < end or not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"task_key: bad levels, draws or rows: {levels}, {draws}, {rows}")
+    return f"{site}|{';'.join(v.hex() for v in values)}|{','.join(map(str, ids))}|{first}:{end}"
 
 
 def study_key(

@@ -82,11 +82,14 @@ def test_walk(cache: str, capsys, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["walk.json", "walk.png"]
 
 
-def test_a_search_and_the_plain_engine(cache: str, capsys) -> None:
+def test_a_search_and_the_plain_engine(cache: str, capsys, tmp_path: Path) -> None:
     fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--json"]
     assert main(["walk", *fixed, "--rel-ci", "0.2", "--memory", "0.01"]) == 0
     found = json.loads(capsys.readouterr().out)["midpoints"]
     assert {m["method"] for m in found} == {"adaptive"} and len(found) == 8
+    for _ in range(2):  # the second time from the file
+        assert main(["walk", *fixed, "--rel-ci", "0.2", "--store", str(tmp_path / "s.db")]) == 0
+        assert [m["level"] for m in json.loads(capsys.readouterr().out)["midpoints"]] == [m["level"] for m in found]
     assert main(["grid", *fixed, "--engine", "plain", "--levels", "0.1,1,10", "--draws", "1", "--rows", "50"]) == 0
     assert {m["method"] for m in json.loads(capsys.readouterr().out)["midpoints"]} == {"rows"}
 

@@ -23,7 +23,7 @@ from noisykernels import STREAM_VERSION, Noise, store
 from noisykernels.store import Store, StoreError, network_file_system, study_key, task_key
 
 KEY = {"weights": "ab" * 32, "seed": 7, "plan": {"threads": 2, "batch_rows": 500}}
-KEYS = [task_key("fc:linear#0", 0.1 * n, [0], (0, 100)) for n in range(200)]
+KEYS = [task_key("fc:linear#0", [0.1 * n], [0], (0, 100)) for n in range(200)]
 
 # A coordinator in a process of its own. It loads the module alone, to start quickly, and says what it finished.
 WORKER = """
@@ -89,7 +89,7 @@ def test_a_result_never_changes(path: Path) -> None:
 def test_more_levels_draws_and_sites_repeat_nothing(path: Path) -> None:
     def keys(sites: int, levels: int, draws: int) -> list[str]:
         return [
-            task_key(f"s{s}", v / 10, [d], (0, 9)) for s in range(sites) for v in range(levels) for d in range(draws)
+            task_key(f"s{s}", [v / 10], [d], (0, 9)) for s in range(sites) for v in range(levels) for d in range(draws)
         ]
 
     total = 0
@@ -104,14 +104,14 @@ def test_more_levels_draws_and_sites_repeat_nothing(path: Path) -> None:
 
 
 def test_task_key() -> None:
-    assert task_key("conv1:conv2d#0", 0.1, [0, 1, 2], (0, 2000)) == "conv1:conv2d#0|3fb999999999999a|0,1,2|0:2000"
-    assert task_key("s", 0.1 + 0.2, [0], (0, 1)) != task_key("s", 0.3, [0], (0, 1))
-    assert task_key("s", 1, torch.tensor([3]), (0, 1)) == task_key("s", 1.0, [3], (0, 1))  # type: ignore[arg-type]
+    assert task_key("conv1:conv2d#0", [0.1], [0, 1, 2], (0, 2000)) == "conv1:conv2d#0|0x1.999999999999ap-4|0,1,2|0:2000"
+    assert task_key("s", [0.1 + 0.2], [0], (0, 1)) != task_key("s", [0.3], [0], (0, 1))
+    assert task_key("s", [1], torch.tensor([3]), (0, 1)) == task_key("s", [1.0], [3], (0, 1))  # type: ignore[arg-type]
     for bad in (
-        ("s", 1.0, [], (0, 1)),
-        ("s", 1.0, [-1], (0, 1)),
-        ("s", 1.0, [0], (1, 1)),
-        ("s", float("nan"), [0], (0, 1)),
+        ("s", [1.0], [], (0, 1)),
+        ("s", [1.0], [-1], (0, 1)),
+        ("s", [1.0], [0], (1, 1)),
+        ("s", [float("nan")], [0], (0, 1)),
     ):
         with pytest.raises(ValueError, match="task_key"):
             task_key(*bad)

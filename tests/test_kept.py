@@ -1,0 +1,139 @@
+"""Studies that are kept as they come: they go on where they were stopped, grow, and end as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import noisykernels as nk
+from noisykernels import kept
+from noisykernels.models import MLP
+from noisykernels.reuse import Reuse
+from noisykernels.store import StoreError
+
+SETTINGS: dict[str, Any] = dict(noise=nk.Noise(add=1.0), seed=1)
+
+
+def problem() -> tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(0)
+    model = MLP(12, 4, width=8, norm=True).eval()
+    x = torch.randn(300, 12)
+    return model, (x, model(x).argmax(1))
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of predictions that the engine was asked for."""
+    asked: list[int] = []
+    correct = Reuse.correct
+
+    def counted(self: Reuse, requests: Sequence[Any], *args: Any) -> Any:
+        asked.extend(len(r.levels) * len(r.draws) * r.rows for r in requests)
+        return correct(self, requests, *args)
+
+    monkeypatch.setattr(Reuse, "correct", counted)
+    return asked
+
+
+def test_the_same_study_again_evaluates_nothing(tmp_path: Path, evaluated: list[int]) -> None:
+    model, data = problem()
+    for grid in (dict(levels=[0.1, 1.0], draws=2), dict()):
+        file = tmp_path / f"{len(grid)}.db"
+        first = nk.walk(model, data, **SETTINGS, **grid, store=file)
+        evaluated.clear()
+        assert nk.walk(model, data, **SETTINGS, **grid, store=file) == first
+        assert not evaluated
+        assert nk.walk(model, data, **SETTINGS, **grid).records == first.records
+
+
+def test_a_larger_study_evaluates_what_is_new(tmp_path: Path, evaluated: list[int]) -> None:
+    model, data = problem()
+    file = tmp_path / "a.db"
+    nk.walk(model, data, **SETTINGS, levels=[0.1, 1.0], draws=2, sites="fc*", store=file)
+    evaluated.clear()
+    whole = nk.walk(model, data, **SETTINGS, levels=[0.1, 1.0, 3.0], draws=3, store=file)
+    sites, old = len(whole.meta.sites), 4  # fc1, fc2, fc3, fc_out
+    assert sum(evaluated) == 300 * (sites * 3 * 3 - old * 2 * 2)
+    assert whole.records == nk.walk(model, data, **SETTINGS, levels=[0.1, 1.0, 3.0], draws=3).records
+
+
+def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated: list[int]) -> None:
+    model, data = problem()
+    monkeypatch.setattr(kept, "TOGETHER", 1)
+    grid = dict(levels=[0.1, 1.0, 3.0], draws=3)
+    correct, calls = Reuse.correct, []
+
+    def interrupted(self: Reuse, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return correct(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reuse, "correct", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            nk.walk(model, data, **SETTINGS, **grid, store=tmp_path / "a.db")
+    evaluated.clear()
+    seen: list[int] = []
+    study = nk.walk(
+        model, data, **SETTINGS, **grid, store=tmp_path / "a.db", progress=lambda done, total: seen.append(done)
+    )
+    assert len(evaluated) == len(study.meta.sites) - 3 and seen == list(range(1, 3 * len(study.meta.sites) + 1))
+    assert study.records == nk.walk(model, data, **SETTINGS, **grid).records
+
+
+def test_another_study_is_refused(tmp_path: Path) -> None:
+    model, (x, y) = problem()
+    grid = dict(levels=[1.0], draws=1)
+    file = tmp_path / "a.db"
+    nk.walk(model, (x, y), **SETTINGS, **grid, store=file)
+    before = file.read_bytes()
+    with pytest.raises(StoreError, match="seed"):
+        nk.walk(model, (x, y), noise=SETTINGS["noise"], seed=2, **grid, store=file)
+    with pytest.raises(StoreError, match="inputs"):
+        nk.walk(model, (x + 1, y), **SETTINGS, **grid, store=file)
+    torch.nn.init.zeros_(model.fc1.bias)
+    with pytest.raises(StoreError, match="weights"):
+        nk.walk(model, (x, y), **SETTINGS, **grid, store=file)
+    assert file.read_bytes() == before
+
+
+def test_answers_survive_their_encoding() -> None:
+    answer = np.random.default_rng(0).integers(-1, 2, (3, 2, 101)).astype(np.int8)
+    assert np.array_equal(kept._decoded(json.loads(json.dumps(kept._encoded(answer)))), answer)
+
+
+def command(tmp_path: Path, *more: str) -> list[str]:
+    fixed = ["grid", "--epochs", "1", "--cache", str(tmp_path), "--quiet", "--threads", "1"]
+    return [sys.executable, "-m", "noisykernels", *fixed, "--levels", "log:0.01:100:201", "--draws", "60", *more]
+
+
+def test_killed_studies_and_two_at_once_end_as_one_alone(tmp_path: Path) -> None:
+    """kill -9 in the middle, three times; then two processes share what is left."""
+    subprocess.run([*command(tmp_path), "--out", str(tmp_path / "alone.json")], check=True, capture_output=True)
+    store = ["--store", str(tmp_path / "s.db")]
+    for seconds in (0.2, 0.5, 0.9):
+        process = subprocess.Popen(command(tmp_path, *store), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (tmp_path / "s.db").exists() and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    both = [
+        subprocess.Popen([*command(tmp_path, *store), "--out", str(tmp_path / f"{i}.json")], stdout=subprocess.DEVNULL)
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    alone = nk.Study.load(tmp_path / "alone.json")
+    for i in range(2):
+        assert nk.Study.load(tmp_path / f"{i}.json").records == alone.records
