@@ -96,6 +96,18 @@ class Transposed(nn.Module):
         return self.b(y.transpose(0, 1).flatten(1))
 
 
+class Differences(nn.Module):
+    """Values that are subtracted, from either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.a(x), 2 * self.b(x)
+        return self.head(torch.tanh((z - y) + (1.0 - y) / 3))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lenet": (lambda: LeNet5(norm=True), (1, 28, 28)),
     "mlp": (lambda: MLP(12, 4, width=8, norm=True), (12,)),
@@ -104,6 +116,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "folded": (Folded, (5, 6)),
     "recurrent": (Recurrent, (5, 6)),
     "transposed": (Transposed, (5, 6)),
+    "differences": (Differences, (6,)),
     "noisy layers": (
         lambda: nn.Sequential(nk.NoisyLinear(6, 5, noise=nk.Noise(add=9.0)), nn.ReLU(), nn.Linear(5, 3)),
         (6,),
