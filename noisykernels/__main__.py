@@ -155,6 +155,13 @@ def _picture_format(path: Path) -> str:
     return chosen
 
 
+def _check_folders(*paths: Path | None) -> None:
+    """Before any work: results must have a place to go."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{path}: the folder does not exist")
+
+
 def _noise(args: argparse.Namespace) -> nk.Noise:
     """The noise asked for, at level 1."""
     if args.noise == "mixed":
@@ -168,9 +175,7 @@ def _sites(args: argparse.Namespace) -> list[str | int] | None:
 
 def run_walk(args: argparse.Namespace) -> None:
     """Trains or loads, walks, writes the study, prints the midpoint table, writes the picture."""
-    for path in (args.picture, args.out):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{path}: the folder does not exist")
+    _check_folders(args.picture, args.out)
     picture_format = None if args.picture is None else _picture_format(args.picture)
     model = _trained(args)
     inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
@@ -214,8 +219,7 @@ def run_walk(args: argparse.Namespace) -> None:
 
 def run_vote(args: argparse.Namespace) -> Any:
     """Runs the noisy network many times, and says what combining its answers gives."""
-    if args.picture is not None and not args.picture.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{args.picture}: the folder does not exist")
+    _check_folders(args.picture)
     picture_format = None if args.picture is None else _picture_format(args.picture)
     model = _trained(args)
     data = datasets.load(args.data, "test", root=args.root, limit=args.rows)

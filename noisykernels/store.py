@@ -1,7 +1,8 @@
 """The results store: what a study has found so far, in one SQLite file that survives being killed.
 
 A study is a list of tasks; a task is done once and its result never changes. Coordinators, and only they, open the
-file: they claim tasks for a while, hand them to workers, and put in what comes back.
+file: they claim tasks for a while, hand them to workers, and put in what comes back. Keys and file are one
+module, which can be loaded without torch and without the rest of the package.
 """
 
 from __future__ import annotations
