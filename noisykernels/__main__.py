@@ -22,8 +22,8 @@ from noisykernels import models
 from noisykernels._files import WRITTEN, replacing
 from noisykernels._optional import optional
 from noisykernels.checkpoint import CheckpointError
-from noisykernels.engine import torch_threads
 from noisykernels.train import accuracy, trained
+from noisykernels.workers import torch_threads
 
 
 def numbers(text: str) -> list[float]:

@@ -15,8 +15,8 @@ however many there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -45,12 +45,24 @@ LEAST_ROWS = 400
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be evaluated: a site at `levels`, under `draws`, on the first `rows` rows."""
+    """What is to be evaluated: a site at `levels`, under `draws`, on `rows` rows from `start` on."""
 
     site: Site
     levels: tuple[float, ...]
     draws: tuple[int, ...]
     rows: int
+    start: int = 0
+    which: int = 0  # of the study's noises
+
+    @property
+    def end(self) -> int:
+        """The row after the last."""
+        return self.start + self.rows
+
+    def within(self, start: int, end: int) -> Request | None:
+        """The part of this request on rows start..end - 1; None: there is none."""
+        low, high = max(self.start, start), min(self.end, end)
+        return replace(self, start=low, rows=high - low) if low < high else None
 
 
 @dataclass
@@ -72,6 +84,7 @@ class Search:
     floor: float
     rel_ci: float
     confidence: float = 0.95
+    which: int = 0  # of the study's noises
     phase: str = "bracket"
     known: dict[float, float] = field(default_factory=dict)  # the bracket's levels and accuracies
     centre: float = math.nan
@@ -94,16 +107,20 @@ class Search:
         if self.found is not None:
             return None
         if self.phase == "bracket":
-            return Request(self.site, tuple(self._bracket_levels()), (0,), min(self.total, BRACKET_ROWS))
+            return Request(
+                self.site, tuple(self._bracket_levels()), (0,), min(self.total, BRACKET_ROWS), which=self.which
+            )
         if self.phase == "locate":
             low, high = self._bracket
             levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
-            return Request(self.site, tuple(levels.tolist()), (0,), min(self.total, LOCATE_ROWS))
+            return self._asked(levels, (0,), min(self.total, LOCATE_ROWS))
         levels = self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 5))
         rows = min(self.total, max(LEAST_ROWS, math.ceil(self.want / 2)))
         draws = max(2, math.ceil(self.want / rows))
-        ids = tuple(range(self.next_draw, self.next_draw + draws))
-        return Request(self.site, tuple(levels.tolist()), ids, rows)
+        return self._asked(levels, tuple(range(self.next_draw, self.next_draw + draws)), rows)
+
+    def _asked(self, levels: Iterable[float], draws: tuple[int, ...], rows: int) -> Request:
+        return Request(self.site, tuple(map(float, levels)), draws, rows, which=self.which)
 
     def _bracket_levels(self) -> list[float]:
         if not self.known:

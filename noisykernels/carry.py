@@ -26,86 +26,144 @@ __all__ = ["Suffix", "directions"]
 _ops = torch.ops.noisykernels
 
 
-def _functions(names: str) -> frozenset[Any]:
+def functions(names: str) -> frozenset[Any]:
     return frozenset(f for name in names.split() for f in offered(name))
 
 
 # ------------------------------------------------------------------------------ directions at a site
 
+Term = tuple[Any, ...]  # names a direction: ("add" | "mul" | "cross", kind), or a noise's own (power, noise)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A noise in terms of directions: at level A it is ``sum_k (A factor)^k sum_i c_ki d_i``, k = 1, 2."""
+
+    powers: list[dict[Term, float]]  # the coefficients, for each k
+    factor: float = 1.0
+
+    def of(self, directions: dict[Term, Tensor]) -> list[Tensor]:
+        """The direction of each power of the level."""
+        found = []
+        for coefficients in self.powers:
+            (first, c), *more = coefficients.items()
+            total = directions[first] if c == 1.0 else directions[first] * c
+            for term, c in more:
+                total = torch.add(total, directions[term], alpha=c)
+            found.append(total)
+        return found
+
 
 def directions(
-    noise: Noise, x: Tensor, row_dim: int, *, seed: int, site: int, draws: Sequence[int], rows: Tensor
-) -> list[Tensor]:
-    """The noise at level A as ``sum_k A^k d_k``, k = 1, 2: each direction holds (draws x rows), draw by draw."""
+    noises: Sequence[Noise], x: Tensor, row_dim: int, *, seed: int, site: int, draws: Sequence[int], rows: Tensor
+) -> tuple[dict[Term, Tensor], list[Mixture]]:
+    """The directions in which noises at a site are linear, each drawn once however many noises share it, and how each
+    noise is made of them.
+
+    Noises whose levels are numbers are mixtures of ``eps_add``, ``x eps_mul`` and ``eps_add eps_mul``; others have
+    directions of their own. A direction holds (draws x rows), draw by draw.
+    """
     value = x.movedim(row_dim, 0)
-
-    def drawn(operand: str, level: Tensor) -> Tensor:
-        key: dict[str, Any] = {"kind": noise.kind, "seed": seed, "site": site, "operand": operand, "rows": rows}
-        each = torch.cat([eps(value.shape, draw=d, **key, device=x.device) for d in draws])
-        if level.dim() > 0:
-            level = level.expand(len(draws), *value.shape).reshape(each.shape)
-        return each * level.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-
     tiled = value if len(draws) == 1 else torch.cat([value] * len(draws))
-    additive = None if noise.add is None else drawn("add", noise.add)
-    if noise.mode == "add":
-        assert additive is not None
-        found = [additive]
-    elif noise.mode == "fold":
-        assert noise.mul is not None and noise.add is not None
-        found = [drawn("add", torch.ones(())) * torch.hypot(tiled * noise.mul, noise.add.to(tiled.dtype))]
-    else:
-        assert noise.mul is not None
-        factor = drawn("mul", noise.mul)
-        found = [factor * tiled if additive is None else torch.addcmul(additive, factor, tiled)]
+    drawn: dict[tuple[str, str], Tensor] = {}
+    table: dict[Term, Tensor] = {}
+
+    def raw(operand: str, kind: str) -> Tensor:
+        if (operand, kind) not in drawn:
+            key: dict[str, Any] = {"kind": kind, "seed": seed, "site": site, "operand": operand, "rows": rows}
+            each = [eps(value.shape, draw=d, **key, device=x.device) for d in draws]
+            drawn[operand, kind] = each[0] if len(each) == 1 else torch.cat(each)
+        return drawn[operand, kind]
+
+    def keep(term: Term, make: Callable[[], Tensor]) -> Term:
+        if term not in table:
+            table[term] = make().to(x.dtype).movedim(0, row_dim)
+        return term
+
+    def mixture(noise: Noise) -> Mixture:
+        add, mul, kind = noise.add, noise.mul, noise.kind
+        if noise.mode == "fold" or any(level is not None and level.dim() > 0 for level in (add, mul)):
+            own = _own_directions(noise, tiled, len(draws), raw)
+            return Mixture([{keep((k, id(noise)), lambda d=d: d): 1.0} for k, d in enumerate(own)])  # type: ignore[misc]
+        first: dict[Term, float] = {}
+        if add is not None:
+            first[keep(("add", kind), lambda: raw("add", kind))] = float(add)
+        if mul is not None:
+            first[keep(("mul", kind), lambda: raw("mul", kind) * tiled)] = float(mul)
         if noise.mode == "add_mul":
-            assert additive is not None
-            found.append(additive * factor)
-    return [d.to(x.dtype).movedim(0, row_dim) for d in found]
+            cross = keep(("cross", kind), lambda: raw("add", kind) * raw("mul", kind))
+            return Mixture([first, {cross: float(add or 0) * float(mul or 0)}])
+        if len(first) == 1:  # the level itself takes the coefficient
+            ((term, c),) = first.items()
+            return Mixture([{term: 1.0}], c)
+        return Mixture([first])
+
+    mixtures = [mixture(noise) for noise in noises]
+    return table, mixtures
+
+
+def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str, str], Tensor]) -> list[Tensor]:
+    """For a noise that is no mixture of the common directions: levels of several numbers, or folded into one."""
+
+    def scaled(operand: str, level: Tensor) -> Tensor:
+        each = raw(operand, noise.kind)
+        if level.dim() > 0:
+            level = level.expand(draws, len(each) // draws, *each.shape[1:]).reshape(each.shape)
+        return each * level.to(torch.float64 if tiled.dtype == torch.float64 else torch.float32)
+
+    if noise.mode == "add":
+        assert noise.add is not None
+        return [scaled("add", noise.add)]
+    assert noise.mul is not None
+    if noise.mode == "fold":
+        assert noise.add is not None
+        return [raw("add", noise.kind) * torch.hypot(tiled * noise.mul, noise.add.to(tiled.dtype))]
+    factor = scaled("mul", noise.mul)
+    if noise.add is None:
+        return [factor * tiled]
+    additive = scaled("add", noise.add)
+    first = torch.addcmul(additive, factor, tiled)
+    return [first, additive * factor] if noise.mode == "add_mul" else [first]
 
 
 # --------------------------------------------------------------------------------------- linear rules
 # A rule gives the direction of a step's result from those of its arguments, or None where the step is not linear.
 
-_HOMOGENEOUS = _functions(
+_HOMOGENEOUS = functions(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d flatten reshape "
     "view permute transpose contiguous squeeze unsqueeze movedim unflatten neg mean sum pixel_shuffle select narrow "
     "clone detach mul __mul__ __rmul__ div __truediv__ true_divide cat stack"
 )
-_SUMS = _functions("add __add__ __radd__ sub __sub__ __rsub__")
-_NEGATES_SECOND = _functions("sub __sub__")
-_NEGATES_FIRST = _functions("__rsub__")
-_CONTRACTIONS = _functions("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
-_RELU = _functions("relu")
-_MAX_POOL = _functions("max_pool2d")
-
-
-class _Zero:
-    """The direction of a value that carries none."""
+SUMS = functions("add __add__ __radd__ sub __sub__ __rsub__")
+_NEGATES_SECOND = functions("sub __sub__")
+_NEGATES_FIRST = functions("__rsub__")
+CONTRACTIONS = functions("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
+_RELU = functions("relu")
+MAX_POOL = functions("max_pool2d")
 
 
 def _direction(step: Step, carried: dict[int, Tensor], tape: Tape, copies: int, rows: int) -> Tensor | None:
     if len(step.outputs) != 1 and step.function not in _HOMOGENEOUS:
         return None
-    if step.function in _SUMS:
+    if step.function in SUMS:
         return _direction_of_sum(step, carried, tape, copies * rows)
     first = step.args[0] if step.args else None
     if step.function is F.batch_norm:
         return _direction_of_norm(step, carried)
-    if step.function in _CONTRACTIONS:
+    if step.function in CONTRACTIONS:
         if not isinstance(first, Value) or len(step.inputs) != 1:
             return None
-        args, kwargs = _without_bias(step)
+        args, kwargs = without_bias(step)
         return step.function(carried[first.number], *args, **kwargs)
     if step.function not in _HOMOGENEOUS or any(n not in carried for n in step.inputs) or len(step.outputs) != 1:
         return None
-    if len(step.inputs) > 1 and step.function not in _functions("cat stack"):
+    if len(step.inputs) > 1 and step.function not in functions("cat stack"):
         return None  # a product of two values
     args, kwargs = step.arguments(carried, copies * rows)
     return step.function(*args, **kwargs)
 
 
-def _without_bias(step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def without_bias(step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = list(step.args[1:]), dict(step.kwargs)
     if len(args) > 1:
         args[1] = None
@@ -114,7 +172,7 @@ def _without_bias(step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(args), kwargs
 
 
-def _norm_arguments(step: Step) -> dict[str, Any] | None:
+def norm_arguments(step: Step) -> dict[str, Any] | None:
     """Arguments of an evaluating batch norm by name; None if it is not one of constants."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
@@ -123,7 +181,7 @@ def _norm_arguments(step: Step) -> dict[str, Any] | None:
     return given
 
 
-def _norm_scale(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def norm_scale(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Factor and shift of each channel."""
     scale = torch.rsqrt(given["running_var"] + given.get("eps", 1e-5))
     scale = scale if given.get("weight") is None else scale * given["weight"]
@@ -132,10 +190,10 @@ def _norm_scale(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _direction_of_norm(step: Step, carried: dict[int, Tensor]) -> Tensor | None:
-    if (given := _norm_arguments(step)) is None:
+    if (given := norm_arguments(step)) is None:
         return None
     direction = carried[step.inputs[0]]
-    scale, _ = _norm_scale(given)
+    scale, _ = norm_scale(given)
     return direction * scale.view(1, -1, *[1] * (direction.dim() - 2))
 
 
@@ -166,6 +224,14 @@ class _Fused:
     input: int
     output: int
     through: tuple[int, ...]  # indices of the steps that it stands for
+
+
+@dataclass(frozen=True)
+class Carried:
+    """How far directions at a site could be carried."""
+
+    values: dict[int, dict[Term, Tensor]]  # those of each value that is read after
+    rest: list[int]  # the steps that follow
 
 
 class Suffix:
@@ -202,12 +268,12 @@ class Suffix:
     def _fusions(self) -> dict[int, _Fused]:
         found: dict[int, _Fused] = {}
         for i, step in enumerate(self.steps):
-            if step.function in _CONTRACTIONS and len(step.inputs) == 1 and isinstance(step.args[0], Value):
+            if step.function in CONTRACTIONS and len(step.inputs) == 1 and isinstance(step.args[0], Value):
                 fused = self._contraction(i, step)
             elif step.function in _RELU and (j := self._only_consumer(step)) is not None:
                 fused = self._pool((i, j), step.inputs[0], self.steps[j], relu=True)
             else:
-                fused = self._pool((i,), step.inputs[0], step, relu=False) if step.function in _MAX_POOL else None
+                fused = self._pool((i,), step.inputs[0], step, relu=False) if step.function in MAX_POOL else None
             if fused is not None:
                 found[i] = fused
         return found
@@ -221,9 +287,9 @@ class Suffix:
         given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
         weight, bias = given["weight"], given.get("bias")
         if (j := self._only_consumer(last)) is not None and self.steps[j].function is F.batch_norm:
-            norm = _norm_arguments(self.steps[j])
+            norm = norm_arguments(self.steps[j])
             if norm is not None:
-                scale, shift = _norm_scale(norm)
+                scale, shift = norm_scale(norm)
                 bias = shift if bias is None else torch.addcmul(shift, bias, scale)
                 weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
                 through.append(j)
@@ -245,7 +311,7 @@ class Suffix:
 
     def _pooling(self, step: Step) -> tuple[list[int], list[int], list[int]] | None:
         """Kernel, stride and padding, where our kernel can do it."""
-        if step.function not in _MAX_POOL or len(step.outputs) != 1:
+        if step.function not in MAX_POOL or len(step.outputs) != 1:
             return None
         names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
         given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
@@ -270,68 +336,79 @@ class Suffix:
 
         return _Fused(run, number, step.outputs[0], through)
 
-    def scores(self, clean: dict[int, Any], toward: list[Tensor], levels: Tensor, draws: int, rows: int) -> Tensor:
+    def carry(self, toward: dict[Term, Tensor], draws: int, rows: int) -> Carried:
+        """Carries directions at the site through all operations that are linear in them."""
+        carried = [{self.number: d} for d in toward.values()]
+        rest: list[int] = []
+        beyond: set[int] = set()  # values after an operation that is not linear
+        for i, step in enumerate(self.steps):
+            results: list[Tensor | None] = [None]
+            if not any(n in beyond for n in step.inputs):
+                results = [_direction(step, c, self.tape, draws, rows) for c in carried]
+            if any(r is None for r in results):
+                rest.append(i)
+                beyond |= set(step.outputs)
+                continue
+            for c, r in zip(carried, results, strict=True):
+                c[step.outputs[0]] = r  # type: ignore[assignment]
+            for n in step.inputs:
+                if self.last.get(n, -1) <= i and not any(n in self.steps[k].inputs for k in rest):
+                    for c in carried:
+                        c.pop(n, None)
+        read = {n for i in rest for n in self.steps[i].inputs} | {self.tape.result}
+        table = {n: {term: c[n] for term, c in zip(toward, carried, strict=True)} for n in read if n in carried[0]}
+        return Carried(table, rest)
+
+    def scores(
+        self, clean: dict[int, Any], carried: Carried, mixture: Mixture, levels: Tensor, draws: int, rows: int
+    ) -> Tensor:
         """Scores for every level, draw and row: (levels x draws x rows, classes), in this order.
 
         Args:
             clean: the values without noise that these steps need.
-            toward: directions at the site, for each power of the level.
+            carried: what `carry` gave.
+            mixture: how the noise is made of the directions carried.
             levels: float64 vector.
         """
-        carried: list[dict[int, Tensor]] = [{self.number: d} for d in toward]
+        toward = {n: mixture.of(directions) for n, directions in carried.values.items()}
+        levels = levels * mixture.factor
         parted: dict[int, Tensor] = {}
         copies = len(levels) * draws
         skip: set[int] = set()
-        fast = toward[0].dtype == torch.float32 and toward[0].device.type == "cpu"
+        x = clean[self.number]
+        fast = x.dtype == torch.float32 and x.device.type == "cpu"
 
         def part(n: int, relu: bool = False, pool: _Fused | None = None) -> Tensor:
-            return self._part(n, clean, [c[n] for c in carried], levels, draws, relu, pool, fast)
+            return self._part(n, clean, toward[n], levels, draws, relu, pool, fast)
 
         def value(n: int) -> Tensor:
             if n not in parted:
-                parted[n] = part(n) if n in carried[0] else repeated(self.tape, n, clean[n], copies)
+                parted[n] = part(n) if n in toward else repeated(self.tape, n, clean[n], copies)
             return parted[n]
 
-        for i, step in enumerate(self.steps):
+        for i in carried.rest:
             if i in skip:
                 continue
-            if not any(n in parted for n in step.inputs):
-                results = [_direction(step, c, self.tape, draws, rows) for c in carried]
-                if all(r is not None for r in results):
-                    for c, r in zip(carried, results, strict=True):
-                        c[step.outputs[0]] = r  # type: ignore[assignment]
-                    self._forget(i, step, parted, carried)
-                    continue
+            step = self.steps[i]
             fused = self.fused.get(i) if fast else None
+            n = step.inputs[0]
+            parts_here = n in toward and n not in parted and fast and self.tape.row_dims[n] == 0
             if fused is not None:
-                n = fused.input
-                pooled = self.steps[fused.through[-1]].function in _MAX_POOL
-                if pooled and n in carried[0] and n not in parted and self.tape.row_dims[n] == 0:
-                    out = part(n, pool=fused)
-                else:
-                    out = fused.run(value(n))
+                pooled = self.steps[fused.through[-1]].function in MAX_POOL
+                out = part(fused.input, pool=fused) if pooled and parts_here else fused.run(value(fused.input))
                 parted[fused.output] = out
                 skip |= set(fused.through)
-                self._forget(fused.through[-1], self.steps[fused.through[-1]], parted, carried)
-                if self.last.get(n, -1) <= i:
-                    parted.pop(n, None)
-                continue
-            n = step.inputs[0]
-            if step.function in _RELU and n in carried[0] and n not in parted and fast and self.tape.row_dims[n] == 0:
+                i = fused.through[-1]
+            elif step.function in _RELU and parts_here:
                 parted[step.outputs[0]] = part(n, relu=True)
             else:
                 table = {n: value(n) for n in step.inputs}
                 step.run(table, copies * rows)
                 parted |= {n: table[n] for n in step.outputs}
-            self._forget(i, step, parted, carried)
+            for n in {*step.inputs, *self.steps[i].inputs}:
+                if self.last.get(n, -1) <= i and n != self.tape.result:
+                    parted.pop(n, None)
         return value(self.tape.result)
-
-    def _forget(self, i: int, step: Step, parted: dict[int, Tensor], carried: list[dict[int, Tensor]]) -> None:
-        for n in step.inputs:
-            if self.last.get(n, -1) <= i and n != self.tape.result:
-                parted.pop(n, None)
-                for c in carried:
-                    c.pop(n, None)
 
     def _part(
         self, n: int, clean: dict[int, Any], toward: list[Tensor], levels: Tensor, draws: int, relu: bool,

@@ -1,19 +1,21 @@
-"""The walk: what it is asked and how its study comes about. The work is done by `plain` or `reuse`."""
+"""The walk: what it is asked and how its study comes about. The work is `evaluator`'s."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, SupportsIndex
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any, Literal, SupportsIndex, overload
 
 import torch
 from torch import Tensor, nn
 
 from noisykernels import _C
 from noisykernels._files import progress_of
-from noisykernels.adaptive import NAN, Answer, Request, Search, seek
+from noisykernels.adaptive import Answer, Request, Search, seek
 from noisykernels.arguments import (
     Data,
     chosen_sites,
@@ -24,27 +26,39 @@ from noisykernels.arguments import (
     scaled_noise,
     whole_size,
 )
+from noisykernels.cells import Cells
+from noisykernels.evaluator import Evaluator, Problem
 from noisykernels.inject import inject
 from noisykernels.injected import place_of, state_of
 from noisykernels.kept import Kept
 from noisykernels.noise import Noise, seed_tensor
-from noisykernels.plain import SILENT, Plain, clean_correct
-from noisykernels.records import Meta, Record
-from noisykernels.reuse import Reuse, choose_plan
+from noisykernels.plain import SILENT, clean_correct
+from noisykernels.plateaus import settled
+from noisykernels.records import Meta
+from noisykernels.reuse import choose_plan
 from noisykernels.sites import Site
 from noisykernels.store import Store, study_key
 from noisykernels.study import Study
-from noisykernels.tape import NotTraceable, record_tape
+from noisykernels.tape import NotTraceable, Tape, record_tape
 from noisykernels.trace import evaluating
+from noisykernels.workers import Workers, packed, torch_threads
 
-__all__ = ["torch_threads", "walk"]
+__all__ = ["walk"]
 
 
-def walk(
+@overload
+def walk(model: nn.Module, data: Data, *, noise: Noise, seed: int, **how: Any) -> Study: ...
+
+
+@overload
+def walk(model: nn.Module, data: Data, *, noise: Sequence[Noise], seed: int, **how: Any) -> list[Study]: ...
+
+
+def walk(  # type: ignore[misc]  # the overloads leave out what does not matter for the result's type
     model: nn.Module,
     data: Data,
     *,
-    noise: Noise,
+    noise: Noise | Sequence[Noise],
     levels: Sequence[float] | Tensor | None = None,
     draws: SupportsIndex | Sequence[int] | Tensor | None = None,
     seed: int,
@@ -55,14 +69,16 @@ def walk(
     draws_per_pass: int = 8,
     engine: Literal["auto", "plain"] = "auto",
     rel_ci: float = 0.05,
+    plateaus: float | None = None,
     memory: int = 2**30,
     store: str | os.PathLike[str] | None = None,
+    executor: Executor | int | None = None,
     threads: int | None = None,
     floor: float | None = None,
     axis: Literal["log", "linear"] | None = None,
     progress: bool | Callable[[int, int], object] = False,
     description: tuple[str, str] = ("", ""),
-) -> Study:
+) -> Study | list[Study]:
     """Walks the noise through a model, one site noisy at a time, and counts correct predictions.
 
     With ``levels`` and ``draws`` every cell of the grid (site, level, draw) is evaluated on all rows. Without them the
@@ -74,7 +90,8 @@ def walk(
             it was, and runs where its parameters are. Its own noisy layers are walked like other
             sites, and are silent meanwhile.
         data: (inputs, labels), or an iterable of such batches; held in memory.
-        noise: the noise at level 1.
+        noise: the noise at level 1; or several, such as mixed noise of several ratios: they share what is drawn and
+            carried, and give a study each.
         levels: what its levels are multiplied with, each finite and not negative:
             ``Noise(add=1.0)`` at level 0.3 is ``add=0.3``. None: adaptive.
         draws: number of draws (ids 0, 1, ...), or the ids.
@@ -89,11 +106,16 @@ def walk(
             model can be recorded (see `tape`), with a warning that says why where it cannot; ``"plain"`` runs
             the whole noisy model for every level and draw. Same noise; the contractions may round differently.
         rel_ci: half-width of the interval wanted, relative to the midpoint; for the adaptive walk.
+        plateaus: for a grid: do not run cells in full that lie on a plateau. Those at which no prediction can flip
+            get status ``"proved"``; those of a level whose accuracy lies, by its 95 % interval, within this share of
+            (clean accuracy - floor) around either, get ``"settled"``, on some rows only; see `plateaus`. 0.03, say.
         store: a file that keeps what is found, as it is found: the same walk goes on from there after it was
             killed, a larger one (levels, draws, sites) evaluates only what is new, and several processes may
             work on one. It belongs to this model, data, noise, seed and plan, and refuses others.
-        memory: bytes that the values of a pass may take, beside the model and the data.
-        threads: torch's threads for the study; None keeps the present number. Also of the plan.
+        executor: who evaluates: an object with `submit` as in `concurrent.futures`, or a number of processes to
+            start; None: this process. The results are the same, whoever does; see `workers`.
+        memory: bytes that the values of a pass may take, beside the model and the data; in each worker.
+        threads: torch's threads for the study, in each worker too; None keeps the present number. Also of the plan.
         floor: accuracy under unbounded noise; None is 1 / classes.
         axis: ``"log"`` or ``"linear"`` level axis; None: linear for purely multiplicative noise.
         progress: show a progress bar on standard error, if tqdm is installed; or a function (done, total), which
@@ -101,12 +123,12 @@ def walk(
         description: names of the model and of the data, kept with the study.
 
     Returns:
-        A `Study` with one record for each (site, level, draw) that was evaluated.
+        A `Study` with one record for each (site, level, draw) that was evaluated; a list of them for several noises.
 
     Raises:
-        ValueError: bad levels, draws, sites or data; a model that is injected already, or that does
-            not give one score per class and row.
-        RuntimeError: a site at which rows cannot be told apart.
+        ValueError: bad levels, draws, sites or data; a model that is injected already, that does
+            not give one score per class and row, or that cannot be sent to workers.
+        RuntimeError: a site at which rows cannot be told apart; workers that died over one part three times.
         StoreError: the file is no store, or another study's.
 
     Source: Walking Noise, arXiv 2212.10430.
@@ -122,12 +144,17 @@ def walk(
         raise ValueError(f"walk: target must be 'activation', got {target!r}")
     if engine not in ("auto", "plain"):
         raise ValueError(f"walk: engine must be 'auto' or 'plain', got {engine!r}")
-    if not isinstance(noise, Noise):
-        raise TypeError(f"walk: noise must be a Noise, got {type(noise).__name__}")
+    noises = (noise,) if isinstance(noise, Noise) else tuple(noise) if isinstance(noise, list | tuple) else ()
+    if not noises or not all(isinstance(n, Noise) for n in noises):
+        raise TypeError(f"walk: noise must be a Noise, or a list of them, got {type(noise).__name__}")
     if (levels is None) != (draws is None):
         raise ValueError("walk: give both levels and draws for a grid, or neither for an adaptive walk")
     if not 0 < rel_ci < 1:
         raise ValueError(f"walk: rel_ci must lie between 0 and 1, got {rel_ci}")
+    if plateaus is not None and (levels is None or not 0 < plateaus < 0.5):
+        raise ValueError(f"walk: plateaus must lie between 0 and 0.5, and go with levels, got {plateaus}")
+    if not (executor is None or hasattr(executor, "submit")):
+        executor = whole_size("walk", "executor", executor)
     amplitudes, draw_ids = ([], []) if levels is None else (level_list("walk", levels), draw_list("walk", draws))
     device = place_of(model)
     seed_tensor("walk", seed, device)
@@ -135,28 +162,33 @@ def walk(
     draws_per_pass = whole_size("walk", "draws_per_pass", draws_per_pass)
     memory = whole_size("walk", "memory", memory)
     parts = [part.to(device) for part in in_memory("walk", data, rows)]
-    if levels is None:  # in an order of their own, so that the first rows are a random part of all
-        permuted = torch.randperm(len(parts[1]), generator=torch.Generator().manual_seed(seed % 2**63)).to(device)
-        parts = [part[permuted] for part in parts]
+    permuted = levels is None or plateaus is not None  # in an order of its own: the first rows are a random part of all
+    if permuted:
+        order = torch.randperm(len(parts[1]), generator=torch.Generator().manual_seed(seed % 2**63)).to(device)
+        parts = [part[order] for part in parts]
     inputs, labels, row_ids = parts
-    held = inputs, labels, row_ids
     computed = torch.float64 if inputs.dtype == torch.float64 else torch.float32  # what the noise computes in
-    for amplitude in amplitudes:
-        scaled_noise("walk", noise, amplitude, computed)
+    for one, amplitude in itertools.product(noises, amplitudes):
+        scaled_noise("walk", one, amplitude, computed)
+    problem = Problem(model, (inputs, labels, row_ids), noises, seed, batch_rows, draws_per_pass)
 
     with (
         torch_threads(threads),
         evaluating(model),
-        inject(model, None, example_input=inputs[:2]) as injected,
-        torch.inference_mode(),
         contextlib.ExitStack() as stack,
     ):
+        sent = None if executor is None else packed(problem)  # before it is injected
+        injected = stack.enter_context(inject(model, None, example_input=inputs[:2]))
+        stack.enter_context(torch.inference_mode())
         state = state_of(injected)
         state.placement = SILENT
         chosen = chosen_sites("walk", state.traced, sites)
         refuse_without_rows("walk", chosen)
         correct, classes = clean_correct("walk", injected, inputs, labels, batch_rows)
-        plan = {
+        tape = _tape(injected, inputs, chosen) if engine == "auto" else None
+        chunks = None if tape is None else choose_plan(tape, memory, batch_rows)
+        here = Evaluator(problem, injected, chunks, tape)
+        plan: dict[str, Any] = {
             "batch_rows": batch_rows,
             "draws_per_pass": draws_per_pass,
             "threads": torch.get_num_threads(),
@@ -164,94 +196,89 @@ def walk(
             "cpu_level": _C.cpu_level(),
             "device": str(device),
         }
-        plain = Plain(injected, batch_rows, draws_per_pass, seed)
-        reuse = _reuse(injected, inputs, chosen, memory, batch_rows, seed) if engine == "auto" else None
-        if reuse is not None:
-            plan |= {"chunk_rows": reuse.plan.rows, "pass_bytes": reuse.plan.bytes}
-
-        def evaluate(requests: Sequence[Request], advance: Callable[[float], object]) -> list[Answer]:
-            """Each by the engine that can."""
-            reached = {i for i, r in enumerate(requests) if reuse is not None and r.site.name in reuse.suffixes}
-            found: dict[int, Answer] = {}
-            for counter, mine in ((reuse, reached), (plain, set(range(len(requests))) - reached)):
-                if counter is not None and mine:
-                    some = counter.correct([requests[i] for i in sorted(mine)], held, noise, advance)
-                    found |= dict(zip(sorted(mine), some, strict=True))
-            return [found[i] for i in range(len(requests))]
-
-        answers = evaluate
+        if chunks is not None:
+            plan |= {"chunk_rows": chunks.rows, "pass_bytes": chunks.bytes}
+        answers: Answers = here.correct
+        if executor is not None and sent is not None:
+            answers = stack.enter_context(Workers(executor, sent, here, chunks)).correct
         if store is not None:
-            order = "as given" if levels is not None else "permuted"
-            key = study_key(
-                model, inputs, labels, noise, seed, plan=plan | {"order": order}, rows=row_ids.cpu(), target=target
-            )
-            answers = Kept(stack.enter_context(Store(store, key)), evaluate).answers
+            ordered = plan | {"order": "permuted" if permuted else "as given"}
+            given = noises[0] if len(noises) == 1 else noises
+            key = study_key(model, inputs, labels, given, seed, plan=ordered, rows=row_ids.cpu(), target=target)
+            answers = Kept(stack.enter_context(Store(store, key)), answers).answers
 
-        records: dict[tuple[str, float, int], Record] = {}
-
-        def record(request: Request, answer: Answer) -> None:
-            """A record for each cell; of one evaluated twice, that with more rows."""
-            for level, of_level in zip(request.levels, answer, strict=True):
-                _warn_of_nan(request.site.name, level, of_level)
-                for draw, of_draw in zip(request.draws, of_level, strict=True):
-                    key = (request.site.name, level, draw)
-                    if key not in records or records[key].rows < len(of_draw):
-                        hits = int((of_draw == 1).sum())
-                        records[key] = Record.counted(
-                            request.site.name, request.site.index, level, draw, len(of_draw), hits
-                        )
-
-        midpoints: list[dict[str, Any]] = []
+        cells = Cells(chosen, correct)
+        base = floor if floor is not None else 1 / classes
         if levels is not None:
-            with progress_of("walk", progress, len(chosen) * len(amplitudes)) as advance:
-                grid = [Request(s, tuple(amplitudes), tuple(draw_ids), len(labels)) for s in chosen]
+            grid = [
+                Request(s, tuple(amplitudes), tuple(draw_ids), len(labels), which=which)
+                for s in chosen
+                for which in range(len(noises))
+            ]
+            with progress_of("walk", progress, len(grid) * len(amplitudes)) as advance:
+                if plateaus is not None:
+                    grid = settled(grid, here, answers, cells, base, plateaus, advance)
                 for request, answer in zip(grid, answers(grid, advance), strict=True):
-                    record(request, answer)
+                    cells.take(request, answer)
+            midpoints: list[list[dict[str, Any]]] = [[] for _ in noises]
         else:
-            base = floor if floor is not None else 1 / classes
-            if not 0 <= base < float(correct.mean()):
-                raise ValueError(
-                    f"walk: the clean accuracy {correct.mean():.4f} is not above the floor {base:.4f}: nothing to find"
-                )
-            scales = {} if reuse is None else reuse.scales(chosen, held, noise)
-            searches = [Search(s, scales.get(s.name, 1.0), correct, base, rel_ci) for s in chosen]
-            with progress_of("walk", progress, len(chosen)) as advance:
-                for request, answer in seek(searches, lambda requests: answers(requests, lambda _: None), advance):
-                    record(request, answer)
-            midpoints = [search.described() for search in searches]
-            plan["evaluations"] = sum(search.evaluations for search in searches)
+            midpoints = _search(here, answers, cells, base, rel_ci, progress)
         every = tuple(s.name for s in state.traced)
-    meta = Meta(
-        seed=seed,
-        noise={
-            "kind": noise.kind,
-            "mode": noise.mode,
-            "fold": noise.fold,
-            "add": _describe(noise.add),
-            "mul": _describe(noise.mul),
-        },
-        levels=tuple(amplitudes) or tuple(sorted({r.level for r in records.values()})),
-        draws=tuple(draw_ids) or tuple(sorted({r.draw for r in records.values()})),
-        rows=len(labels),
-        clean_correct=int(correct.sum()),
-        classes=classes,
-        sites=every,
-        stream_version=_C.STREAM_VERSION,
-        plan=plan,
-        axis=axis,
-        floor=floor,
-        target=target,
-        model=description[0] or type(model).__name__,
-        data=description[1],
-        midpoints=tuple(midpoints),
-    )
-    return Study(list(records.values()), meta)
+    studies = []
+    for which, one in enumerate(noises):
+        records = cells.records(which)
+        meta = Meta(
+            seed=seed,
+            noise={
+                "kind": one.kind,
+                "mode": one.mode,
+                "fold": one.fold,
+                "add": _describe(one.add),
+                "mul": _describe(one.mul),
+            },
+            levels=tuple(amplitudes) or tuple(sorted({r.level for r in records})),
+            draws=tuple(draw_ids) or tuple(sorted({r.draw for r in records})),
+            rows=len(labels),
+            clean_correct=int(correct.sum()),
+            classes=classes,
+            sites=every,
+            stream_version=_C.STREAM_VERSION,
+            plan=plan | {"evaluations": cells.evaluations[which]},
+            axis=axis,
+            floor=floor,
+            target=target,
+            model=description[0] or type(model).__name__,
+            data=description[1],
+            midpoints=tuple(midpoints[which]),
+        )
+        studies.append(Study(records, meta))
+    return studies[0] if isinstance(noise, Noise) else studies
 
 
-def _reuse(
-    model: nn.Module, inputs: Tensor, chosen: Sequence[Site], memory: int, batch_rows: int, seed: int
-) -> Reuse | None:
-    """The engine that shares work, for the sites that it can reach; None, with a warning, if there are none."""
+Answers = Callable[[Sequence[Request], Callable[[float], object]], list[Answer]]
+
+
+def _search(
+    here: Evaluator, answers: Answers, cells: Cells, floor: float, rel_ci: float,
+    progress: bool | Callable[[int, int], object],
+) -> list[list[dict[str, Any]]]:  # fmt: skip
+    """Midpoints of all sites under each noise."""
+    clean = float(cells.clean.mean())
+    if not 0 <= floor < clean:
+        raise ValueError(f"walk: the clean accuracy {clean:.4f} is not above the floor {floor:.4f}: nothing to find")
+    noises = here.problem.noises
+    searches = []
+    for which, one in enumerate(noises):
+        scales = {} if here.reuse is None else here.reuse.scales(cells.sites, here.problem.data, one)
+        searches += [Search(s, scales.get(s.name, 1.0), cells.clean, floor, rel_ci, which=which) for s in cells.sites]
+    with progress_of("walk", progress, len(searches)) as advance:
+        for request, answer in seek(searches, lambda requests: answers(requests, lambda _: None), advance):
+            cells.take(request, answer)
+    return [[s.described() for s in searches if s.which == which] for which in range(len(noises))]
+
+
+def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site]) -> Tape | None:
+    """The model recorded; None, with a warning, if it cannot be or none of the sites can be reached."""
     try:
         tape = record_tape(model, inputs[:4])
     except NotTraceable as reason:
@@ -260,31 +287,10 @@ def _reuse(
     refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
     if refused:
         warnings.warn(f"walk: for these sites every pass runs the whole model: {', '.join(refused)}", stacklevel=3)
-    reached = [s for s in chosen if s.name in tape.sites]
-    return Reuse(tape, reached, choose_plan(tape, memory, batch_rows), seed) if reached else None
-
-
-def _warn_of_nan(site: str, level: float, answer: Answer) -> None:
-    if nan := int((answer == NAN).sum()):
-        warnings.warn(
-            f"walk: site {site} at level {level:g}: {nan} of {answer.size} rows of scores hold NaN and count as wrong",
-            stacklevel=3,
-        )
+    return tape if any(s.name in tape.sites for s in chosen) else None
 
 
 def _describe(level: Tensor | None) -> Any:
     if level is None:
         return 0.0
     return level.item() if level.dim() == 0 else f"tensor {list(level.shape)}"
-
-
-@contextlib.contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """torch's number of threads for the length of a block; None leaves it as it is."""
-    before = torch.get_num_threads()
-    try:
-        if count is not None:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -41,7 +41,7 @@ class Kept:
     def __init__(self, store: Store, evaluate: Evaluate) -> None:
         self.store, self.evaluate = store, evaluate
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.cells: dict[tuple[str, int, str, int], Any] = {}  # (site, rows, bits of level, draw): answer of the rows
+        self.cells: dict[tuple[str, str, str, int], Any] = {}  # (site, rows, bits of level, draw): answer of the rows
         self.read: set[str] = set()
 
     def answers(self, requests: Sequence[Request], advance: Callable[[float], object]) -> list[Answer]:
@@ -90,10 +90,9 @@ class Kept:
                 continue
             self.read.add(key)
             site, levels, draws, rows = key.rsplit("|", 3)
-            count, answer = int(rows.partition(":")[2]), _decoded(result)
-            for level, of_level in zip(levels.split(";"), answer, strict=True):
+            for level, of_level in zip(levels.split(";"), _decoded(result), strict=True):
                 for draw, of_draw in zip(draws.split(","), of_level, strict=True):
-                    self.cells[site, count, level, int(draw)] = of_draw
+                    self.cells[site, rows, level, int(draw)] = of_draw
 
     def _rest(self, request: Request) -> list[Request]:
         """What the file lacks of a request, as requests for whole rectangles."""
@@ -105,14 +104,19 @@ class Kept:
         return [replace(request, levels=tuple(levels), draws=draws) for draws, levels in lacking.items()]
 
     def _cell(self, request: Request, level: float, draw: int) -> Any:
-        return self.cells.get((request.site.name, request.rows, float(level).hex(), draw))
+        return self.cells.get((_site(request), f"{request.start}:{request.end}", float(level).hex(), draw))
 
     def _assembled(self, request: Request) -> Answer:
         return np.stack([np.stack([self._cell(request, v, d) for d in request.draws]) for v in request.levels])
 
 
+def _site(request: Request) -> str:
+    """The site, and which of several noises it is."""
+    return f"{request.site.name}~{request.which}" if request.which else request.site.name
+
+
 def _key(request: Request) -> str:
-    return task_key(request.site.name, request.levels, request.draws, (0, request.rows))
+    return task_key(_site(request), request.levels, request.draws, (request.start, request.end))
 
 
 def _groups(requests: Sequence[Request]) -> Iterator[list[Request]]:

@@ -6,7 +6,7 @@ fold draws into the batch, to hold the data in memory, and to run without autogr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -58,42 +58,35 @@ class Plain:
     Args:
         model: the injected model.
         batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once.
+        noises: of the study, at level 1.
         seed: of the study.
     """
 
-    def __init__(self, model: nn.Module, batch_rows: int, draws_per_pass: int, seed: int) -> None:
-        self.model, self.batch_rows, self.draws_per_pass, self.seed = model, batch_rows, draws_per_pass, seed
+    def __init__(
+        self, model: nn.Module, batch_rows: int, draws_per_pass: int, noises: Sequence[Noise], seed: int
+    ) -> None:
+        self.model, self.rows, self.draws_per_pass = model, batch_rows, draws_per_pass
+        self.noises, self.seed = noises, seed
 
-    def correct(
-        self,
-        requests: Sequence[Request],
-        data: tuple[Tensor, Tensor, Tensor],
-        noise: Noise,
-        advance: Callable[[float], object] = lambda done: None,
-    ) -> list[Answer]:
-        """The answers to requests on data (inputs, labels, ids of rows).
-
-        Args:
-            advance: called after each level with 1.
-        """
-        found = []
-        for request in requests:
-            part = [p[: request.rows].split(self.batch_rows) for p in data]
+    def chunk(
+        self, requests: Sequence[Request], first: int, data: tuple[Tensor, Tensor, Tensor]
+    ) -> Iterator[tuple[int, Answer]]:
+        """See `evaluator.Engine`."""
+        state = state_of(self.model)
+        for k, request in enumerate(requests):
+            inputs, labels, rows = (part[request.start - first : request.end - first] for part in data)
             levels = []
             for level in request.levels:
-                state = state_of(self.model)
-                state.placement = replace(SILENT, noise=noise.scaled(level), where=request.site.name)
-                levels.append(np.concatenate([self._draws(request.draws[i : i + self.draws_per_pass], part)
-                                              for i in range(0, len(request.draws), self.draws_per_pass)]))  # fmt: skip
+                noise = self.noises[request.which].scaled(level)
+                state.placement = replace(SILENT, noise=noise, where=request.site.name)
+                levels.append(np.concatenate([
+                    self._draws(request.draws[i : i + self.draws_per_pass], inputs, labels, rows)
+                    for i in range(0, len(request.draws), self.draws_per_pass)
+                ]))  # fmt: skip
                 state.placement = SILENT
-                advance(1)
-            found.append(np.stack(levels))
-        return found
+            yield k, np.stack(levels)
 
-    def _draws(self, draws: Sequence[int], part: Sequence[Sequence[Tensor]]) -> Answer:
-        answers = []
-        for inputs, labels, rows in zip(*part, strict=True):
-            with noise_state(self.model, seed=self.seed, draws=list(draws), rows=rows):
-                scores = scores_of("walk", self.model, inputs, len(draws) * len(labels))
-            answers.append(judged(scores.view(len(draws), len(labels), -1), labels))
-        return np.concatenate(answers, 1)
+    def _draws(self, draws: Sequence[int], inputs: Tensor, labels: Tensor, rows: Tensor) -> Answer:
+        with noise_state(self.model, seed=self.seed, draws=list(draws), rows=rows):
+            scores = scores_of("walk", self.model, inputs, len(draws) * len(labels))
+        return judged(scores.view(len(draws), len(labels), -1), labels)

@@ -5,7 +5,7 @@ follows a site runs for many levels and draws at once (`carry.Suffix`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,86 +56,101 @@ class Reuse:
 
     Args:
         tape: of the model.
-        sites: those to be walked, all in `tape.sites`.
         plan: see `Plan`.
+        noises: of the study, at level 1.
         seed: of the study.
     """
 
-    def __init__(self, tape: Tape, sites: Sequence[Site], plan: Plan, seed: int) -> None:
-        self.tape, self.plan, self.seed = tape, plan, seed
-        self.suffixes = {site.name: Suffix(tape, tape.sites[site.name]) for site in sites}
+    def __init__(self, tape: Tape, plan: Plan, noises: Sequence[Noise], seed: int) -> None:
+        self.tape, self.plan, self.noises, self.seed = tape, plan, noises, seed
+        self.rows = plan.rows
+        self.suffixes: dict[str, Suffix] = {}
 
-    def scores(
-        self, site: Site, clean: dict[int, Any], rows: Tensor, noise: Noise, levels: Tensor, draws: Sequence[int]
-    ) -> Iterator[tuple[int, int, Tensor]]:
-        """Noisy scores of a chunk at a site, pass by pass: (first level, first draw, scores (levels, draws, rows,
-        classes))."""
-        suffix, number = self.suffixes[site.name], self.tape.sites[site.name]
-        count = len(rows)
+    def suffix(self, site: str) -> Suffix:
+        """What follows a site."""
+        if site not in self.suffixes:
+            self.suffixes[site] = Suffix(self.tape, self.tape.sites[site])
+        return self.suffixes[site]
+
+    def chunk(
+        self, requests: Sequence[Request], first: int, data: tuple[Tensor, Tensor, Tensor]
+    ) -> Iterator[tuple[int, Answer]]:
+        """See `evaluator.Engine`. Requests that differ in levels and noise only share what is drawn and carried."""
+        inputs, labels, rows = data
+        clean = self.tape.run(inputs)
+        groups: dict[Any, list[int]] = {}
+        for k, r in enumerate(requests):
+            groups.setdefault((r.site.name, r.draws, r.start, r.rows), []).append(k)
+        for group in groups.values():
+            one = requests[group[0]]
+            low, high = one.start - first, one.end - first
+            part = clean if high - low == len(labels) else self._cut(clean, low, high, len(labels))
+            found = {k: np.zeros((len(requests[k].levels), len(one.draws), one.rows), dtype=np.int8) for k in group}
+            for k, level, draw, scores in self._scores(requests, group, part, rows[low:high]):
+                where = slice(level, level + scores.shape[0]), slice(draw, draw + scores.shape[1])
+                found[k][where] = judged(scores, labels[low:high])
+            yield from found.items()
+
+    def _scores(
+        self, requests: Sequence[Request], group: Sequence[int], clean: dict[int, Any], rows: Tensor
+    ) -> Iterator[tuple[int, int, int, Tensor]]:
+        """Noisy scores of a group, pass by pass: (place of the request, first level, first draw, scores (levels, draws,
+        rows, classes))."""
+        site, draws = requests[group[0]].site, requests[group[0]].draws
+        suffix, count = self.suffix(site.name), len(rows)
         copies = max(1, self.plan.bytes // (suffix.peak * count))
-        some = max(1, min(len(draws), copies // len(levels)))
-        at_once = max(1, min(len(levels), copies // some))
+        some = max(1, min(len(draws), copies // max(len(requests[k].levels) for k in group)))
+        noises = [self.noises[requests[k].which] for k in group]
+        for first in range(0, len(draws), some):
+            ids = draws[first : first + some]
+            key: dict[str, Any] = {"seed": self.seed, "site": site.id, "draws": ids, "rows": rows}
+            toward, mixtures = directions(noises, *self._value(site, clean), **key)
+            carried = suffix.carry(toward, len(ids), count)
+            for k, mixture in zip(group, mixtures, strict=True):
+                levels = torch.tensor(requests[k].levels, dtype=torch.float64)
+                for low, part in _parts(levels, copies // len(ids)):
+                    scores = suffix.scores(clean, carried, mixture, part, len(ids), count)
+                    yield k, low, first, scores.view(len(part), len(ids), count, -1)
+
+    def _value(self, site: Site, clean: dict[int, Any]) -> tuple[Tensor, int]:
+        """The clean value at a site, and its dimension of rows."""
+        number = self.tape.sites[site.name]
         dim = self.tape.row_dims[number]
         assert dim is not None
-        for first in range(0, len(draws), some):
-            ids = list(draws[first : first + some])
-            toward = directions(noise, clean[number], dim, seed=self.seed, site=site.id, draws=ids, rows=rows)
-            for low in range(0, len(levels), at_once):
-                part = levels[low : low + at_once]
-                scores = suffix.scores(clean, toward, part, len(ids), count)
-                yield low, first, scores.view(len(part), len(ids), count, -1)
+        return clean[number], dim
 
-    def correct(
-        self,
-        requests: Sequence[Request],
-        data: tuple[Tensor, Tensor, Tensor],
-        noise: Noise,
-        advance: Callable[[float], object] = lambda done: None,
-    ) -> list[Answer]:
-        """The answers to requests on data (inputs, labels, ids of rows).
-
-        Args:
-            advance: called with the levels done since, in parts.
-        """
-        most = max(request.rows for request in requests)
-        found = [np.zeros((len(r.levels), len(r.draws), r.rows), dtype=np.int8) for r in requests]
-        start = 0
-        for inputs, labels, rows in zip(*(part[:most].split(self.plan.rows) for part in data), strict=True):
-            clean = self.tape.run(inputs)
-            for out, request in zip(found, requests, strict=True):
-                if (some := min(len(labels), request.rows - start)) <= 0:
-                    continue
-                part = clean if some == len(labels) else self._head(clean, some, len(labels))
-                levels = torch.tensor(request.levels, dtype=torch.float64)
-                for low, first, scores in self.scores(request.site, part, rows[:some], noise, levels, request.draws):
-                    where = (slice(low, low + len(scores)), slice(first, first + scores.shape[1]))
-                    out[where][..., start : start + some] = judged(scores, labels[:some])
-                advance(len(request.levels) * some / request.rows)
-            start += len(labels)
-        return found
-
-    def _head(self, clean: dict[int, Any], some: int, rows: int) -> dict[int, Any]:
-        """The parts of clean values that belong to the first rows of a chunk."""
+    def _cut(self, clean: dict[int, Any], low: int, high: int, rows: int) -> dict[int, Any]:
+        """The parts of clean values that belong to rows low..high - 1 of a chunk."""
         found = dict(clean)
         for n, value in clean.items():
             if (dim := self.tape.row_dims[n]) is not None:
-                found[n] = value.narrow(dim, 0, value.shape[dim] // rows * some)
+                each = value.shape[dim] // rows
+                found[n] = value.narrow(dim, low * each, (high - low) * each)
         return found
 
     def scales(self, sites: Sequence[Site], data: tuple[Tensor, Tensor, Tensor], noise: Noise) -> dict[str, float]:
-        """The level at which the noise is about as large as the values, for each site: a quarter of a decade coarse."""
+        """The level at which a noise is about as large as the values, for each site that can be reached: a quarter of a
+        decade coarse."""
         inputs, _, rows = (part[: min(100, self.plan.rows)] for part in data)
         clean, found = self.tape.run(inputs), {}
         for site in sites:
-            if site.name in self.suffixes:
-                number = self.tape.sites[site.name]
-                dim = self.tape.row_dims[number]
-                assert dim is not None
-                toward = directions(noise, clean[number], dim, seed=self.seed, site=site.id, draws=[0], rows=rows)[0]
-                ratio = float(clean[number].double().square().mean().sqrt() / toward.double().square().mean().sqrt())
+            if site.name in self.tape.sites:
+                value, dim = self._value(site, clean)
+                key: dict[str, Any] = {"seed": self.seed, "site": site.id, "draws": [0], "rows": rows}
+                table, (mixture,) = directions([noise], value, dim, **key)
+                size = mixture.of(table)[0].double().square().mean().sqrt() * mixture.factor
+                ratio = float(value.double().square().mean().sqrt() / size)
                 if math.isfinite(ratio) and ratio > 0:
                     found[site.name] = 10 ** (round(4 * math.log10(ratio)) / 4)
         return found
+
+
+def _parts(levels: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
+    """Levels in parts of about equal length, none above `most`: (place of the first, part)."""
+    low = 0
+    for part in levels.tensor_split(-(-len(levels) // max(1, most))):
+        yield low, part
+        low += len(part)
 
 
 def judged(scores: Tensor, labels: Tensor) -> Answer:

@@ -88,7 +88,7 @@ def task_key(site: str, levels: Sequence[float], draws: Sequence[int], rows: tup
 
 
 def study_key(
-    model: nn.Module, inputs: Tensor, labels: Tensor, noise: Noise, seed: int, *,
+    model: nn.Module, inputs: Tensor, labels: Tensor, noise: Noise | Sequence[Noise], seed: int, *,
     plan: Mapping[str, Any], rows: Tensor | Sequence[int] | None = None, target: str = "activation",
 ) -> dict[str, Any]:  # fmt: skip
     """What all results of a study depend on, piece by piece, big ones as SHA-256.
@@ -98,7 +98,7 @@ def study_key(
 
     Args:
         model, inputs, labels: the classifier and the data; read in blocks, wherever they are and however they lie.
-        noise, seed, target: the noise at level 1, its seed, and where it enters.
+        noise, seed, target: the noise at level 1 (or several), its seed, and where it enters.
         plan: the contraction plan; must survive JSON.
         rows: data-set index of each row; None numbers them in order.
 
@@ -137,10 +137,13 @@ def study_key(
         _hash(digest := hashlib.sha256(), "level", t)
         return digest.hexdigest()
 
+    def described(noise: Noise) -> dict[str, Any]:
+        return {"kind": noise.kind, "mode": noise.mode, "fold": noise.fold,
+                "add": level(noise.add), "mul": level(noise.mul)}  # fmt: skip
+
     key = {
         **{name: digest.hexdigest() for name, digest in digests.items()},
-        "noise": {"kind": noise.kind, "mode": noise.mode, "fold": noise.fold,
-                  "add": level(noise.add), "mul": level(noise.mul)},
+        "noise": [described(n) for n in noise] if isinstance(noise, Sequence) else described(noise),
         "seed": operator.index(seed), "stream": STREAM_VERSION, "target": target, "plan": dict(plan),
     }  # fmt: skip
     return {**key, "sha256": hashlib.sha256(_json(key).encode()).hexdigest()}

@@ -17,8 +17,8 @@ import torch
 
 import noisykernels as nk
 from noisykernels import kept
+from noisykernels.evaluator import Evaluator
 from noisykernels.models import MLP
-from noisykernels.reuse import Reuse
 from noisykernels.store import StoreError
 
 SETTINGS: dict[str, Any] = dict(noise=nk.Noise(add=1.0), seed=1)
@@ -35,13 +35,13 @@ def problem() -> tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]:
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of predictions that the engine was asked for."""
     asked: list[int] = []
-    correct = Reuse.correct
+    correct = Evaluator.correct
 
-    def counted(self: Reuse, requests: Sequence[Any], *args: Any) -> Any:
+    def counted(self: Evaluator, requests: Sequence[Any], *args: Any) -> Any:
         asked.extend(len(r.levels) * len(r.draws) * r.rows for r in requests)
         return correct(self, requests, *args)
 
-    monkeypatch.setattr(Reuse, "correct", counted)
+    monkeypatch.setattr(Evaluator, "correct", counted)
     return asked
 
 
@@ -71,16 +71,16 @@ def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model, data = problem()
     monkeypatch.setattr(kept, "TOGETHER", 1)
     grid = dict(levels=[0.1, 1.0, 3.0], draws=3)
-    correct, calls = Reuse.correct, []
+    correct, calls = Evaluator.correct, []
 
-    def interrupted(self: Reuse, *args: Any) -> Any:
+    def interrupted(self: Evaluator, *args: Any) -> Any:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return correct(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reuse, "correct", interrupted)
+        patch.setattr(Evaluator, "correct", interrupted)
         with pytest.raises(KeyboardInterrupt):
             nk.walk(model, data, **SETTINGS, **grid, store=tmp_path / "a.db")
     evaluated.clear()

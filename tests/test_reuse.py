@@ -154,8 +154,10 @@ def test_scores_are_the_plain_ones(name: str, kind: str) -> None:
         for site, number in tape.sites.items():
             dim = tape.row_dims[number]
             assert dim is not None
-            toward = directions(noise, clean[number], dim, seed=5, site=state.site_ids[site], draws=draws, rows=rows)
-            scores = Suffix(tape, number).scores(clean, toward, levels, 2, 6).view(4, 2, 6, -1)
+            key: dict[str, Any] = dict(seed=5, site=state.site_ids[site], draws=draws, rows=rows)
+            toward, (mixture,) = directions([noise], clean[number], dim, **key)
+            suffix = Suffix(tape, number)
+            scores = suffix.scores(clean, suffix.carry(toward, 2, 6), mixture, levels, 2, 6).view(4, 2, 6, -1)
             for i, level in enumerate(levels.tolist()):
                 state.placement = Placement(noise=noise.scaled(level), where=site, layers_own=False)
                 with noise_state(injected, seed=5, draws=draws, rows=rows):
@@ -180,6 +182,35 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
         shared = nk.walk(model, (x, y), **settings)
     plain = nk.walk(model, (x, y), **settings, engine="plain")
     assert shared.records == plain.records
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_several_noises_are_as_each_alone(engine: str) -> None:
+    """Mixed noise of several ratios in both orders, another kind and levels per channel: shared work, same counts."""
+    model, x = made("lenet", 40)
+    y = model(x).argmax(1)
+    channels = nk.per_channel(torch.tensor([0.5]), ndim=4)
+    noises = [
+        *(nk.Noise.amplitude(1.0, ratio) for ratio in (0.0, 0.25, 1.0)),
+        nk.Noise.amplitude(1.0, 0.5, order="add_mul"),
+        NOISES["uniform"], NOISES["fold"], nk.Noise(add=channels),
+    ]  # fmt: skip
+    how: dict[str, Any] = dict(levels=[0.0, 0.3, 3.0], draws=[4, 1], seed=7, sites=["input", "pool1", "conv2"])
+    together = nk.walk(model, (x, y), noise=noises, engine=engine, **how)
+    for noise, study in zip(noises, together, strict=True):
+        assert study.records == nk.walk(model, (x, y), noise=noise, engine=engine, **how).records
+
+
+def test_several_noises_are_searched_as_each_alone(tmp_path: Any) -> None:
+    model, x = made("mlp", 600)
+    y = model(x).argmax(1)
+    noises = [nk.Noise.amplitude(1.0, ratio) for ratio in (0.5, 1.0)]
+    together = nk.walk(model, (x, y), noise=noises, seed=3, store=tmp_path / "s.db")
+    for noise, study in zip(noises, together, strict=True):
+        alone = nk.walk(model, (x, y), noise=noise, seed=3)
+        assert study.records == alone.records and study.meta == alone.meta
+    again = nk.walk(model, (x, y), noise=noises, seed=3, store=tmp_path / "s.db")
+    assert [s.records for s in again] == [s.records for s in together]
 
 
 def test_the_same_for_every_plan() -> None:
@@ -224,13 +255,15 @@ def test_a_linear_operation_runs_once_for_all_levels(monkeypatch: pytest.MonkeyP
                     seen.append(len(x))
                     return function(x, *args, **kwargs)
 
-                monkeypatch.setattr(f"{Suffix.__module__}._CONTRACTIONS", frozenset({function, counted}))
+                monkeypatch.setattr(f"{Suffix.__module__}.CONTRACTIONS", frozenset({function, counted}))
                 step.function = counted
         number = tape.sites["pool1:max_pool2d#0"]
         suffix, clean = Suffix(tape, number), tape.run(x)
         seen.clear()
-        toward = directions(NOISES["add"], clean[number], 0, seed=1, site=1, draws=[0, 1], rows=torch.arange(4))
-        suffix.scores(clean, toward, torch.linspace(0, 1, 9, dtype=torch.float64), 2, 4)
+        key: dict[str, Any] = dict(seed=1, site=1, draws=[0, 1], rows=torch.arange(4))
+        toward, (mixture,) = directions([NOISES["add"]], clean[number], 0, **key)
+        levels = torch.linspace(0, 1, 9, dtype=torch.float64)
+        suffix.scores(clean, suffix.carry(toward, 2, 4), mixture, levels, 2, 4)
     assert seen == [2 * 4]
 
 
