@@ -128,7 +128,7 @@ def test_mpi_gives_the_same(tmp_path: Path) -> None:
 
 
 class Reluctant(Executor):
-    """Runs at once; every third task is lost as if its worker had died, and the problem is forgotten meanwhile."""
+    """Runs at once; every fifth task is lost as if its worker had died, and the problem is forgotten meanwhile."""
 
     def __init__(self) -> None:
         self.count = self.carried = 0
@@ -136,7 +136,7 @@ class Reluctant(Executor):
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         self.count, self.carried = self.count + 1, self.carried + (args[1] is not None)
         future: Future[Any] = Future()
-        if self.count % 3 == 0:
+        if self.count % 5 == 0:
             workers._here.__dict__.clear()
             future.set_exception(OSError("the worker died"))
         else:
@@ -148,7 +148,7 @@ def test_a_worker_that_dies_is_replaced_by_another(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(workers, "PREDICTIONS", 1000)
     model, data = problem()
     executor = Reluctant()
-    alone, together = (nk.walk(model, data, **GRID, executor=e) for e in (None, executor))
+    alone, together = (nk.walk(model, data, **GRID, executor=e, batch_rows=50) for e in (None, executor))
     assert together.records == alone.records
     assert executor.count > 8 and executor.carried >= 2
 
