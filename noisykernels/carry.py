@@ -132,7 +132,7 @@ def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str,
 _HOMOGENEOUS = functions(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d flatten reshape "
     "view permute transpose contiguous squeeze unsqueeze movedim unflatten neg mean sum pixel_shuffle select narrow "
-    "clone detach mul __mul__ __rmul__ div __truediv__ true_divide cat stack"
+    "clone detach dropout dropout1d dropout2d dropout3d mul __mul__ __rmul__ div __truediv__ true_divide cat stack"
 )
 SUMS = functions("add __add__ __radd__ sub __sub__ __rsub__")
 _NEGATES_SECOND = functions("sub __sub__")

@@ -51,7 +51,7 @@ _BOUNDS = {"gaussian": math.sqrt(64 * math.log(2)), "uniform": math.sqrt(3), "la
 _POSITIVE = functions(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d flatten reshape "
     "view permute transpose contiguous squeeze unsqueeze movedim unflatten mean sum pixel_shuffle select narrow clone "
-    "detach"
+    "detach dropout dropout1d dropout2d dropout3d"
 )
 # Activations with slopes of at most 1.
 _GENTLE = functions("relu relu6 hardtanh tanh sigmoid softplus softsign logsigmoid neg")

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from noisykernels.attention import multi_head_attention_forward
 from noisykernels.injected import begin, original_class, state_of
 from noisykernels.mode import INPLACE_AT, RECURRENT, SiteMode, draw_layer
+from noisykernels.noise import Noise
 from noisykernels.sites import Placement, kind_of
 from noisykernels.trace import evaluating
 
@@ -151,14 +153,25 @@ class _Recorder(SiteMode):
         self.tensors: list[Tensor] = [inputs]  # kept, so that no identity is used twice
         self.known: dict[int, Tensor] = {0: inputs}
         self.count = 1
+        self.in_attention = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         assert self.record is not None
+        if func is F.multi_head_attention_forward:  # one call, of which each part becomes a step
+            with self:
+                self.in_attention = True
+                try:
+                    return multi_head_attention_forward(self, *args, **kwargs)
+                finally:
+                    self.in_attention = False
         tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         versions = [t._version for t in tensors]
         before = len(self.record)
-        out = super().__torch_function__(func, types, args, kwargs)
+        if self.in_attention:  # only its own sites count, which come by `site` and `at`
+            out = func(*args, **kwargs)
+        else:
+            out = super().__torch_function__(func, types, args, kwargs)
         leaves = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         changed = [t for t, v in zip(tensors, versions, strict=True) if t._version != v]
         if func is draw_layer:  # without its noise
@@ -169,6 +182,19 @@ class _Recorder(SiteMode):
             names = [name for name, _ in self.record[before:]]
             self._write(func, args, kwargs, leaves, changed, names)
         return out
+
+    def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
+        """A call of an operation that makes a site; within attention, it comes back to this mode as it is."""
+        if not self.in_attention:
+            return super().site(kind, func, args, kwargs, row_dim)
+        name = self.name(kind)
+        return self.at(name, None, func(*args, **kwargs), row_dim)
+
+    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+        """The value at a site; within attention, that of the last step."""
+        if self.in_attention:
+            self.steps[-1].names = (name,)
+        return super().at(name, noise, clean, row_dim)
 
     def _write(
         self,
