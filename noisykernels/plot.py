@@ -123,8 +123,8 @@ def plot_curves(study: Study, ax: Any = None, sites: Iterable[str | int] | None 
         )  # fmt: skip
     ax.set_xlabel(_level_label(study))
     ax.set_ylabel("accuracy (fraction of rows)")
-    draws = len(m.draws)
-    ax.set_title(f"{m.rows} rows, {draws} draw{'s' * (draws != 1)}, band 95 %", fontsize=10)
+    draws, most = len(m.draws), "up to " if m.midpoints else ""
+    ax.set_title(f"{most}{m.rows} rows, {most}{draws} draw{'s' * (draws != 1)}, band 95 %", fontsize=10)
     if legend:
         _site_legend(ax)
     return ax
@@ -152,6 +152,8 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
     m = study.meta
     points = study.midpoints(floor)
     levels = [v for v in m.levels if v > 0 or m.axis == "linear"]
+    if m.midpoints:  # a search looks far around: only what it found is of interest
+        levels = [v for p in points for v in (p.level, p.low, p.high) if v > 0 and math.isfinite(v)]
     bottom, top = min(levels), max(levels)
     ax.plot(range(len(points)), [p.level for p in points], color="0.8", lw=1, zorder=1)
     for kind, (colour, marker, _, _) in FAMILIES.items():
@@ -480,7 +482,8 @@ def _midpoint_marks(ax: Any, points: Sequence[Midpoint], places: Sequence[float]
             ax.plot(ends, [y, y], color="black", lw=3, solid_capstyle="butt")
             ax.plot(ends, [y, y], color="white", lw=1.4, solid_capstyle="butt")
     for status, marker, label in (
-        ("ok", "o", "midpoint, interval 95 %"), ("none", ">", "midpoint above all levels"), ("below", "<", "midpoint below all levels"),
+        ("ok", "o", "midpoint, interval 95 %"), ("none", ">", "midpoint above all levels"),
+        ("below", "<", "midpoint below all levels"),
     ):  # fmt: skip
         mine = [(p, y) for p, y in zip(points, places, strict=True) if p.status == status]
         if mine:
