@@ -243,9 +243,9 @@ def plot_heat_map(study: Study, ax: Any = None) -> Any:
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: a study without records.
+        ValueError: a study without records, or without midpoints (see `Study.midpoints`).
     """
-    curves = study.curves()
+    curves, points = study.curves(), study.midpoints()
     if not curves:
         raise ValueError("plot_heat_map: expected a study with records, got none")
     ax = _axes(ax, (7.5, 1.9 + 0.27 * len(curves)))
@@ -260,7 +260,7 @@ def plot_heat_map(study: Study, ax: Any = None) -> Any:
         if shown := [cell for cell in sorted(cells) if cell[0] > 0 or m.axis == "linear"]:
             ax.plot(*zip(*shown, strict=True), ls="", marker=marker, ms=3.4, color="white", mec="0.3", mew=0.4,
                     label=status)  # fmt: skip
-    _midpoint_marks(ax, study.midpoints(), range(len(curves)))
+    _midpoint_marks(ax, points, range(len(curves)))
     ax.set_yticks(range(len(curves)), short_names([c.site for c in curves]), fontsize=8)
     ax.set_ylim(len(curves) - 0.5, -0.5)
     ax.set_xlabel(_level_label(study))
@@ -287,9 +287,9 @@ def plot_mixed_map(
         ValueError: not one ratio for each study, ratios that are equal or outside [0, 1], studies of different sites, a
             site that they do not have.
     """
-    if not ratios or len(studies) != len(ratios) or len(set(ratios)) < len(ratios):
+    if not len(studies) == len(ratios) == len(set(ratios)) > 0:
         raise ValueError(f"plot_mixed_map: expected one ratio for each of {len(studies)} studies, got {list(ratios)}")
-    if not 0 <= min(ratios) <= max(ratios) <= 1:
+    if not all(0 <= r <= 1 for r in ratios):
         raise ValueError(f"plot_mixed_map: ratios must lie in [0, 1], got {list(ratios)}")
     order = np.argsort(ratios)
     shares, studies = [float(ratios[i]) for i in order], [studies[i] for i in order]
@@ -448,21 +448,18 @@ def _map(
     least = min(float(s.meta.floor or 0.0) for s in studies)
     limits = {"vmin": min(least, *(c.mean.min() for c in curves)), "vmax": max(s.meta.clean for s in studies)}
     ax.patch.set(**NOTHING)
-    ends, whole, mesh = [], True, None
+    ends, whole = [], True
     for c, span in zip(curves, spans, strict=True):
         levels = c.levels if common is None else common
         mean = np.full(len(levels), np.nan)
         mean[np.searchsorted(levels, c.levels)] = c.mean
         use = levels > 0 if axis == "log" else np.full(len(levels), True)
-        if use.any():
-            edges = _edges(levels[use], axis)
-            ends.append((edges[0], edges[-1]))
-            whole &= not np.isnan(mean[use]).any()
-            mesh = ax.pcolormesh(edges, span, np.ma.masked_invalid(mean[use])[None], cmap="viridis", rasterized=True,
-                                 **limits)  # fmt: skip
+        edges = _edges(levels[use], axis)
+        ends.append((edges[0], edges[-1]))
+        whole &= not np.isnan(mean[use]).any()
+        mesh = ax.pcolormesh(edges, span, np.ma.masked_invalid(mean[use])[None], cmap="viridis", rasterized=True,
+                             **limits)  # fmt: skip
     ax.set_xscale(axis)
-    if mesh is None:  # level 0 alone
-        return
     ax.set_xlim(min(e[0] for e in ends), max(e[1] for e in ends))
     if not whole or len(set(ends)) > 1:
         ax.fill_between([], [], **NOTHING, label="not evaluated")
