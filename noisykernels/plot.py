@@ -96,7 +96,7 @@ def plot_curves(study: Study, ax: Any = None, sites: Iterable[str | int] | None 
         ValueError: a site that the study does not have.
     """
     ax = _axes(ax, (7.0, 4.6))
-    m = study.meta
+    m, axis = study.meta, _axis(study)
     curves = study.curves()
     names = short_names([c.site for c in curves])
     chosen = _chosen(sites, [(c.site_index, c.site, n) for c, n in zip(curves, names, strict=True)])
@@ -105,14 +105,17 @@ def plot_curves(study: Study, ax: Any = None, sites: Iterable[str | int] | None 
     for i, (c, name) in enumerate(zip(curves, names, strict=True)):
         if i not in chosen:
             continue
-        use = c.levels > 0 if m.axis == "log" else np.full(len(c.levels), True)
+        use = c.levels > 0 if axis == "log" else np.full(len(c.levels), True)
         colour = _colour(i, len(curves))
         x, mean, low, high = (v[use] for v in (c.levels, c.mean, c.low, c.high))
         ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         marker = FAMILIES[family_of(c.site)][1]
         ax.plot(x, mean, color=colour, lw=1.4, marker=marker, ms=4, mew=0,
                 label=f"{c.site_index}  {name}")  # fmt: skip
-    ax.set_xscale(m.axis)
+    ax.set_xscale(axis)
+    if m.midpoints:
+        low, high = _near(study.midpoints())
+        ax.set_xlim(max(low, min(m.levels)), min(high, max(m.levels)))
     ax.set_ylim(0, 1)
     for y, text, side in (
         (m.clean, f"clean {m.clean:.3f}", 1), (m.floor, f"floor {m.floor:.3g}", -1)
@@ -135,7 +138,8 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
 
     A site that never falls half-way is an arrow up from the largest level it surely stands; one
     already fallen at the smallest level an arrow down. An interval without a bound runs to the
-    edge of the tested levels.
+    edge of the tested levels. A search looks very far around: its bounds are drawn at most a
+    hundredfold from the other sites' midpoints.
 
     Args:
         study: the study.
@@ -150,11 +154,9 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
     """
     ax = _axes(ax, (6.0, 4.6))
     m = study.meta
-    points = study.midpoints(floor)
-    levels = [v for v in m.levels if v > 0 or m.axis == "linear"]
-    if m.midpoints:  # a search looks far around: only what it found is of interest
-        levels = [v for p in points for v in (p.level, p.low, p.high) if v > 0 and math.isfinite(v)]
-    bottom, top = min(levels), max(levels)
+    points, axis = study.midpoints(floor), _axis(study)
+    levels = [v for v in m.levels if v > 0 or axis == "linear"]
+    bottom, top = _reach(points) if m.midpoints else (min(levels), max(levels))
     ax.plot(range(len(points)), [p.level for p in points], color="0.8", lw=1, zorder=1)
     for kind, (colour, marker, _, _) in FAMILIES.items():
         mine = [(x, p) for x, p in enumerate(points) if family_of(p.site) == kind]
@@ -170,13 +172,13 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
         for x, p in mine:
             if p.status != "ok":
                 _arrow(ax, x, p, colour, bottom, top)
-    ax.set_yscale(m.axis)
+    ax.set_yscale(axis)
     # Room for the arrows beyond the tested levels.
     up = 0.15 if any(p.status == "none" for p in points) else 0.04
     down = 0.15 if any(p.status == "below" for p in points) else 0.04
     if top == bottom:
         pass  # one level: let matplotlib choose
-    elif m.axis == "log":
+    elif axis == "log":
         ax.set_ylim(bottom * (bottom / top) ** down, top * (top / bottom) ** up)
     else:
         ax.set_ylim(bottom - down * (top - bottom), top + up * (top - bottom))
@@ -231,8 +233,9 @@ def plot_heat_map(study: Study, ax: Any = None) -> Any:
     """Accuracy as colour over sites (downwards, in execution order) and levels, with the midpoint of each site.
 
     A cell is the mean over draws, and reaches half-way to the next level. An adaptive study has levels of its own at
-    each site, dense around the midpoint; its cells are drawn where they are. What has no result is hatched, what was
-    not run in full bears a small mark (see `Record`). Level 0 has no place on a log axis.
+    each site, dense around the midpoint; its cells are drawn where they are, up to a hundredfold from the midpoints.
+    What has no result is hatched, what was not run in full bears a small mark (`Record.status`). Level 0 has no place
+    on a log axis.
 
     Args:
         study: the study.
@@ -249,15 +252,17 @@ def plot_heat_map(study: Study, ax: Any = None) -> Any:
     if not curves:
         raise ValueError("plot_heat_map: expected a study with records, got none")
     ax = _axes(ax, (7.5, 1.9 + 0.27 * len(curves)))
-    m = study.meta
+    m, axis = study.meta, _axis(study)
     common = None if m.midpoints else np.array(sorted({*m.levels, *(r.level for r in study.records)}))
-    _map(ax, [study] * len(curves), curves, [(i - 0.5, i + 0.5) for i in range(len(curves))], m.axis, common)
+    _map(ax, [study] * len(curves), curves, [(i - 0.5, i + 0.5) for i in range(len(curves))], axis, common)
+    if m.midpoints:
+        _narrow(ax, points)
     for y in range(1, len(curves)):
         ax.axhline(y - 0.5, color="white", lw=1)
     place = {c.site_index: i for i, c in enumerate(curves)}
     for status, marker in MARKS.items():
         cells = {(r.level, place[r.site_index]) for r in study.records if r.status == status}
-        if shown := [cell for cell in sorted(cells) if cell[0] > 0 or m.axis == "linear"]:
+        if shown := [cell for cell in sorted(cells) if cell[0] > 0 or axis == "linear"]:
             ax.plot(*zip(*shown, strict=True), ls="", marker=marker, ms=3.4, color="white", mec="0.3", mew=0.4,
                     label=status)  # fmt: skip
     _midpoint_marks(ax, points, range(len(curves)))
@@ -298,12 +303,13 @@ def plot_mixed_map(
     if not sites[0] or any(names != sites[0] for names in sites):
         raise ValueError(f"plot_mixed_map: studies must have the same sites, got {sites}")
     names = short_names(sites[0])
-    axis: Axis = "linear" if all(s.meta.axis == "linear" for s in studies) else "log"
+    axis: Axis = "linear" if all(_axis(s) == "linear" for s in studies) else "log"
     share, level = "additive share of the noise (ratio)", "noise level (std. dev.)"
     if site is None:
         ax = _axes(ax, (7.0, 4.4))
+        ends = _reach([p for some in points for p in some])
         for k, name in enumerate(names):
-            _midpoint_line(ax, shares, [some[k] for some in points], _colour(k, len(names)), f"{k}  {name}")
+            _midpoint_line(ax, shares, [some[k] for some in points], _colour(k, len(names)), f"{k}  {name}", ends)
         ax.set_yscale(axis)
         ax.set_xlabel(share)
         ax.set_ylabel(f"midpoint {level}")
@@ -313,6 +319,8 @@ def plot_mixed_map(
     ax = _axes(ax, (7.0, 4.4))
     edges = _edges(np.array(shares), "linear")
     _map(ax, studies, [some[k] for some in curves], list(pairwise(edges)), axis, None)
+    if any(s.meta.midpoints for s in studies):
+        _narrow(ax, [some[k] for some in points])
     _midpoint_marks(ax, [some[k] for some in points], shares, joined=True)
     ax.set_ylim(edges[0], edges[-1])
     ax.set_xlabel(f"{level} at {names[k]}")
@@ -327,7 +335,7 @@ SIDES = (("#0072B2", "s"), ("#D55E00", "o"))
 def plot_compare(comparison: Comparison, ax: Any = None) -> Any:
     """Midpoints of two studies side by side at every site, with 95 % intervals; filled where they differ for sure.
 
-    Arrows are bounds, as in `plot_profile`. The axis is a log one: equal ratios look equal.
+    Arrows are bounds, at most a hundredfold from the midpoints. The axis is a log one: equal ratios look equal.
 
     Args:
         comparison: what `compare` returned.
@@ -341,8 +349,7 @@ def plot_compare(comparison: Comparison, ax: Any = None) -> Any:
     """
     ax = _axes(ax, (1.8 + max(4.5, 0.36 * len(comparison.pairs)), 4.6))
     every = [m for pair in comparison.pairs for m in (pair.a, pair.b) if m is not None]
-    ends = [v for m in every for v in (m.level, m.low, m.high) if v > 0 and math.isfinite(v)]
-    bottom, top = min(ends), max(ends)
+    bottom, top = _reach(every)
     for side, (colour, marker) in enumerate(SIDES):
         for x, pair in enumerate(comparison.pairs):
             m = (pair.a, pair.b)[side]
@@ -429,6 +436,30 @@ def _site_legend(ax: Any) -> None:
     )  # fmt: skip
 
 
+def _axis(study: Study) -> Axis:
+    """The axis to draw levels on: those of a search are never evenly spaced."""
+    return "log" if study.meta.midpoints or study.meta.axis is None else study.meta.axis
+
+
+def _near(points: Iterable[Midpoint]) -> tuple[float, float]:
+    """A hundredfold around the midpoints found; everything if there are none."""
+    found = [p.level for p in points if p.status == "ok" and p.level > 0]
+    return (min(found) / 100, max(found) * 100) if found else (0.0, math.inf)
+
+
+def _reach(points: Sequence[Midpoint]) -> tuple[float, float]:
+    """The smallest and the largest end of intervals and bounds, none further than near."""
+    low, high = _near(points)
+    ends = [min(max(v, low), high) for p in points for v in (p.level, p.low, p.high) if 0 < v < math.inf]
+    return min(ends), max(ends)
+
+
+def _narrow(ax: Any, points: Sequence[Midpoint]) -> None:
+    """Less of the level axis: what lies near the midpoints."""
+    (left, right), (low, high) = ax.get_xlim(), _near(points)
+    ax.set_xlim(max(left, low), min(right, high))
+
+
 def _edges(centres: Floats, axis: Axis | None) -> Floats:
     """Half-way between neighbours, on the axis; the outer cells as far outward as inward."""
     t = np.log10(centres) if axis == "log" else centres
@@ -492,8 +523,10 @@ def _midpoint_marks(ax: Any, points: Sequence[Midpoint], places: Sequence[float]
               columnspacing=1.2, handlelength=1.5)  # fmt: skip
 
 
-def _midpoint_line(ax: Any, x: list[float], points: list[Midpoint], colour: Any, label: str) -> None:
-    """Midpoints of one site with their intervals as a band; open triangles for bounds."""
+def _midpoint_line(
+    ax: Any, x: list[float], points: list[Midpoint], colour: Any, label: str, ends: tuple[float, float]
+) -> None:
+    """Midpoints of one site with their intervals as a band; open triangles for bounds, no further than the ends."""
     marker = FAMILIES[family_of(points[0].site)][1]
     bounded = [p.status == "ok" and p.low > 0 and math.isfinite(p.high) for p in points]
     low, high = ([p.low for p in points], [p.high for p in points])
@@ -501,7 +534,7 @@ def _midpoint_line(ax: Any, x: list[float], points: list[Midpoint], colour: Any,
     ax.plot(x, [p.level for p in points], color=colour, lw=1.4, marker=marker, ms=4, mew=0, label=label)
     for status, shape in (("none", "^"), ("below", "v")):
         mine = [(r, p) for r, p in zip(x, points, strict=True) if p.status == status]
-        bounds = [p.low if status == "none" else p.high for _, p in mine]
+        bounds = np.clip([p.low if status == "none" else p.high for _, p in mine], *ends)
         ax.plot([r for r, _ in mine], bounds, ls="", marker=shape, ms=6, color=colour, mfc="none")
 
 
@@ -533,7 +566,7 @@ def _error_bars(points: list[Midpoint], bottom: float, top: float) -> list[list[
 def _arrow(ax: Any, x: float, p: Midpoint, colour: str, bottom: float, top: float) -> None:
     """An arrow from the bound of a site without a midpoint."""
     up = p.status == "none"
-    start = (p.low if p.low > 0 else bottom) if up else (p.high if math.isfinite(p.high) else top)
+    start = min(max(p.low if up else p.high, bottom), top)
     ax.annotate(
         "", (x, start), xytext=(0, 22 if up else -22), textcoords="offset points", zorder=3,
         arrowprops={"arrowstyle": "<|-", "color": colour, "lw": 1.6, "shrinkA": 0, "shrinkB": 0},

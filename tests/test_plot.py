@@ -263,6 +263,25 @@ def test_heat_map_of_an_adaptive_study_has_each_sites_own_levels(study, ax):
     assert plot_curves(study, other).get_title() == "up to 2000 rows, up to 3 draws, band 95 %"
 
 
+def test_far_bounds_of_a_search_leave_room_for_the_rest(study):
+    """Multiplicative noise, on a linear axis else; one site never falls up to 1e18, one is below 1e-12."""
+    points = [described(p) for p in study.midpoints()]
+    points[14]["low"], points[6]["high"] = 1e18, 1e-12
+    far = [Record.counted(SITES[14], 14, v, 0, 2000, 1800) for v in (1.0, 1e18)]
+    records = [r for r in study.records if r.site_index != 14] + far
+    meta = replace(study.meta, midpoints=tuple(points), axis="linear", levels=(*study.meta.levels, 1e18))
+    far_study = Study(records, meta)
+    found = [p.level for p in study.midpoints() if p.status == "ok"]
+    low, high = min(found) / 100, max(found) * 100
+    for draw, which in ((plot_heat_map, "x"), (plot_curves, "x"), (plot_profile, "y")):
+        axes = draw(far_study, Figure().subplots())
+        left, right = getattr(axes, f"get_{which}lim")()
+        assert getattr(axes, f"get_{which}scale")() == "log"
+        assert low / 10 < left < min(found) and max(found) < right < 10 * high, draw
+    both = plot_compare(far_study.compare(study), Figure().subplots())
+    assert both.get_ylim()[1] < 100 * high and both.get_ylim()[0] > low / 100
+
+
 def test_heat_map_of_odd_studies(study, ax):
     linear = made_study(levels=np.linspace(0, 2, 11), noise={"add": 0.0, "mul": 1.0})
     plot_heat_map(linear, ax)
@@ -293,7 +312,8 @@ def test_mixed_map_of_all_sites(mixed, ax):
     assert drawn["0  input"].get_xdata().tolist() == RATIOS
     assert drawn["0  input"].get_ydata().tolist() == [s.midpoints()[0].level for s in mixed]
     bounds = [x.get_ydata().tolist() for x in ax.get_lines() if x.get_marker() in "^v" and x.get_ls() == "None"]
-    assert [b for b in bounds if b] == [[1e4] * 3, [0.01] * 3]
+    far = 100 * max(s.midpoints()[0].level for s in mixed)  # of 10,000: bounds are drawn no further
+    assert [b for b in bounds if b] == [[far] * 3, [0.01] * 3]
     assert ax.get_yscale() == "log" and "ratio" in ax.get_xlabel()
 
 
@@ -305,6 +325,13 @@ def test_mixed_map_of_a_site(mixed, ax):
     assert path.get_ydata().tolist() == RATIOS
     assert path.get_xdata().tolist() == [s.midpoints()[0].level for s in mixed]
     assert ax.get_ylim() == (-0.125, 1.375) and "input" in ax.get_xlabel() and "ratio" in ax.get_ylabel()
+
+
+def test_mixed_map_of_searches(ax):
+    studies = [searched(made_study(seed=i)) for i in range(3)]
+    plot_mixed_map(studies, RATIOS, ax, site=0)
+    assert [len(values) for _, values in cells(ax)] == [12] * 3  # all but the last level, 10,000
+    assert ax.get_xlim()[1] == 100 * max(s.midpoints()[0].level for s in studies)
 
 
 @pytest.mark.parametrize(
