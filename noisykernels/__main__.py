@@ -1,4 +1,4 @@
-"""The command line: `python -m noisykernels walk | train | sites | info`.
+"""The command line: `python -m noisykernels walk | grid | vote | report | compare | resume | train | sites | info`.
 
 Every flag is also an argument of a Python function.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,8 +23,15 @@ from noisykernels import models
 from noisykernels._files import WRITTEN, replacing
 from noisykernels._optional import optional
 from noisykernels.checkpoint import CheckpointError
+from noisykernels.compare import compare
+from noisykernels.report import report
+from noisykernels.store import StoreError, note_of, noting
+from noisykernels.study import Study, exporter
 from noisykernels.train import accuracy, trained
 from noisykernels.workers import torch_threads
+
+COMMANDS = "walk | grid | vote | report | compare | resume | train | sites | info"
+NOTE = "command"  # under which a store keeps the command that filled it
 
 
 def numbers(text: str) -> list[float]:
@@ -51,15 +59,10 @@ def parser() -> argparse.ArgumentParser:
         description="How much noise can each layer of a trained network take?",
         epilog="example: python -m noisykernels walk --model lenet5-bn --data fashion-mnist",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="walk | grid | vote | train | sites | info")
+    commands = top.add_subparsers(dest="command", required=True, metavar=COMMANDS)
 
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--model",
-        default="mlp",
-        choices=sorted(models.MODELS),
-        help="network (default: %(default)s)",
-    )
+    shared.add_argument("--model", default="mlp", choices=sorted(models.MODELS), help="network (default: %(default)s)")
     shared.add_argument(
         "--data",
         default="digits",
@@ -86,12 +89,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("add", "mul", "mixed"),
         help="kind of the terms (default: %(default)s)",
     )
-    noisy.add_argument(
-        "--ratio",
-        type=float,
-        default=0.5,
-        help="additive share of mixed noise (default: %(default)s)",
-    )
+    noisy.add_argument("--ratio", type=float, default=0.5, help="additive share of mixed noise (default: %(default)s)")
     noisy.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
     noisy.add_argument(
         "--kind",
@@ -108,6 +106,11 @@ def parser() -> argparse.ArgumentParser:
 
     study = argparse.ArgumentParser(add_help=False, parents=[noisy])
     study.add_argument("--out", type=Path, help="write the study (JSON) to this file")
+    study.add_argument(
+        "--export", type=Path, action="append", default=[], metavar="PATH",
+        help="write the records to this .csv, .json or .parquet file; may be repeated",
+    )  # fmt: skip
+    study.add_argument("--report", type=Path, help="write one HTML file that shows and explains the study")
     study.add_argument(
         "--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole"
     )
@@ -126,6 +129,20 @@ def parser() -> argparse.ArgumentParser:
     vote = commands.add_parser("vote", parents=[shared, noisy], help="accuracy against number of executions")
     vote.add_argument("--level", type=float, default=0.5, help="level of the noise everywhere (default: %(default)s)")
     vote.add_argument("--draws", type=int, default=20, help="executions of the network (default: %(default)s)")
+
+    told = commands.add_parser("report", help="one HTML file that shows and explains a study")
+    told.add_argument("study", type=Path, help="what --out wrote")
+    told.add_argument("--out", type=Path, help="file to write (default: the study's, ending in .html)")
+    told.add_argument("--title", help="heading (default: the model and the data)")
+
+    both = commands.add_parser("compare", help="two studies, site by site: ratio of the midpoints")
+    both.add_argument("studies", type=Path, nargs=2, metavar="study", help="what --out wrote")
+    both.add_argument("--names", nargs=2, metavar=("A", "B"), help="what to call them (default: as their files)")
+    both.add_argument("--picture", type=Path, help="write both profiles to this file")
+    both.add_argument("--json", action="store_true", help="machine-readable output on standard output")
+
+    resume = commands.add_parser("resume", help="the walk or grid that fills a --store, again: goes on from there")
+    resume.add_argument("store", type=Path, help="the file; other paths count from the present folder")
 
     commands.add_parser("train", parents=[shared], help="train a network, or load the cached one")
     commands.add_parser("sites", parents=[shared], help="list the sites of a network")
@@ -174,32 +191,36 @@ def _sites(args: argparse.Namespace) -> list[str | int] | None:
 
 
 def run_walk(args: argparse.Namespace) -> None:
-    """Trains or loads, walks, writes the study, prints the midpoint table, writes the picture."""
-    _check_folders(args.picture, args.out)
+    """Trains or loads, walks, writes the study, prints the midpoint table, writes picture, records and report."""
+    _check_folders(args.picture, args.out, args.report, *args.export)
     picture_format = None if args.picture is None else _picture_format(args.picture)
+    for path in args.export:
+        exporter(path)
+    if args.report is not None:
+        optional("matplotlib", "plot")
     model = _trained(args)
     inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
     noise = _noise(args)
-    study = nk.walk(
-        model,
-        (inputs, labels),
-        noise=noise,
-        levels=args.levels,
-        draws=None if args.levels is None else args.draws,
-        rel_ci=getattr(args, "rel_ci", 0.05),
-        engine=args.engine,
-        memory=int(args.memory * 2**30),
-        store=args.store,
-        seed=args.seed,
-        sites=_sites(args),
-        batch_rows=args.batch_rows,
-        draws_per_pass=args.draws_per_pass,
-        progress=not args.quiet,
-        description=(
-            f"{args.model}, {args.epochs} epochs",
-            f"{args.data}, {len(labels)} test rows",
-        ),
-    )
+    # With the threads, which are part of the plan: resumed elsewhere it is the same study.
+    again = args.argv if args.threads else [*args.argv, "--threads", str(torch.get_num_threads())]
+    with noting(NOTE, json.dumps(again)):
+        study = nk.walk(
+            model,
+            (inputs, labels),
+            noise=noise,
+            levels=args.levels,
+            draws=None if args.levels is None else args.draws,
+            rel_ci=getattr(args, "rel_ci", 0.05),
+            engine=args.engine,
+            memory=int(args.memory * 2**30),
+            store=args.store,
+            seed=args.seed,
+            sites=_sites(args),
+            batch_rows=args.batch_rows,
+            draws_per_pass=args.draws_per_pass,
+            progress=not args.quiet,
+            description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {len(labels)} test rows"),
+        )
     if args.out is not None:
         study.save(args.out)
     if args.json:
@@ -208,13 +229,28 @@ def run_walk(args: argparse.Namespace) -> None:
         print(f"{study.meta.model} on {study.meta.data}; noise {noise!r} times the level")
         print(study.table())
     if args.picture is not None:
-        figure = study.plot()
-        with replacing(args.picture) as file:
-            figure.savefig(file, dpi=110, format=picture_format)
+        _draw(study, args.picture, picture_format)
+    for path in args.export:
+        study.export(path)
+    if args.report is not None:
+        report(study, args.report, command=_line(*args.argv))
     if not args.json:
-        for what, path in (("picture", args.picture), ("study", args.out)):
+        files = [("picture", args.picture), ("study", args.out), ("report", args.report)]
+        for what, path in [*files, *(("records", path) for path in args.export)]:
             if path is not None:
                 print(f"{what}: {path}")
+
+
+def _line(*words: str) -> str:
+    """A command as one types it."""
+    return shlex.join(["python", "-m", "noisykernels", *words])
+
+
+def _draw(result: Any, path: Path, picture_format: str | None) -> None:
+    """The picture of something that can plot itself."""
+    figure = result.plot()
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format=picture_format)
 
 
 def run_vote(args: argparse.Namespace) -> Any:
@@ -235,12 +271,49 @@ def run_vote(args: argparse.Namespace) -> Any:
         progress=not args.quiet,
     )
     if args.picture is not None:
-        with replacing(args.picture) as file:
-            votes.plot().savefig(file, dpi=110, format=picture_format)
+        _draw(votes, args.picture, picture_format)
     if args.json:
         return {"clean": votes.clean, "curves": {k: c.accuracy.tolist() for k, c in votes.curves.items()}}
     print(votes.table())
     return None
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """Writes a study as HTML."""
+    out = args.out if args.out is not None else args.study.with_suffix(".html")
+    _check_folders(out)
+    print(f"report: {report(Study.load(args.study), out, args.title)}")
+
+
+def run_compare(args: argparse.Namespace) -> Any:
+    """Compares the midpoints of two studies."""
+    _check_folders(args.picture)
+    picture_format = None if args.picture is None else _picture_format(args.picture)
+    stems = [path.stem for path in args.studies]
+    names = args.names or (stems if stems[0] != stems[1] else ["a", "b"])
+    a, b = map(Study.load, args.studies)
+    both = compare(a, b, names)
+    if args.picture is not None:
+        _draw(both, args.picture, picture_format)
+    if not args.json:
+        print(both.table())
+        return None
+    sites = [p._asdict() | {k: m and asdict(m) for k, m in (("a", p.a), ("b", p.b))} for p in both.pairs]
+    return {"names": both.names, "clean": both.clean, "differences": both.differences, "sites": sites}
+
+
+def _resumed(store: Path) -> argparse.Namespace:
+    """The arguments of the command that a store remembers, for the store where it is now."""
+    text = note_of(store, NOTE)
+    if text is None:
+        raise StoreError(f"{store}: holds no command: it was not filled by walk or grid of the command line")
+    try:
+        argv = [str(word) for word in json.loads(text)]
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{store}: damaged: its command cannot be read") from error
+    if argv[:1] not in (["walk"], ["grid"]):
+        raise StoreError(f"{store}: its command is neither walk nor grid, but {argv[:1]}")
+    return argparse.Namespace(**{**vars(parser().parse_args(argv)), "store": store, "argv": argv})
 
 
 def run_train(args: argparse.Namespace) -> Any:
@@ -297,24 +370,26 @@ def _print_json(value: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command: 0 if all is well, 1 for an error, 2 for a wrong flag, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
-    run = {
-        "walk": run_walk,
-        "grid": run_walk,
-        "vote": run_vote,
-        "train": run_train,
-        "sites": run_sites,
-        "info": run_info,
-    }[args.command]
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    runs = {
+        "walk": run_walk, "grid": run_walk, "vote": run_vote, "report": run_report, "compare": run_compare,
+        "train": run_train, "sites": run_sites, "info": run_info,
+    }  # fmt: skip
     before = len(WRITTEN)
     try:
+        if args.command == "resume":
+            args = _resumed(args.store)
         with torch_threads(getattr(args, "threads", None)):
-            result = run(args)
+            result = runs[args.command](args)
         if result is not None:
             _print_json(result)
         return 0
     except KeyboardInterrupt:
         files = ", ".join(map(str, WRITTEN[before:]))
-        print(f"interrupted; {f'written: {files}' if files else 'nothing was written'}", file=sys.stderr)
+        text = f"interrupted; {f'written: {files}' if files else 'nothing was written'}"
+        if (store := getattr(args, "store", None)) is not None and store.exists():
+            text += f"; results are kept, go on with: {_line('resume', str(store))}"
+        print(text, file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, CheckpointError) as error:
         print(f"noisykernels {args.command}: {error}", file=sys.stderr)

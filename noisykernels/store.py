@@ -22,7 +22,9 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from noisykernels.noise import Noise
 
-__all__ = ["Store", "StoreError", "network_file_system", "study_key", "task_key"]
+__all__ = ["Store", "StoreError", "network_file_system", "note_of", "noting", "study_key", "task_key"]
 
 APPLICATION_ID, FORMAT_VERSION = 0x6E6B5253, 1  # "nkRS", at byte 68 of the file; the version is its user_version
 _BUSY_SECONDS = 30.0
@@ -228,6 +230,68 @@ def _connect(file: Path, options: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
+_NOTES: ContextVar[Mapping[str, str]] = ContextVar("notes of a store", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def noting(name: str, text: str) -> Iterator[None]:
+    """Each store opened within the block, by whomever, keeps this text under this name, in place of an older one."""
+    before = _NOTES.set({**_NOTES.get(), name: text})
+    try:
+        yield
+    finally:
+        _NOTES.reset(before)
+
+
+def note_of(path: str | os.PathLike[str], name: str) -> str | None:
+    """The text of this name that a store keeps (see `noting`), whatever study it belongs to; None if there is none.
+
+    Raises:
+        StoreError: no such file, not a results store, a newer format, or damaged. The file is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with noting("author", "me"), Store(folder.name + "/study.db", {"seed": 7}):
+        ...     note_of(folder.name + "/study.db", "author")
+        'me'
+    """
+    path = Path(path)
+    with _errors(path):
+        file = path.resolve()
+        if not file.is_file():
+            raise StoreError(f"{path}: there is no such file")
+        _check_kind(path, file)
+        with contextlib.closing(_connect(file, "mode=rw")) as db:  # a killed process may have left a log to be read
+            found = db.execute("SELECT value FROM meta WHERE name = ?", (f"note {name}",)).fetchone()
+    return None if found is None else found[0]
+
+
+def _check_kind(path: Path, file: Path) -> None:
+    """Look at the first page only and change nothing, not even a log left beside another program's file.
+
+    Never with `open`: closing a file drops all locks that this process has on it.
+    """
+    for patience in (True, True, True, False):
+        try:
+            with contextlib.closing(_connect(file, "mode=ro&immutable=1")) as db:
+                (application,), (version,) = (
+                    db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+                )
+            break
+        except sqlite3.DatabaseError as error:
+            if "not a database" in str(error):
+                raise StoreError(f"{path}: not an SQLite file") from error
+            if not patience:
+                raise
+            time.sleep(0.05)  # the file may be growing under our eyes
+    if application != APPLICATION_ID:
+        what = "an SQLite file of something else" if file.stat().st_size else "an empty file"
+        raise StoreError(f"{path}: not a results store, but {what}")
+    if version > FORMAT_VERSION:
+        raise StoreError(f"{path}: format version {version}; this release reads version {FORMAT_VERSION}")
+
+
 class Store:
     """The results of one study in a file; opens it, or makes it where there is none.
 
@@ -265,7 +329,7 @@ class Store:
             file = self.path.resolve()
             self._check_place(file)
             self._make(file)
-            self._check_kind(file)
+            _check_kind(self.path, file)
             self._db = _connect(file, "mode=rw")
             undo.callback(self.close)
             if self._db.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
@@ -275,6 +339,8 @@ class Store:
                 raise StoreError(f"{self.path}: damaged: {found[0]}")
             (text,) = self._db.execute("SELECT value FROM meta WHERE name = 'key'").fetchone() or ("{}",)
             self._check_key(json.loads(text))
+            notes = [(f"note {name}", text) for name, text in _NOTES.get().items()]
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", notes)
             undo.pop_all()
 
     def _check_place(self, file: Path) -> None:
@@ -315,30 +381,6 @@ class Store:
         finally:
             for end in ("", "-wal", "-shm"):
                 part.with_name(part.name + end).unlink(missing_ok=True)
-
-    def _check_kind(self, file: Path) -> None:
-        """Look at the first page only and change nothing, not even a log left beside another program's file.
-
-        Never with `open`: closing a file drops all locks that this process has on it.
-        """
-        for patience in (True, True, True, False):
-            try:
-                with contextlib.closing(_connect(file, "mode=ro&immutable=1")) as db:
-                    (application,), (version,) = (
-                        db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
-                    )
-                break
-            except sqlite3.DatabaseError as error:
-                if "not a database" in str(error):
-                    raise StoreError(f"{self.path}: not an SQLite file") from error
-                if not patience:
-                    raise
-                time.sleep(0.05)  # the file may be growing under our eyes
-        if application != APPLICATION_ID:
-            what = "an SQLite file of something else" if file.stat().st_size else "an empty file"
-            raise StoreError(f"{self.path}: not a results store, but {what}")
-        if version > FORMAT_VERSION:
-            raise StoreError(f"{self.path}: format version {version}; this release reads version {FORMAT_VERSION}")
 
     def _check_key(self, theirs: dict[str, Any]) -> None:
         said = []

@@ -6,15 +6,18 @@ extension; pandas, xarray and matplotlib are imported only by the view that need
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import importlib
+import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,7 +27,10 @@ from .bands import Floats, band
 from .fit import Midpoint, fit_midpoint, restored
 from .records import Curve, Meta, Record
 
-__all__ = ["Curve", "Meta", "Record", "Study", "StudyFileError"]
+if TYPE_CHECKING:
+    from .compare import Comparison
+
+__all__ = ["Curve", "Meta", "Record", "Study", "StudyFileError", "exporter"]
 
 FORMAT, FORMAT_VERSION = "noisykernels.study", 1
 
@@ -157,15 +163,7 @@ class Study:
             "half-way",
             "status",
         ]
-        lines = [head] + [[str(p.site_index), p.site, f"{p.floor:.3f}", *_cells_of(p)] for p in every]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        left = (1, 6)
-        text = [
-            "  ".join(c.ljust(w) if i in left else c.rjust(w)
-                      for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-            for line in lines
-        ]  # fmt: skip
-        text.insert(1, "-" * max(map(len, text)))
+        lines = [head] + [[str(p.site_index), p.site, f"{p.floor:.3f}", *midpoint_cells(p)] for p in every]
         title = (
             f"clean accuracy {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
             + (
@@ -175,7 +173,7 @@ class Study:
             )
             + f", {m.axis} axis, seed {m.seed}"
         )
-        return "\n".join([title, *text])
+        return "\n".join([title, *aligned(lines, left=(1, 6))])
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Picture of the study: curves and profile, or the curves alone on the caller's axes.
@@ -231,6 +229,51 @@ class Study:
                    "stream_version": m.stream_version},
         )  # fmt: skip
 
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write the records for other programs; the file's suffix says how. An existing file is replaced.
+
+        ``.csv``: a line of names and a line for each record, numbers with all their digits. ``.json``:
+        ``{"meta": {...}, "records": [{"site": ..., ...}, ...]}``. ``.parquet``: the table of `to_pandas`; pandas reads
+        the meta back as ``frame.attrs["meta"]``. None of them can be loaded as a study again: `save` is for that.
+
+        Args:
+            path: ends in .csv, .json or .parquet.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: another suffix.
+            ModuleNotFoundError: .parquet without pandas or pyarrow.
+
+        Example:
+            >>> import tempfile
+            >>> meta = Meta(seed=0, noise={"add": 1.0}, levels=(0.5,), draws=(0,), rows=100, clean_correct=90,
+            ...             classes=10, sites=("input",), stream_version=1)
+            >>> study = Study([Record.counted("input", 0, 0.5, 0, 100, 70)], meta)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     print(study.export(folder + "/records.csv").read_text()[:72])
+            site,site_index,level,draw,rows,correct,accuracy,status,low,high
+            input,0
+        """
+        path = Path(path)
+        content = exporter(path)(self)
+        with replacing(path) as file:
+            file.write(content)
+        return path
+
+    def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write one HTML file that shows and explains the study; see `report.report`."""
+        from .report import report
+
+        return report(self, path, title)
+
+    def compare(self, other: Study, names: tuple[str, str] = ("a", "b")) -> Comparison:
+        """The midpoints of this study (a) and of another one (b), site by site; see `compare.compare`."""
+        from .compare import compare
+
+        return compare(self, other, names)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the study as JSON; an existing file is replaced whole or not at all.
 
@@ -284,7 +327,23 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _cells_of(p: Midpoint) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """The lines of a table, a rule below the first; columns flush right but for those in `left`.
+
+    Example:
+        >>> aligned([["site", "level"], ["fc", "0.5"]], left=[0])
+        ['site  level', '-----------', 'fc      0.5']
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(c.ljust(w) if i in left else c.rjust(w)
+                  for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    ]  # fmt: skip
+    return [text[0], "-" * max(map(len, text)), *text[1:]]
+
+
+def midpoint_cells(p: Midpoint) -> list[str]:
     """midpoint, interval, crossing and status of a line of the table."""
     more = f" ({len(p.crossings)} crossings)" if len(p.crossings) > 1 else ""
     if p.status == "none":
@@ -292,3 +351,46 @@ def _cells_of(p: Midpoint) -> list[str]:
     if p.status == "below":
         return [f"< {p.high:.4g}" if math.isfinite(p.high) else "?", "", "", f"below{more}"]
     return [f"{p.level:.4g}", f"{p.low:.4g} .. {p.high:.4g}", f"{p.crossing:.4g}", f"ok{more}"]
+
+
+def exporter(path: Path) -> Callable[[Study], bytes]:
+    """What makes of a study the content of a file with this suffix.
+
+    Raises:
+        ValueError: an unknown suffix.
+        ModuleNotFoundError: .parquet without pandas or pyarrow.
+
+    Example:
+        >>> exporter(Path("records.xls"))
+        Traceback (most recent call last):
+        ValueError: export: path must end in .csv, .json or .parquet, got 'records.xls'
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (known := {".csv": _csv, ".json": _json, ".parquet": _parquet}):
+        raise ValueError(f"export: path must end in .csv, .json or .parquet, got {str(path)!r}")
+    if suffix == ".parquet":
+        optional("pandas", "table")
+        try:
+            importlib.import_module("pyarrow")
+        except ModuleNotFoundError as error:
+            text = "export: .parquet needs pyarrow, which is not installed; try: pip install pyarrow"
+            raise ModuleNotFoundError(text, name="pyarrow") from error
+    return known[suffix]
+
+
+def _csv(study: Study) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([Record._fields, *study.records])
+    return text.getvalue().encode()
+
+
+def _json(study: Study) -> bytes:
+    content = {"meta": asdict(study.meta), "records": [r._asdict() for r in study.records]}
+    return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _parquet(study: Study) -> bytes:
+    frame = study.to_pandas()
+    frame.attrs = {"meta": json.loads(json.dumps(asdict(study.meta)))}  # tuples as lists, as they will be read
+    content: bytes = frame.to_parquet(engine="pyarrow", index=False)
+    return content

@@ -20,6 +20,7 @@ import noisykernels as nk
 from noisykernels.__main__ import main
 from noisykernels.checkpoint import CheckpointError, checkpoint_path
 from noisykernels.data import DataError, load
+from noisykernels.store import Store
 from noisykernels.train import accuracy, train, trained
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -71,6 +72,12 @@ def damaged(folder: Path, content: bytes) -> dict[str, object]:
     path = checkpoint_path(settings, folder)
     path.write_bytes(content)
     return dict(epochs=1, cache=folder)
+
+
+def unnoted(folder: Path) -> Path:
+    """A store that no command has filled."""
+    Store(folder / "a.db", {}).close()
+    return folder / "a.db"
 
 
 def recurrent() -> nn.Module:
@@ -314,6 +321,11 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
             lambda f: cli("walk", "--out", f / "none" / "a.json"),
             SystemExit,
         ),
+        ("records of an unknown format", lambda _: cli("walk", "--export", "a.xls"), SystemExit),
+        ("study that is not there", lambda f: cli("report", f / "a.json"), SystemExit),
+        ("store that is not there", lambda f: cli("resume", f / "a.db"), SystemExit),
+        ("comparison of one study", lambda _: cli("compare", "a.json"), SystemExit),
+        ("store without a command", lambda f: cli("resume", unnoted(f)), SystemExit),
         (
             "checkpoint cut off",
             lambda f: cli("train", "--epochs", 1, "--cache", damaged(f, b"PK")["cache"]),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import torch
 
 import noisykernels as nk
 from noisykernels.__main__ import main, numbers, parser
+from noisykernels.store import Store, noting
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,6 +107,140 @@ def test_votes(cache: str, capsys, tmp_path: Path) -> None:
     assert set(curves) == {"majority", "logit", "probability"} and len(curves["majority"]) == 5
 
 
+def test_records_and_report_of_a_walk(cache: str, capsys, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / name for name in ("a.csv", "a.json", "a.html", "a.study")]
+    flags = ["--export", files[0], "--export", files[1], "--report", files[2], "--out", files[3], "--sites", "fc1"]
+    assert walk(cache, *flags) == 0
+    text = capsys.readouterr().out
+    assert all(f": {path}\n" in text for path in files)
+    study = nk.Study.load(files[3])
+    assert (
+        len(files[0].read_text().splitlines())
+        == 1 + len(study.records)
+        == 1 + len(json.loads(files[1].read_text())["records"])
+    )
+    page = files[2].read_text()
+    assert "python -m noisykernels walk --epochs 1" in page and "fc1:linear#0" in page
+    assert main(["report", str(files[3])]) == 0
+    assert capsys.readouterr().out == f"report: {files[2]}\n"
+    assert "python -m" not in files[2].read_text()
+    assert main(["report", str(files[3]), "--out", str(tmp_path / "b.html"), "--title", "A <b> title"]) == 0
+    assert "<h1>A &lt;b&gt; title</h1>" in (tmp_path / "b.html").read_text()
+
+
+def test_compare(cache: str, capsys, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = [str(tmp_path / "one.json"), str(tmp_path / "two.json"), str(tmp_path / "c.png")]
+    for file, more in zip(files, (["--sites", "fc1", "fc2"], ["--sites", "fc2", "--seed", "1"]), strict=False):
+        assert walk(cache, "--out", file, *more) == 0
+    capsys.readouterr()
+    assert main(["compare", *files[:2], "--picture", files[2]]) == 0
+    text = capsys.readouterr().out
+    assert "two / one" in text and "only in one" in text and "the studies differ: seed: 0 and 1" in text
+    assert Path(files[2]).read_bytes()[:4] == b"\x89PNG"
+    assert main(["compare", *files[:2], "--names", "old", "new", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["names"] == ["old", "new"] and result["differences"] == ["seed: 0 and 1"]
+    assert [s["verdict"] for s in result["sites"]] == ["only in a", "not told apart"]
+    assert result["sites"][0]["b"] is None and result["sites"][1]["b"]["site"] == "fc2:linear#0"
+    assert main(["compare", files[0], files[0]]) == 0
+    assert "b / a" in capsys.readouterr().out
+
+
+def without_lease(*arguments: str) -> list[str]:
+    """The command line in a process of its own; what a killed one had claimed is free at once."""
+    code = "import sys; from noisykernels import kept; kept.LEASE, kept.TOGETHER = 0.3, 1\n"
+    code += "from noisykernels.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", code, *arguments]
+
+
+def test_killed_and_resumed_is_the_same_study(cache: str, tmp_path: Path) -> None:
+    """kill -9 in the middle; the file is moved; another number of threads. Relative paths count from where one is."""
+    fixed = ["grid", "--epochs", "1", "--cache", cache, "--quiet", "--levels", "log:0.01:100:101", "--draws", "12"]
+    subprocess.run(without_lease(*fixed, "--out", str(tmp_path / "alone.json")), env=environment(), check=True)
+    store, out = tmp_path / "s.db", "--out=resumed.json"
+    process = subprocess.Popen(without_lease(*fixed, out, "--store", str(store)), env=environment(), cwd=tmp_path)
+    while process.poll() is None:
+        if store.exists():
+            with closing(sqlite3.connect(store)) as db:
+                if db.execute("SELECT count(*) FROM tasks").fetchone()[0] > 1:
+                    break
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "resumed.json").exists()
+    for end in ("", "-wal", "-shm"):
+        if (left := Path(f"{store}{end}")).exists():
+            left.rename(tmp_path / f"moved.db{end}")
+    other = environment() | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        without_lease("resume", "moved.db"), env=other, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "study: resumed.json" in done.stdout, done.stderr
+    alone, resumed = (nk.Study.load(tmp_path / f"{name}.json") for name in ("alone", "resumed"))
+    assert resumed == alone and not store.exists()
+
+
+def test_interrupted_says_how_to_go_on(cache: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    store = tmp_path / "a b.db"
+    with monkeypatch.context() as patch:
+        patch.setattr("noisykernels.__main__.Study.table", interrupt)
+        assert walk(cache, "--sites", "fc1", "--store", store) == 130
+    go_on = f"results are kept, go on with: python -m noisykernels resume '{store}'\n"
+    assert capsys.readouterr().err == f"interrupted; nothing was written; {go_on}"
+    assert main(["resume", str(store)]) == 0
+    assert "fc1:linear#0" in capsys.readouterr().out
+    monkeypatch.setattr("noisykernels.__main__.Study.table", interrupt)
+    assert main(["resume", str(store)]) == 130
+    assert capsys.readouterr().err.endswith(go_on)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "there is no such file"), (b"a,b", "not an SQLite file"), (b"", "not a results store, but an empty"),
+        ({}, "holds no command: it was not filled by walk or grid"), ({"command": "{"}, "its command cannot be read"),
+        ({"command": '["train"]'}, r"neither walk nor grid, but \['train'\]"), ({"command": "[]"}, "neither walk nor"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_resumed(content: object, text: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "s.db"
+    if isinstance(content, dict):
+        with ExitStack() as stack:
+            for name, note in content.items():
+                stack.enter_context(noting(name, note))
+            Store(path, {"seed": 1}).close()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    before = path.read_bytes() if path.exists() else None
+    assert main(["resume", str(path)]) == 1
+    said = capsys.readouterr()
+    assert re.match(f"noisykernels resume: {path}: .*{text}", said.err) and said.err.count("\n") == 1 and not said.out
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_studies_that_cannot_be_read(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    bad = tmp_path / "bad.json"
+    bad.write_text("{}")
+    for arguments in (["report", bad], ["compare", bad, bad], ["report", tmp_path / "none.json"],
+                      ["report", bad, "--out", tmp_path / "no" / "a.html"],
+                      ["compare", bad, bad, "--picture", "a.txt"]):  # fmt: skip
+        assert main([str(a) for a in arguments]) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith(f"noisykernels {arguments[0]}: ") and said.err.count("\n") == 1 and not said.out
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+@pytest.mark.parametrize("flags", [["--export", "a.xls"], ["--export", "no/a.csv"], ["--report", "no/a.html"]])
+def test_files_that_cannot_be_written_are_refused_before_any_work(flags: list[str], tmp_path: Path, capsys) -> None:
+    cache = tmp_path / "cache"
+    assert main(["walk", "--epochs", "0", "--cache", str(cache), *flags]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("noisykernels walk: ") and said.count("\n") == 1 and not cache.exists()
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -147,7 +285,8 @@ def test_numbers() -> None:
     [
         [], ["fly"], ["walk", "--levels", "a"], ["walk", "--levels", "log:0:1:3"],
         ["walk", "--fast"], ["walk", "--levels", "lin:0:1:0"], ["train", "--model", "none"],
-        ["walk", "--draws", "x"],
+        ["walk", "--draws", "x"], ["report"], ["compare", "a.json"], ["compare", "a.json", "b.json", "--names", "a"],
+        ["resume"],
     ],
     ids=str,
 )  # fmt: skip

@@ -19,7 +19,7 @@ import noisykernels
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 MODULES = sorted(m.name for m in pkgutil.iter_modules(noisykernels.__path__) if m.name[:2] != "__")
-NEED = {"data": "sklearn", "train": "sklearn", "plot": "matplotlib", "study": "pandas"}
+NEED = {"data": "sklearn", "train": "sklearn", "plot": "matplotlib", "report": "matplotlib", "study": "pandas"}
 
 
 @pytest.mark.parametrize("name", [m for m in MODULES if m != "_C"])

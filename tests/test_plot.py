@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -10,10 +11,14 @@ import pytest
 from made_study import MIDPOINTS, SITES, made_study
 from matplotlib.figure import Figure
 
+from noisykernels.fit import described
 from noisykernels.plot import (
     FAMILIES,
     family_of,
+    plot_compare,
     plot_curves,
+    plot_heat_map,
+    plot_mixed_map,
     plot_profile,
     plot_study,
     short_name,
@@ -193,6 +198,166 @@ def test_picture_of_1200_by_500_pixels_has_no_overlap(study, tmp_path, monkeypat
             assert not legend.contains(*right.transData.transform((x, y))), p.site
     finally:
         pyplot.close(figure)
+
+
+# Maps ---------------------------------------------------------------------------------------------
+
+
+def cells(ax):
+    """Per row of a map: edges of its cells, and the values in them."""
+    meshes = [c for c in ax.collections if hasattr(c, "get_coordinates")]
+    return [(m.get_coordinates()[0, :, 0], m.get_array().ravel()) for m in meshes]
+
+
+def labels(ax):
+    return [t.get_text() for t in ax.get_legend().get_texts()]
+
+
+def test_heat_map_has_every_cell(study, ax):
+    assert plot_heat_map(study, ax) is ax
+    rows = cells(ax)
+    assert len(rows) == 16
+    for (edges, values), c in zip(rows, study.curves(), strict=True):
+        assert np.array_equal(values, c.mean) and not np.ma.is_masked(values)
+        np.testing.assert_allclose(np.log10(edges), np.linspace(-2.25, 4.25, 14), atol=1e-12)
+    assert [t.get_text() for t in ax.get_yticklabels()] == short_names(SITES) and ax.get_ylim() == (15.5, -0.5)
+    marks = {x.get_label(): x for x in ax.get_lines() if not x.get_label().startswith("_")}
+    points = study.midpoints()
+    ok = [(p.level, i) for i, p in enumerate(points) if p.status == "ok"]
+    assert list(zip(*marks["midpoint, interval 95 %"].get_data(), strict=True)) == ok
+    assert [marks[f"midpoint {w} all levels"].get_data()[1].tolist() for w in ("below", "above")] == [[6], [14]]
+    assert "not evaluated" not in labels(ax) and ax.get_xscale() == "log"
+    bar = ax.figure.axes[1]
+    assert bar.get_ylabel() == "accuracy (fraction of rows)"
+
+
+def test_heat_map_says_what_was_not_run(study, ax):
+    def status(r):
+        return "proved" if r.level == 0.01 else "settled" if r.level > 5e3 and r.draw == 1 else "evaluated"
+
+    kept = [r._replace(status=status(r)) for r in study.records if r.site_index != 3 or r.level < 900]
+    plot_heat_map(Study(kept, study.meta), ax)
+    assert labels(ax)[:3] == ["not evaluated", "proved", "settled"]
+    masked = [np.ma.getmaskarray(values).tolist() for _, values in cells(ax)]
+    assert masked[3] == [False] * 10 + [True] * 3 and not any(map(any, masked[:3] + masked[4:]))
+    marks = {x.get_label(): x.get_data() for x in ax.get_lines()}
+    assert [len(set(marks["proved"][1])), len(set(marks["settled"][1]))] == [16, 15]
+    assert set(marks["proved"][0]) == {0.01} and set(marks["settled"][0]) == {1e4}
+    assert ax.patch.get_hatch()
+
+
+def searched(study):
+    """As an adaptive study: other levels at each site."""
+    some = [r for r in study.records if r.level < 10 ** (4 - 0.3 * r.site_index)]
+    found = tuple(described(p) for p in study.midpoints())
+    return Study(some, replace(study.meta, midpoints=found, plan={"evaluations": 5}))
+
+
+def test_heat_map_of_an_adaptive_study_has_each_sites_own_levels(study, ax):
+    study = searched(study)
+    plot_heat_map(study, ax)
+    for (edges, values), c in zip(cells(ax), study.curves(), strict=True):
+        assert np.array_equal(values, c.mean) and np.all(edges[:-1] < c.levels) and np.all(c.levels < edges[1:])
+    assert labels(ax)[0] == "not evaluated"
+    other = Figure().subplots()
+    assert plot_curves(study, other).get_title() == "up to 2000 rows, up to 3 draws, band 95 %"
+
+
+def test_far_bounds_of_a_search_leave_room_for_the_rest(study):
+    """Multiplicative noise, on a linear axis else; one site never falls up to 1e18, one is below 1e-12."""
+    points = [described(p) for p in study.midpoints()]
+    points[14]["low"], points[6]["high"] = 1e18, 1e-12
+    far = [Record.counted(SITES[14], 14, v, 0, 2000, 1800) for v in (1.0, 1e18)]
+    records = [r for r in study.records if r.site_index != 14] + far
+    meta = replace(study.meta, midpoints=tuple(points), axis="linear", levels=(*study.meta.levels, 1e18))
+    far_study = Study(records, meta)
+    found = [p.level for p in study.midpoints() if p.status == "ok"]
+    low, high = min(found) / 100, max(found) * 100
+    for draw, which in ((plot_heat_map, "x"), (plot_curves, "x"), (plot_profile, "y")):
+        axes = draw(far_study, Figure().subplots())
+        left, right = getattr(axes, f"get_{which}lim")()
+        assert getattr(axes, f"get_{which}scale")() == "log"
+        assert low / 10 < left < min(found) and max(found) < right < 10 * high, draw
+    both = plot_compare(far_study.compare(study), Figure().subplots())
+    assert both.get_ylim()[1] < 100 * high and both.get_ylim()[0] > low / 100
+
+
+def test_heat_map_of_odd_studies(study, ax):
+    linear = made_study(levels=np.linspace(0, 2, 11), noise={"add": 0.0, "mul": 1.0})
+    plot_heat_map(linear, ax)
+    assert ax.get_xscale() == "linear"
+    np.testing.assert_allclose(cells(ax)[0][0], np.linspace(-0.1, 2.1, 12), atol=1e-12)
+    for levels in ([0.0, 1.0], [1.0]):
+        other = Figure().subplots()
+        plot_heat_map(made_study(levels=levels), other)
+        assert [len(values) for _, values in cells(other)] == [1] * 16
+    with pytest.raises(ValueError, match="no evaluated level is left"):
+        plot_heat_map(made_study(levels=[0.0]), ax)
+    with pytest.raises(ValueError, match="expected a study with records"):
+        plot_heat_map(Study([], study.meta), ax)
+
+
+RATIOS = [0.0, 0.25, 1.0]
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    return [made_study([0.5 * 2**i, 1e7, 0.002], seed=i) for i in range(3)]
+
+
+def test_mixed_map_of_all_sites(mixed, ax):
+    assert plot_mixed_map(mixed[::-1], RATIOS[::-1], ax) is ax
+    drawn = lines(ax)
+    assert list(drawn) == ["0  input", "1  conv1", "2  norm1"] and labels(ax) == list(drawn)
+    assert drawn["0  input"].get_xdata().tolist() == RATIOS
+    assert drawn["0  input"].get_ydata().tolist() == [s.midpoints()[0].level for s in mixed]
+    bounds = [x.get_ydata().tolist() for x in ax.get_lines() if x.get_marker() in "^v" and x.get_ls() == "None"]
+    far = 100 * max(s.midpoints()[0].level for s in mixed)  # of 10,000: bounds are drawn no further
+    assert [b for b in bounds if b] == [[far] * 3, [0.01] * 3]
+    assert ax.get_yscale() == "log" and "ratio" in ax.get_xlabel()
+
+
+def test_mixed_map_of_a_site(mixed, ax):
+    plot_mixed_map(mixed[::-1], RATIOS[::-1], ax, site="input")
+    for (_, values), s in zip(cells(ax), mixed, strict=True):
+        assert np.array_equal(values, s.curves()[0].mean)
+    path = next(x for x in ax.get_lines() if len(x.get_xdata()) == 3)
+    assert path.get_ydata().tolist() == RATIOS
+    assert path.get_xdata().tolist() == [s.midpoints()[0].level for s in mixed]
+    assert ax.get_ylim() == (-0.125, 1.375) and "input" in ax.get_xlabel() and "ratio" in ax.get_ylabel()
+
+
+def test_mixed_map_of_searches(ax):
+    studies = [searched(made_study(seed=i)) for i in range(3)]
+    plot_mixed_map(studies, RATIOS, ax, site=0)
+    assert [len(values) for _, values in cells(ax)] == [12] * 3  # all but the last level, 10,000
+    assert ax.get_xlim()[1] == 100 * max(s.midpoints()[0].level for s in studies)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"ratios": [0.0, 0.5]}, "one ratio for each of 3"), ({"ratios": [0.0, 0.5, 0.5]}, "one ratio for each"),
+        ({"ratios": [0.0, 0.5, 1.5]}, r"must lie in \[0, 1\]"), ({"ratios": [0.0, 0.5, float("nan")]}, "must lie"),
+        ({"studies": [], "ratios": []}, "one ratio for each of 0"), ({"site": "fc9"}, "'fc9' is not one of"),
+        ({"studies": [made_study([1.0]), *[made_study([1.0, 2.0])] * 2]}, "the same sites"),
+    ],
+)  # fmt: skip
+def test_mixed_map_refuses(mixed, change, text):
+    with pytest.raises(ValueError, match=text):
+        plot_mixed_map(**{"studies": mixed, "ratios": RATIOS, **change})
+
+
+def test_picture_of_a_comparison(study, ax):
+    other = made_study([2 * v if i % 2 else v for i, v in enumerate(MIDPOINTS)], seed=4)
+    both = study.compare(other, ("one", "two"))
+    assert plot_compare(both, ax) is ax and both.plot(ax) is ax.figure
+    assert labels(ax)[:3] == ["one", "two", "not told apart"]
+    filled = {c.lines[0].get_xdata()[0]: c.lines[0].get_markerfacecolor() != "white" for c in ax.containers}
+    assert len(filled) == 28
+    assert all(filled[i + side] == (i % 2 == 1) for i in range(16) if i not in (6, 14) for side in (-0.15, 0.15))
+    assert len({a.xy for a in ax.texts}) == 4  # the bounds of sites 6 and 14
+    assert ax.get_yscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == short_names(SITES)
 
 
 def test_every_midpoint_kind_is_in_the_made_up_study(study):

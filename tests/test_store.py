@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from noisykernels import STREAM_VERSION, Noise, store
-from noisykernels.store import Store, StoreError, network_file_system, study_key, task_key
+from noisykernels.store import Store, StoreError, network_file_system, note_of, noting, study_key, task_key
 
 KEY = {"weights": "ab" * 32, "seed": 7, "plan": {"threads": 2, "batch_rows": 500}}
 KEYS = [task_key("fc:linear#0", [0.1 * n], [0], (0, 100)) for n in range(200)]
@@ -362,6 +362,62 @@ def test_closed_and_forked(path: Path) -> None:
     s.close()
     with pytest.raises(StoreError, match="the Store is closed"):
         s.done()
+
+
+# Notes --------------------------------------------------------------------------------------------
+
+
+def test_notes(path: Path) -> None:
+    with noting("command", "walk 'ü'"), noting("key", "no key"):
+        Store(path, KEY).close()
+    assert note_of(path, "command") == "walk 'ü'" and note_of(path, "key") == "no key" and note_of(path, "x") is None
+    with Store(path, KEY) as s:  # its own key is untouched; outside of a block notes stay
+        s.finish("a", 1, "me")
+        assert note_of(str(path), "command") == "walk 'ü'"
+        with noting("command", "grid"), Store(path, KEY):
+            pass
+        assert note_of(path, "command") == "grid"
+    with noting("command", "other"), pytest.raises(StoreError, match="another study"):
+        Store(path, {**KEY, "seed": 8})
+    assert note_of(path, "command") == "grid"
+
+
+def test_notes_of_a_killed_process(path: Path) -> None:
+    """What is only in the log yet is read, and stays."""
+    code = "import os, sys; from noisykernels.store import *\n"
+    code += f"with noting('command', 'walk'): s = Store(sys.argv[1], {KEY!r})\n"
+    code += "s.finish('a', 1, 'me'); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+    assert path.with_name(path.name + "-wal").stat().st_size > 0
+    assert note_of(path, "command") == "walk"
+    with Store(path, KEY) as s:
+        assert s.done() == {"a": 1}
+
+
+def test_notes_of_foreign_files(path: Path) -> None:
+    def said() -> str:
+        before = {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
+        with pytest.raises(StoreError, match=re.escape(f"{path}: ")) as caught:
+            note_of(path, "command")
+        assert {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()} == before
+        return str(caught.value)
+
+    assert "there is no such file" in said()
+    path.write_text("correct,rows")
+    assert "not an SQLite file" in said()
+    path.unlink()
+    path.touch()
+    assert "an empty file" in said()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE meta (name, value)")
+    assert "an SQLite file of something else" in said()
+    path.unlink()
+    content = filled(path)
+    path.write_bytes(content[:100] + b"\xff" * 3996 + content[4096:])
+    assert "damaged" in said()
+    path.unlink()
+    path.mkdir()
+    assert "there is no such file" in said()
 
 
 MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw

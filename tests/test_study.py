@@ -262,6 +262,54 @@ def test_missing_file_is_an_os_error(tmp_path):
         Study.load(tmp_path / "none.json")
 
 
+# Export -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["csv", "JSON", "parquet"])
+def test_exported_records_read_back_equal(study, tmp_path, suffix):
+    pandas = pytest.importorskip("pandas")
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    strange = study.records[0]._replace(status='of, "all"\nkinds é', level=0.1 + 0.2)
+    study = Study([*study.records[1:], strange], study.meta)
+    path = study.export(str(tmp_path / f"a.{suffix}"))
+    assert path.name == f"a.{suffix}" and [p.name for p in tmp_path.iterdir()] == [path.name]
+    if suffix == "JSON":
+        content = json.loads(path.read_text())
+        rows = [Record(**r) for r in content["records"]]
+        assert Meta(**content["meta"]) == study.meta
+    else:
+        table = pandas.read_csv(path) if suffix == "csv" else pandas.read_parquet(path)
+        assert list(table.columns) == FIELDS
+        rows = [Record(*row) for row in table.itertuples(index=False)]
+        if suffix == "parquet":
+            assert Meta(**table.attrs["meta"]) == study.meta
+    assert rows == study.records
+    before = path.read_bytes()
+    assert study.export(path).read_bytes() == before
+
+
+def test_export_of_nothing(study, tmp_path):
+    path = Study([], study.meta).export(tmp_path / "a.csv")
+    assert path.read_text() == ",".join(FIELDS) + "\n"
+
+
+@pytest.mark.parametrize("name", ["a.xls", "a", "csv", "a.csv.gz"])
+def test_export_of_another_suffix_is_refused(study, tmp_path, name):
+    with pytest.raises(ValueError, match=r"export: path must end in \.csv, \.json or \.parquet, got '.*" + name):
+        study.export(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("module", "told"), [("pandas", r"noisykernels\[table\]"), ("pyarrow", "pip install pyarrow")])
+def test_parquet_says_what_it_lacks(study, tmp_path, monkeypatch, module, told):
+    pytest.importorskip("pandas")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=f"{module}.* is not installed; try: .*{told}"):
+        study.export(tmp_path / "a.parquet")
+    assert not list(tmp_path.iterdir())
+
+
 # Optional dependencies ----------------------------------------------------------------------------
 
 
@@ -287,7 +335,7 @@ for name in ("torch", "noisykernels._C", "matplotlib", "pandas", "xarray", "scip
 sys.modules["noisykernels"] = package = types.ModuleType("noisykernels")
 package.__path__ = [{str(folder)!r}]
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import noisykernels.study, noisykernels.fit, noisykernels.plot
+import noisykernels.study, noisykernels.fit, noisykernels.plot, noisykernels.report, noisykernels.compare
 from made_study import made_study
 print(len(made_study().table().splitlines()))
 """
