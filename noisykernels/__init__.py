@@ -7,6 +7,7 @@ import torch as torch  # the compiled module needs torch's libraries in the proc
 from noisykernels import _C as _C
 from noisykernels import rules as rules  # registers autograd, fake, vmap and autocast
 from noisykernels._C import STREAM_VERSION, build_info
+from noisykernels.compare import compare
 from noisykernels.convolutions import (
     conv1d,
     conv2d,
@@ -17,6 +18,7 @@ from noisykernels.convolutions import (
 )
 from noisykernels.engine import walk
 from noisykernels.inject import NoiseState, inject, noise_state, remove, sites
+from noisykernels.mixed import walk_mixed
 from noisykernels.nn import (
     NoiseSite,
     NoisyConv1d,
@@ -29,6 +31,7 @@ from noisykernels.nn import (
 )
 from noisykernels.noise import Noise, per_channel, per_draw, per_row
 from noisykernels.ops import eps, linear, matmul, perturb, perturb_relu_max_pool2d
+from noisykernels.report import report
 from noisykernels.study import Study
 from noisykernels.voting import vote
 
@@ -51,6 +54,7 @@ __all__ = [
     "NoisyLinear",
     "Study",
     "build_info",
+    "compare",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -68,7 +72,9 @@ __all__ = [
     "perturb",
     "perturb_relu_max_pool2d",
     "remove",
+    "report",
     "sites",
     "vote",
     "walk",
+    "walk_mixed",
 ]

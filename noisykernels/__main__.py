@@ -30,7 +30,7 @@ from noisykernels.study import Study, exporter
 from noisykernels.train import accuracy, trained
 from noisykernels.workers import torch_threads
 
-COMMANDS = "walk | grid | vote | report | compare | resume | train | sites | info"
+COMMANDS = "walk | grid | mixed | vote | report | compare | resume | train | sites | info"
 NOTE = "command"  # under which a store keeps the command that filled it
 
 
@@ -82,14 +82,13 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", action="store_true", help="machine-readable output on standard output")
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    noisy = argparse.ArgumentParser(add_help=False)
-    noisy.add_argument(
-        "--noise",
-        default="add",
-        choices=("add", "mul", "mixed"),
-        help="kind of the terms (default: %(default)s)",
+    terms = argparse.ArgumentParser(add_help=False)
+    terms.add_argument(
+        "--noise", default="add", choices=("add", "mul", "mixed"), help="kind of the terms (default: %(default)s)"
     )
-    noisy.add_argument("--ratio", type=float, default=0.5, help="additive share of mixed noise (default: %(default)s)")
+    terms.add_argument("--ratio", type=float, default=0.5, help="additive share of mixed noise (default: %(default)s)")
+
+    noisy = argparse.ArgumentParser(add_help=False)
     noisy.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
     noisy.add_argument(
         "--kind",
@@ -104,18 +103,19 @@ def parser() -> argparse.ArgumentParser:
     noisy.add_argument("--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)")
     noisy.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
 
-    study = argparse.ArgumentParser(add_help=False, parents=[noisy])
+    work = argparse.ArgumentParser(add_help=False)
+    work.add_argument("--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole")
+    work.add_argument("--store", type=Path, help="keep results in this file as they come, and go on from it")
+    work.add_argument("--memory", type=float, default=1.0, help="GiB that a pass may take (default: %(default)s)")
+    work.add_argument("--workers", type=int, help="processes that share the work; give --threads 1, say, for each")
+
+    study = argparse.ArgumentParser(add_help=False, parents=[noisy, terms, work])
     study.add_argument("--out", type=Path, help="write the study (JSON) to this file")
     study.add_argument(
         "--export", type=Path, action="append", default=[], metavar="PATH",
         help="write the records to this .csv, .json or .parquet file; may be repeated",
     )  # fmt: skip
     study.add_argument("--report", type=Path, help="write one HTML file that shows and explains the study")
-    study.add_argument(
-        "--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole"
-    )
-    study.add_argument("--store", type=Path, help="keep results in this file as they come, and go on from it")
-    study.add_argument("--memory", type=float, default=1.0, help="GiB that a pass may take (default: %(default)s)")
 
     forms = "0.1,1 | log:a:b:n | lin:a:b:n"
     walk = commands.add_parser("walk", parents=[shared, study], help="midpoint noise level of each site")
@@ -125,8 +125,18 @@ def parser() -> argparse.ArgumentParser:
     grid = commands.add_parser("grid", parents=[shared, study], help="accuracy of each site at each level")
     grid.add_argument("--levels", type=numbers, default=numbers("log:0.001:1000:49"), help=forms)
     grid.add_argument("--draws", type=int, default=5, help="draws of each level (default: %(default)s)")
+    grid.add_argument(
+        "--plateaus", type=float, help="do not run levels in full whose accuracy is within this share of clean or floor"
+    )
+    mixed = commands.add_parser("mixed", parents=[shared, noisy, work], help="midpoints for each mix of noises")
+    mixed.add_argument(
+        "--ratios", type=numbers, default=numbers("lin:0:1:5"), help="additive shares (default: 0,0.25,0.5,0.75,1)"
+    )
+    mixed.add_argument("--levels", type=numbers, help=f"these levels, each on all rows, instead of a search: {forms}")
+    mixed.add_argument("--draws", type=int, default=3, help="draws of each of --levels (default: %(default)s)")
+    mixed.add_argument("--out", type=Path, help="write a study (JSON) for each ratio to this folder")
 
-    vote = commands.add_parser("vote", parents=[shared, noisy], help="accuracy against number of executions")
+    vote = commands.add_parser("vote", parents=[shared, noisy, terms], help="accuracy against number of executions")
     vote.add_argument("--level", type=float, default=0.5, help="level of the noise everywhere (default: %(default)s)")
     vote.add_argument("--draws", type=int, default=20, help="executions of the network (default: %(default)s)")
 
@@ -201,25 +211,14 @@ def run_walk(args: argparse.Namespace) -> None:
     model = _trained(args)
     inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
     noise = _noise(args)
-    # With the threads, which are part of the plan: resumed elsewhere it is the same study.
-    again = args.argv if args.threads else [*args.argv, "--threads", str(torch.get_num_threads())]
-    with noting(NOTE, json.dumps(again)):
+    with noting(NOTE, _again(args)):
         study = nk.walk(
             model,
             (inputs, labels),
             noise=noise,
-            levels=args.levels,
-            draws=None if args.levels is None else args.draws,
+            plateaus=getattr(args, "plateaus", None),
             rel_ci=getattr(args, "rel_ci", 0.05),
-            engine=args.engine,
-            memory=int(args.memory * 2**30),
-            store=args.store,
-            seed=args.seed,
-            sites=_sites(args),
-            batch_rows=args.batch_rows,
-            draws_per_pass=args.draws_per_pass,
-            progress=not args.quiet,
-            description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {len(labels)} test rows"),
+            **_how(args, len(labels)),
         )
     if args.out is not None:
         study.save(args.out)
@@ -239,6 +238,52 @@ def run_walk(args: argparse.Namespace) -> None:
         for what, path in [*files, *(("records", path) for path in args.export)]:
             if path is not None:
                 print(f"{what}: {path}")
+
+
+def run_mixed(args: argparse.Namespace) -> Any:
+    """Walks mixed noise of several ratios, and prints the midpoints of each."""
+    _check_folders(args.picture, args.out)
+    picture_format = None if args.picture is None else _picture_format(args.picture)
+    model = _trained(args)
+    data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    with noting(NOTE, _again(args)):
+        mixed = nk.walk_mixed(
+            model, data, ratios=args.ratios, order=args.order, kind=args.kind, **_how(args, len(data[1]))
+        )
+    files = [] if args.out is None else mixed.save(args.out)
+    if args.picture is not None:
+        _draw(mixed, args.picture, picture_format)
+        files.append(args.picture)
+    if args.json:
+        pairs = zip(mixed.ratios, mixed.studies, strict=True)
+        return [{"ratio": r, "midpoints": [asdict(m) for m in study.midpoints()]} for r, study in pairs]
+    print(mixed.table())
+    for path in files:
+        print(f"written: {path}")
+    return None
+
+
+def _how(args: argparse.Namespace, rows: int) -> dict[str, Any]:
+    """Arguments of a walk that all its commands share."""
+    return dict(
+        levels=args.levels,
+        draws=None if args.levels is None else args.draws,
+        engine=args.engine,
+        memory=int(args.memory * 2**30),
+        store=args.store,
+        executor=args.workers,
+        seed=args.seed,
+        sites=_sites(args),
+        batch_rows=args.batch_rows,
+        draws_per_pass=args.draws_per_pass,
+        progress=not args.quiet,
+        description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {rows} test rows"),
+    )
+
+
+def _again(args: argparse.Namespace) -> str:
+    """The command, with the threads, which are part of the plan: resumed elsewhere it is the same study."""
+    return json.dumps(args.argv if args.threads else [*args.argv, "--threads", str(torch.get_num_threads())])
 
 
 def _line(*words: str) -> str:
@@ -311,8 +356,8 @@ def _resumed(store: Path) -> argparse.Namespace:
         argv = [str(word) for word in json.loads(text)]
     except (TypeError, ValueError) as error:
         raise StoreError(f"{store}: damaged: its command cannot be read") from error
-    if argv[:1] not in (["walk"], ["grid"]):
-        raise StoreError(f"{store}: its command is neither walk nor grid, but {argv[:1]}")
+    if argv[:1] not in (["walk"], ["grid"], ["mixed"]):
+        raise StoreError(f"{store}: its command is no walk, grid or mixed, but {argv[:1]}")
     return argparse.Namespace(**{**vars(parser().parse_args(argv)), "store": store, "argv": argv})
 
 
@@ -372,8 +417,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     runs = {
-        "walk": run_walk, "grid": run_walk, "vote": run_vote, "report": run_report, "compare": run_compare,
-        "train": run_train, "sites": run_sites, "info": run_info,
+        "walk": run_walk, "grid": run_walk, "mixed": run_mixed, "vote": run_vote, "report": run_report,
+        "compare": run_compare, "train": run_train, "sites": run_sites, "info": run_info,
     }  # fmt: skip
     before = len(WRITTEN)
     try:

@@ -200,7 +200,7 @@ def test_interrupted_says_how_to_go_on(cache: str, tmp_path: Path, monkeypatch, 
     [
         (None, "there is no such file"), (b"a,b", "not an SQLite file"), (b"", "not a results store, but an empty"),
         ({}, "holds no command: it was not filled by walk or grid"), ({"command": "{"}, "its command cannot be read"),
-        ({"command": '["train"]'}, r"neither walk nor grid, but \['train'\]"), ({"command": "[]"}, "neither walk nor"),
+        ({"command": '["train"]'}, r"no walk, grid or mixed, but \['train'\]"), ({"command": "[]"}, "no walk, grid or"),
     ],
     ids=str,
 )  # fmt: skip
