@@ -153,8 +153,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         raise ValueError(f"walk: rel_ci must lie between 0 and 1, got {rel_ci}")
     if plateaus is not None and (levels is None or not 0 < plateaus < 0.5):
         raise ValueError(f"walk: plateaus must lie between 0 and 0.5, and go with levels, got {plateaus}")
-    if not (executor is None or hasattr(executor, "submit")):
-        executor = whole_size("walk", "executor", executor)
+    if not (executor is None or hasattr(executor, "submit") or (type(executor) is int and executor > 0)):
+        raise ValueError(f"walk: executor must have `submit`, or be a number of processes, got {executor!r}")
     amplitudes, draw_ids = ([], []) if levels is None else (level_list("walk", levels), draw_list("walk", draws))
     device = place_of(model)
     seed_tensor("walk", seed, device)

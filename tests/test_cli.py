@@ -19,6 +19,7 @@ import torch
 import noisykernels as nk
 from noisykernels.__main__ import main, numbers, parser
 from noisykernels.store import Store, noting
+from noisykernels.study import Study
 
 ROOT = Path(__file__).parent.parent
 
@@ -265,6 +266,17 @@ def test_json_of_a_walk_is_strict_json(cache: str, capsys, flags: str) -> None:
         assert midpoint["status"] == "none" and midpoint["level"] is None
 
 
+def test_workers_and_plateaus(tmp_path: Path, capsys) -> None:
+    fixed = ["--model", "mlp", "--data", "digits", "--epochs", "1", "--cache", str(tmp_path), "--quiet", "--sites", "0"]
+    grid = ["grid", *fixed, "--levels", "0.01,1,1e4", "--draws", "2", "--threads", "1", "--json"]
+    assert main(grid) == 0
+    alone = capsys.readouterr().out
+    assert main([*grid, "--workers", "1"]) == 0
+    assert capsys.readouterr().out == alone
+    assert main([*grid, "--plateaus", "0.1", "--out", str(tmp_path / "a.json")]) == 0
+    assert "settled" in {r.status for r in Study.load(tmp_path / "a.json").records}
+
+
 def test_every_flag_is_tried_here() -> None:
     source = Path(__file__).read_text()
     for command in parser()._subparsers._group_actions[0].choices.values():
@@ -286,7 +298,7 @@ def test_numbers() -> None:
         [], ["fly"], ["walk", "--levels", "a"], ["walk", "--levels", "log:0:1:3"],
         ["walk", "--fast"], ["walk", "--levels", "lin:0:1:0"], ["train", "--model", "none"],
         ["walk", "--draws", "x"], ["report"], ["compare", "a.json"], ["compare", "a.json", "b.json", "--names", "a"],
-        ["resume"],
+        ["resume"], ["mixed", "--ratios", "x"],
     ],
     ids=str,
 )  # fmt: skip
