@@ -47,6 +47,50 @@ class SmallVGG(nn.Module):
         return self.head(self.features(x).flatten(1))
 
 
+class Block(nn.Module):
+    """Two convolutions and a skip."""
+
+    def __init__(self, last: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(last, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.relu, self.skip = nn.ReLU(inplace=True), nn.Sequential()
+        if (last, stride) != (width, 1):
+            self.skip = nn.Sequential(nn.Conv2d(last, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x))))) + self.skip(x))
+
+
+class ResNet18(nn.Module):
+    """As for CIFAR: no pooling in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+        shape = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2),
+                 (512, 512, 1)]  # fmt: skip
+        self.blocks = nn.Sequential(*(Block(*one) for one in shape))
+        self.head = nn.Linear(512, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """A small transformer encoder: two layers of width 64 on 16 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(32, 64)
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, dropout=0.0)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.embed(x)).mean(1))
+
+
 def calibrated(model: nn.Module, shape: tuple[int, ...], rows: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     """Random weights, norms that fit them, and labels that the model gets right: a grid costs what it costs trained."""
     torch.manual_seed(0)
@@ -60,18 +104,27 @@ def calibrated(model: nn.Module, shape: tuple[int, ...], rows: int) -> tuple[nn.
     return model, (x, y)
 
 
-def plain_cell(model: nn.Module, data: tuple[Tensor, Tensor], module: nn.Module | None, multiply: bool) -> float:
+WAYS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # the two usual ones
+    "add": (
+        lambda v: v + torch.normal(0.0, 0.1, v.shape),
+        lambda v: v + 0.1 * torch.randn_like(v),
+    ),
+    "mul": (
+        lambda v: v * torch.normal(1.0, 0.1, v.shape),
+        lambda v: v * (1 + 0.1 * torch.randn_like(v)),
+    ),
+    "mixed": (
+        lambda v: v * torch.normal(1.0, 0.1, v.shape) + torch.normal(0.0, 0.1, v.shape),
+        lambda v: v * (1 + 0.1 * torch.randn_like(v)) + 0.1 * torch.randn_like(v),
+    ),
+}
+
+
+def plain_cell(model: nn.Module, data: tuple[Tensor, Tensor], module: nn.Module | None, noise: str) -> float:
     """Seconds of one (site, level, draw) of plain torch: the faster of the two usual ways to write the noise."""
     x, y = (part[:TIMED] for part in data)
-
-    def normal(v: Tensor) -> Tensor:
-        return v * torch.normal(1.0, 0.1, v.shape) if multiply else v + torch.normal(0.0, 0.1, v.shape)
-
-    def randn_like(v: Tensor) -> Tensor:
-        return v * (1 + 0.1 * torch.randn_like(v)) if multiply else v + 0.1 * torch.randn_like(v)
-
     best = float("inf")
-    for noisy in (normal, randn_like):
+    for noisy in WAYS[noise]:
         hook = module.register_forward_hook(lambda _m, _i, out, f=noisy: f(out)) if module is not None else None
         start = time.perf_counter()
         hits = 0
@@ -97,7 +150,15 @@ STUDIES: dict[str, dict[str, Any]] = {
     ),
     "LeNet-5-BN, multiplicative grid, 21 levels x 5 draws": dict(
         walk=dict(noise=nk.Noise(mul=1.0), levels=torch.linspace(0, 2, 21), draws=5), cells=105, at_least=12,
-        multiply=True,
+        loop="mul",
+    ),
+    "LeNet-5-BN, mixed grid, 25 levels x 5 ratios x 5 draws": dict(
+        walk=dict(noise=[nk.Noise.amplitude(1.0, r / 4) for r in range(5)], levels=torch.logspace(-3, 3, 25), draws=5),
+        cells=625, at_least=12, loop="mixed",
+    ),
+    "LeNet-5-BN, Fashion-MNIST, additive grid, 49 levels x 5 draws, plateaus settled": dict(
+        trained=True, cells=245, at_least=40,
+        walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-3, 3, 49), draws=5, plateaus=0.03),
     ),
     "LeNet-5-BN, last four sites, 49 levels x 5 draws": dict(
         walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-3, 3, 49), draws=5, sites=[12, 13, 14, 15]),
@@ -117,6 +178,15 @@ STUDIES: dict[str, dict[str, Any]] = {
         model=(lambda: MLP(784, 10), (1, 28, 28)),
         walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-3, 3, 49), draws=5), cells=245,
     ),
+    "ResNet-18 (CIFAR shapes), every ninth site, additive grid, 20 levels x 2 draws": dict(
+        model=(ResNet18, (3, 32, 32)), rows=40, some=list(range(0, 60, 9)),
+        walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-2, 2, 20), draws=2, sites=list(range(0, 60, 9))),
+        cells=40,
+    ),
+    "transformer encoder, 2 layers of width 64, 16 tokens, additive grid, 20 levels x 5 draws": dict(
+        model=(Encoder, (16, 32)), rows=500, some=[0, 1],  # the loop's hooks cannot reach into attention
+        walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-2, 2, 20), draws=5, sites=[0, 1]), cells=100,
+    ),
 }  # fmt: skip
 
 
@@ -134,14 +204,15 @@ def test_study(name: str, benchmark: Any, record_row: Callable[..., None]) -> No
     chosen = [sites[i] for i in about.get("some", range(len(sites)))]
     ours, cells = [], []
     with torch.inference_mode():
-        plain_cell(model, data, None, False)
+        kind = about.get("loop", "add")
+        plain_cell(model, data, None, kind)
         nk.walk(model, data, **{**about["walk"], "sites": "input", "seed": 0})
         for seed in range(3):
             if seed == 0 or sum(ours) < 10:  # a long study is timed once
                 start = time.perf_counter()
                 nk.walk(model, data, **about["walk"], seed=seed)
                 ours.append(time.perf_counter() - start)
-            cells.append([plain_cell(model, data, module, about.get("multiply", False)) for module in chosen])
+            cells.append([plain_cell(model, data, module, kind) for module in chosen])
     loop = [about["cells"] * sum(row) for row in cells]
     ratios = sorted(a / b for a in loop for b in ours)
     record_row(

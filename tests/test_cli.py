@@ -273,7 +273,7 @@ def test_workers_and_plateaus(tmp_path: Path, capsys) -> None:
     alone = capsys.readouterr().out
     assert main([*grid, "--workers", "1"]) == 0
     assert capsys.readouterr().out == alone
-    assert main([*grid, "--plateaus", "0.1", "--out", str(tmp_path / "a.json")]) == 0
+    assert main([*grid, "--plateaus", "0.3", "--out", str(tmp_path / "a.json")]) == 0
     assert "settled" in {r.status for r in Study.load(tmp_path / "a.json").records}
 
 
