@@ -72,6 +72,8 @@ struct Kernels {
   const char* name;
   void (*epilogue)(const Epilogue&, int64_t begin, int64_t end);
   void (*pool)(const PoolEpilogue&, int64_t begin_plane, int64_t end_plane);
+  void (*separate)(const Epilogue&, int64_t begin, int64_t end);  // the same where the eps are given: float32 only
+  void (*separate_pool)(const PoolEpilogue&, int64_t begin_plane, int64_t end_plane);
 };
 extern const Kernels kPortable;
 extern const Kernels kAvx2;

@@ -123,7 +123,8 @@ void run(const Kernels& kernels, const Epilogue& e, int threads) {
       static_cast<int>(std::min<int64_t>(threads, total / kWorthAThread + 1)),
       [](void* c, int64_t begin, int64_t end) {
         const auto* k = static_cast<Context*>(c);
-        if (begin < end) k->kernels->epilogue(*k->e, begin, end);
+        if (begin >= end) return;
+        (k->e->noise.given != nullptr ? k->kernels->separate : k->kernels->epilogue)(*k->e, begin, end);
       },
       &context);
 }
@@ -139,7 +140,8 @@ void run(const Kernels& kernels, const PoolEpilogue& e, int threads) {
       total, short_rows(e.noise.n) ? e.planes : 1, threads,
       [](void* c, int64_t begin, int64_t end) {
         const auto* k = static_cast<Context*>(c);
-        if (begin < end) k->kernels->pool(*k->e, begin, end);
+        if (begin >= end) return;
+        (k->e->noise.noise.given != nullptr ? k->kernels->separate_pool : k->kernels->pool)(*k->e, begin, end);
       },
       &context);
 }

@@ -211,8 +211,6 @@ class Applier {
 
   void apply(const T* x, O* y, int count) { formula_chunk<A, M>(x, y, op_, count, e_.bias != nullptr, e_.relu); }
 
-  const float* given_row(int64_t i) const { return p_.given + i % p_.given_rows * e_.n; }
-
   uint32_t word3(Operand o) const { return counter_word3(p_.site, o); }
 
   void long_row(int64_t i, int64_t begin, int64_t end) {
@@ -226,9 +224,7 @@ class Applier {
       if (M != Mode::kEps) {  // the values may lie beyond the L1 cache; they arrive while the noise is drawn
         for (int k = 0; k < count; k += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(x + at + k);
       }
-      if (M == Mode::kAdd && p_.given != nullptr) {
-        std::memcpy(op_.ea, given_row(i) + at, sizeof(float) * count);
-      } else if constexpr (draws_add(M)) {
+      if constexpr (draws_add(M)) {
         eps(op_.ea, [&](float* z) { gen_.in_row(id.row, id.draw, word3(p_.operand), block, blocks, z); }, skip, count);
       }
       if constexpr (draws_mul(M))
@@ -268,11 +264,7 @@ class Applier {
         gen_.anywhere(block, row, draw, word3(o), count * blocks, z);
         for (int r = 0; r < count; ++r) A::copy(out + r * n, z + r * 4 * blocks, n);  // overruns into the next row
       };
-      if (M == Mode::kAdd && p_.given != nullptr) {
-        for (int r = 0; r < count; ++r) std::memcpy(op_.ea + r * n, given_row(i + r), sizeof(float) * n);
-      } else if constexpr (draws_add(M)) {
-        draw_eps(p_.operand, op_.ea);
-      }
+      if constexpr (draws_add(M)) draw_eps(p_.operand, op_.ea);
       if constexpr (draws_mul(M)) draw_eps(Operand::kMul, op_.em);
       for (int r = 0; r < count; ++r) fill(ids(i + r), r * n, n, 0);
       apply(x_row(i), y_ + i * n, count * n);

@@ -27,6 +27,7 @@
 #include "kernels.inl"
 #include "lanes_x86.h"
 #include "pool.inl"
+#include "separate.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -165,7 +166,8 @@ struct Avx2::Lanes<double> {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", &epilogue_range<Avx2>, &pool_range<Avx2>};
+const Kernels kAvx2 = {"avx2", &epilogue_range<Avx2>, &pool_range<Avx2>, &separate_range<Avx2>,
+                       &separate_pool_range<Avx2>};
 
 }  // namespace noisykernels::cpu
 

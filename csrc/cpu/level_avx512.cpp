@@ -32,6 +32,7 @@
 #include "kernels.inl"
 #include "lanes_x86.h"
 #include "pool.inl"
+#include "separate.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -167,7 +168,8 @@ struct Avx512::Lanes<double> {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", &epilogue_range<Avx512>, &pool_range<Avx512>};
+const Kernels kAvx512 = {"avx512", &epilogue_range<Avx512>, &pool_range<Avx512>, &separate_range<Avx512>,
+                         &separate_pool_range<Avx512>};
 
 }  // namespace noisykernels::cpu
 

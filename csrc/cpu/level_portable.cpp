@@ -2,6 +2,7 @@
 #include "common.h"
 #include "kernels.inl"
 #include "pool.inl"
+#include "separate.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -60,6 +61,7 @@ struct Portable {
 
 }  // namespace
 
-const Kernels kPortable = {"portable", &epilogue_range<Portable>, &pool_range<Portable>};
+const Kernels kPortable = {"portable", &epilogue_range<Portable>, &pool_range<Portable>, &separate_range<Portable>,
+                           &separate_pool_range<Portable>};
 
 }  // namespace noisykernels::cpu

@@ -4,6 +4,39 @@
 namespace noisykernels::cpu {
 namespace {
 
+// Planes drawn or computed at a time: small ones together, to amortise what a step costs beside its values.
+inline int64_t planes_together(const PoolEpilogue& e) { return std::max<int64_t>(1, 2048 / (e.height * e.width)); }
+
+// Room for the lines of `count` planes, in values.
+inline int64_t line_size(const PoolEpilogue& e, int64_t count) {
+  return std::max(e.width, count * e.height * e.width / 2) + kPad;
+}
+
+// Windows of 2 x 2 side by side in planes of even width: pairs of neighbours never cross the end of a row, so the first
+// half runs over all rows at once, however narrow they are.
+template <class A, class T, class C>
+void pool_squares(int64_t out_rows, int64_t out_width, const C* plane, C* line, T* out) {
+  using L = typename A::template Lanes<C>;
+  for (int64_t i = 0; i < 4 * out_rows * out_width; i += 2 * L::kWidth) {  // may overrun: both are padded
+    L::store(line + i / 2, L::pair_max(L::load(plane + i), L::load(plane + i + L::kWidth)));
+  }
+  const T* const end = out + out_rows * out_width;
+  for (int64_t y = 0; y < out_rows; ++y) {
+    const C* const p = line + 2 * y * out_width;
+    T* const o = out + y * out_width;
+    for (int64_t x = 0; x < out_width; x += L::kWidth) {
+      const typename L::V v = max_or_nan(L::load(p + x), L::load(p + out_width + x));
+      if (o + x + L::kWidth <= end) {  // may overrun into the rows that come next, but not out of the planes
+        L::store(o + x, v);
+      } else {
+        T tail[L::kWidth];
+        L::store(tail, v);
+        std::memcpy(o + x, tail, sizeof(T) * std::min<int64_t>(L::kWidth, out_width - x));
+      }
+    }
+  }
+}
+
 template <class A, class T, class C>
 void pool_plane(const PoolEpilogue& e, const C* plane, C* line, T* out) {
   using L = typename A::template Lanes<C>;
@@ -35,24 +68,34 @@ void pool_plane(const PoolEpilogue& e, const C* plane, C* line, T* out) {
   }
 }
 
+template <class A, class T, class C>
+void pool_planes(const PoolEpilogue& e, int64_t count, const C* planes, C* line, T* out) {
+  const bool squares =
+      e.kernel_h == 2 && e.kernel_w == 2 && e.stride_h == 2 && e.stride_w == 2 && e.pad_h == 0 && e.pad_w == 0;
+  if (squares && e.width == 2 * e.out_width && e.height == 2 * e.out_height) {
+    return pool_squares<A>(count * e.out_height, e.out_width, planes, line, out);
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    pool_plane<A>(e, planes + k * e.height * e.width, line, out + k * e.out_height * e.out_width);
+  }
+}
+
 template <class A>
 void pool_range(const PoolEpilogue& pool, int64_t begin, int64_t end) {  // in planes; whole rows if rows are short
   const Epilogue& e = pool.noise;
   const int64_t size = pool.height * pool.width, out_size = pool.out_height * pool.out_width;
-  // Planes drawn at a time: small ones together, to amortise the set-up of a row's noise.
-  const int64_t group = short_rows(e.n) ? pool.planes : std::max<int64_t>(1, 2048 / size);
+  const int64_t group = short_rows(e.n) ? pool.planes : planes_together(pool);
   visit<A>(e, [&]<Mode M, class T, class C>() {
-    Scratch scratch(sizeof(C) * (std::min(group, pool.planes) * size + pool.width + 2 * kPad));
+    const int64_t room = line_size(pool, std::min(group, pool.planes));
+    Scratch scratch(sizeof(C) * (std::min(group, pool.planes) * size + room + kPad));
     C* line = scratch.as<C>();
-    C* buffer = line + pool.width + kPad;
+    C* buffer = line + room;
     Applier<A, M, T, C, C> applier(e, buffer);
     for (int64_t p = begin; p < end;) {
       const int64_t stop = std::min({p + group, end, (p / pool.planes + 1) * pool.planes});
       applier.set_output(buffer - p * size);
       applier.range(p * size, stop * size);
-      for (int64_t k = p; k < stop; ++k) {
-        pool_plane<A>(pool, buffer + (k - p) * size, line, static_cast<T*>(e.y) + k * out_size);
-      }
+      pool_planes<A>(pool, stop - p, buffer, line, static_cast<T*>(e.y) + p * out_size);
       p = stop;
     }
   });
