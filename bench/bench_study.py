@@ -144,6 +144,10 @@ def modules_of_sites(model: nn.Module, data: tuple[Tensor, Tensor]) -> list[nn.M
     ]
 
 
+# Sites of the encoder that the loop's hooks can reach: input, dense layers and norms, not what is within attention.
+ENCODER = [s.index for s in nk.sites(Encoder(), torch.zeros(2, 16, 32))
+           if s.kind in ("input", "linear", "layer_norm") and "self_attn" not in s.name]  # fmt: skip
+
 STUDIES: dict[str, dict[str, Any]] = {
     "LeNet-5-BN, additive grid, 49 levels x 5 draws": dict(
         walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-3, 3, 49), draws=5), cells=245, at_least=12
@@ -183,9 +187,9 @@ STUDIES: dict[str, dict[str, Any]] = {
         walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-2, 2, 20), draws=2, sites=list(range(0, 60, 9))),
         cells=40,
     ),
-    "transformer encoder, 2 layers of width 64, 16 tokens, additive grid, 20 levels x 5 draws": dict(
-        model=(Encoder, (16, 32)), rows=500, some=[0, 1],  # the loop's hooks cannot reach into attention
-        walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-2, 2, 20), draws=5, sites=[0, 1]), cells=100,
+    "transformer encoder (2 layers of width 64, 16 tokens), additive grid, 20 levels x 5 draws": dict(
+        model=(Encoder, (16, 32)), rows=500, some=ENCODER,
+        walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-2, 2, 20), draws=5, sites=ENCODER), cells=100,
     ),
 }  # fmt: skip
 

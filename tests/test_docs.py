@@ -97,6 +97,10 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         assert (tmp_path / "results" / "walk.png").exists()
         text = capsys.readouterr()
         assert "midpoint" in text.out and "falling back to the MLP" in text.err
+    elif path.stem == "executions":
+        ways = script.run(tmp_path / "e.png", model="mlp", data="digits", epochs=5, rows=60, draws=2, ballots=20)
+        assert (tmp_path / "e.png").exists() and "executions needed for" in capsys.readouterr().out
+        assert len(ways) == 6 and all(values[-1] > values[0] for values in ways.values())  # more help more
     else:
         assert path.stem == "walking_noise"
         studies = script.run(tmp_path, epochs=5, rows=60, draws=1, data="digits", model="mlp-bn", level=1.0)
