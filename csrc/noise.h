@@ -303,7 +303,7 @@ struct KindList {
   static constexpr const char* kNames[] = {Ks::kName...};
   // f.template operator()<Kind>() for the kind with this index.
   template <class Fn>
-  static void visit(int index, Fn&& f) {
+  NK_HD static void visit(int index, Fn&& f) {
     int i = 0;
     static_cast<void>(((i++ == index && (f.template operator()<Ks>(), true)) || ...));
   }

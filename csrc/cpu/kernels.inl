@@ -10,7 +10,6 @@ inline constexpr int kChunk = 1024;    // values
 inline constexpr int kPad = 64;        // slack behind every buffer, so that vector steps may overrun
 inline constexpr int kTile = 32;       // positions of a channels_last tile where there are many
 inline constexpr int kWholeTile = 64;  // up to so many, a tile holds them all
-inline constexpr int64_t kIdLimit = int64_t{1} << 32;
 
 // ------------------------------------------------------------------------------------------------------ generator
 
@@ -78,7 +77,7 @@ NK_HD void formula(const T* x, O* y, const Operands<C>& op, int i, bool has_bias
 template <class A, Mode M, class T, class O, class C>
 void formula_chunk(const T* x, O* y, const Operands<C>& op, int count, bool has_bias, bool relu) {
   constexpr int kWidth = A::template Lanes<C>::kWidth;
-  const C low = relu ? C(0) : -std::numeric_limits<C>::infinity();
+  const C low = relu ? C(0) : -kInfinity<C>;
   int i = 0;
   for (; i + kWidth <= count; i += kWidth) {
     formula<A, M>(M == Mode::kEps ? x : x + i, y + i, op, i, has_bias, low);
@@ -102,7 +101,7 @@ class LevelFiller {
   bool fill(C* out, int at, int count, int64_t draw, int64_t row, int64_t item) {
     const C* p = static_cast<const C*>(level_.data) + draw * level_.draw_stride + row * level_.row_stride;
     if (level_.item_stride == 0) {
-      const C v = checked(*p);
+      const C v = checked_level(*p);
       const bool same = std::memcmp(&v, &value_, sizeof v) == 0;
       if (same && at + count <= filled_) return v == v;
       std::fill_n(out + at, count, v);
@@ -119,7 +118,7 @@ class LevelFiller {
     filled_ = 0;
     bool good = true;
     for (int i = 0; i < count; ++i) {
-      out[at + i] = checked(p[item + i]);
+      out[at + i] = checked_level(p[item + i]);
       good = good && out[at + i] == out[at + i];
     }
     return good;
@@ -128,10 +127,6 @@ class LevelFiller {
   void forget() { filled_ = 0; }  // what it wrote has been changed
 
  private:
-  static C checked(C v) {
-    return v >= C(0) && v <= std::numeric_limits<C>::max() ? v : std::numeric_limits<C>::quiet_NaN();
-  }
-
   const Level& level_;
   int filled_ = 0;
   C value_ = C(-1);
@@ -163,18 +158,7 @@ class Applier {
   }
 
  private:
-  struct Ids {
-    uint32_t row, draw;
-    int64_t b, d;  // indices of the row and the draw
-    bool valid;
-  };
-
-  Ids ids(int64_t i) const {
-    const int64_t d = i / p_.B, b = i % p_.B;
-    const int64_t draw = p_.draws ? p_.draws[d] : 0, row = p_.rows ? p_.rows[b] : p_.first_row + b;
-    const bool valid = draw >= 0 && draw < kIdLimit && row >= 0 && row < kIdLimit;
-    return {static_cast<uint32_t>(row), static_cast<uint32_t>(draw), b, d, valid};
-  }
+  Ids ids(int64_t i) const { return ids_of(p_, i / p_.B, i % p_.B); }
 
   const T* x_row(int64_t i) const {
     return M == Mode::kEps ? nullptr : static_cast<const T*>(e_.x) + (e_.shared ? i % p_.B : i) * e_.n;
@@ -188,13 +172,13 @@ class Applier {
     if (M == Mode::kFold && !good) {  // the formula compares its levels, so a NaN must be in both
       for (int i = at; i < at + count; ++i) {
         if (op_.a[i] == op_.a[i] && op_.m[i] == op_.m[i]) continue;
-        op_.a[i] = op_.m[i] = std::numeric_limits<C>::quiet_NaN();
+        op_.a[i] = op_.m[i] = kNaN<C>;
       }
       add_.forget(), mul_.forget();
     }
     if (e_.bias != nullptr) fill_bias(at, count, item % e_.bias_size);
     if (!id.valid) {
-      for (int i = at; i < at + count; ++i) op_.ea[i] = op_.em[i] = std::numeric_limits<float>::quiet_NaN();
+      for (int i = at; i < at + count; ++i) op_.ea[i] = op_.em[i] = kNaN<float>;
     }
   }
 
@@ -354,40 +338,9 @@ class Applier {
   Operands<C> op_;
 };
 
-// Calls f.template operator()<Mode, T, C>() for the mode and type of an epilogue.
-template <class A, class Fn>
-void visit(const Epilogue& e, Fn&& f) {
-  const auto with_type = [&]<Mode M>() {
-    switch (e.dtype) {
-      case DType::kFloat32:
-        return f.template operator()<M, float, float>();
-      case DType::kFloat64:
-        return f.template operator()<M, double, double>();
-      case DType::kBFloat16:
-        return f.template operator()<M, BFloat16, float>();
-      case DType::kFloat16:
-        return f.template operator()<M, Float16, float>();
-    }
-  };
-  switch (e.noise.mode) {
-    case Mode::kAdd:
-      return with_type.template operator()<Mode::kAdd>();
-    case Mode::kMul:
-      return with_type.template operator()<Mode::kMul>();
-    case Mode::kMulAdd:
-      return with_type.template operator()<Mode::kMulAdd>();
-    case Mode::kAddMul:
-      return with_type.template operator()<Mode::kAddMul>();
-    case Mode::kFold:
-      return with_type.template operator()<Mode::kFold>();
-    case Mode::kEps:
-      return with_type.template operator()<Mode::kEps>();
-  }
-}
-
 template <class A>
 void epilogue_range(const Epilogue& e, int64_t begin, int64_t end) {
-  visit<A>(e, [&]<Mode M, class T, class C>() { Applier<A, M, T, T, C>(e, static_cast<T*>(e.y)).range(begin, end); });
+  visit(e, [&]<Mode M, class T, class C>() { Applier<A, M, T, T, C>(e, static_cast<T*>(e.y)).range(begin, end); });
 }
 
 }  // namespace

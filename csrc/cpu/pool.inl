@@ -85,7 +85,7 @@ void pool_range(const PoolEpilogue& pool, int64_t begin, int64_t end) {  // in p
   const Epilogue& e = pool.noise;
   const int64_t size = pool.height * pool.width, out_size = pool.out_height * pool.out_width;
   const int64_t group = short_rows(e.n) ? pool.planes : planes_together(pool);
-  visit<A>(e, [&]<Mode M, class T, class C>() {
+  visit(e, [&]<Mode M, class T, class C>() {
     const int64_t room = line_size(pool, std::min(group, pool.planes));
     Scratch scratch(sizeof(C) * (std::min(group, pool.planes) * size + room + kPad));
     C* line = scratch.as<C>();

@@ -10,7 +10,7 @@ void separate_values(const float* x, const float* direction, float level, bool r
   using L = typename A::template Lanes<float>;
   using V = typename L::V;
   const V a = L::splat(level), zero = L::splat(0.0f);
-  const V low = L::splat(relu ? 0.0f : -std::numeric_limits<float>::infinity());
+  const V low = L::splat(relu ? 0.0f : -kInfinity<float>);
   const auto one = [&](const float* from, const float* toward, float* to) {
     L::store(to, larger(low, apply_noise<Mode::kAdd>(L::load(from), a, zero, L::load_eps(toward), zero)));
   };

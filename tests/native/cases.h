@@ -14,9 +14,6 @@
 
 namespace noisykernels::test {
 
-using cpu::BFloat16;
-using cpu::Float16;
-
 // splitmix64: the same numbers on every machine and standard library.
 struct Random {
   uint64_t state;
@@ -288,5 +285,26 @@ Case<T> random_case(Random& r, Mode mode, int kind, int64_t n, bool hostile) {
   c.point();
   return c;
 }
+
+template <class T>
+struct PoolCase : Case<T> {
+  PoolEpilogue pool;
+  PoolCase(Random& r, Mode mode, int kind) {
+    PoolEpilogue& p = pool;
+    p.planes = 1 + r.below(5), p.height = 1 + r.below(20), p.width = 1 + r.below(40);
+    p.kernel_h = 1 + r.below(std::min<int64_t>(4, p.height)), p.kernel_w = r.one_in(2) ? 2 : 1 + r.below(4);
+    p.kernel_w = std::min(p.kernel_w, p.width);
+    p.stride_h = 1 + r.below(3), p.stride_w = r.one_in(2) ? 2 : 1 + r.below(3);
+    p.pad_h = r.below(p.kernel_h / 2 + 1), p.pad_w = r.one_in(2) ? 0 : r.below(p.kernel_w / 2 + 1);
+    p.out_height = (p.height + 2 * p.pad_h - p.kernel_h) / p.stride_h + 1;
+    p.out_width = (p.width + 2 * p.pad_w - p.kernel_w) / p.stride_w + 1;
+    static_cast<Case<T>&>(*this) = random_case<T>(r, mode, kind, p.planes * p.height * p.width, r.one_in(3));
+    this->e.channels = 1;
+    this->point();
+    p.noise = this->e;
+  }
+  int64_t out_plane() const { return pool.out_height * pool.out_width; }
+  int64_t out_total() const { return this->e.noise.D * this->e.noise.B * pool.planes * out_plane(); }
+};
 
 }  // namespace noisykernels::test

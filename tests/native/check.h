@@ -9,6 +9,7 @@
 namespace noisykernels::test {
 
 inline std::atomic<int> g_failures{0};
+inline bool g_full = false;  // all cases, not only the quick ones
 
 // GCC's OpenMP runtime is not instrumented: under its thread sanitizer each barrier would look like a race. There the
 // kernels run on plain threads only.

@@ -24,7 +24,7 @@ configuration() { # name, compiler, flags, more arguments for cmake
   local start=$SECONDS log=$out/$name.log
   if cmake -S . -B "$out/$name" -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_CXX_FLAGS="$flags" "$@" >"$log" 2>&1 &&
     cmake --build "$out/$name" --target test_native --parallel 2 >>"$log" 2>&1 &&
-    ctest --test-dir "$out/$name" -R "${only:-.}" -E cuda_check -j 2 --output-on-failure >>"$log" 2>&1; then
+    ctest --test-dir "$out/$name" -R "${only:-.}" -E cuda_ -j 2 --output-on-failure >>"$log" 2>&1; then
     done+=("$name")
     echo "ok      $name ($((SECONDS - start)) s): $(grep -o '[0-9]* tests passed\|.*tests passed.*' "$log" | tail -1)"
   else

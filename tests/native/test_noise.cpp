@@ -1,7 +1,6 @@
-// The definition of the noise: generator, kinds, half-precision conversions, and digests of everything. Also the main()
-// of all native tests, which are built for every compiler, optimisation level and architecture that cross.sh finds; the
-// digests must come out the same in all of them.
-//   test_native [NAME ...]      all tests, or the ones named
+// The definition of the noise: generator, kinds, half-precision conversions, and digests of everything. The native
+// tests are built for every compiler, optimisation level and architecture that cross.sh finds; the digests must come
+// out the same in all of them.
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -106,15 +105,15 @@ TEST(halves) {
   const auto each = [&]<class T>() {
     for (uint32_t bits = 0; bits < 65536; ++bits) {
       const T h = {static_cast<uint16_t>(bits)};
-      const float exact = static_cast<float>(widen_by_fields(h)), wide = cpu::widen_value(h);
+      const float exact = static_cast<float>(widen_by_fields(h)), wide = widen_value(h);
       CHECK(same(wide, exact), "widen %04x", bits);
-      CHECK(same(cpu::narrow_value<T>(wide), h), "there and back %04x", bits);
+      CHECK(same(narrow_value<T>(wide), h), "there and back %04x", bits);
     }
     // Every sign, exponent and upper mantissa, and what lies near a tie below it.
     for (uint32_t i = 0; i < 1 << 20; ++i) {
       const uint32_t low[] = {0, 1, 0x7ff, 0x800, 0xfff, 0x1000, 0x1001, static_cast<uint32_t>(r.below(1 << 13))};
       const float v = bits_float((i << 12) ^ low[r.below(8)]);
-      CHECK(same(cpu::narrow_value<T>(v), narrow<T>(v)), "narrow %08x", float_bits(v));
+      CHECK(same(narrow_value<T>(v), narrow<T>(v)), "narrow %08x", float_bits(v));
     }
     // Through the kernels: multiplicative noise of level 0 leaves x + bias: often a tie, subnormal or too large.
     std::vector<T> x(65536), y;
@@ -191,20 +190,4 @@ TEST(digests) {
                 static_cast<unsigned long long>(epilogue.h));
     CHECK(noise.h == kNoiseDigest && epilogue.h == kEpilogueDigest, "%s", k->name);
   }
-}
-
-int main(int argc, char** argv) {
-  int ran = 0;
-  for (const Test* t = Test::first; t != nullptr; t = t->next) {
-    bool wanted = argc == 1;
-    for (int i = 1; i < argc; ++i) wanted |= std::strcmp(argv[i], t->name) == 0;
-    if (!wanted) continue;
-    const int before = g_failures;
-    t->run();
-    std::printf("%-24s %s\n", t->name, g_failures == before ? "ok" : "FAILED");
-    std::fflush(stdout);
-    ++ran;
-  }
-  if (ran == 0 || (argc > 1 && ran != argc - 1)) return std::puts("no such test"), 2;
-  return g_failures == 0 ? 0 : 1;
 }

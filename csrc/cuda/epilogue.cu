@@ -1,0 +1,390 @@
+// The CUDA kernels: noise as an epilogue, and noise, ReLU and max-pooling in one pass. They give the bits of csrc/cpu,
+// from the same noise.h. No torch here.
+//
+// In one step a thread makes the four values of one Philox block; it makes several steps in one row, so that what the
+// row fixes of the generator is computed once.
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "../values.h"
+#include "launch.h"
+
+namespace noisykernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;           // of a block, at most
+constexpr int kBlocksPerProcessor = 8;  // as many threads as a multiprocessor holds
+constexpr int64_t kMostSteps = 8;       // of one thread in one row; what the row fixes is then a small part of the work
+
+// ------------------------------------------------------------------------------------------------------ arithmetic
+
+struct Division {
+  int64_t quotient, remainder;
+};
+
+// Divides 63-bit numbers by a multiplication (Granlund and Montgomery, PLDI '94): with 2^(s-1) < d <= 2^s and m =
+// floor(2^(63+s) / d) + 1, m a / 2^(63+s) exceeds a / d by less than 1 / d. A 64-bit division by instructions takes a
+// hundred of them.
+struct Divisor {
+  int64_t d;
+  uint64_t m = 0;
+  int s = 0;
+  explicit Divisor(int64_t by) : d(by) {
+    while (int64_t{1} << s < d) ++s;
+    m = static_cast<uint64_t>((static_cast<unsigned __int128>(1) << (63 + s)) / static_cast<uint64_t>(d)) + 1;
+  }
+  __device__ Division operator()(int64_t a) const {
+    const auto product = static_cast<unsigned __int128>(static_cast<uint64_t>(a) << 1) * m;
+    const auto q = static_cast<int64_t>(static_cast<uint64_t>(product >> 64) >> s);
+    return {q, a - q * d};
+  }
+};
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+__device__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+__device__ int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ------------------------------------------------------------------------------------------------ values of a row
+
+// Four values that are moved at once: 16 bytes (twice for double, 8 for half types).
+template <class T>
+struct alignas(sizeof(T) == 2 ? 8 : 16) Four {
+  T v[4];
+};
+
+// Which of the four values of a block are wanted, and where they lie in their row: value k at item + k * stride.
+struct Place {
+  int64_t item, stride;
+  int first, last;
+  __device__ bool wants(int k) const { return k >= first && k < last; }
+  template <class T>
+  __device__ bool at_once(const T* row) const {
+    return stride == 1 && first == 0 && last == 4 && reinterpret_cast<uintptr_t>(row + item) % alignof(Four<T>) == 0;
+  }
+};
+
+template <class T>
+__device__ Four<T> load(const T* row, const Place& place) {
+  if (place.at_once(row)) return *reinterpret_cast<const Four<T>*>(row + place.item);
+  Four<T> to = {};
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    if (place.wants(k)) to.v[k] = row[place.item + k * place.stride];
+  }
+  return to;
+}
+
+template <class T>
+__device__ void store(T* row, const Place& place, const Four<T>& from) {
+  if (place.at_once(row)) {
+    *reinterpret_cast<Four<T>*>(row + place.item) = from;
+  } else {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (place.wants(k)) row[place.item + k * place.stride] = from.v[k];
+    }
+  }
+}
+
+// An epilogue, with the divisors that its rows need.
+struct Work {
+  Epilogue e;
+  Divisor rows, bias, given;
+  explicit Work(const Epilogue& epilogue)
+      : e(epilogue), rows(e.noise.B), bias(std::max<int64_t>(1, e.bias_size)), given(e.noise.given_rows) {}
+};
+
+// What the elements of one output row share. T: type of the data, C: type computed in. kGiven: the eps are read.
+template <Mode M, class T, class C, bool kGiven>
+class Row {
+ public:
+  __device__ Row(const Work& work, int64_t i) : Row(work, i, work.rows(i)) {}
+
+  // The values of element .. element + 3 (element: a multiple of four).
+  __device__ Four<C> values(int64_t element, const Place& place) const {
+    Four<float> ea = {}, em = {};
+    Four<T> x = {}, bias = {};
+    Four<C> a = {}, m = {}, out;
+    if constexpr (M != Mode::kEps) x = load(x_, place);
+    if constexpr (kGiven) {
+      ea = load(given_, place);
+    } else {
+      if constexpr (draws_add(M)) ea = draw(add_row_, element);
+      if constexpr (draws_mul(M)) em = draw(mul_row_, element);
+    }
+    if (work_.e.bias != nullptr) bias = load_bias(place);
+    if constexpr (has_add_level(M)) a = levels(add_, work_.e.noise.add, place);
+    if constexpr (has_mul_level(M)) m = levels(mul_, work_.e.noise.mul, place);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      C v = widen_value(x.v[k]);
+      if (work_.e.bias != nullptr) v = add_rn(v, static_cast<C>(widen_value(bias.v[k])));
+      if constexpr (M == Mode::kFold) {  // the formula compares its levels, so a NaN must be in both
+        if (a.v[k] != a.v[k] || m.v[k] != m.v[k]) a.v[k] = m.v[k] = kNaN<C>;
+      }
+      v = apply_noise<M>(v, a.v[k], m.v[k], static_cast<C>(ea.v[k]), static_cast<C>(em.v[k]));
+      out.v[k] = larger(work_.e.relu ? C(0) : -kInfinity<C>, v);
+    }
+    return out;
+  }
+
+ private:
+  __device__ Row(const Work& work, int64_t i, const Division& draw_and_row)
+      : work_(work),
+        ids_(ids_of(work.e.noise, draw_and_row.quotient, draw_and_row.remainder)),
+        keys_(seed()),
+        add_row_(seed(), ids_.row, ids_.draw, counter_word3(work.e.noise.site, work.e.noise.operand)),
+        mul_row_(seed(), ids_.row, ids_.draw, counter_word3(work.e.noise.site, Operand::kMul)) {
+    const Epilogue& e = work.e;
+    if constexpr (M != Mode::kEps) x_ = static_cast<const T*>(e.x) + (kGiven || e.shared ? ids_.b : i) * e.n;
+    if constexpr (kGiven) given_ = e.noise.given + work.given(i).remainder * e.n;
+    if constexpr (has_add_level(M)) add_ = level_row(e.noise.add);
+    if constexpr (has_mul_level(M)) mul_ = level_row(e.noise.mul);
+  }
+
+  __device__ uint64_t seed() const { return kGiven ? 0 : static_cast<uint64_t>(*work_.e.noise.seed); }
+
+  __device__ const C* level_row(const Level& level) const {
+    return static_cast<const C*>(level.data) + ids_.d * level.draw_stride + ids_.b * level.row_stride;
+  }
+
+  __device__ Four<float> draw(const RowConstants<uint32_t>& row, int64_t element) const {
+    uint32_t w[4];
+    Four<float> z;
+    philox_in_row(keys_, row, static_cast<uint32_t>(element / 4), w);
+    Kinds::visit(work_.e.noise.kind, [&]<class Kind>() {
+      Kind::sample(w[0], w[1], z.v[0], z.v[1]);
+      Kind::sample(w[2], w[3], z.v[2], z.v[3]);
+    });
+#pragma unroll
+    for (int k = 0; k < 4; ++k) z.v[k] = ids_.valid ? z.v[k] : kNaN<float>;
+    return z;
+  }
+
+  // Levels that come with given eps are not checked, as on the CPU.
+  __device__ Four<C> levels(const C* row, const Level& level, const Place& place) const {
+    Four<C> out;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const C v = !place.wants(k) ? C(0) : row[(place.item + k * place.stride) * level.item_stride];
+      out.v[k] = kGiven ? v : checked_level(v);
+    }
+    return out;
+  }
+
+  __device__ Four<T> load_bias(const Place& place) const {
+    Four<T> out = {};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (!place.wants(k)) continue;
+      out.v[k] = static_cast<const T*>(work_.e.bias)[work_.bias(place.item + k * place.stride).remainder];
+    }
+    return out;
+  }
+
+  const Work& work_;
+  const Ids ids_;
+  const RoundKeys<uint32_t> keys_;
+  const RowConstants<uint32_t> add_row_, mul_row_;
+  const T* x_ = nullptr;
+  const float* given_ = nullptr;
+  const C *add_ = nullptr, *mul_ = nullptr;
+};
+
+// ------------------------------------------------------------------------------------------------------- epilogue
+
+enum class Layout { kInOrder, kChannelsLast, kGiven };
+
+// How the rows are cut. A row is `steps` steps, in segments of `segment` of them; `lanes` threads, a power of two,
+// share a segment, and the others of their block take the next rows.
+struct Cut {
+  int64_t rows, steps, segment, tiles;
+  int lanes;
+  Divisor segments, channels;
+};
+
+// Which block a step draws. For channels_last it is one of one channel: neighbouring threads then take neighbouring
+// channels, which are neighbours in memory; a block that reaches into the next channel is drawn for both.
+template <Layout L>
+__device__ int64_t block_of(const Epilogue& e, const Cut& cut, int64_t step, Place& place) {
+  int64_t element = 4 * step, begin = 0, end = e.n;
+  place = {element, 1, 0, 4};
+  if constexpr (L == Layout::kChannelsLast) {
+    const auto [block, channel] = cut.channels(step);
+    const int64_t positions = cut.channels(e.n).quotient;
+    begin = channel * positions, end = begin + positions;
+    element = (begin / 4 + block) * 4;
+    place.item = (element - begin) * e.channels + channel, place.stride = e.channels;
+  }
+  place.first = static_cast<int>(most(0, begin - element)), place.last = static_cast<int>(least(4, end - element));
+  return element;
+}
+
+template <Mode M, class T, class C, Layout L>
+__global__ void __launch_bounds__(kThreads)
+    epilogue_kernel(const __grid_constant__ Work work, const __grid_constant__ Cut cut) {
+  const int lane = static_cast<int>(threadIdx.x) & (cut.lanes - 1), slot = static_cast<int>(threadIdx.x) / cut.lanes;
+  for (int64_t tile = blockIdx.x; tile < cut.tiles; tile += gridDim.x) {
+    const auto [group, segment] = cut.segments(tile);
+    const int64_t i = group * (kThreads / cut.lanes) + slot;
+    if (i >= cut.rows) continue;
+    const Row<M, T, C, L == Layout::kGiven> row(work, i);
+    T* const y = static_cast<T*>(work.e.y) + i * work.e.n;
+    const int64_t end = least((segment + 1) * cut.segment, cut.steps);
+    for (int64_t step = segment * cut.segment + lane; step < end; step += cut.lanes) {
+      Place place;
+      const int64_t element = block_of<L>(work.e, cut, step, place);
+      const Four<C> wide = row.values(element, place);
+      Four<T> out;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) out.v[k] = narrow_value<T>(wide.v[k]);
+      store(y, place, out);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------- max-pooling
+
+// The planes of a row are one line of elements, and so are the outputs. A tile is up to one output for each thread, out
+// of a span of them: one line of a wide plane, else the whole row.
+struct PoolCut {
+  int64_t tiles;
+  Divisor tiles_of_span, spans, out_plane, out_width;
+};
+
+// The elements under one output.
+struct Window {
+  int64_t x0, x1, y0, y1, plane, width;
+  __device__ Window(const PoolEpilogue& p, const PoolCut& cut, int64_t output) : width(p.width) {
+    const auto [k, at] = cut.out_plane(output);
+    const auto [oy, ox] = cut.out_width(at);
+    const int64_t top = oy * p.stride_h - p.pad_h, left = ox * p.stride_w - p.pad_w;
+    plane = k * p.height * p.width;
+    y0 = most(0, top), y1 = least(p.height, top + p.kernel_h);
+    x0 = most(0, left), x1 = least(p.width, left + p.kernel_w);
+  }
+  __device__ int64_t element(int64_t y, int64_t x) const { return plane + y * width + x; }
+};
+
+// Draws the elements under a tile into shared memory, a chunk at a time, and each thread keeps the maximum of its
+// window: any geometry in little memory.
+template <Mode M, class T, class C, bool kGiven>
+__global__ void __launch_bounds__(kThreads)
+    pool_kernel(const __grid_constant__ Work work, const __grid_constant__ PoolEpilogue p,
+                const __grid_constant__ PoolCut cut) {
+  __shared__ C chunk[4 * kThreads];
+  const int size = 4 * static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  const int64_t span_size = p.planes * p.out_height * p.out_width / cut.spans.d;
+  const bool one_line = span_size == p.out_width;
+  for (int64_t tile = blockIdx.x; tile < cut.tiles; tile += gridDim.x) {
+    const auto [span, part] = cut.tiles_of_span(tile);
+    const auto [i, span_of_row] = cut.spans(span);
+    const int64_t begin = span_of_row * span_size + part * blockDim.x;
+    const int64_t end = least(begin + blockDim.x, (span_of_row + 1) * span_size);
+    const Window first(p, cut, begin), last(p, cut, end - 1), mine(p, cut, least(begin + thread, end - 1));
+    const Row<M, T, C, kGiven> row(work, i);
+    C best = -kInfinity<C>;
+    for (int64_t line = 0; line < (one_line ? first.y1 - first.y0 : 1); ++line) {
+      const int64_t from = one_line ? first.element(first.y0 + line, first.x0) : first.element(first.y0, 0);
+      const int64_t to = one_line ? last.element(last.y0 + line, last.x1) : last.element(last.y1, 0);
+      for (int64_t origin = from - from % 4; origin < to; origin += size) {
+        const int64_t element = origin + 4 * thread;
+        if (element < to) {
+          const Four<C> v = row.values(element, {element, 1, 0, static_cast<int>(least(4, p.noise.n - element))});
+#pragma unroll
+          for (int k = 0; k < 4; ++k) chunk[4 * thread + k] = v.v[k];
+        }
+        __syncthreads();
+        const int64_t drawn = least(to, origin + size);
+        for (int64_t y = mine.y0; y < mine.y1; ++y) {
+          const int64_t stop = least(mine.element(y, mine.x1), drawn);
+#pragma unroll 1
+          for (int64_t x = most(mine.element(y, mine.x0), origin); x < stop; ++x) {
+            best = max_or_nan(best, chunk[x - origin]);
+          }
+        }
+        __syncthreads();
+      }
+    }
+    if (begin + thread < end) {
+      static_cast<T*>(p.noise.y)[i * cut.spans.d * span_size + begin + thread] = narrow_value<T>(best);
+    }
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------- launching
+
+// Blocks for so many tiles: what fills the device once; each takes further tiles when it is done.
+int64_t most_blocks() {
+  int device = 0, processors = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  return static_cast<int64_t>(processors) * kBlocksPerProcessor;
+}
+
+template <Mode M, class T, class C, Layout L>
+void launch(const Epilogue& e, cudaStream_t stream) {
+  const int64_t rows = e.noise.D * e.noise.B, positions = e.n / e.channels, blocks = most_blocks();
+  const bool by_channel = L == Layout::kChannelsLast;
+  const int64_t steps = by_channel ? e.channels * (divide_up(positions, 4) + (positions % 4 != 0)) : divide_up(e.n, 4);
+  int lanes = 1;
+  while (lanes < kThreads && lanes < steps) lanes *= 2;
+  const int64_t in_all = rows * divide_up(steps, lanes) * lanes;
+  const int64_t segment = lanes * std::clamp<int64_t>(in_all / (kThreads * blocks), 1, kMostSteps);
+  const int64_t segments = divide_up(steps, segment), tiles = divide_up(rows, kThreads / lanes) * segments;
+  const Cut cut = {rows, steps, segment, tiles, lanes, Divisor(segments), Divisor(e.channels)};
+  const auto grid = static_cast<unsigned>(std::min(tiles, blocks));
+  epilogue_kernel<M, T, C, L><<<grid, kThreads, 0, stream>>>(Work(e), cut);
+}
+
+template <Mode M, class T, class C, bool kGiven>
+void launch(const PoolEpilogue& p, cudaStream_t stream) {
+  const int64_t out_plane = p.out_height * p.out_width, outputs = p.planes * out_plane;
+  // Small rows need no more threads than they have outputs or steps of the generator.
+  const int64_t useful = divide_up(std::max(outputs, divide_up(p.noise.n, 4)), 32) * 32;
+  const auto threads = static_cast<unsigned>(std::min<int64_t>(kThreads, useful));
+  const int64_t span = p.out_width >= threads ? p.out_width : outputs;
+  const int64_t spans = outputs / span, tiles_of_span = divide_up(span, threads);
+  const PoolCut cut = {p.noise.noise.D * p.noise.noise.B * spans * tiles_of_span, Divisor(tiles_of_span),
+                       Divisor(spans), Divisor(out_plane), Divisor(p.out_width)};
+  const auto grid = static_cast<unsigned>(std::min(cut.tiles, most_blocks()));
+  pool_kernel<M, T, C, kGiven><<<grid, threads, 0, stream>>>(Work(p.noise), p, cut);
+}
+
+const char* outcome() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace
+
+const char* run(const Epilogue& e, cudaStream_t stream) {
+  if (e.noise.D * e.noise.B * e.n == 0) return nullptr;
+  if (e.noise.given != nullptr) {
+    launch<Mode::kAdd, float, float, Layout::kGiven>(e, stream);
+  } else {
+    visit(e, [&]<Mode M, class T, class C>() {
+      if (e.channels > 1) {
+        launch<M, T, C, Layout::kChannelsLast>(e, stream);
+      } else {
+        launch<M, T, C, Layout::kInOrder>(e, stream);
+      }
+    });
+  }
+  return outcome();
+}
+
+const char* run(const PoolEpilogue& p, cudaStream_t stream) {
+  const Epilogue& e = p.noise;
+  if (e.noise.D * e.noise.B * p.planes * p.out_height * p.out_width == 0) return nullptr;
+  if (e.noise.given != nullptr) {
+    launch<Mode::kAdd, float, float, true>(p, stream);
+  } else {
+    visit(e, [&]<Mode M, class T, class C>() { launch<M, T, C, false>(p, stream); });
+  }
+  return outcome();
+}
+
+}  // namespace noisykernels::cuda

@@ -1,0 +1,352 @@
+// The CUDA kernels against the CPU ones, bit for bit: on the host's emulated device in three orders of its threads, or,
+// compiled with the CUDA toolkit, on a GPU.
+#include <cuda_runtime.h>
+
+#include <array>
+
+#include "../../csrc/cuda/launch.h"
+#include "../native/check.h"
+
+using namespace noisykernels;
+using namespace noisykernels::test;
+
+namespace {
+
+// ------------------------------------------------------------------------------------------------------------ device
+
+// A copy of a vector in device memory, from its element `shift` on, so that it need not be aligned.
+template <class T>
+class OnDevice {
+ public:
+  explicit OnDevice(const std::vector<T>& v, size_t shift = 0) : size_(v.size()) {
+    CHECK(cudaMalloc(reinterpret_cast<void**>(&memory_), (shift + size_ + 1) * sizeof(T)) == cudaSuccess);
+    data_ = memory_ + shift;
+    CHECK(cudaMemcpy(data_, v.data(), size_ * sizeof(T), cudaMemcpyDefault) == cudaSuccess);
+  }
+  ~OnDevice() {
+    const cudaError_t error = cudaFree(memory_);
+    CHECK(error == cudaSuccess, "%s", cudaGetErrorString(error));
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  T* data() const { return data_; }
+  const T* data_or_null() const { return size_ == 0 ? nullptr : data_; }
+  std::vector<T> copy() const {
+    std::vector<T> v(size_);
+    CHECK(cudaMemcpy(v.data(), data_, size_ * sizeof(T), cudaMemcpyDefault) == cudaSuccess);
+    return v;
+  }
+
+ private:
+  size_t size_;
+  T *memory_ = nullptr, *data_ = nullptr;
+};
+
+// f(name) in every order of threads, on a small device.
+template <class Fn>
+void in_every_order(int processors, Fn&& f) {
+#if defined(NK_SIMT)
+  constexpr std::array<std::pair<const char*, simt::Order>, 3> kOrders = {
+      {{"forward", simt::Order::kForward}, {"reverse", simt::Order::kReverse}, {"random", simt::Order::kRandom}}};
+  for (const auto& [name, order] : kOrders) {
+    simt::options = {order, simt::options.seed + 1, processors};
+    f(name);
+  }
+#else
+  static_cast<void>(processors);
+  f("GPU");
+#endif
+}
+
+// The memory of a case on the device, and its epilogue with pointers to there.
+template <class T>
+struct DeviceCase {
+  using C = typename TypeOf<T>::Compute;
+  OnDevice<T> x, bias;
+  OnDevice<C> add, mul;
+  OnDevice<int64_t> draws, rows, seed;
+  Epilogue e;
+  DeviceCase(const Case<T>& c, size_t shift)
+      : x(c.x, shift), bias(c.bias), add(c.add), mul(c.mul), draws(c.draws), rows(c.rows), seed({c.seed}), e(c.e) {
+    e.x = x.data(), e.bias = bias.data_or_null();
+    e.noise.seed = seed.data(), e.noise.draws = draws.data_or_null(), e.noise.rows = rows.data_or_null();
+    e.noise.add.data = add.data(), e.noise.mul.data = mul.data();
+  }
+};
+
+// Runs an epilogue or a pooling one, whose output is `size` values, and compares. `output` is its pointer to the
+// output.
+template <class Work, class T>
+void compare(const Work& work, const OnDevice<T>& y, const std::vector<T>& want, const Epilogue& e, const char* how) {
+  const char* error = cuda::run(work, nullptr);
+  if (error == nullptr && cudaDeviceSynchronize() != cudaSuccess) error = cudaGetErrorString(cudaGetLastError());
+  CHECK(error == nullptr, "%s: %s", how, error);
+  const std::vector<T> got = y.copy();
+  for (size_t k = 0; k < want.size(); ++k) {
+    // Which of two equal zeros wins a maximum is not part of the contract.
+    if (same(got[k], want[k]) || (std::is_same_v<Work, PoolEpilogue> && widen(got[k]) == 0 && widen(want[k]) == 0)) {
+      continue;
+    }
+    CHECK(false,
+          "%s: mode %d kind %d dtype %d n %lld channels %lld D %lld B %lld shared %d relu %d bias %lld levels by item "
+          "%d %d: value %zu is %.9g, not %.9g",
+          how, static_cast<int>(e.noise.mode), e.noise.kind, static_cast<int>(e.dtype), static_cast<long long>(e.n),
+          static_cast<long long>(e.channels), static_cast<long long>(e.noise.D), static_cast<long long>(e.noise.B),
+          e.shared, e.relu, static_cast<long long>(e.bias_size), static_cast<int>(e.noise.add.item_stride),
+          static_cast<int>(e.noise.mul.item_stride), k, static_cast<double>(widen(got[k])),
+          static_cast<double>(widen(want[k])));
+    return;
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------------- cases
+
+struct Shape {
+  int64_t n, channels;
+};
+constexpr Shape kShapes[] = {{1, 1}, {3, 1},  {4, 1},  {10, 1},   {64, 1},  {257, 1}, {1024, 1},  {4100, 1},
+                             {2, 2}, {12, 3}, {35, 5}, {128, 16}, {99, 33}, {909, 3}, {1300, 325}};
+struct Rows {
+  int64_t D, B;
+  bool shared, listed, bad;
+};
+constexpr Rows kRows[] = {{1, 1, false, false, false},
+                          {1, 7, false, true, false},
+                          {3, 2, true, true, false},
+                          {2, 5, false, true, true},
+                          {2, 40, false, true, false}};
+enum class Levels { kOne, kPerDraw, kPerRow, kPerItem, kBad, kCount };
+constexpr int64_t kBiasParts[] = {0, -1, 1, 3};  // its size; -1: that of the row
+struct Layout {
+  size_t shift_x, shift_y;
+  bool in_place;
+};
+constexpr Layout kLayouts[] = {{0, 0, false}, {1, 0, false}, {0, 3, false}, {0, 0, true}, {1, 1, true}};
+
+enum Factor { kMode, kKind, kType, kShape, kLevels, kBias, kRelu, kRow, kLayout, kProcessors, kFactors };
+using Choice = std::array<int, kFactors>;
+constexpr Choice kChoices = {static_cast<int>(Mode::kEps) + 1,
+                             Kinds::kSize,
+                             4,
+                             static_cast<int>(std::size(kShapes)),
+                             static_cast<int>(Levels::kCount),
+                             static_cast<int>(std::size(kBiasParts)),
+                             2,
+                             static_cast<int>(std::size(kRows)),
+                             static_cast<int>(std::size(kLayouts)),
+                             2};
+
+Choice random_choice(Random& r) {
+  Choice c;
+  for (int f = 0; f < kFactors; ++f) c[f] = static_cast<int>(r.below(kChoices[f]));
+  return c;
+}
+
+// Choices among which every two values of every two factors meet: each the best of fifty at random.
+std::vector<Choice> pairwise(Random& r) {
+  bool met[kFactors][16][kFactors][16] = {};
+  int missing = 0;
+  for (int f = 0; f < kFactors; ++f) {
+    for (int g = f + 1; g < kFactors; ++g) missing += kChoices[f] * kChoices[g];
+  }
+  const auto each_new_pair = [&](const Choice& c, auto&& f) {
+    for (int a = 0; a < kFactors; ++a) {
+      for (int b = a + 1; b < kFactors; ++b) {
+        if (!met[a][c[a]][b][c[b]]) f(met[a][c[a]][b][c[b]]);
+      }
+    }
+  };
+  std::vector<Choice> list;
+  while (missing > 0) {
+    Choice best{};
+    int most = 0;
+    for (int attempt = 0; attempt < 50; ++attempt) {
+      const Choice c = random_choice(r);
+      int pairs = 0;
+      each_new_pair(c, [&](bool&) { ++pairs; });
+      if (pairs > most) most = pairs, best = c;
+    }
+    each_new_pair(best, [](bool& pair) { pair = true; });
+    missing -= most;
+    if (most > 0) list.push_back(best);
+  }
+  return list;
+}
+
+// Every mode, kind, type, shape, levels, bias and ReLU, with the other factors at random.
+std::vector<Choice> all_choices(Random& r) {
+  std::vector<Choice> list;
+  Choice c = {};
+  for (int f = 0; f <= kRelu;) {
+    const Choice rest = random_choice(r);
+    std::copy(rest.begin() + kRelu + 1, rest.end(), c.begin() + kRelu + 1);
+    list.push_back(c);
+    for (f = 0; f <= kRelu && ++c[f] == kChoices[f]; ++f) c[f] = 0;
+  }
+  return list;
+}
+
+template <class C>
+Level make_levels(Random& r, Levels kind, const Rows& rows, int64_t n, std::vector<C>& data) {
+  if (kind == Levels::kBad) return random_strides<C>(r, rows.D, rows.B, n, true, data);
+  Level l;
+  l.item_stride = kind == Levels::kPerItem;
+  l.row_stride = kind == Levels::kPerRow ? 1 : 0;
+  l.draw_stride = kind == Levels::kPerDraw ? 1 : 0;
+  data.resize(static_cast<size_t>(kind == Levels::kPerItem   ? n
+                                  : kind == Levels::kPerRow  ? rows.B
+                                  : kind == Levels::kPerDraw ? rows.D
+                                                             : 1));
+  for (C& v : data) v = random_level<C>(r, false);
+  return l;
+}
+
+template <class T>
+Case<T> make_case(Random& r, const Choice& choice) {
+  Case<T> c;
+  Epilogue& e = c.e;
+  NoiseParams& p = e.noise;
+  const Rows rows = kRows[choice[kRow]];
+  const bool hostile = choice[kLevels] == static_cast<int>(Levels::kBad);
+  e.dtype = TypeOf<T>::kDType, e.n = kShapes[choice[kShape]].n, e.channels = kShapes[choice[kShape]].channels;
+  e.shared = rows.shared, e.relu = choice[kRelu] != 0;
+  p.D = rows.D, p.B = rows.B, p.mode = static_cast<Mode>(choice[kMode]), p.kind = choice[kKind];
+  p.site = static_cast<uint32_t>(r.below(1 << 24)),
+  p.operand = static_cast<Operand>(r.below(static_cast<int>(Operand::kCount)));
+  c.seed = static_cast<int64_t>(r.bits()), p.first_row = r.below(int64_t{1} << 32);
+  c.x.resize(static_cast<size_t>((rows.shared ? 1 : rows.D) * rows.B * e.n));
+  c.bias.resize(static_cast<size_t>(kBiasParts[choice[kBias]] < 0 ? e.n : kBiasParts[choice[kBias]]));
+  if (rows.listed) c.draws.resize(static_cast<size_t>(rows.D)), c.rows.resize(static_cast<size_t>(rows.B));
+  for (T& v : c.x) v = random_value<T>(r, hostile);
+  for (T& v : c.bias) v = random_value<T>(r, false);
+  for (int64_t& v : c.draws) v = random_id(r, rows.bad);
+  for (int64_t& v : c.rows) v = random_id(r, rows.bad);
+  p.add = make_levels(r, static_cast<Levels>(choice[kLevels]), rows, e.n, c.add);
+  p.mul = make_levels(r, static_cast<Levels>(choice[kLevels]), rows, e.n, c.mul);
+  c.point();
+  return c;
+}
+
+template <class T>
+void check_choice(Random& r, const Choice& choice) {
+  Case<T> c = make_case<T>(r, choice);
+  std::vector<T> want = blank<T>(c.total());
+  c.e.y = want.data();
+  cpu::run(*levels().front(), c.e, 1);
+  const Layout layout = kLayouts[choice[kLayout]];
+  const bool in_place = layout.in_place && !c.e.shared && c.e.noise.mode != Mode::kEps;
+  in_every_order(1 + 2 * choice[kProcessors], [&](const char* how) {
+    DeviceCase<T> d(c, layout.shift_x);
+    OnDevice<T> other(blank<T>(c.total()), layout.shift_y);
+    OnDevice<T>& y = in_place ? d.x : other;
+    d.e.y = y.data();
+    compare(d.e, y, want, c.e, how);
+  });
+}
+
+template <class T>
+void check_pool(Random& r, PoolCase<T>& c) {
+  std::vector<T> want = blank<T>(c.out_total());
+  c.pool.noise.y = want.data();
+  cpu::run(*levels().front(), c.pool, 1);
+  in_every_order(1 + static_cast<int>(r.below(2)), [&](const char* how) {
+    DeviceCase<T> d(c, static_cast<size_t>(r.below(3)));
+    OnDevice<T> y(blank<T>(c.out_total()), static_cast<size_t>(r.below(3)));
+    PoolEpilogue pool = c.pool;
+    pool.noise = d.e, pool.noise.y = y.data();
+    compare(pool, y, want, c.e, how);
+  });
+}
+
+}  // namespace
+
+// -------------------------------------------------------------------------------------------------------------- tests
+
+TEST(cuda_epilogues) {
+  Random r{11};
+  const std::vector<Choice> list = g_full ? all_choices(r) : pairwise(r);
+  for (const Choice& choice : list) {
+    int type = 0;
+    for_each_type([&]<class T>() {
+      if (type++ == choice[kType]) check_choice<T>(r, choice);
+    });
+  }
+  std::printf("%zu cases\n", list.size());
+}
+
+TEST(cuda_max_pool) {
+  Random r{12};
+  for (int round = 0; round < (g_full ? 50 : 1); ++round) {
+    for_each_type([&]<class T>() {
+      for (int mode = 0; mode < static_cast<int>(Mode::kEps); ++mode) {
+        for (int kind = 0; kind < Kinds::kSize; ++kind) {
+          PoolCase<T> c(r, static_cast<Mode>(mode), kind);
+          check_pool(r, c);
+        }
+      }
+    });
+  }
+}
+
+// Wide planes, whose lines are cut, and windows larger than what is drawn at a time.
+TEST(cuda_max_pool_geometry) {
+  Random r{13};
+  struct Geometry {
+    int64_t planes, height, width, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+  };
+  for (const Geometry& g : {Geometry{1, 5, 1300, 2, 2, 2, 2, 0, 0}, Geometry{2, 7, 700, 3, 5, 2, 1, 1, 2},
+                            Geometry{2, 40, 50, 40, 50, 1, 1, 0, 0}, Geometry{3, 24, 24, 2, 2, 2, 2, 0, 0},
+                            Geometry{1, 1, 515, 1, 2, 1, 2, 0, 1}, Geometry{5, 300, 3, 7, 3, 1, 3, 3, 0}}) {
+    PoolCase<float> c(r, Mode::kMulAdd, 0);
+    PoolEpilogue& p = c.pool;
+    p.planes = g.planes, p.height = g.height, p.width = g.width, p.kernel_h = g.kernel_h, p.kernel_w = g.kernel_w;
+    p.stride_h = g.stride_h, p.stride_w = g.stride_w, p.pad_h = g.pad_h, p.pad_w = g.pad_w;
+    p.out_height = (g.height + 2 * g.pad_h - g.kernel_h) / g.stride_h + 1;
+    p.out_width = (g.width + 2 * g.pad_w - g.kernel_w) / g.stride_w + 1;
+    static_cast<Case<float>&>(c) = random_case<float>(r, Mode::kMulAdd, 0, g.planes * g.height * g.width, false);
+    c.e.channels = 1;
+    c.point();
+    p.noise = c.e;
+    check_pool(r, c);
+  }
+}
+
+// The eps given: where a study's levels part.
+TEST(cuda_separate) {
+  Random r{14};
+  for (int round = 0; round < (g_full ? 200 : 20); ++round) {
+    PoolCase<float> c(r, Mode::kAdd, 0);
+    std::vector<float> given(static_cast<size_t>(c.e.n * (r.one_in(2) ? c.e.noise.D * c.e.noise.B : 1)));
+    for (float& v : given) v = random_value<float>(r, false);
+    c.add.resize(static_cast<size_t>(c.e.noise.D));
+    for (float& v : c.add) v = r.uniform() - 0.5f;
+    c.x.resize(static_cast<size_t>(c.e.noise.B * c.e.n)), c.bias.clear(), c.draws.clear(), c.rows.clear();
+    c.point();
+    c.e.shared = true, c.e.noise.add = {c.add.data(), 1, 0, 0};
+    c.e.noise.given = given.data(), c.e.noise.given_rows = static_cast<int64_t>(given.size()) / c.e.n;
+    c.pool.noise = c.e;
+    std::vector<float> want = blank<float>(c.total()), pooled = blank<float>(c.out_total());
+    c.e.y = want.data(), c.pool.noise.y = pooled.data();
+    cpu::run(*levels().front(), c.e, 1);
+    cpu::run(*levels().front(), c.pool, 1);
+    in_every_order(1, [&](const char* how) {
+      DeviceCase<float> d(c, static_cast<size_t>(r.below(2)));
+      OnDevice<float> y(want), y_pooled(pooled), eps(given, static_cast<size_t>(r.below(2)));
+      d.e.noise.given = eps.data(), d.e.noise.seed = nullptr;
+      PoolEpilogue pool = c.pool;
+      pool.noise = d.e, d.e.y = y.data(), pool.noise.y = y_pooled.data();
+      compare(d.e, y, want, c.e, how);
+      compare(pool, y_pooled, pooled, c.e, how);
+    });
+  }
+}
+
+TEST(cuda_empty) {
+  Epilogue e;
+  for (auto [d, b, n] : {std::array<int64_t, 3>{0, 3, 3}, {3, 0, 3}, {3, 3, 0}}) {
+    e.noise.D = d, e.noise.B = b, e.n = n;
+    PoolEpilogue pool;
+    pool.noise = e;
+    CHECK(cuda::run(e, nullptr) == nullptr && cuda::run(pool, nullptr) == nullptr);
+  }
+}
