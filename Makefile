@@ -10,13 +10,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Waiting threads sleep: on a machine that does other work as well, spinning ones cost several times the work itself.
 walk test test-full: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup walk test test-full lint format bench battery clean
+.PHONY: help setup walk test test-full lint format bench battery cuda-check clean
 
 help:
 	@echo "make walk       midpoint noise level of each layer of LeNet-5 on Fashion-MNIST: a table and a picture"
 	@echo "make test       the tests (under 15 minutes from nothing)"
 	@echo "make test-full  all cases, compiler levels, another architecture, sanitizers"
 	@echo "make bench      the table of budgets: noisy / noiseless / plain torch"
+	@echo "make cuda-check the CUDA kernels compiled for every architecture: registers, instructions, docs/cuda.md"
 	@echo "make battery    statistical battery on the raw random words (long)"
 	@echo "make lint       ruff, mypy, clang-format"
 
@@ -58,6 +59,9 @@ bench: $(BUILT)
 
 battery: $(READY)
 	tests/battery/run.sh
+
+cuda-check:
+	$(PYTHON) tools/cuda_check.py
 
 clean:
 	rm -rf $(VENV) build noisykernels/*.so *.egg-info

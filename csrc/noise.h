@@ -101,7 +101,15 @@ NK_HD float where_positive(float c, float a) { return c > 0.0f ? a : 0.0f; }
 NK_HD double where_positive(double c, double a) { return c > 0.0 ? a : 0.0; }
 
 // 32 x 32 -> 64 bit product and its halves.
-NK_HD uint64_t mul_wide(uint32_t a, uint32_t m) { return static_cast<uint64_t>(a) * m; }
+NK_HD uint64_t mul_wide(uint32_t a, uint32_t m) {
+#if defined(__CUDA_ARCH__)  // nvcc makes two instructions of the plain product
+  uint64_t p;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(p) : "r"(a), "r"(m));
+  return p;
+#else
+  return static_cast<uint64_t>(a) * m;
+#endif
+}
 NK_HD uint32_t high_word(uint64_t p) { return static_cast<uint32_t>(p >> 32); }
 NK_HD uint32_t low_word(uint64_t p) { return static_cast<uint32_t>(p); }
 

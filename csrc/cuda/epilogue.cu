@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "../values.h"
+#include "divisor.h"
 #include "launch.h"
 
 namespace noisykernels::cuda {
@@ -16,30 +17,6 @@ namespace {
 constexpr int kThreads = 256;           // of a block, at most
 constexpr int kBlocksPerProcessor = 8;  // as many threads as a multiprocessor holds
 constexpr int64_t kMostSteps = 8;       // of one thread in one row; what the row fixes is then a small part of the work
-
-// ------------------------------------------------------------------------------------------------------ arithmetic
-
-struct Division {
-  int64_t quotient, remainder;
-};
-
-// Divides 63-bit numbers by a multiplication (Granlund and Montgomery, PLDI '94): with 2^(s-1) < d <= 2^s and m =
-// floor(2^(63+s) / d) + 1, m a / 2^(63+s) exceeds a / d by less than 1 / d. A 64-bit division by instructions takes a
-// hundred of them.
-struct Divisor {
-  int64_t d;
-  uint64_t m = 0;
-  int s = 0;
-  explicit Divisor(int64_t by) : d(by) {
-    while (int64_t{1} << s < d) ++s;
-    m = static_cast<uint64_t>((static_cast<unsigned __int128>(1) << (63 + s)) / static_cast<uint64_t>(d)) + 1;
-  }
-  __device__ Division operator()(int64_t a) const {
-    const auto product = static_cast<unsigned __int128>(static_cast<uint64_t>(a) << 1) * m;
-    const auto q = static_cast<int64_t>(static_cast<uint64_t>(product >> 64) >> s);
-    return {q, a - q * d};
-  }
-};
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -115,8 +92,8 @@ class Row {
       if constexpr (draws_mul(M)) em = draw(mul_row_, element);
     }
     if (work_.e.bias != nullptr) bias = load_bias(place);
-    if constexpr (has_add_level(M)) a = levels(add_, work_.e.noise.add, place);
-    if constexpr (has_mul_level(M)) m = levels(mul_, work_.e.noise.mul, place);
+    if constexpr (has_add_level(M)) a = levels(work_.e.noise.add, add_, a_, place);
+    if constexpr (has_mul_level(M)) m = levels(work_.e.noise.mul, mul_, m_, place);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       C v = widen_value(x.v[k]);
@@ -140,15 +117,11 @@ class Row {
     const Epilogue& e = work.e;
     if constexpr (M != Mode::kEps) x_ = static_cast<const T*>(e.x) + (kGiven || e.shared ? ids_.b : i) * e.n;
     if constexpr (kGiven) given_ = e.noise.given + work.given(i).remainder * e.n;
-    if constexpr (has_add_level(M)) add_ = level_row(e.noise.add);
-    if constexpr (has_mul_level(M)) mul_ = level_row(e.noise.mul);
+    if constexpr (has_add_level(M)) add_ = level_row(e.noise.add, a_);
+    if constexpr (has_mul_level(M)) mul_ = level_row(e.noise.mul, m_);
   }
 
   __device__ uint64_t seed() const { return kGiven ? 0 : static_cast<uint64_t>(*work_.e.noise.seed); }
-
-  __device__ const C* level_row(const Level& level) const {
-    return static_cast<const C*>(level.data) + ids_.d * level.draw_stride + ids_.b * level.row_stride;
-  }
 
   __device__ Four<float> draw(const RowConstants<uint32_t>& row, int64_t element) const {
     uint32_t w[4];
@@ -164,22 +137,36 @@ class Row {
   }
 
   // Levels that come with given eps are not checked, as on the CPU.
-  __device__ Four<C> levels(const C* row, const Level& level, const Place& place) const {
-    Four<C> out;
+  __device__ static C checked(C level) { return kGiven ? level : checked_level(level); }
+
+  // The levels of this row, and the one that all of it has, if so.
+  __device__ const C* level_row(const Level& level, C& of_row) const {
+    const C* row = static_cast<const C*>(level.data) + ids_.d * level.draw_stride + ids_.b * level.row_stride;
+    if (level.item_stride == 0) of_row = checked(*row);
+    return row;
+  }
+
+  __device__ static Four<C> levels(const Level& level, const C* row, C of_row, const Place& place) {
+    Four<C> out = {of_row, of_row, of_row, of_row};
+    if (level.item_stride != 0) {
+      out = load(row, place);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const C v = !place.wants(k) ? C(0) : row[(place.item + k * place.stride) * level.item_stride];
-      out.v[k] = kGiven ? v : checked_level(v);
+      for (int k = 0; k < 4; ++k) out.v[k] = checked(out.v[k]);
     }
     return out;
   }
 
+  // The bias repeats along the row; mostly these four values lie in one repetition.
   __device__ Four<T> load_bias(const Place& place) const {
+    const T* bias = static_cast<const T*>(work_.e.bias);
+    const int64_t begin = work_.bias(place.item + place.first * place.stride).remainder;
+    if (begin + (place.last - 1 - place.first) * place.stride < work_.e.bias_size) {
+      return load(bias, {begin - place.first * place.stride, place.stride, place.first, place.last});
+    }
     Four<T> out = {};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if (!place.wants(k)) continue;
-      out.v[k] = static_cast<const T*>(work_.e.bias)[work_.bias(place.item + k * place.stride).remainder];
+      if (place.wants(k)) out.v[k] = bias[work_.bias(place.item + k * place.stride).remainder];
     }
     return out;
   }
@@ -191,6 +178,7 @@ class Row {
   const T* x_ = nullptr;
   const float* given_ = nullptr;
   const C *add_ = nullptr, *mul_ = nullptr;
+  C a_ = 0, m_ = 0;
 };
 
 // ------------------------------------------------------------------------------------------------------- epilogue
@@ -209,21 +197,22 @@ struct Cut {
 // channels, which are neighbours in memory; a block that reaches into the next channel is drawn for both.
 template <Layout L>
 __device__ int64_t block_of(const Epilogue& e, const Cut& cut, int64_t step, Place& place) {
-  int64_t element = 4 * step, begin = 0, end = e.n;
+  int64_t element = 4 * step, end = e.n;
   place = {element, 1, 0, 4};
   if constexpr (L == Layout::kChannelsLast) {
     const auto [block, channel] = cut.channels(step);
-    const int64_t positions = cut.channels(e.n).quotient;
-    begin = channel * positions, end = begin + positions;
-    element = (begin / 4 + block) * 4;
+    const int64_t positions = cut.channels(e.n).quotient, begin = channel * positions;
+    element = (begin / 4 + block) * 4, end = begin + positions;
     place.item = (element - begin) * e.channels + channel, place.stride = e.channels;
+    place.first = static_cast<int>(most(0, begin - element));
   }
-  place.first = static_cast<int>(most(0, begin - element)), place.last = static_cast<int>(least(4, end - element));
+  place.last = static_cast<int>(least(4, end - element));
   return element;
 }
 
+// Two blocks at a time are asked of a processor: left alone, ptxas keeps to 64 registers and spills.
 template <Mode M, class T, class C, Layout L>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     epilogue_kernel(const __grid_constant__ Work work, const __grid_constant__ Cut cut) {
   const int lane = static_cast<int>(threadIdx.x) & (cut.lanes - 1), slot = static_cast<int>(threadIdx.x) / cut.lanes;
   for (int64_t tile = blockIdx.x; tile < cut.tiles; tile += gridDim.x) {
@@ -297,13 +286,14 @@ __global__ void __launch_bounds__(kThreads)
           for (int k = 0; k < 4; ++k) chunk[4 * thread + k] = v.v[k];
         }
         __syncthreads();
-        const int64_t drawn = least(to, origin + size);
+        const int64_t drawn = least(to - origin, size);
         for (int64_t y = mine.y0; y < mine.y1; ++y) {
-          const int64_t stop = least(mine.element(y, mine.x1), drawn);
+          const auto in_chunk = [&](int64_t x) {
+            return static_cast<int>(least(most(mine.element(y, x) - origin, 0), drawn));
+          };
+          const int stop = in_chunk(mine.x1);
 #pragma unroll 1
-          for (int64_t x = most(mine.element(y, mine.x0), origin); x < stop; ++x) {
-            best = max_or_nan(best, chunk[x - origin]);
-          }
+          for (int x = in_chunk(mine.x0); x < stop; ++x) best = max_or_nan(best, chunk[x]);
         }
         __syncthreads();
       }

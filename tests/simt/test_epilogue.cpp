@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "../../csrc/cuda/divisor.h"
 #include "../../csrc/cuda/launch.h"
 #include "../native/check.h"
 
@@ -278,7 +279,7 @@ TEST(cuda_max_pool) {
   Random r{12};
   for (int round = 0; round < (g_full ? 50 : 1); ++round) {
     for_each_type([&]<class T>() {
-      for (int mode = 0; mode < static_cast<int>(Mode::kEps); ++mode) {
+      for (int mode = 0; mode <= static_cast<int>(Mode::kEps); ++mode) {
         for (int kind = 0; kind < Kinds::kSize; ++kind) {
           PoolCase<T> c(r, static_cast<Mode>(mode), kind);
           check_pool(r, c);
@@ -350,3 +351,74 @@ TEST(cuda_empty) {
     CHECK(cuda::run(e, nullptr) == nullptr && cuda::run(pool, nullptr) == nullptr);
   }
 }
+
+TEST(cuda_divisor) {
+  Random r{15};
+  const auto number = [&] {  // of every size, and the ends of the ranges
+    const int64_t power = int64_t{1} << r.below(63);
+    return r.one_in(3) ? power - r.below(2) : r.one_in(20) ? INT64_MAX - r.below(2) : power + r.below(power);
+  };
+  for (int i = 0; i < 1000000; ++i) {
+    const int64_t d = std::max<int64_t>(1, number()), a = r.one_in(2) ? number() : number() / d * d - r.below(2);
+    if (a < 0) continue;
+    const auto [quotient, remainder] = cuda::Divisor(d)(a);
+    CHECK(quotient == a / d && remainder == a % d, "%lld / %lld", static_cast<long long>(a), static_cast<long long>(d));
+  }
+}
+
+#if !defined(NK_SIMT)
+
+// A captured launch reads seed and levels when it is replayed.
+TEST(cuda_graph) {
+  Random r{16};
+  auto c = random_case<float>(r, Mode::kMulAdd, 0, 5000, false);
+  std::vector<float> want = blank<float>(c.total());
+  DeviceCase<float> d(c, 0);
+  OnDevice<float> y(want);
+  d.e.y = y.data();
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  CHECK(cudaStreamCreate(&stream) == cudaSuccess);
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+  CHECK(cuda::run(d.e, stream) == nullptr);
+  CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess && cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
+  for (c.seed = 1; c.seed < 4; ++c.seed) {
+    for (float& v : c.add) v += 0.25f;
+    CHECK(cudaMemcpy(d.seed.data(), &c.seed, sizeof c.seed, cudaMemcpyDefault) == cudaSuccess);
+    CHECK(cudaMemcpy(d.add.data(), c.add.data(), sizeof(float) * c.add.size(), cudaMemcpyDefault) == cudaSuccess);
+    CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess && cudaStreamSynchronize(stream) == cudaSuccess);
+    c.e.y = want.data();
+    cpu::run(*levels().front(), c.e, 1);
+    const std::vector<float> got = y.copy();
+    for (size_t k = 0; k < want.size(); ++k) CHECK(same(got[k], want[k]), "replay %d", static_cast<int>(c.seed));
+  }
+}
+
+// One row as long as the counter allows, if there is the memory for it.
+TEST(cuda_element_beyond_32_bits) {
+  const int64_t n = int64_t{1} << 34;
+  Float16* y = nullptr;
+  if (cudaMalloc(reinterpret_cast<void**>(&y), n * sizeof(Float16)) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    std::puts("skipped: 34 GB are not free");
+    return;
+  }
+  const std::vector<int64_t> seed = {77};
+  OnDevice<int64_t> on_device(seed);
+  Epilogue e;
+  e.y = y, e.dtype = DType::kFloat16, e.n = n, e.noise.B = 1, e.noise.mode = Mode::kEps;
+  e.noise.seed = on_device.data();
+  CHECK(cuda::run(e, nullptr) == nullptr && cudaDeviceSynchronize() == cudaSuccess);
+  for (int64_t at : {int64_t{0}, (int64_t{1} << 31) - 7, (int64_t{1} << 32) - 500, n - 1001}) {
+    std::vector<Float16> part(1001);
+    CHECK(cudaMemcpy(part.data(), y + at, part.size() * sizeof(Float16), cudaMemcpyDefault) == cudaSuccess);
+    for (int64_t i = 0; i < 1001; ++i) {
+      CHECK(same(part[i], narrow<Float16>(eps_at(0, seed[0], 0, Operand::kAdd, 0, 0, at + i))), "element %lld",
+            static_cast<long long>(at + i));
+    }
+  }
+  CHECK(cudaFree(y) == cudaSuccess);
+}
+
+#endif
