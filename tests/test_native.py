@@ -43,7 +43,7 @@ DEFECTS = {
     "alignment is not looked at": (" && reinterpret_cast<uintptr_t>(row + item) % alignof(Four<T>) == 0", ""),
     "a shared input is not": ("(kGiven || e.shared ? ids_.b : i)", "i"),
     "rows beyond the last": ("if (i >= cut.rows) continue;", ""),
-    "a bad level of two": ("a.v[k] = m.v[k] = kNaN<C>", "a.v[k] = kNaN<C>"),
+    "a bad level of two": ("a.v[k] = m.v[k] = kNaN<C>", "m.v[k] = kNaN<C>"),
     "bad ids": ("ids_.valid ? z.v[k] : kNaN<float>", "z.v[k]"),
     "bad levels": ("return kGiven ? level : checked_level(level);", "return level;"),
     "the bias does not repeat": ("work_.bias(place.item + k * place.stride).remainder", "place.item"),
