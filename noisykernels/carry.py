@@ -8,6 +8,7 @@ levels part: from there on a value has (levels x draws x rows) rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from noisykernels.noise import Noise
 from noisykernels.ops import eps
 from noisykernels.tape import Step, Tape, Value, repeated
 
-__all__ = ["Suffix", "directions"]
+__all__ = ["Suffix", "directions", "row_bytes"]
 
 _ops = torch.ops.noisykernels
 
@@ -234,6 +235,11 @@ class Carried:
     rest: list[int]  # the steps that follow
 
 
+def row_bytes(tape: Tape, number: int) -> int:
+    """What a row of a value takes, as float32."""
+    return max(1, 4 * math.prod(tape.shapes[number]) // tape.rows)
+
+
 class Suffix:
     """The steps after a site, prepared once.
 
@@ -247,17 +253,12 @@ class Suffix:
         self.steps = tape.suffix(number)
         self.last = {n: i for i, step in enumerate(self.steps) for n in step.inputs}
         self.fused = self._fusions()
-        self.peak = max((self._bytes(s) for s in self.steps), default=1)
-
-    def _bytes(self, step: Step) -> int:
-        """What a row of a step's arguments and results takes."""
-        total = 0
-        for n in (*step.inputs, *step.outputs):
-            items = 1
-            for size in self.tape.shapes[n]:
-                items *= size
-            total += 4 * items // self.tape.rows
-        return max(1, total)
+        self.values = {number} | {n for step in self.steps for n in (*step.inputs, *step.outputs)}
+        made = {number} | {n for step in self.steps for n in step.outputs}
+        # Bytes of a row: of the largest value that the levels may part at, and of a step's arguments and results.
+        self.near = max(row_bytes(tape, n) for n in made)
+        steps = (sum(row_bytes(tape, n) for n in (*s.inputs, *s.outputs)) for s in self.steps)
+        self.peak = max(steps, default=self.near)
 
     def _only_consumer(self, step: Step) -> int | None:
         if len(step.outputs) != 1 or step.outputs[0] == self.tape.result:

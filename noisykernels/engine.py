@@ -32,7 +32,7 @@ from noisykernels.inject import inject
 from noisykernels.injected import place_of, state_of
 from noisykernels.kept import Kept
 from noisykernels.noise import Noise, seed_tensor
-from noisykernels.plain import SILENT, clean_correct
+from noisykernels.plain import SILENT, choose_passes, clean_correct
 from noisykernels.plateaus import settled
 from noisykernels.records import Meta
 from noisykernels.reuse import choose_plan
@@ -99,9 +99,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         sites: names, name patterns or indices of the sites to walk (see `sites`); None walks all.
         target: where noise enters; ``"activation"``: values at sites.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
-        batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once. Part of the
-            contraction plan: a prediction at a decision boundary may depend on them by rounding,
-            the noise does not.
+        batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once; fewer where `memory` asks
+            for it. Part of the contraction plan: a prediction at a decision boundary may depend on them by
+            rounding, the noise does not.
         engine: ``"auto"`` runs what precedes a site once and what follows it for many levels at once, where the
             model can be recorded (see `tape`), with a warning that says why where it cannot; ``"plain"`` runs
             the whole noisy model for every level and draw. Same noise; the contractions may round differently.
@@ -170,7 +170,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     computed = torch.float64 if inputs.dtype == torch.float64 else torch.float32  # what the noise computes in
     for one, amplitude in itertools.product(noises, amplitudes):
         scaled_noise("walk", one, amplitude, computed)
-    problem = Problem(model, (inputs, labels, row_ids), noises, seed, batch_rows, draws_per_pass)
+    problem = Problem(model, (inputs, labels, row_ids), noises, seed)
 
     with (
         torch_threads(threads),
@@ -184,13 +184,14 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         state.placement = SILENT
         chosen = chosen_sites("walk", state.traced, sites)
         refuse_without_rows("walk", chosen)
-        correct, classes = clean_correct("walk", injected, inputs, labels, batch_rows)
+        passes = choose_passes(state.traced, memory, batch_rows, draws_per_pass)
+        correct, classes = clean_correct("walk", injected, inputs, labels, passes.rows)
         tape = _tape(injected, inputs, chosen) if engine == "auto" else None
-        chunks = None if tape is None else choose_plan(tape, memory, batch_rows)
-        here = Evaluator(problem, injected, chunks, tape)
+        chunks = None if tape is None else choose_plan(tape, memory, passes.rows)
+        here = Evaluator(problem, injected, passes, chunks, tape)
         plan: dict[str, Any] = {
-            "batch_rows": batch_rows,
-            "draws_per_pass": draws_per_pass,
+            "batch_rows": passes.rows,
+            "draws_per_pass": passes.draws,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "cpu_level": _C.cpu_level(),
@@ -200,7 +201,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             plan |= {"chunk_rows": chunks.rows, "pass_bytes": chunks.bytes}
         answers: Answers = here.correct
         if executor is not None and sent is not None:
-            answers = stack.enter_context(Workers(executor, sent, here, chunks)).correct
+            answers = stack.enter_context(Workers(executor, sent, here, passes, chunks)).correct
         if store is not None:
             ordered = plan | {"order": "permuted" if permuted else "as given"}
             given = noises[0] if len(noises) == 1 else noises

@@ -288,7 +288,7 @@ def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
         inputs = inputs.clone()
         runs = [_recorded(model, inputs[:n]) for n in (2, 3, 4)]
         tape = _merged([run[0] for run in runs], [run[1] for run in runs], (2, 3, 4))
-        _verify(tape, model, inputs)
+        _verify(tape, model, inputs[:2])  # of large models this is most of the time
     return tape
 
 

@@ -28,7 +28,7 @@ from noisykernels.adaptive import Answer, Request
 from noisykernels.evaluator import Evaluator, Problem, joined
 from noisykernels.inject import inject
 from noisykernels.injected import state_of
-from noisykernels.plain import SILENT
+from noisykernels.plain import SILENT, Passes
 from noisykernels.reuse import Plan
 
 __all__ = ["RayExecutor", "Workers", "packed", "torch_threads"]
@@ -95,6 +95,7 @@ class Part:
     """What a worker is sent, beside the problem itself, which it gets once."""
 
     key: str  # of the problem
+    passes: Passes
     plan: Plan | None
     threads: int
     versions: tuple[str, int]  # of torch and of the noise stream
@@ -119,7 +120,7 @@ def evaluate_part(part: Part, problem: bytes | None) -> list[Answer] | Exception
             while len(known) >= KEPT:
                 known.pop(next(iter(known)))
             with torch.inference_mode():
-                known[part.key] = Evaluator(given, injected, part.plan)
+                known[part.key] = Evaluator(given, injected, part.passes, part.plan)
         with torch_threads(part.threads):
             found: list[Answer] = known[part.key].correct(part.requests)
         return found
@@ -146,14 +147,17 @@ class Workers:
         executor: an object with `submit`, or the number of processes to start; those are replaced when they die.
         problem: what `packed` gave.
         here: evaluates what an executor that broke for good has left.
+        passes, plan: how the engines cut their work, here and in the workers.
     """
 
-    def __init__(self, executor: Executor | int, problem: bytes, here: Evaluator, plan: Plan | None) -> None:
+    def __init__(
+        self, executor: Executor | int, problem: bytes, here: Evaluator, passes: Passes, plan: Plan | None
+    ) -> None:
         self.count = executor if isinstance(executor, int) else 0
         self.executor = self._pool() if isinstance(executor, int) else executor
         self.problem, self.here = problem, here
         key = hashlib.sha256(problem).hexdigest()
-        self.part = Part(key, plan, torch.get_num_threads(), _versions(), ())
+        self.part = Part(key, passes, plan, torch.get_num_threads(), _versions(), ())
         # More than one for each worker, so that none waits; few, because each may have to carry the problem.
         self.at_once = 2 * (self.count or getattr(executor, "_max_workers", None) or os.cpu_count() or 4)
 

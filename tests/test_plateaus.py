@@ -16,6 +16,7 @@ from noisykernels.evaluator import Evaluator, Problem
 from noisykernels.inject import inject, noise_state
 from noisykernels.injected import state_of
 from noisykernels.models import MLP, LeNet5
+from noisykernels.plain import Passes
 from noisykernels.plateaus import largest_eps, provable
 from noisykernels.reuse import choose_plan
 from noisykernels.sites import Placement
@@ -48,9 +49,9 @@ class Skip(nn.Module):
 
 
 def evaluator(model: nn.Module, x: Tensor, y: Tensor, noise: nk.Noise, injected: nn.Module) -> Evaluator:
-    problem = Problem(model, (x, y, torch.arange(len(y))), (noise,), 3, 50, 4)
+    problem = Problem(model, (x, y, torch.arange(len(y))), (noise,), 3)
     tape = record_tape(injected, x[:4])
-    return Evaluator(problem, injected, choose_plan(tape, 2**30, 50), tape)
+    return Evaluator(problem, injected, Passes(50, 4), choose_plan(tape, 2**30, 50), tape)
 
 
 @pytest.mark.parametrize("kind", list(NOISES))

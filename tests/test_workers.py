@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import noisykernels as nk
 from noisykernels import workers
 from noisykernels.models import MLP
+from noisykernels.plain import Passes
 
 GRID: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[0.1, 1.0, 3.0], draws=3, seed=1)
 
@@ -237,7 +238,7 @@ def test_parts_that_kill_every_worker_end_the_study() -> None:
 
 
 def test_other_versions_are_refused() -> None:
-    part = workers.Part("k", None, 1, ("0.0", 1), ())
+    part = workers.Part("k", Passes(1, 1), None, 1, ("0.0", 1), ())
     answer = workers.evaluate_part(part, None)
     assert isinstance(answer, RuntimeError) and "a worker has torch and noise stream" in str(answer)
 
