@@ -176,7 +176,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-2, 2, 20), draws=10), cells=200, at_least=3,
     ),
     "small VGG, midpoints within 5 %": dict(
-        model=(SmallVGG, (3, 32, 32)), rows=2000, walk=dict(noise=nk.Noise(add=1.0)), cells=200, at_least=150,
+        model=(SmallVGG, (3, 32, 32)), rows=10_000, walk=dict(noise=nk.Noise(add=1.0)), cells=200, at_least=150,
     ),
     "MLP 784-64-64-64-10, additive grid, 49 levels x 5 draws": dict(
         model=(lambda: MLP(784, 10), (1, 28, 28)),
