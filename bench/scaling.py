@@ -1,9 +1,9 @@
 """What a grid costs against the number of sites, levels, draws, rows and workers, and what memory it takes.
 
-`python bench/scaling.py`: LeNet-5-BN, additive noise; each line varies one number and keeps the others (16 sites, 20 levels,
-5 draws, 1,000 rows, this process with two threads). Workers run with one thread each; their start (a second of importing
-torch in each) is told apart by a second walk on the same pool. Memory: how far the peak of the process rises during a walk
-of 2,000 rows, against what was allowed, each in a process of its own, also for the small VGG.
+`python bench/scaling.py`: LeNet-5-BN, additive noise; each line varies one number and keeps the others (16 sites, 20
+levels, 5 draws, 1,000 rows, this process with two threads). Workers run with one thread each; their start (a second of
+importing torch in each) is told apart by a second walk on the same pool. Memory: how far the peak of the process rises
+during a walk of 2,000 rows, against what was allowed, each in a process of its own, also for the small VGG.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ def directions(
     """
     value = x.movedim(row_dim, 0)
     tiled = value if len(draws) == 1 else torch.cat([value] * len(draws))
+    kept = torch.float64 if x.dtype == torch.float64 else torch.float32  # half values are rounded after the noise
     drawn: dict[tuple[str, str], Tensor] = {}
     table: dict[Term, Tensor] = {}
 
@@ -78,7 +79,7 @@ def directions(
 
     def keep(term: Term, make: Callable[[], Tensor]) -> Term:
         if term not in table:
-            table[term] = make().to(x.dtype).movedim(0, row_dim)
+            table[term] = make().to(kept).movedim(0, row_dim)
         return term
 
     def mixture(noise: Noise) -> Mixture:
@@ -106,11 +107,13 @@ def directions(
 def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str, str], Tensor]) -> list[Tensor]:
     """For a noise that is no mixture of the common directions: levels of several numbers, or folded into one."""
 
-    def scaled(operand: str, level: Tensor) -> Tensor:
-        each = raw(operand, noise.kind)
+    def expanded(level: Tensor) -> Tensor:
         if level.dim() > 0:
-            level = level.expand(draws, len(each) // draws, *each.shape[1:]).reshape(each.shape)
-        return each * level.to(torch.float64 if tiled.dtype == torch.float64 else torch.float32)
+            level = level.expand(draws, len(tiled) // draws, *tiled.shape[1:]).reshape(tiled.shape)
+        return level.to(torch.float64 if tiled.dtype == torch.float64 else torch.float32)
+
+    def scaled(operand: str, level: Tensor) -> Tensor:
+        return raw(operand, noise.kind) * expanded(level)
 
     if noise.mode == "add":
         assert noise.add is not None
@@ -118,7 +121,7 @@ def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str,
     assert noise.mul is not None
     if noise.mode == "fold":
         assert noise.add is not None
-        return [raw("add", noise.kind) * torch.hypot(tiled * noise.mul, noise.add.to(tiled.dtype))]
+        return [raw("add", noise.kind) * torch.hypot(tiled * expanded(noise.mul), expanded(noise.add))]
     factor = scaled("mul", noise.mul)
     if noise.add is None:
         return [factor * tiled]
@@ -133,35 +136,52 @@ def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str,
 _HOMOGENEOUS = functions(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d flatten reshape "
     "view permute transpose contiguous squeeze unsqueeze movedim unflatten neg mean sum pixel_shuffle select narrow "
-    "clone detach dropout dropout1d dropout2d dropout3d mul __mul__ __rmul__ div __truediv__ true_divide cat stack"
+    "clone detach dropout dropout1d dropout2d dropout3d"
 )
+_JOINS = functions("cat stack")
+_PRODUCTS = functions("mul __mul__ __rmul__")
+_QUOTIENTS = functions("div __truediv__ true_divide")
 SUMS = functions("add __add__ __radd__ sub __sub__ __rsub__")
 _NEGATES_SECOND = functions("sub __sub__")
 _NEGATES_FIRST = functions("__rsub__")
 CONTRACTIONS = functions("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
+_LINEAR = functions("linear")
 _RELU = functions("relu")
 MAX_POOL = functions("max_pool2d")
 
 
 def _direction(step: Step, carried: dict[int, Tensor], tape: Tape, copies: int, rows: int) -> Tensor | None:
-    if len(step.outputs) != 1 and step.function not in _HOMOGENEOUS:
-        return None
     if step.function in SUMS:
         return _direction_of_sum(step, carried, tape, copies * rows)
     first = step.args[0] if step.args else None
     if step.function is F.batch_norm:
         return _direction_of_norm(step, carried)
     if step.function in CONTRACTIONS:
-        if not isinstance(first, Value) or len(step.inputs) != 1:
+        if len(step.inputs) != 1 or not _takes_first(step):
             return None
+        assert isinstance(first, Value)
         args, kwargs = without_bias(step)
         return step.function(carried[first.number], *args, **kwargs)
-    if step.function not in _HOMOGENEOUS or any(n not in carried for n in step.inputs) or len(step.outputs) != 1:
+    if len(step.outputs) != 1 or any(n not in carried for n in step.inputs) or not _is_homogeneous(step):
         return None
-    if len(step.inputs) > 1 and step.function not in functions("cat stack"):
-        return None  # a product of two values
     args, kwargs = step.arguments(carried, copies * rows)
     return step.function(*args, **kwargs)
+
+
+def _is_homogeneous(step: Step) -> bool:
+    """Whether a step of values that all carry a direction makes of the directions what it makes of the values."""
+    if step.function in _JOINS:
+        return True
+    places = [i for i, a in enumerate(step.args) if isinstance(a, Value)]
+    if step.function in _PRODUCTS:  # with a constant on either side; `x * x` is not linear
+        return len(places) == 1 and not step.kwargs
+    if step.function in _QUOTIENTS:  # by a constant, and not rounded
+        return places == [0] and not step.kwargs
+    return step.function in _HOMOGENEOUS and len(step.inputs) == 1
+
+
+def _takes_first(step: Step) -> bool:
+    return bool(step.args) and isinstance(step.args[0], Value)
 
 
 def without_bias(step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -207,11 +227,16 @@ def _direction_of_sum(step: Step, carried: dict[int, Tensor], tape: Tape, rows: 
             negative = step.function in (_NEGATES_FIRST if position == 0 else _NEGATES_SECOND)
             parts.append(-carried[a.number] if negative else carried[a.number])
     total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    shape = list(tape.shapes[step.outputs[0]])
-    dim = tape.row_dims[step.outputs[0]]
+    shape = sum_shape(step, tape, rows)
+    return total if list(total.shape) == shape else total.expand(shape).contiguous()
+
+
+def sum_shape(step: Step, tape: Tape, rows: int) -> list[int]:
+    """Shape of a sum for so many rows: its terms may be smaller."""
+    shape, dim = list(tape.shapes[step.outputs[0]]), tape.row_dims[step.outputs[0]]
     assert dim is not None
     shape[dim] = shape[dim] // tape.rows * rows
-    return total if list(total.shape) == shape else total.expand(shape).contiguous()
+    return shape
 
 
 # ------------------------------------------------------------------------------- after the levels part
@@ -225,6 +250,7 @@ class _Fused:
     input: int
     output: int
     through: tuple[int, ...]  # indices of the steps that it stands for
+    pools: bool = False  # by our kernel
 
 
 @dataclass(frozen=True)
@@ -269,7 +295,7 @@ class Suffix:
     def _fusions(self) -> dict[int, _Fused]:
         found: dict[int, _Fused] = {}
         for i, step in enumerate(self.steps):
-            if step.function in CONTRACTIONS and len(step.inputs) == 1 and isinstance(step.args[0], Value):
+            if step.function in CONTRACTIONS and len(step.inputs) == 1 and _takes_first(step):
                 fused = self._contraction(i, step)
             elif step.function in _RELU and (j := self._only_consumer(step)) is not None:
                 fused = self._pool((i, j), step.inputs[0], self.steps[j], relu=True)
@@ -287,9 +313,10 @@ class Suffix:
             return None
         given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
         weight, bias = given["weight"], given.get("bias")
+        channels_last = step.function in _LINEAR and len(self.tape.shapes[step.outputs[0]]) > 2  # not those of the norm
         if (j := self._only_consumer(last)) is not None and self.steps[j].function is F.batch_norm:
             norm = norm_arguments(self.steps[j])
-            if norm is not None:
+            if norm is not None and not channels_last and weight.dtype in (torch.float32, torch.float64):
                 scale, shift = norm_scale(norm)
                 bias = shift if bias is None else torch.addcmul(shift, bias, scale)
                 weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
@@ -335,16 +362,18 @@ class Suffix:
         def run(x: Tensor, direction: Tensor | None = None, levels: Tensor = zero) -> Tensor:
             return _ops.separate_max_pool2d.default(x, direction, levels, relu, *pooling)
 
-        return _Fused(run, number, step.outputs[0], through)
+        return _Fused(run, number, step.outputs[0], through, pools=True)
 
-    def carry(self, toward: dict[Term, Tensor], draws: int, rows: int) -> Carried:
-        """Carries directions at the site through all operations that are linear in them."""
+    def carry(self, toward: dict[Term, Tensor], draws: int, rows: int, half: bool = False) -> Carried:
+        """Carries directions at the site through all operations that are linear in them. None is where the site's value
+        is of a half type: the noise rounds it.
+        """
         carried = [{self.number: d} for d in toward.values()]
         rest: list[int] = []
         beyond: set[int] = set()  # values after an operation that is not linear
         for i, step in enumerate(self.steps):
             results: list[Tensor | None] = [None]
-            if not any(n in beyond for n in step.inputs):
+            if not half and not any(n in beyond for n in step.inputs):
                 results = [_direction(step, c, self.tape, draws, rows) for c in carried]
             if any(r is None for r in results):
                 rest.append(i)
@@ -353,7 +382,8 @@ class Suffix:
             for c, r in zip(carried, results, strict=True):
                 c[step.outputs[0]] = r  # type: ignore[assignment]
             for n in step.inputs:
-                if self.last.get(n, -1) <= i and not any(n in self.steps[k].inputs for k in rest):
+                used = any(n in self.steps[k].inputs for k in rest) or n == self.tape.result
+                if self.last[n] <= i and not used:
                     for c in carried:
                         c.pop(n, None)
         read = {n for i in rest for n in self.steps[i].inputs} | {self.tape.result}
@@ -376,52 +406,52 @@ class Suffix:
         parted: dict[int, Tensor] = {}
         copies = len(levels) * draws
         skip: set[int] = set()
-        x = clean[self.number]
-        fast = x.dtype == torch.float32 and x.device.type == "cpu"
+        made = {n for i in carried.rest for n in self.steps[i].outputs}
 
         def part(n: int, relu: bool = False, pool: _Fused | None = None) -> Tensor:
-            return self._part(n, clean, toward[n], levels, draws, relu, pool, fast)
+            return self._part(n, clean[n], toward[n], levels, draws, relu, pool)
 
         def value(n: int) -> Tensor:
             if n not in parted:
+                assert n not in made  # else it was forgotten too early, and the clean one would be wrong
                 parted[n] = part(n) if n in toward else repeated(self.tape, n, clean[n], copies)
             return parted[n]
 
         for i in carried.rest:
             if i in skip:
                 continue
-            step = self.steps[i]
-            fused = self.fused.get(i) if fast else None
+            step, fused = self.steps[i], self.fused.get(i)
             n = step.inputs[0]
-            parts_here = n in toward and n not in parted and fast and self.tape.row_dims[n] == 0
-            if fused is not None:
-                pooled = self.steps[fused.through[-1]].function in MAX_POOL
-                out = part(fused.input, pool=fused) if pooled and parts_here else fused.run(value(fused.input))
-                parted[fused.output] = out
+            parts_here = n in toward and n not in parted and self.tape.row_dims[n] == 0 and _plain(clean[n])
+            if fused is not None and (not fused.pools or parts_here or _plain(value(n))):
+                parted[fused.output] = part(n, pool=fused) if fused.pools and parts_here else fused.run(value(n))
                 skip |= set(fused.through)
-                i = fused.through[-1]
             elif step.function in _RELU and parts_here:
                 parted[step.outputs[0]] = part(n, relu=True)
             else:
                 table = {n: value(n) for n in step.inputs}
                 step.run(table, copies * rows)
                 parted |= {n: table[n] for n in step.outputs}
-            for n in {*step.inputs, *self.steps[i].inputs}:
-                if self.last.get(n, -1) <= i and n != self.tape.result:
+            for n in step.inputs:
+                if self.last[n] <= i and n != self.tape.result:
                     parted.pop(n, None)
         return value(self.tape.result)
 
     def _part(
-        self, n: int, clean: dict[int, Any], toward: list[Tensor], levels: Tensor, draws: int, relu: bool,
-        pool: _Fused | None, fast: bool,
-    ) -> Tensor:  # fmt: skip
+        self, n: int, x: Tensor, toward: list[Tensor], levels: Tensor, draws: int, relu: bool, pool: _Fused | None
+    ) -> Tensor:
         """A value for every level: x + A d, or x + A (d1 + A d2)."""
-        x, dim = clean[n], self.tape.row_dims[n]
+        dim = self.tape.row_dims[n]
         assert dim is not None
-        if not fast or dim != 0:
+        if dim != 0 or not _plain(x) or any(d.dtype != x.dtype for d in toward):
             x = repeated(self.tape, n, x, draws)
-            each = [x + a * (toward[0] if len(toward) == 1 else toward[0] + a * toward[1]) for a in levels.to(x.dtype)]
-            return torch.cat(each, dim)
+            each = []
+            for a in levels.to(toward[0].dtype):
+                each.append((x + a * (toward[0] if len(toward) == 1 else toward[0] + a * toward[1])).to(x.dtype))
+            y = torch.cat(each, dim)
+            if pool is not None:
+                return pool.run(y)
+            return torch.relu_(y) if relu else y
 
         def one(direction: Tensor, some: Tensor) -> Tensor:
             if pool is not None:
@@ -431,3 +461,8 @@ class Suffix:
         if len(toward) == 1:
             return one(toward[0], levels)
         return torch.cat([one(torch.add(toward[0], toward[1], alpha=float(a)), a[None]) for a in levels])
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether our kernels take a value."""
+    return x.dtype == torch.float32 and x.device.type == "cpu"

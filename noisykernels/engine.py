@@ -147,6 +147,12 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     noises = (noise,) if isinstance(noise, Noise) else tuple(noise) if isinstance(noise, list | tuple) else ()
     if not noises or not all(isinstance(n, Noise) for n in noises):
         raise TypeError(f"walk: noise must be a Noise, or a list of them, got {type(noise).__name__}")
+    for level in (level for n in noises for level in (n.add, n.mul) if level is not None and level.dim() > 0):
+        if level.dim() < 2 or level.shape[:2] != (1, 1):  # rows are cut into chunks and may be reordered
+            raise ValueError(
+                "walk: levels of the noise must be numbers, or differ by channel or element, not by draw or row; "
+                f"got shape {list(level.shape)}"
+            )
     if (levels is None) != (draws is None):
         raise ValueError("walk: give both levels and draws for a grid, or neither for an adaptive walk")
     if not 0 < rel_ci < 1:
@@ -225,6 +231,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         else:
             midpoints = _search(here, answers, cells, base, rel_ci, progress)
         every = tuple(s.name for s in state.traced)
+    settled_how = {} if plateaus is None else {"plateaus": plateaus}
     studies = []
     for which, one in enumerate(noises):
         records = cells.records(which)
@@ -244,7 +251,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             classes=classes,
             sites=every,
             stream_version=_C.STREAM_VERSION,
-            plan=plan | {"evaluations": cells.evaluations[which]},
+            plan=plan | {"memory": memory, "evaluations": cells.evaluations[which]} | settled_how,
             axis=axis,
             floor=floor,
             target=target,
@@ -279,7 +286,7 @@ def _search(
 
 
 def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site]) -> Tape | None:
-    """The model recorded; None, with a warning, if it cannot be or none of the sites can be reached."""
+    """The model recorded; None, with a warning, if it cannot be or no site can be reached."""
     try:
         tape = record_tape(model, inputs[:4])
     except NotTraceable as reason:
@@ -288,7 +295,7 @@ def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site]) -> Tape | No
     refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
     if refused:
         warnings.warn(f"walk: for these sites every pass runs the whole model: {', '.join(refused)}", stacklevel=3)
-    return tape if any(s.name in tape.sites for s in chosen) else None
+    return tape if tape.sites else None
 
 
 def _describe(level: Tensor | None) -> Any:

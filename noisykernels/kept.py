@@ -7,9 +7,11 @@ whole, so that a study that was killed asks again for exactly the same, and ends
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import secrets
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -62,26 +64,37 @@ class Kept:
                 rest = [part for r in requests for part in self._rest(r)]
                 if not rest:
                     return [self._assembled(r) for r in requests]
-                if not (mine := [r for r in rest if self.store.claim([_key(r)], self.owner, LEASE, 1)]):
+                if not any(self._worked(group) for group in _groups(rest)):
                     time.sleep(POLL)
-                for group in _groups(mine):
-                    for request, answer in zip(group, self.evaluate(group, self._beating()), strict=True):
-                        self.store.finish(_key(request), _encoded(answer), self.owner)
-                    self._look()
-                    forward(requests)
         finally:
             self.store.release(self.owner)
 
-    def _beating(self) -> Callable[[float], object]:
-        last = time.monotonic()
+    def _worked(self, group: Sequence[Request]) -> bool:
+        """Evaluates what nobody else is at of a group; whether there was anything."""
+        mine = [r for r in group if self.store.claim([_key(r)], self.owner, LEASE, 1)]
+        if mine:
+            with self._alive():
+                answers = self.evaluate(mine, lambda _: None)
+            for request, answer in zip(mine, answers, strict=True):
+                self.store.finish(_key(request), _encoded(answer), self.owner)
+        return bool(mine)
 
-        def beat(_: float) -> None:
-            nonlocal last
-            if time.monotonic() - last > BEAT:
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Signs of life from a thread: a single pass of a large model may take longer than a lease."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(BEAT):
                 self.store.heartbeat(self.owner)
-                last = time.monotonic()
 
-        return beat
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def _look(self) -> None:
         """Takes in what has been finished since."""

@@ -230,9 +230,12 @@ def _snippet(study: Study) -> str:
     lines += [f"seed={m.seed},"]
     if len(walked) < len(m.sites):
         lines += [f"sites={walked!r},"]
-    lines += [f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads") if k in m.plan]
+    lines += [
+        f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads", "memory", "plateaus") if k in m.plan
+    ]
     lines += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
-    what = [f"# model: {m.model or 'not said'}", f"# data: {m.data or 'not said'}"]
+    said = ((name, " ".join(text.split()) or "not said") for name, text in (("model", m.model), ("data", m.data)))
+    what = [f"# {name}: {text}" for name, text in said]  # on one line each: it must stay a comment
     if m.midpoints:
         what.append("# add rel_ci=... if another interval was asked for than 5 % to either side")
     code = [

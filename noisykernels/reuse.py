@@ -67,12 +67,14 @@ class Reuse:
     def chunk(
         self, requests: Sequence[Request], first: int, data: tuple[Tensor, Tensor, Tensor]
     ) -> Iterator[tuple[int, Answer]]:
-        """See `evaluator.Engine`. Requests that differ in levels and noise only share what is drawn and carried."""
+        """See `evaluator.Engine`. Requests that differ in levels and noise only share what is drawn and carried, if
+        they are of as many levels: passes are then cut as they would be for each alone.
+        """
         inputs, labels, rows = data
         clean = self.tape.run(inputs)
         groups: dict[Any, list[int]] = {}
         for k, r in enumerate(requests):
-            groups.setdefault((r.site.name, r.draws, r.start, r.rows), []).append(k)
+            groups.setdefault((r.site.name, len(r.levels), r.draws, r.start, r.rows), []).append(k)
         for group in groups.values():
             one = requests[group[0]]
             found = {k: np.zeros((len(requests[k].levels), len(one.draws), one.rows), dtype=np.int8) for k in group}
@@ -94,13 +96,14 @@ class Reuse:
         site, draws = requests[group[0]].site, requests[group[0]].draws
         suffix, count = self.suffix(site.name), len(rows)
         copies = max(1, self.plan.bytes // (suffix.peak * count))
-        some = max(1, min(len(draws), copies // max(len(requests[k].levels) for k in group)))
+        some = max(1, min(len(draws), copies // len(requests[group[0]].levels)))
         noises = [self.noises[requests[k].which] for k in group]
         for first in range(0, len(draws), some):
             ids = draws[first : first + some]
             key: dict[str, Any] = {"seed": self.seed, "site": site.id, "draws": ids, "rows": rows}
-            toward, mixtures = directions(noises, *self._value(site, clean), **key)
-            carried = suffix.carry(toward, len(ids), count)
+            value, dim = self._value(site, clean)
+            toward, mixtures = directions(noises, value, dim, **key)
+            carried = suffix.carry(toward, len(ids), count, half=value.dtype.itemsize < 4)
             for k, mixture in zip(group, mixtures, strict=True):
                 levels = torch.tensor(requests[k].levels, dtype=torch.float64)
                 for low, part in _parts(levels, copies // len(ids)):

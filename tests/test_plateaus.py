@@ -84,6 +84,38 @@ def test_below_the_proved_level_nothing_flips(name: str, kind: str) -> None:
             assert limit == pytest.approx(closest, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "noise", "level"),
+    [(torch.float32, nk.Noise(add=1e-30), 1e30), (torch.float16, nk.Noise(add=1e-6), 1e6)],
+)
+def test_what_underflows_is_not_proved(dtype: torch.dtype, noise: nk.Noise, level: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).to(dtype), torch.randn(100, 6, dtype=dtype)
+    y = model(x).argmax(1)
+    study = nk.walk(model, (x, y), noise=noise, levels=[level], draws=2, seed=1, plateaus=0.03)
+    assert "proved" not in {r.status for r in study.records}
+
+
+def test_an_activation_with_a_jump_is_not_bounded() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Softplus(1.0, 0.0), nn.Linear(8, 4)), torch.randn(50, 6)
+    with inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():
+        here = evaluator(model, x, model(x).argmax(1), NOISES["add"], injected)
+        site = state_of(injected).traced[0]
+        assert provable(here, [Request(site, (1e-9,), (0,), len(x))]) == [0.0]
+
+
+def test_nan_is_not_settled() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 100)), torch.randn(800, 6)
+    how: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[3e37], draws=1, seed=1, sites=["0"], plateaus=0.03)
+    with torch.no_grad():
+        model[2].weight.mul_(100)
+    with pytest.warns(UserWarning, match="800 of 800 rows of scores hold NaN"):
+        study = nk.walk(model, (x, model(x).argmax(1)), **how)
+    assert [r.status for r in study.records] == ["evaluated"]
+
+
 def test_the_bound_of_every_kind_holds() -> None:
     for kind in nk._C.noise_kinds():
         drawn = nk.eps((1000, 4000), seed=1, kind=kind).abs().max()
