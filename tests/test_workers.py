@@ -227,10 +227,11 @@ def test_errors_in_workers_are_told() -> None:
 
 
 class Awkward(Exception):
-    """Cannot be unpickled."""
+    """Cannot be pickled."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__(f"{a} and {b}")
+        self.lock = threading.Lock()
 
 
 def test_errors_that_cannot_travel_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
