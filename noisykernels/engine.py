@@ -212,7 +212,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             ordered = plan | {"order": "permuted" if permuted else "as given"}
             given = noises[0] if len(noises) == 1 else noises
             key = study_key(model, inputs, labels, given, seed, plan=ordered, rows=row_ids.cpu(), target=target)
-            answers = Kept(stack.enter_context(Store(store, key)), answers).answers
+            answers = Kept(stack.enter_context(Store(store, key)), answers, here.rows_of_task).answers
 
         cells = Cells(chosen, correct)
         base = floor if floor is not None else 1 / classes

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from noisykernels.adaptive import Answer, Request
 from noisykernels.noise import Noise
 from noisykernels.plain import Passes, Plain
-from noisykernels.reuse import Plan, Reuse
+from noisykernels.reuse import ROWS, Plan, Reuse
 from noisykernels.tape import Tape, record_tape
 
 __all__ = ["Engine", "Evaluator", "Problem", "joined"]
@@ -78,6 +78,11 @@ class Evaluator:
     def shares(self, request: Request) -> bool:
         """Whether the engine that shares work can evaluate a request."""
         return self.reuse is not None and request.site.name in self.reuse.tape.sites
+
+    def rows_of_task(self, request: Request) -> int:
+        """Some hundred rows, at whose multiples a request may be cut without changing its answer."""
+        chunk = self.reuse.rows if self.reuse is not None and self.shares(request) else self.plain.rows
+        return chunk * -(-ROWS // chunk)
 
     def correct(
         self, requests: Sequence[Request], advance: Callable[[float], object] = lambda done: None
