@@ -419,7 +419,8 @@ class Store:
         """The result of each finished task, in order of the task keys; without those that are known already."""
         with self._use() as db:
             new = [task for (task,) in db.execute("SELECT task FROM tasks ORDER BY task") if task not in known]
-            rows = [
+            get = "SELECT task, result, crc FROM tasks WHERE task = ?"
+            rows = [db.execute(get, (task,)).fetchone() for task in new]
                 db.execute("SELECT task, result, crc FROM tasks WHERE task = ?", (task,)).fetchone() for task in new
             ]
         for task, result, crc in rows:
