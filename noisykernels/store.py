@@ -421,8 +421,6 @@ class Store:
             new = [task for (task,) in db.execute("SELECT task FROM tasks ORDER BY task") if task not in known]
             get = "SELECT task, result, crc FROM tasks WHERE task = ?"
             rows = [db.execute(get, (task,)).fetchone() for task in new]
-                db.execute("SELECT task, result, crc FROM tasks WHERE task = ?", (task,)).fetchone() for task in new
-            ]
         for task, result, crc in rows:
             if crc != _crc(task, result):
                 raise StoreError(f"{self.path}: damaged: the checksum of task {task} does not fit")
