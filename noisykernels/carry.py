@@ -17,18 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels.mode import offered
+from noisykernels.linearity import (
+    CONTRACTIONS,
+    LINEAR,
+    MAX_POOL,
+    RELU,
+    direction_of,
+    norm_arguments,
+    norm_scale,
+    takes_first,
+)
 from noisykernels.noise import Noise
 from noisykernels.ops import eps
-from noisykernels.tape import Step, Tape, Value, repeated
+from noisykernels.tape import Step, Tape, repeated
 
 __all__ = ["Suffix", "directions", "row_bytes"]
 
 _ops = torch.ops.noisykernels
-
-
-def functions(names: str) -> frozenset[Any]:
-    return frozenset(f for name in names.split() for f in offered(name))
 
 
 # ------------------------------------------------------------------------------ directions at a site
@@ -130,115 +135,6 @@ def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str,
     return [first, additive * factor] if noise.mode == "add_mul" else [first]
 
 
-# --------------------------------------------------------------------------------------- linear rules
-# A rule gives the direction of a step's result from those of its arguments, or None where the step is not linear.
-
-_HOMOGENEOUS = functions(
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d flatten reshape "
-    "view permute transpose contiguous squeeze unsqueeze movedim unflatten neg mean sum pixel_shuffle select narrow "
-    "clone detach dropout dropout1d dropout2d dropout3d"
-)
-_JOINS = functions("cat stack")
-_PRODUCTS = functions("mul __mul__ __rmul__")
-_QUOTIENTS = functions("div __truediv__ true_divide")
-SUMS = functions("add __add__ __radd__ sub __sub__ __rsub__")
-_NEGATES_SECOND = functions("sub __sub__")
-_NEGATES_FIRST = functions("__rsub__")
-CONTRACTIONS = functions("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
-_LINEAR = functions("linear")
-_RELU = functions("relu")
-MAX_POOL = functions("max_pool2d")
-
-
-def _direction(step: Step, carried: dict[int, Tensor], tape: Tape, copies: int, rows: int) -> Tensor | None:
-    if step.function in SUMS:
-        return _direction_of_sum(step, carried, tape, copies * rows)
-    first = step.args[0] if step.args else None
-    if step.function is F.batch_norm:
-        return _direction_of_norm(step, carried)
-    if step.function in CONTRACTIONS:
-        if len(step.inputs) != 1 or not _takes_first(step):
-            return None
-        assert isinstance(first, Value)
-        args, kwargs = without_bias(step)
-        return step.function(carried[first.number], *args, **kwargs)
-    if len(step.outputs) != 1 or any(n not in carried for n in step.inputs) or not _is_homogeneous(step):
-        return None
-    args, kwargs = step.arguments(carried, copies * rows)
-    return step.function(*args, **kwargs)
-
-
-def _is_homogeneous(step: Step) -> bool:
-    """Whether a step of values that all carry a direction makes of the directions what it makes of the values."""
-    if step.function in _JOINS:
-        return True
-    places = [i for i, a in enumerate(step.args) if isinstance(a, Value)]
-    if step.function in _PRODUCTS:  # with a constant on either side; `x * x` is not linear
-        return len(places) == 1 and not step.kwargs
-    if step.function in _QUOTIENTS:  # by a constant, and not rounded
-        return places == [0] and not step.kwargs
-    return step.function in _HOMOGENEOUS and len(step.inputs) == 1
-
-
-def _takes_first(step: Step) -> bool:
-    return bool(step.args) and isinstance(step.args[0], Value)
-
-
-def without_bias(step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = list(step.args[1:]), dict(step.kwargs)
-    if len(args) > 1:
-        args[1] = None
-    elif "bias" in kwargs:
-        kwargs["bias"] = None
-    return tuple(args), kwargs
-
-
-def norm_arguments(step: Step) -> dict[str, Any] | None:
-    """Arguments of an evaluating batch norm by name; None if it is not one of constants."""
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
-    if given.get("training") or given.get("running_mean") is None or len(step.inputs) != 1:
-        return None
-    return given
-
-
-def norm_scale(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Factor and shift of each channel."""
-    scale = torch.rsqrt(given["running_var"] + given.get("eps", 1e-5))
-    scale = scale if given.get("weight") is None else scale * given["weight"]
-    shift = -given["running_mean"] * scale
-    return scale, shift if given.get("bias") is None else shift + given["bias"]
-
-
-def _direction_of_norm(step: Step, carried: dict[int, Tensor]) -> Tensor | None:
-    if (given := norm_arguments(step)) is None:
-        return None
-    direction = carried[step.inputs[0]]
-    scale, _ = norm_scale(given)
-    return direction * scale.view(1, -1, *[1] * (direction.dim() - 2))
-
-
-def _direction_of_sum(step: Step, carried: dict[int, Tensor], tape: Tape, rows: int) -> Tensor | None:
-    if step.kwargs or len(step.args) != 2:
-        return None
-    parts = []
-    for position, a in enumerate(step.args):
-        if isinstance(a, Value) and a.number in carried:
-            negative = step.function in (_NEGATES_FIRST if position == 0 else _NEGATES_SECOND)
-            parts.append(-carried[a.number] if negative else carried[a.number])
-    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    shape = sum_shape(step, tape, rows)
-    return total if list(total.shape) == shape else total.expand(shape).contiguous()
-
-
-def sum_shape(step: Step, tape: Tape, rows: int) -> list[int]:
-    """Shape of a sum for so many rows: its terms may be smaller."""
-    shape, dim = list(tape.shapes[step.outputs[0]]), tape.row_dims[step.outputs[0]]
-    assert dim is not None
-    shape[dim] = shape[dim] // tape.rows * rows
-    return shape
-
-
 # ------------------------------------------------------------------------------- after the levels part
 
 
@@ -295,9 +191,9 @@ class Suffix:
     def _fusions(self) -> dict[int, _Fused]:
         found: dict[int, _Fused] = {}
         for i, step in enumerate(self.steps):
-            if step.function in CONTRACTIONS and len(step.inputs) == 1 and _takes_first(step):
+            if step.function in CONTRACTIONS and len(step.inputs) == 1 and takes_first(step):
                 fused = self._contraction(i, step)
-            elif step.function in _RELU and (j := self._only_consumer(step)) is not None:
+            elif step.function in RELU and (j := self._only_consumer(step)) is not None:
                 fused = self._pool((i, j), step.inputs[0], self.steps[j], relu=True)
             else:
                 fused = self._pool((i,), step.inputs[0], step, relu=False) if step.function in MAX_POOL else None
@@ -313,7 +209,7 @@ class Suffix:
             return None
         given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
         weight, bias = given["weight"], given.get("bias")
-        channels_last = step.function in _LINEAR and len(self.tape.shapes[step.outputs[0]]) > 2  # not those of the norm
+        channels_last = step.function in LINEAR and len(self.tape.shapes[step.outputs[0]]) > 2  # not those of the norm
         if (j := self._only_consumer(last)) is not None and self.steps[j].function is F.batch_norm:
             norm = norm_arguments(self.steps[j])
             if norm is not None and not channels_last and weight.dtype in (torch.float32, torch.float64):
@@ -323,7 +219,7 @@ class Suffix:
                 through.append(j)
                 last = self.steps[j]
         relu = False
-        if (j := self._only_consumer(last)) is not None and self.steps[j].function in _RELU:
+        if (j := self._only_consumer(last)) is not None and self.steps[j].function in RELU:
             k = self._only_consumer(self.steps[j])
             if k is None or self._pooling(self.steps[k]) is None:  # that pair runs as one by itself
                 relu = True
@@ -374,7 +270,7 @@ class Suffix:
         for i, step in enumerate(self.steps):
             results: list[Tensor | None] = [None]
             if not half and not any(n in beyond for n in step.inputs):
-                results = [_direction(step, c, self.tape, draws, rows) for c in carried]
+                results = [direction_of(step, c, self.tape, draws, rows) for c in carried]
             if any(r is None for r in results):
                 rest.append(i)
                 beyond |= set(step.outputs)
@@ -426,7 +322,7 @@ class Suffix:
             if fused is not None and (not fused.pools or parts_here or _plain(value(n))):
                 parted[fused.output] = part(n, pool=fused) if fused.pools and parts_here else fused.run(value(n))
                 skip |= set(fused.through)
-            elif step.function in _RELU and parts_here:
+            elif step.function in RELU and parts_here:
                 parted[step.outputs[0]] = part(n, relu=True)
             else:
                 table = {n: value(n) for n in step.inputs}

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from noisykernels.adaptive import NAN, Answer, Request
 from noisykernels.bands import wilson
-from noisykernels.carry import (
+from noisykernels.cells import Cells
+from noisykernels.evaluator import Evaluator
+from noisykernels.linearity import (
     CONTRACTIONS,
     MAX_POOL,
     SUMS,
@@ -35,8 +37,6 @@ from noisykernels.carry import (
     sum_shape,
     without_bias,
 )
-from noisykernels.cells import Cells
-from noisykernels.evaluator import Evaluator
 from noisykernels.noise import Noise
 from noisykernels.records import Record
 from noisykernels.reuse import Reuse

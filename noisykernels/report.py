@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plot
+from . import maps, plot
 from ._files import replacing
 from ._optional import optional
 from .fit import Midpoint
@@ -104,7 +104,7 @@ def report(study: Study, path: str | os.PathLike[str], title: str | None = None,
         _picture(lambda ax: plot.plot_profile(study, ax), (9.5, 4.8), "midpoint of each site in execution order"),
         "<h2>Heat map</h2>",
         _picture(
-            lambda ax: plot.plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
+            lambda ax: maps.plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
         ),
         "<h2>How the cells were come by</h2>",
         "<p>A cell is one site at one level under one draw of the noise.</p>",
