@@ -5,7 +5,7 @@ Pure decisions: everything here is a function of the answers so far, which come 
 workers nor a resumed study change what is asked. Torch is not needed.
 
 A site goes through three phases. *Bracket*: few rows, one draw, levels half a decade apart, further out until
-accuracy has fallen half-way. *Locate*: more rows, levels within the bracket. *Measure*: five levels around the
+accuracy has fallen half-way. *Locate*: more rows, levels within the bracket. *Measure*: three levels around the
 located midpoint, new draws, as many rows and draws as the located slope asks for. A measurement whose interval is too
 long, or whose midpoint lies outside of its levels, is followed by a larger one with draws of its own; the i-th has
 the error probability ``(1 - confidence) * 0.8 * 0.2**(i - 1)``, so that all together stay below ``1 - confidence``
@@ -114,7 +114,7 @@ class Search:
             low, high = self._bracket
             levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
             return self._asked(levels, (0,), min(self.total, LOCATE_ROWS))
-        levels = self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 5))
+        levels = self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 3))
         rows = min(self.total, max(LEAST_ROWS, math.ceil(self.want / 2)))
         draws = max(2, math.ceil(self.want / rows))
         return self._asked(levels, tuple(range(self.next_draw, self.next_draw + draws)), rows)

@@ -8,6 +8,7 @@ levels part: from there on a value has (levels x draws x rows) rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels.mode import offered
+from noisykernels.linearity import (
+    CONTRACTIONS,
+    LINEAR,
+    MAX_POOL,
+    RELU,
+    direction_of,
+    norm_arguments,
+    norm_scale,
+    takes_first,
+)
 from noisykernels.noise import Noise
 from noisykernels.ops import eps
-from noisykernels.tape import Step, Tape, Value, repeated
+from noisykernels.tape import Step, Tape, repeated
 
-__all__ = ["Suffix", "directions"]
+__all__ = ["Suffix", "directions", "row_bytes"]
 
 _ops = torch.ops.noisykernels
-
-
-def functions(names: str) -> frozenset[Any]:
-    return frozenset(f for name in names.split() for f in offered(name))
 
 
 # ------------------------------------------------------------------------------ directions at a site
@@ -65,6 +71,7 @@ def directions(
     """
     value = x.movedim(row_dim, 0)
     tiled = value if len(draws) == 1 else torch.cat([value] * len(draws))
+    kept = torch.float64 if x.dtype == torch.float64 else torch.float32  # half values are rounded after the noise
     drawn: dict[tuple[str, str], Tensor] = {}
     table: dict[Term, Tensor] = {}
 
@@ -77,7 +84,7 @@ def directions(
 
     def keep(term: Term, make: Callable[[], Tensor]) -> Term:
         if term not in table:
-            table[term] = make().to(x.dtype).movedim(0, row_dim)
+            table[term] = make().to(kept).movedim(0, row_dim)
         return term
 
     def mixture(noise: Noise) -> Mixture:
@@ -105,11 +112,13 @@ def directions(
 def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str, str], Tensor]) -> list[Tensor]:
     """For a noise that is no mixture of the common directions: levels of several numbers, or folded into one."""
 
-    def scaled(operand: str, level: Tensor) -> Tensor:
-        each = raw(operand, noise.kind)
+    def expanded(level: Tensor) -> Tensor:
         if level.dim() > 0:
-            level = level.expand(draws, len(each) // draws, *each.shape[1:]).reshape(each.shape)
-        return each * level.to(torch.float64 if tiled.dtype == torch.float64 else torch.float32)
+            level = level.expand(draws, len(tiled) // draws, *tiled.shape[1:]).reshape(tiled.shape)
+        return level.to(torch.float64 if tiled.dtype == torch.float64 else torch.float32)
+
+    def scaled(operand: str, level: Tensor) -> Tensor:
+        return raw(operand, noise.kind) * expanded(level)
 
     if noise.mode == "add":
         assert noise.add is not None
@@ -117,100 +126,13 @@ def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str,
     assert noise.mul is not None
     if noise.mode == "fold":
         assert noise.add is not None
-        return [raw("add", noise.kind) * torch.hypot(tiled * noise.mul, noise.add.to(tiled.dtype))]
+        return [raw("add", noise.kind) * torch.hypot(tiled * expanded(noise.mul), expanded(noise.add))]
     factor = scaled("mul", noise.mul)
     if noise.add is None:
         return [factor * tiled]
     additive = scaled("add", noise.add)
     first = torch.addcmul(additive, factor, tiled)
     return [first, additive * factor] if noise.mode == "add_mul" else [first]
-
-
-# --------------------------------------------------------------------------------------- linear rules
-# A rule gives the direction of a step's result from those of its arguments, or None where the step is not linear.
-
-_HOMOGENEOUS = functions(
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d flatten reshape "
-    "view permute transpose contiguous squeeze unsqueeze movedim unflatten neg mean sum pixel_shuffle select narrow "
-    "clone detach dropout dropout1d dropout2d dropout3d mul __mul__ __rmul__ div __truediv__ true_divide cat stack"
-)
-SUMS = functions("add __add__ __radd__ sub __sub__ __rsub__")
-_NEGATES_SECOND = functions("sub __sub__")
-_NEGATES_FIRST = functions("__rsub__")
-CONTRACTIONS = functions("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
-_RELU = functions("relu")
-MAX_POOL = functions("max_pool2d")
-
-
-def _direction(step: Step, carried: dict[int, Tensor], tape: Tape, copies: int, rows: int) -> Tensor | None:
-    if len(step.outputs) != 1 and step.function not in _HOMOGENEOUS:
-        return None
-    if step.function in SUMS:
-        return _direction_of_sum(step, carried, tape, copies * rows)
-    first = step.args[0] if step.args else None
-    if step.function is F.batch_norm:
-        return _direction_of_norm(step, carried)
-    if step.function in CONTRACTIONS:
-        if not isinstance(first, Value) or len(step.inputs) != 1:
-            return None
-        args, kwargs = without_bias(step)
-        return step.function(carried[first.number], *args, **kwargs)
-    if step.function not in _HOMOGENEOUS or any(n not in carried for n in step.inputs) or len(step.outputs) != 1:
-        return None
-    if len(step.inputs) > 1 and step.function not in functions("cat stack"):
-        return None  # a product of two values
-    args, kwargs = step.arguments(carried, copies * rows)
-    return step.function(*args, **kwargs)
-
-
-def without_bias(step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = list(step.args[1:]), dict(step.kwargs)
-    if len(args) > 1:
-        args[1] = None
-    elif "bias" in kwargs:
-        kwargs["bias"] = None
-    return tuple(args), kwargs
-
-
-def norm_arguments(step: Step) -> dict[str, Any] | None:
-    """Arguments of an evaluating batch norm by name; None if it is not one of constants."""
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
-    if given.get("training") or given.get("running_mean") is None or len(step.inputs) != 1:
-        return None
-    return given
-
-
-def norm_scale(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Factor and shift of each channel."""
-    scale = torch.rsqrt(given["running_var"] + given.get("eps", 1e-5))
-    scale = scale if given.get("weight") is None else scale * given["weight"]
-    shift = -given["running_mean"] * scale
-    return scale, shift if given.get("bias") is None else shift + given["bias"]
-
-
-def _direction_of_norm(step: Step, carried: dict[int, Tensor]) -> Tensor | None:
-    if (given := norm_arguments(step)) is None:
-        return None
-    direction = carried[step.inputs[0]]
-    scale, _ = norm_scale(given)
-    return direction * scale.view(1, -1, *[1] * (direction.dim() - 2))
-
-
-def _direction_of_sum(step: Step, carried: dict[int, Tensor], tape: Tape, rows: int) -> Tensor | None:
-    if step.kwargs or len(step.args) != 2:
-        return None
-    parts = []
-    for position, a in enumerate(step.args):
-        if isinstance(a, Value) and a.number in carried:
-            negative = step.function in (_NEGATES_FIRST if position == 0 else _NEGATES_SECOND)
-            parts.append(-carried[a.number] if negative else carried[a.number])
-    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    shape = list(tape.shapes[step.outputs[0]])
-    dim = tape.row_dims[step.outputs[0]]
-    assert dim is not None
-    shape[dim] = shape[dim] // tape.rows * rows
-    return total if list(total.shape) == shape else total.expand(shape).contiguous()
 
 
 # ------------------------------------------------------------------------------- after the levels part
@@ -224,6 +146,7 @@ class _Fused:
     input: int
     output: int
     through: tuple[int, ...]  # indices of the steps that it stands for
+    pools: bool = False  # by our kernel
 
 
 @dataclass(frozen=True)
@@ -232,6 +155,11 @@ class Carried:
 
     values: dict[int, dict[Term, Tensor]]  # those of each value that is read after
     rest: list[int]  # the steps that follow
+
+
+def row_bytes(tape: Tape, number: int) -> int:
+    """What a row of a value takes, as float32."""
+    return max(1, 4 * math.prod(tape.shapes[number]) // tape.rows)
 
 
 class Suffix:
@@ -247,17 +175,12 @@ class Suffix:
         self.steps = tape.suffix(number)
         self.last = {n: i for i, step in enumerate(self.steps) for n in step.inputs}
         self.fused = self._fusions()
-        self.peak = max((self._bytes(s) for s in self.steps), default=1)
-
-    def _bytes(self, step: Step) -> int:
-        """What a row of a step's arguments and results takes."""
-        total = 0
-        for n in (*step.inputs, *step.outputs):
-            items = 1
-            for size in self.tape.shapes[n]:
-                items *= size
-            total += 4 * items // self.tape.rows
-        return max(1, total)
+        self.values = {number} | {n for step in self.steps for n in (*step.inputs, *step.outputs)}
+        made = {number} | {n for step in self.steps for n in step.outputs}
+        # Bytes of a row: of the largest value that the levels may part at, and of a step's arguments and results.
+        self.near = max(row_bytes(tape, n) for n in made)
+        steps = (sum(row_bytes(tape, n) for n in (*s.inputs, *s.outputs)) for s in self.steps)
+        self.peak = max(steps, default=self.near)
 
     def _only_consumer(self, step: Step) -> int | None:
         if len(step.outputs) != 1 or step.outputs[0] == self.tape.result:
@@ -268,9 +191,9 @@ class Suffix:
     def _fusions(self) -> dict[int, _Fused]:
         found: dict[int, _Fused] = {}
         for i, step in enumerate(self.steps):
-            if step.function in CONTRACTIONS and len(step.inputs) == 1 and isinstance(step.args[0], Value):
+            if step.function in CONTRACTIONS and len(step.inputs) == 1 and takes_first(step):
                 fused = self._contraction(i, step)
-            elif step.function in _RELU and (j := self._only_consumer(step)) is not None:
+            elif step.function in RELU and (j := self._only_consumer(step)) is not None:
                 fused = self._pool((i, j), step.inputs[0], self.steps[j], relu=True)
             else:
                 fused = self._pool((i,), step.inputs[0], step, relu=False) if step.function in MAX_POOL else None
@@ -286,16 +209,17 @@ class Suffix:
             return None
         given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
         weight, bias = given["weight"], given.get("bias")
+        channels_last = step.function in LINEAR and len(self.tape.shapes[step.outputs[0]]) > 2  # not those of the norm
         if (j := self._only_consumer(last)) is not None and self.steps[j].function is F.batch_norm:
             norm = norm_arguments(self.steps[j])
-            if norm is not None:
+            if norm is not None and not channels_last and weight.dtype in (torch.float32, torch.float64):
                 scale, shift = norm_scale(norm)
                 bias = shift if bias is None else torch.addcmul(shift, bias, scale)
                 weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
                 through.append(j)
                 last = self.steps[j]
         relu = False
-        if (j := self._only_consumer(last)) is not None and self.steps[j].function in _RELU:
+        if (j := self._only_consumer(last)) is not None and self.steps[j].function in RELU:
             k = self._only_consumer(self.steps[j])
             if k is None or self._pooling(self.steps[k]) is None:  # that pair runs as one by itself
                 relu = True
@@ -334,17 +258,19 @@ class Suffix:
         def run(x: Tensor, direction: Tensor | None = None, levels: Tensor = zero) -> Tensor:
             return _ops.separate_max_pool2d.default(x, direction, levels, relu, *pooling)
 
-        return _Fused(run, number, step.outputs[0], through)
+        return _Fused(run, number, step.outputs[0], through, pools=True)
 
-    def carry(self, toward: dict[Term, Tensor], draws: int, rows: int) -> Carried:
-        """Carries directions at the site through all operations that are linear in them."""
+    def carry(self, toward: dict[Term, Tensor], draws: int, rows: int, half: bool = False) -> Carried:
+        """Carries directions at the site through all operations that are linear in them. None is where the site's value
+        is of a half type: the noise rounds it.
+        """
         carried = [{self.number: d} for d in toward.values()]
         rest: list[int] = []
         beyond: set[int] = set()  # values after an operation that is not linear
         for i, step in enumerate(self.steps):
             results: list[Tensor | None] = [None]
-            if not any(n in beyond for n in step.inputs):
-                results = [_direction(step, c, self.tape, draws, rows) for c in carried]
+            if not half and not any(n in beyond for n in step.inputs):
+                results = [direction_of(step, c, self.tape, draws, rows) for c in carried]
             if any(r is None for r in results):
                 rest.append(i)
                 beyond |= set(step.outputs)
@@ -352,7 +278,8 @@ class Suffix:
             for c, r in zip(carried, results, strict=True):
                 c[step.outputs[0]] = r  # type: ignore[assignment]
             for n in step.inputs:
-                if self.last.get(n, -1) <= i and not any(n in self.steps[k].inputs for k in rest):
+                used = any(n in self.steps[k].inputs for k in rest) or n == self.tape.result
+                if self.last[n] <= i and not used:
                     for c in carried:
                         c.pop(n, None)
         read = {n for i in rest for n in self.steps[i].inputs} | {self.tape.result}
@@ -375,52 +302,52 @@ class Suffix:
         parted: dict[int, Tensor] = {}
         copies = len(levels) * draws
         skip: set[int] = set()
-        x = clean[self.number]
-        fast = x.dtype == torch.float32 and x.device.type == "cpu"
+        made = {n for i in carried.rest for n in self.steps[i].outputs}
 
         def part(n: int, relu: bool = False, pool: _Fused | None = None) -> Tensor:
-            return self._part(n, clean, toward[n], levels, draws, relu, pool, fast)
+            return self._part(n, clean[n], toward[n], levels, draws, relu, pool)
 
         def value(n: int) -> Tensor:
             if n not in parted:
+                assert n not in made  # else it was forgotten too early, and the clean one would be wrong
                 parted[n] = part(n) if n in toward else repeated(self.tape, n, clean[n], copies)
             return parted[n]
 
         for i in carried.rest:
             if i in skip:
                 continue
-            step = self.steps[i]
-            fused = self.fused.get(i) if fast else None
+            step, fused = self.steps[i], self.fused.get(i)
             n = step.inputs[0]
-            parts_here = n in toward and n not in parted and fast and self.tape.row_dims[n] == 0
-            if fused is not None:
-                pooled = self.steps[fused.through[-1]].function in MAX_POOL
-                out = part(fused.input, pool=fused) if pooled and parts_here else fused.run(value(fused.input))
-                parted[fused.output] = out
+            parts_here = n in toward and n not in parted and self.tape.row_dims[n] == 0 and _plain(clean[n])
+            if fused is not None and (not fused.pools or parts_here or _plain(value(n))):
+                parted[fused.output] = part(n, pool=fused) if fused.pools and parts_here else fused.run(value(n))
                 skip |= set(fused.through)
-                i = fused.through[-1]
-            elif step.function in _RELU and parts_here:
+            elif step.function in RELU and parts_here:
                 parted[step.outputs[0]] = part(n, relu=True)
             else:
                 table = {n: value(n) for n in step.inputs}
                 step.run(table, copies * rows)
                 parted |= {n: table[n] for n in step.outputs}
-            for n in {*step.inputs, *self.steps[i].inputs}:
-                if self.last.get(n, -1) <= i and n != self.tape.result:
+            for n in step.inputs:
+                if self.last[n] <= i and n != self.tape.result:
                     parted.pop(n, None)
         return value(self.tape.result)
 
     def _part(
-        self, n: int, clean: dict[int, Any], toward: list[Tensor], levels: Tensor, draws: int, relu: bool,
-        pool: _Fused | None, fast: bool,
-    ) -> Tensor:  # fmt: skip
+        self, n: int, x: Tensor, toward: list[Tensor], levels: Tensor, draws: int, relu: bool, pool: _Fused | None
+    ) -> Tensor:
         """A value for every level: x + A d, or x + A (d1 + A d2)."""
-        x, dim = clean[n], self.tape.row_dims[n]
+        dim = self.tape.row_dims[n]
         assert dim is not None
-        if not fast or dim != 0:
+        if dim != 0 or not _plain(x) or any(d.dtype != x.dtype for d in toward):
             x = repeated(self.tape, n, x, draws)
-            each = [x + a * (toward[0] if len(toward) == 1 else toward[0] + a * toward[1]) for a in levels.to(x.dtype)]
-            return torch.cat(each, dim)
+            each = []
+            for a in levels.to(toward[0].dtype):
+                each.append((x + a * (toward[0] if len(toward) == 1 else toward[0] + a * toward[1])).to(x.dtype))
+            y = torch.cat(each, dim)
+            if pool is not None:
+                return pool.run(y)
+            return torch.relu_(y) if relu else y
 
         def one(direction: Tensor, some: Tensor) -> Tensor:
             if pool is not None:
@@ -430,3 +357,8 @@ class Suffix:
         if len(toward) == 1:
             return one(toward[0], levels)
         return torch.cat([one(torch.add(toward[0], toward[1], alpha=float(a)), a[None]) for a in levels])
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether our kernels take a value."""
+    return x.dtype == torch.float32 and x.device.type == "cpu"

@@ -32,7 +32,7 @@ from noisykernels.inject import inject
 from noisykernels.injected import place_of, state_of
 from noisykernels.kept import Kept
 from noisykernels.noise import Noise, seed_tensor
-from noisykernels.plain import SILENT, clean_correct
+from noisykernels.plain import SILENT, choose_passes, clean_correct
 from noisykernels.plateaus import settled
 from noisykernels.records import Meta
 from noisykernels.reuse import choose_plan
@@ -99,9 +99,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         sites: names, name patterns or indices of the sites to walk (see `sites`); None walks all.
         target: where noise enters; ``"activation"``: values at sites.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
-        batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once. Part of the
-            contraction plan: a prediction at a decision boundary may depend on them by rounding,
-            the noise does not.
+        batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once; fewer where `memory` asks
+            for it. Part of the contraction plan: a prediction at a decision boundary may depend on them by
+            rounding, the noise does not.
         engine: ``"auto"`` runs what precedes a site once and what follows it for many levels at once, where the
             model can be recorded (see `tape`), with a warning that says why where it cannot; ``"plain"`` runs
             the whole noisy model for every level and draw. Same noise; the contractions may round differently.
@@ -147,6 +147,12 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     noises = (noise,) if isinstance(noise, Noise) else tuple(noise) if isinstance(noise, list | tuple) else ()
     if not noises or not all(isinstance(n, Noise) for n in noises):
         raise TypeError(f"walk: noise must be a Noise, or a list of them, got {type(noise).__name__}")
+    for level in (level for n in noises for level in (n.add, n.mul) if level is not None and level.dim() > 0):
+        if level.dim() < 2 or level.shape[:2] != (1, 1):  # rows are cut into chunks and may be reordered
+            raise ValueError(
+                "walk: levels of the noise must be numbers, or differ by channel or element, not by draw or row; "
+                f"got shape {list(level.shape)}"
+            )
     if (levels is None) != (draws is None):
         raise ValueError("walk: give both levels and draws for a grid, or neither for an adaptive walk")
     if not 0 < rel_ci < 1:
@@ -170,7 +176,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     computed = torch.float64 if inputs.dtype == torch.float64 else torch.float32  # what the noise computes in
     for one, amplitude in itertools.product(noises, amplitudes):
         scaled_noise("walk", one, amplitude, computed)
-    problem = Problem(model, (inputs, labels, row_ids), noises, seed, batch_rows, draws_per_pass)
+    problem = Problem(model, (inputs, labels, row_ids), noises, seed)
 
     with (
         torch_threads(threads),
@@ -184,13 +190,14 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         state.placement = SILENT
         chosen = chosen_sites("walk", state.traced, sites)
         refuse_without_rows("walk", chosen)
-        correct, classes = clean_correct("walk", injected, inputs, labels, batch_rows)
+        passes = choose_passes(state.traced, memory, batch_rows, draws_per_pass)
+        correct, classes = clean_correct("walk", injected, inputs, labels, passes.rows)
         tape = _tape(injected, inputs, chosen) if engine == "auto" else None
-        chunks = None if tape is None else choose_plan(tape, memory, batch_rows)
-        here = Evaluator(problem, injected, chunks, tape)
+        chunks = None if tape is None else choose_plan(tape, memory, passes.rows)
+        here = Evaluator(problem, injected, passes, chunks, tape)
         plan: dict[str, Any] = {
-            "batch_rows": batch_rows,
-            "draws_per_pass": draws_per_pass,
+            "batch_rows": passes.rows,
+            "draws_per_pass": passes.draws,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "cpu_level": _C.cpu_level(),
@@ -200,12 +207,12 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             plan |= {"chunk_rows": chunks.rows, "pass_bytes": chunks.bytes}
         answers: Answers = here.correct
         if executor is not None and sent is not None:
-            answers = stack.enter_context(Workers(executor, sent, here, chunks)).correct
+            answers = stack.enter_context(Workers(executor, sent, here, passes, chunks)).correct
         if store is not None:
             ordered = plan | {"order": "permuted" if permuted else "as given"}
             given = noises[0] if len(noises) == 1 else noises
             key = study_key(model, inputs, labels, given, seed, plan=ordered, rows=row_ids.cpu(), target=target)
-            answers = Kept(stack.enter_context(Store(store, key)), answers).answers
+            answers = Kept(stack.enter_context(Store(store, key)), answers, here.rows_of_task).answers
 
         cells = Cells(chosen, correct)
         base = floor if floor is not None else 1 / classes
@@ -224,6 +231,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         else:
             midpoints = _search(here, answers, cells, base, rel_ci, progress)
         every = tuple(s.name for s in state.traced)
+    settled_how = {} if plateaus is None else {"plateaus": plateaus}
     studies = []
     for which, one in enumerate(noises):
         records = cells.records(which)
@@ -243,7 +251,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             classes=classes,
             sites=every,
             stream_version=_C.STREAM_VERSION,
-            plan=plan | {"evaluations": cells.evaluations[which]},
+            plan=plan | {"memory": memory, "evaluations": cells.evaluations[which]} | settled_how,
             axis=axis,
             floor=floor,
             target=target,
@@ -278,7 +286,7 @@ def _search(
 
 
 def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site]) -> Tape | None:
-    """The model recorded; None, with a warning, if it cannot be or none of the sites can be reached."""
+    """The model recorded; None, with a warning, if it cannot be or no site can be reached."""
     try:
         tape = record_tape(model, inputs[:4])
     except NotTraceable as reason:
@@ -287,7 +295,7 @@ def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site]) -> Tape | No
     refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
     if refused:
         warnings.warn(f"walk: for these sites every pass runs the whole model: {', '.join(refused)}", stacklevel=3)
-    return tape if any(s.name in tape.sites for s in chosen) else None
+    return tape if tape.sites else None
 
 
 def _describe(level: Tensor | None) -> Any:

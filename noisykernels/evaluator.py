@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from noisykernels.adaptive import Answer, Request
 from noisykernels.noise import Noise
-from noisykernels.plain import Plain
-from noisykernels.reuse import Plan, Reuse
+from noisykernels.plain import Passes, Plain
+from noisykernels.reuse import ROWS, Plan, Reuse
 from noisykernels.tape import Tape, record_tape
 
 __all__ = ["Engine", "Evaluator", "Problem", "joined"]
@@ -48,15 +48,12 @@ class Problem:
         data: inputs, labels, ids of rows.
         noises: at level 1.
         seed: of the study.
-        batch_rows, draws_per_pass: of the plain engine's passes.
     """
 
     model: nn.Module
     data: tuple[Tensor, Tensor, Tensor]
     noises: tuple[Noise, ...]
     seed: int
-    batch_rows: int
-    draws_per_pass: int
 
 
 class Evaluator:
@@ -65,19 +62,27 @@ class Evaluator:
     Args:
         problem: what is asked.
         injected: its model, injected and traced.
+        passes: of the plain engine.
         plan: of the engine that shares work; None: there is none.
         tape: of the model; None records it if there is a plan.
     """
 
-    def __init__(self, problem: Problem, injected: nn.Module, plan: Plan | None, tape: Tape | None = None) -> None:
+    def __init__(
+        self, problem: Problem, injected: nn.Module, passes: Passes, plan: Plan | None, tape: Tape | None = None
+    ) -> None:
         self.problem = problem
         how = problem.noises, problem.seed
-        self.plain = Plain(injected, problem.batch_rows, problem.draws_per_pass, *how)
+        self.plain = Plain(injected, passes, *how)
         self.reuse = None if plan is None else Reuse(tape or record_tape(injected, problem.data[0][:4]), plan, *how)
 
     def shares(self, request: Request) -> bool:
         """Whether the engine that shares work can evaluate a request."""
         return self.reuse is not None and request.site.name in self.reuse.tape.sites
+
+    def rows_of_task(self, request: Request) -> int:
+        """Some hundred rows, at whose multiples a request may be cut without changing its answer."""
+        chunk = self.reuse.rows if self.reuse is not None and self.shares(request) else self.plain.rows
+        return chunk * -(-ROWS // chunk)
 
     def correct(
         self, requests: Sequence[Request], advance: Callable[[float], object] = lambda done: None

@@ -41,7 +41,7 @@ class Mixed:
         Returns:
             The matplotlib Figure.
         """
-        from noisykernels.plot import plot_mixed_map
+        from noisykernels.maps import plot_mixed_map
 
         return plot_mixed_map(self.studies, self.ratios, ax=ax, site=site).figure
 

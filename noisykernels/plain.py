@@ -6,8 +6,9 @@ fold draws into the batch, to hold the data in memory, and to run without autogr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from noisykernels.inject import noise_state
 from noisykernels.injected import state_of
 from noisykernels.noise import Noise
 from noisykernels.reuse import judged
-from noisykernels.sites import Placement
+from noisykernels.sites import Placement, Site
 
-__all__ = ["SILENT", "Plain", "clean_correct", "scores_of"]
+__all__ = ["SILENT", "Passes", "Plain", "choose_passes", "clean_correct", "scores_of"]
 
 SILENT = Placement(layers_own=False)
 
@@ -52,20 +53,34 @@ def clean_correct(
     return torch.cat(found).cpu().numpy(), classes
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Rows of a pass of the whole model, and how many draws of them at once."""
+
+    rows: int
+    draws: int
+
+
+def choose_passes(sites: Sequence[Site], memory: int, rows: int, draws: int) -> Passes:
+    """At most so many rows and draws, and no more than fit into `memory` bytes: a pass holds about four values of the
+    size of the largest at once (what an operation takes and gives, its noise, and the library's own copy)."""
+    row = 4 * max(8 * math.prod(s.shape) // max(1, s.shape[s.row_dim or 0]) for s in sites)
+    rows = max(1, min(rows, memory // row))
+    return Passes(rows, max(1, min(draws, memory // (row * rows))))
+
+
 class Plain:
     """Runs an injected model for each level and draw.
 
     Args:
         model: the injected model.
-        batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once.
+        passes: their size.
         noises: of the study, at level 1.
         seed: of the study.
     """
 
-    def __init__(
-        self, model: nn.Module, batch_rows: int, draws_per_pass: int, noises: Sequence[Noise], seed: int
-    ) -> None:
-        self.model, self.rows, self.draws_per_pass = model, batch_rows, draws_per_pass
+    def __init__(self, model: nn.Module, passes: Passes, noises: Sequence[Noise], seed: int) -> None:
+        self.model, self.rows, self.draws = model, passes.rows, passes.draws
         self.noises, self.seed = noises, seed
 
     def chunk(
@@ -80,8 +95,8 @@ class Plain:
                 noise = self.noises[request.which].scaled(level)
                 state.placement = replace(SILENT, noise=noise, where=request.site.name)
                 levels.append(np.concatenate([
-                    self._draws(request.draws[i : i + self.draws_per_pass], inputs, labels, rows)
-                    for i in range(0, len(request.draws), self.draws_per_pass)
+                    self._draws(request.draws[i : i + self.draws], inputs, labels, rows)
+                    for i in range(0, len(request.draws), self.draws)
                 ]))  # fmt: skip
                 state.placement = SILENT
             yield k, np.stack(levels)

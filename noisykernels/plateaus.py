@@ -23,19 +23,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels.adaptive import Answer, Request
+from noisykernels.adaptive import NAN, Answer, Request
 from noisykernels.bands import wilson
-from noisykernels.carry import (
+from noisykernels.cells import Cells
+from noisykernels.evaluator import Evaluator
+from noisykernels.linearity import (
     CONTRACTIONS,
     MAX_POOL,
     SUMS,
     functions,
     norm_arguments,
     norm_scale,
+    sum_shape,
     without_bias,
 )
-from noisykernels.cells import Cells
-from noisykernels.evaluator import Evaluator
 from noisykernels.noise import Noise
 from noisykernels.records import Record
 from noisykernels.reuse import Reuse
@@ -54,7 +55,7 @@ _POSITIVE = functions(
     "detach dropout dropout1d dropout2d dropout3d"
 )
 # Activations with slopes of at most 1.
-_GENTLE = functions("relu relu6 hardtanh tanh sigmoid softplus softsign logsigmoid neg")
+_GENTLE = functions("relu relu6 hardtanh tanh sigmoid softsign logsigmoid neg")
 
 Levels = Callable[[Sequence[Request], Callable[[float], object]], list[Answer]]
 
@@ -132,6 +133,8 @@ def _put_settled(
     request: Request, level: float, answer: Answer, cells: Cells, floor: float, share: float
 ) -> bool:  # fmt: skip
     """Records a level's cells if they are settled; whether they are."""
+    if (answer == NAN).any():
+        return False  # it is run in full, with a warning
     hits, size = answer == 1, answer.shape[1]
     before = cells.clean[: hits.size].reshape(hits.shape)
     clean = float(cells.clean.mean())
@@ -190,7 +193,9 @@ def _is_scalar(noise: Noise) -> bool:
 def _limit(reuse: Reuse, site: str, clean: dict[int, Any], noise: Noise, rows: int) -> float:
     """The level up to which no prediction of these rows can flip."""
     number = reuse.tape.sites[site]
-    x, most = clean[number].abs(), largest_eps(noise.kind)
+    if clean[number].dtype not in (torch.float32, torch.float64):
+        return 0.0  # half types round by more than the margin below
+    x, most = clean[number].abs().double(), largest_eps(noise.kind)  # float64: tiny radii must not become 0
     a, m = (0.0 if level is None else float(level) for level in (noise.add, noise.mul))
     at_site = [most * (a + m * x)]  # the radius is A times the first plus A^2 times the second
     if noise.mode == "add_mul":
@@ -210,7 +215,7 @@ def _limit(reuse: Reuse, site: str, clean: dict[int, Any], noise: Noise, rows: i
             table[step.outputs[0]] = found
         if (end := table.get(reuse.tape.result)) is None:
             return math.inf  # the scores do not depend on the site
-        end = end.double() * (1 + 2**-10)  # roundings of the radius itself
+        end = end * (1 + 2**-10)  # for the roundings that the values themselves have met
         terms.append((end + end.gather(1, best))[others])
     if len(terms) == 1:
         limits = lead / terms[0]
@@ -229,12 +234,7 @@ def _radius(step: Step, radii: dict[int, Tensor], reuse: Reuse, rows: int) -> Te
     own = [radii[n] for n in step.inputs if n in radii]
     if f in SUMS and not step.kwargs and len(step.args) == 2:
         parts = [radii[a.number] for a in step.args if isinstance(a, Value) and a.number in radii]
-        shape = list(tape.shapes[step.outputs[0]])
-        dim = tape.row_dims[step.outputs[0]]
-        if dim is None:
-            return None
-        shape[dim] = shape[dim] // tape.rows * rows
-        return sum(parts[1:], parts[0]).expand(shape)
+        return sum(parts[1:], parts[0]).expand(sum_shape(step, tape, rows))
     if len(step.inputs) != 1 or len(own) != 1:
         return None
     if f in _GENTLE:
@@ -243,14 +243,13 @@ def _radius(step: Step, radii: dict[int, Tensor], reuse: Reuse, rows: int) -> Te
         given = norm_arguments(step)
         if given is None:
             return None
-        return own[0] * norm_scale(given)[0].abs().view(1, -1, *[1] * (own[0].dim() - 2))
-    if f in CONTRACTIONS and isinstance(step.args[0], Value):
+        return own[0] * norm_scale(given)[0].abs().double().view(1, -1, *[1] * (own[0].dim() - 2))
+    if f in CONTRACTIONS and step.args and isinstance(step.args[0], Value):
         args, kwargs = without_bias(step)
-        names = dict(kwargs)
-        if "weight" in names:
-            names["weight"] = names["weight"].abs()
-            return f(own[0], *args, **names)
-        return f(own[0], args[0].abs(), *args[1:], **names)
+        weight, *more = args if args else (kwargs.pop("weight"),)
+        return f(own[0], weight.abs().double(), *more, **kwargs)
+    if "divisor_override" in step.kwargs or len(step.args) > 6:  # of a pool; it may be negative
+        return None
     if f in _POSITIVE or f in MAX_POOL:
         args, kwargs = step.arguments(radii, rows)
         out = f(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Pictures of studies: accuracy against level, the midpoint of every site, maps, comparisons.
+"""Pictures of studies: accuracy against level, the midpoint of every site, comparisons, votes; `maps` has the maps.
 
 matplotlib is imported when a picture is drawn. Functions draw on the caller's axes, or on a new
 figure; they never show it and never choose a backend.
@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ._optional import optional
-from .bands import Floats
 from .fit import Axis, Midpoint
-from .records import Curve
 from .study import Study
 
 if TYPE_CHECKING:
@@ -95,18 +92,18 @@ def plot_curves(study: Study, ax: Any = None, sites: Iterable[str | int] | None 
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: a site that the study does not have.
     """
-    ax = _axes(ax, (7.0, 4.6))
-    m, axis = study.meta, _axis(study)
+    ax = axes_or_new(ax, (7.0, 4.6))
+    m, axis = study.meta, level_axis(study)
     curves = study.curves()
     names = short_names([c.site for c in curves])
-    chosen = _chosen(sites, [(c.site_index, c.site, n) for c, n in zip(curves, names, strict=True)])
+    chosen = chosen_places(sites, [(c.site_index, c.site, n) for c, n in zip(curves, names, strict=True)])
     ax.axhline(m.clean, color="0.35", lw=1, ls="--", zorder=1)
     ax.axhline(m.floor, color="0.35", lw=1, ls=":", zorder=1)
     for i, (c, name) in enumerate(zip(curves, names, strict=True)):
         if i not in chosen:
             continue
         use = c.levels > 0 if axis == "log" else np.full(len(c.levels), True)
-        colour = _colour(i, len(curves))
+        colour = colour_of(i, len(curves))
         x, mean, low, high = (v[use] for v in (c.levels, c.mean, c.low, c.high))
         ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         marker = FAMILIES[family_of(c.site)][1]
@@ -114,7 +111,7 @@ def plot_curves(study: Study, ax: Any = None, sites: Iterable[str | int] | None 
                 label=f"{c.site_index}  {name}")  # fmt: skip
     ax.set_xscale(axis)
     if m.midpoints:
-        low, high = _near(study.midpoints())
+        low, high = near(study.midpoints())
         ax.set_xlim(max(low, min(m.levels)), min(high, max(m.levels)))
     ax.set_ylim(0, 1)
     for y, text, side in (
@@ -124,12 +121,12 @@ def plot_curves(study: Study, ax: Any = None, sites: Iterable[str | int] | None 
             text, (1, y), xycoords=("axes fraction", "data"), xytext=(-3, 4 * side), color="0.35",
             textcoords="offset points", ha="right", va="bottom" if side > 0 else "top", fontsize=8,
         )  # fmt: skip
-    ax.set_xlabel(_level_label(study))
+    ax.set_xlabel(level_label(study))
     ax.set_ylabel("accuracy (fraction of rows)")
     draws, most = len(m.draws), "up to " if m.midpoints else ""
     ax.set_title(f"{most}{m.rows} rows, {most}{draws} draw{'s' * (draws != 1)}, band 95 %", fontsize=10)
     if legend:
-        _site_legend(ax)
+        site_legend(ax)
     return ax
 
 
@@ -152,11 +149,11 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = _axes(ax, (6.0, 4.6))
+    ax = axes_or_new(ax, (6.0, 4.6))
     m = study.meta
-    points, axis = study.midpoints(floor), _axis(study)
+    points, axis = study.midpoints(floor), level_axis(study)
     levels = [v for v in m.levels if v > 0 or axis == "linear"]
-    bottom, top = _reach(points) if m.midpoints else (min(levels), max(levels))
+    bottom, top = reach(points) if m.midpoints else (min(levels), max(levels))
     ax.plot(range(len(points)), [p.level for p in points], color="0.8", lw=1, zorder=1)
     for kind, (colour, marker, _, _) in FAMILIES.items():
         mine = [(x, p) for x, p in enumerate(points) if family_of(p.site) == kind]
@@ -171,7 +168,7 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
         )  # fmt: skip
         for x, p in mine:
             if p.status != "ok":
-                _arrow(ax, x, p, colour, bottom, top)
+                arrow(ax, x, p, colour, bottom, top)
     ax.set_yscale(axis)
     # Room for the arrows beyond the tested levels.
     up = 0.15 if any(p.status == "none" for p in points) else 0.04
@@ -191,7 +188,7 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
     ax.set_xlim(-0.6, len(points) - 0.4)
     ax.grid(axis="y", color="0.92", lw=0.8)
     ax.set_axisbelow(True)
-    ax.set_ylabel("midpoint " + _level_label(study))
+    ax.set_ylabel("midpoint " + level_label(study))
     ax.set_title("midpoint of each site, interval 95 %", fontsize=10)
     ax.legend(loc="best", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
     return ax
@@ -225,110 +222,6 @@ def plot_study(
 
 
 # status of a cell that was not run in full: its mark in a map
-MARKS = {"proved": "o", "settled": "X"}
-NOTHING = {"facecolor": "0.92", "hatch": "////", "edgecolor": "0.75", "linewidth": 0}  # where no cell is
-
-
-def plot_heat_map(study: Study, ax: Any = None) -> Any:
-    """Accuracy as colour over sites (downwards, in execution order) and levels, with the midpoint of each site.
-
-    A cell is the mean over draws, and reaches half-way to the next level. An adaptive study has levels of its own at
-    each site, dense around the midpoint; its cells are drawn where they are, up to a hundredfold from the midpoints.
-    What has no result is hatched, what was not run in full bears a small mark (`Record.status`). Level 0 has no place
-    on a log axis.
-
-    Args:
-        study: the study.
-        ax: matplotlib axes; None makes a new figure, as high as the sites need.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-        ValueError: a study without records, or without midpoints (see `Study.midpoints`).
-    """
-    curves, points = study.curves(), study.midpoints()
-    if not curves:
-        raise ValueError("plot_heat_map: expected a study with records, got none")
-    ax = _axes(ax, (7.5, 1.9 + 0.27 * len(curves)))
-    m, axis = study.meta, _axis(study)
-    common = None if m.midpoints else np.array(sorted({*m.levels, *(r.level for r in study.records)}))
-    _map(ax, [study] * len(curves), curves, [(i - 0.5, i + 0.5) for i in range(len(curves))], axis, common)
-    if m.midpoints:
-        _narrow(ax, points)
-    for y in range(1, len(curves)):
-        ax.axhline(y - 0.5, color="white", lw=1)
-    place = {c.site_index: i for i, c in enumerate(curves)}
-    for status, marker in MARKS.items():
-        cells = {(r.level, place[r.site_index]) for r in study.records if r.status == status}
-        if shown := [cell for cell in sorted(cells) if cell[0] > 0 or axis == "linear"]:
-            ax.plot(*zip(*shown, strict=True), ls="", marker=marker, ms=3.4, color="white", mec="0.3", mew=0.4,
-                    label=status)  # fmt: skip
-    _midpoint_marks(ax, points, range(len(curves)))
-    ax.set_yticks(range(len(curves)), short_names([c.site for c in curves]), fontsize=8)
-    ax.set_ylim(len(curves) - 0.5, -0.5)
-    ax.set_xlabel(_level_label(study))
-    return ax
-
-
-def plot_mixed_map(
-    studies: Sequence[Study], ratios: Sequence[float], ax: Any = None, site: str | int | None = None
-) -> Any:
-    """Mixed noise: how midpoints move with the additive share of the noise, `Noise.amplitude`'s ratio.
-
-    Args:
-        studies: one for each ratio, of the same sites.
-        ratios: from 0 (purely multiplicative) to 1 (purely additive).
-        ax: matplotlib axes; None makes a new figure.
-        site: name, short name or index: accuracy of this site as colour over level and ratio, its midpoint drawn over.
-            None: the midpoint of every site against the ratio; an open triangle is a bound (see `plot_profile`).
-
-    Returns:
-        The axes.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-        ValueError: not one ratio for each study, ratios that are equal or outside [0, 1], studies of different sites, a
-            site that they do not have.
-    """
-    if not len(studies) == len(ratios) == len(set(ratios)) > 0:
-        raise ValueError(f"plot_mixed_map: expected one ratio for each of {len(studies)} studies, got {list(ratios)}")
-    if not all(0 <= r <= 1 for r in ratios):
-        raise ValueError(f"plot_mixed_map: ratios must lie in [0, 1], got {list(ratios)}")
-    order = np.argsort(ratios)
-    shares, studies = [float(ratios[i]) for i in order], [studies[i] for i in order]
-    curves, points = [s.curves() for s in studies], [s.midpoints() for s in studies]
-    sites = [[c.site for c in some] for some in curves]
-    if not sites[0] or any(names != sites[0] for names in sites):
-        raise ValueError(f"plot_mixed_map: studies must have the same sites, got {sites}")
-    names = short_names(sites[0])
-    axis: Axis = "linear" if all(_axis(s) == "linear" for s in studies) else "log"
-    share, level = "additive share of the noise (ratio)", "noise level (std. dev.)"
-    if site is None:
-        ax = _axes(ax, (7.0, 4.4))
-        ends = _reach([p for some in points for p in some])
-        for k, name in enumerate(names):
-            _midpoint_line(ax, shares, [some[k] for some in points], _colour(k, len(names)), f"{k}  {name}", ends)
-        ax.set_yscale(axis)
-        ax.set_xlabel(share)
-        ax.set_ylabel(f"midpoint {level}")
-        _site_legend(ax)
-        return ax
-    (k,) = _chosen([site], [(c.site_index, c.site, n) for c, n in zip(curves[0], names, strict=True)])
-    ax = _axes(ax, (7.0, 4.4))
-    edges = _edges(np.array(shares), "linear")
-    _map(ax, studies, [some[k] for some in curves], list(pairwise(edges)), axis, None)
-    if any(s.meta.midpoints for s in studies):
-        _narrow(ax, [some[k] for some in points])
-    _midpoint_marks(ax, [some[k] for some in points], shares, joined=True)
-    ax.set_ylim(edges[0], edges[-1])
-    ax.set_xlabel(f"{level} at {names[k]}")
-    ax.set_ylabel(share)
-    return ax
-
-
-# what a comparison's two studies look like: (colour, marker)
 SIDES = (("#0072B2", "s"), ("#D55E00", "o"))
 
 
@@ -347,9 +240,9 @@ def plot_compare(comparison: Comparison, ax: Any = None) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = _axes(ax, (1.8 + max(4.5, 0.36 * len(comparison.pairs)), 4.6))
+    ax = axes_or_new(ax, (1.8 + max(4.5, 0.36 * len(comparison.pairs)), 4.6))
     every = [m for pair in comparison.pairs for m in (pair.a, pair.b) if m is not None]
-    bottom, top = _reach(every)
+    bottom, top = reach(every)
     for side, (colour, marker) in enumerate(SIDES):
         for x, pair in enumerate(comparison.pairs):
             m = (pair.a, pair.b)[side]
@@ -359,7 +252,7 @@ def plot_compare(comparison: Comparison, ax: Any = None) -> Any:
                 ax.errorbar([at], [m.level], yerr=_error_bars([m], bottom, top), fmt=marker, color=colour, ms=5,
                             mfc=colour if sure else "white", mew=1.1, capsize=2.5, elinewidth=1.3)  # fmt: skip
             elif m is not None:
-                _arrow(ax, at, m, colour, bottom, top)
+                arrow(ax, at, m, colour, bottom, top)
         ax.plot([], [], ls="", marker=marker, color=colour, ms=5, label=comparison.names[side])
     ax.plot([], [], ls="", marker="o", color="0.4", mfc="white", ms=5, label="not told apart")
     ax.set_yscale("log")
@@ -393,7 +286,7 @@ def plot_votes(votes: Votes, ax: Any = None, *, legend: bool = True) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = _axes(ax, (6.0, 4.2))
+    ax = axes_or_new(ax, (6.0, 4.2))
     ax.axhline(votes.clean, color="0.35", lw=1, ls="--", zorder=1)
     for kind, c in votes.curves.items():
         colour, marker = VOTES[kind]
@@ -416,19 +309,19 @@ def plot_votes(votes: Votes, ax: Any = None, *, legend: bool = True) -> Any:
     return ax
 
 
-def _axes(ax: Any, size: tuple[float, float]) -> Any:
+def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
     """The caller's axes, or those of a new figure."""
     if ax is not None:
         return ax
     return optional("matplotlib.pyplot", "plot").subplots(figsize=size, layout="constrained")[1]
 
 
-def _colour(i: int, count: int) -> Any:
+def colour_of(i: int, count: int) -> Any:
     """Colour of the i-th of so many sites, dark to light."""
     return optional("matplotlib", "plot").colormaps["viridis"](0.92 * i / max(count - 1, 1))  # the rest is too pale
 
 
-def _site_legend(ax: Any) -> None:
+def site_legend(ax: Any) -> None:
     """The sites beside the axes, on the right."""
     ax.legend(
         title="site, in order", loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8,
@@ -436,115 +329,31 @@ def _site_legend(ax: Any) -> None:
     )  # fmt: skip
 
 
-def _axis(study: Study) -> Axis:
+def level_axis(study: Study) -> Axis:
     """The axis to draw levels on: those of a search are never evenly spaced."""
     return "log" if study.meta.midpoints or study.meta.axis is None else study.meta.axis
 
 
-def _near(points: Iterable[Midpoint]) -> tuple[float, float]:
+def near(points: Iterable[Midpoint]) -> tuple[float, float]:
     """A hundredfold around the midpoints found; everything if there are none."""
     found = [p.level for p in points if p.status == "ok" and p.level > 0]
     return (min(found) / 100, max(found) * 100) if found else (0.0, math.inf)
 
 
-def _reach(points: Sequence[Midpoint]) -> tuple[float, float]:
+def reach(points: Sequence[Midpoint]) -> tuple[float, float]:
     """The smallest and the largest end of intervals and bounds, none further than near."""
-    low, high = _near(points)
+    low, high = near(points)
     ends = [min(max(v, low), high) for p in points for v in (p.level, p.low, p.high) if 0 < v < math.inf]
     return min(ends), max(ends)
 
 
-def _narrow(ax: Any, points: Sequence[Midpoint]) -> None:
-    """Less of the level axis: what lies near the midpoints."""
-    (left, right), (low, high) = ax.get_xlim(), _near(points)
-    ax.set_xlim(max(left, low), min(right, high))
-
-
-def _edges(centres: Floats, axis: Axis | None) -> Floats:
-    """Half-way between neighbours, on the axis; the outer cells as far outward as inward."""
-    t = np.log10(centres) if axis == "log" else centres
-    steps = np.diff(t) / 2 if len(t) > 1 else np.array([0.1])
-    edges = np.concatenate([[t[0] - steps[0]], t[:-1] + steps[: len(t) - 1], [t[-1] + steps[-1]]])
-    return 10**edges if axis == "log" else edges
-
-
-def _map(
-    ax: Any, studies: Sequence[Study], curves: Sequence[Curve], spans: Sequence[tuple[float, float]], axis: Axis | None,
-    common: Floats | None,
-) -> None:  # fmt: skip
-    """Curves as rows of coloured cells, each over its span of y, and the colour bar; hatched where nothing is.
-
-    common: levels of all rows; None: each has its own.
-    """
-    least = min(float(s.meta.floor or 0.0) for s in studies)
-    limits = {"vmin": min(least, *(c.mean.min() for c in curves)), "vmax": max(s.meta.clean for s in studies)}
-    ax.patch.set(**NOTHING)
-    ends, whole = [], True
-    for c, span in zip(curves, spans, strict=True):
-        levels = c.levels if common is None else common
-        mean = np.full(len(levels), np.nan)
-        mean[np.searchsorted(levels, c.levels)] = c.mean
-        use = levels > 0 if axis == "log" else np.full(len(levels), True)
-        edges = _edges(levels[use], axis)
-        ends.append((edges[0], edges[-1]))
-        whole &= not np.isnan(mean[use]).any()
-        mesh = ax.pcolormesh(edges, span, np.ma.masked_invalid(mean[use])[None], cmap="viridis", rasterized=True,
-                             **limits)  # fmt: skip
-    ax.set_xscale(axis)
-    ax.set_xlim(min(e[0] for e in ends), max(e[1] for e in ends))
-    if not whole or len(set(ends)) > 1:
-        ax.fill_between([], [], **NOTHING, label="not evaluated")
-    ax.figure.colorbar(mesh, ax=ax, label="accuracy (fraction of rows)", pad=0.02)
-
-
-def _midpoint_marks(ax: Any, points: Sequence[Midpoint], places: Sequence[float], *, joined: bool = False) -> None:
-    """Midpoints and their intervals over a map, light on dark so that they show on every colour; a legend above."""
-    left, right = ax.get_xlim()
-    if joined:
-        levels = [p.level for p in points]
-        ax.plot(levels, places, color="black", lw=2.6)
-        ax.plot(levels, places, color="white", lw=1.2)
-    for p, y in zip(points, places, strict=True):
-        ends = np.clip([p.low, p.high], left, right)
-        if p.status == "ok":
-            ax.plot(ends, [y, y], color="black", lw=3, solid_capstyle="butt")
-            ax.plot(ends, [y, y], color="white", lw=1.4, solid_capstyle="butt")
-    for status, marker, label in (
-        ("ok", "o", "midpoint, interval 95 %"), ("none", ">", "midpoint above all levels"),
-        ("below", "<", "midpoint below all levels"),
-    ):  # fmt: skip
-        mine = [(p, y) for p, y in zip(points, places, strict=True) if p.status == status]
-        if mine:
-            at = np.clip([{"ok": p.level, "none": p.low, "below": p.high}[status] for p, _ in mine], left, right)
-            ax.plot(at, [y for _, y in mine], ls="", marker=marker, ms=6, color="white", mec="black", mew=1,
-                    label=label, clip_on=False, zorder=4)  # fmt: skip
-    ax.set_xlim(left, right)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, fontsize=8, frameon=False, borderaxespad=0.3,
-              columnspacing=1.2, handlelength=1.5)  # fmt: skip
-
-
-def _midpoint_line(
-    ax: Any, x: list[float], points: list[Midpoint], colour: Any, label: str, ends: tuple[float, float]
-) -> None:
-    """Midpoints of one site with their intervals as a band; open triangles for bounds, no further than the ends."""
-    marker = FAMILIES[family_of(points[0].site)][1]
-    bounded = [p.status == "ok" and p.low > 0 and math.isfinite(p.high) for p in points]
-    low, high = ([p.low for p in points], [p.high for p in points])
-    ax.fill_between(x, low, high, where=bounded, color=colour, alpha=0.15, lw=0)
-    ax.plot(x, [p.level for p in points], color=colour, lw=1.4, marker=marker, ms=4, mew=0, label=label)
-    for status, shape in (("none", "^"), ("below", "v")):
-        mine = [(r, p) for r, p in zip(x, points, strict=True) if p.status == status]
-        bounds = np.clip([p.low if status == "none" else p.high for _, p in mine], *ends)
-        ax.plot([r for r, _ in mine], bounds, ls="", marker=shape, ms=6, color=colour, mfc="none")
-
-
-def _level_label(study: Study) -> str:
+def level_label(study: Study) -> str:
     """What the level is, with its unit."""
     unit = "units of the value" if study.meta.axis == "log" else "fraction of the value"
     return f"noise level (std. dev., {unit})"
 
 
-def _chosen(sites: Iterable[str | int] | None, known: list[tuple[int, str, str]]) -> set[int]:
+def chosen_places(sites: Iterable[str | int] | None, known: list[tuple[int, str, str]]) -> set[int]:
     """Positions of the sites asked for."""
     wanted = [k[1] for k in known] if sites is None else list(sites)
     out = set()
@@ -563,7 +372,7 @@ def _error_bars(points: list[Midpoint], bottom: float, top: float) -> list[list[
     return [low, high]
 
 
-def _arrow(ax: Any, x: float, p: Midpoint, colour: str, bottom: float, top: float) -> None:
+def arrow(ax: Any, x: float, p: Midpoint, colour: str, bottom: float, top: float) -> None:
     """An arrow from the bound of a site without a midpoint."""
     up = p.status == "none"
     start = min(max(p.low if up else p.high, bottom), top)

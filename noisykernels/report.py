@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plot
+from . import maps, plot
 from ._files import replacing
 from ._optional import optional
 from .fit import Midpoint
@@ -104,7 +104,7 @@ def report(study: Study, path: str | os.PathLike[str], title: str | None = None,
         _picture(lambda ax: plot.plot_profile(study, ax), (9.5, 4.8), "midpoint of each site in execution order"),
         "<h2>Heat map</h2>",
         _picture(
-            lambda ax: plot.plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
+            lambda ax: maps.plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
         ),
         "<h2>How the cells were come by</h2>",
         "<p>A cell is one site at one level under one draw of the noise.</p>",
@@ -230,9 +230,12 @@ def _snippet(study: Study) -> str:
     lines += [f"seed={m.seed},"]
     if len(walked) < len(m.sites):
         lines += [f"sites={walked!r},"]
-    lines += [f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads") if k in m.plan]
+    lines += [
+        f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads", "memory", "plateaus") if k in m.plan
+    ]
     lines += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
-    what = [f"# model: {m.model or 'not said'}", f"# data: {m.data or 'not said'}"]
+    said = ((name, " ".join(text.split()) or "not said") for name, text in (("model", m.model), ("data", m.data)))
+    what = [f"# {name}: {text}" for name, text in said]  # on one line each: it must stay a comment
     if m.midpoints:
         what.append("# add rel_ci=... if another interval was asked for than 5 % to either side")
     code = [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from noisykernels.adaptive import NAN, Answer, Request
-from noisykernels.carry import Suffix, directions
+from noisykernels.carry import Suffix, directions, row_bytes
 from noisykernels.noise import Noise
 from noisykernels.sites import Site
 from noisykernels.tape import Tape
@@ -25,6 +25,7 @@ __all__ = ["Plan", "Reuse", "choose_plan", "judged"]
 NEAR = 1 << 20
 # Bytes of the largest pair of arguments and results after the levels part: beyond the last cache, memory is the limit.
 FAR = 24 << 20
+ROWS = 250  # of a chunk at most: sites with small values take all of them at once, workers get no less
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,10 @@ class Plan:
 
 
 def choose_plan(tape: Tape, memory: int, most_rows: int) -> Plan:
-    """Rows of a chunk and bytes of a pass, from the sizes of the caches and within `memory` bytes."""
-    sizes = {n: _row_bytes(tape, n) for n in tape.row_dims}
-    largest = max(sizes.values())
-    rows = max(8, NEAR // (2 * largest), 1)
-    rows = min(rows, max(1, memory // (4 * sum(sizes.values()))), most_rows)
-    return Plan(rows, max(largest * rows, min(FAR, memory // 4)))
-
-
-def _row_bytes(tape: Tape, number: int) -> int:
-    items = 1
-    for size in tape.shapes[number]:
-        items *= size
-    return max(1, 4 * items // tape.rows)
+    """Rows of a chunk and bytes of a pass: within `memory` bytes, and passes that fit the last cache."""
+    sizes = [row_bytes(tape, n) for n in tape.row_dims]
+    rows = max(1, min(ROWS, most_rows, memory // (4 * sum(sizes))))
+    return Plan(rows, max(max(sizes), min(FAR, memory // 4)))
 
 
 class Reuse:
@@ -75,20 +67,25 @@ class Reuse:
     def chunk(
         self, requests: Sequence[Request], first: int, data: tuple[Tensor, Tensor, Tensor]
     ) -> Iterator[tuple[int, Answer]]:
-        """See `evaluator.Engine`. Requests that differ in levels and noise only share what is drawn and carried."""
+        """See `evaluator.Engine`. Requests that differ in levels and noise only share what is drawn and carried, if
+        they are of as many levels: passes are then cut as they would be for each alone.
+        """
         inputs, labels, rows = data
         clean = self.tape.run(inputs)
         groups: dict[Any, list[int]] = {}
         for k, r in enumerate(requests):
-            groups.setdefault((r.site.name, r.draws, r.start, r.rows), []).append(k)
+            groups.setdefault((r.site.name, len(r.levels), r.draws, r.start, r.rows), []).append(k)
         for group in groups.values():
             one = requests[group[0]]
-            low, high = one.start - first, one.end - first
-            part = clean if high - low == len(labels) else self._cut(clean, low, high, len(labels))
             found = {k: np.zeros((len(requests[k].levels), len(one.draws), one.rows), dtype=np.int8) for k in group}
-            for k, level, draw, scores in self._scores(requests, group, part, rows[low:high]):
-                where = slice(level, level + scores.shape[0]), slice(draw, draw + scores.shape[1])
-                found[k][where] = judged(scores, labels[low:high])
+            step = max(1, NEAR // (2 * self.suffix(one.site.name).near))
+            for low in range(one.start - first, one.end - first, step):
+                high = min(low + step, one.end - first)
+                part = self._cut(one.site.name, clean, low, high, len(labels))
+                at = low - (one.start - first)
+                for k, level, draw, scores in self._scores(requests, group, part, rows[low:high]):
+                    levels, draws = slice(level, level + len(scores)), slice(draw, draw + scores.shape[1])
+                    found[k][levels, draws, at : at + high - low] = judged(scores, labels[low:high])
             yield from found.items()
 
     def _scores(
@@ -99,13 +96,14 @@ class Reuse:
         site, draws = requests[group[0]].site, requests[group[0]].draws
         suffix, count = self.suffix(site.name), len(rows)
         copies = max(1, self.plan.bytes // (suffix.peak * count))
-        some = max(1, min(len(draws), copies // max(len(requests[k].levels) for k in group)))
+        some = max(1, min(len(draws), copies // len(requests[group[0]].levels)))
         noises = [self.noises[requests[k].which] for k in group]
         for first in range(0, len(draws), some):
             ids = draws[first : first + some]
             key: dict[str, Any] = {"seed": self.seed, "site": site.id, "draws": ids, "rows": rows}
-            toward, mixtures = directions(noises, *self._value(site, clean), **key)
-            carried = suffix.carry(toward, len(ids), count)
+            value, dim = self._value(site, clean)
+            toward, mixtures = directions(noises, value, dim, **key)
+            carried = suffix.carry(toward, len(ids), count, half=value.dtype.itemsize < 4)
             for k, mixture in zip(group, mixtures, strict=True):
                 levels = torch.tensor(requests[k].levels, dtype=torch.float64)
                 for low, part in _parts(levels, copies // len(ids)):
@@ -119,13 +117,14 @@ class Reuse:
         assert dim is not None
         return clean[number], dim
 
-    def _cut(self, clean: dict[int, Any], low: int, high: int, rows: int) -> dict[int, Any]:
-        """The parts of clean values that belong to rows low..high - 1 of a chunk."""
-        found = dict(clean)
-        for n, value in clean.items():
-            if (dim := self.tape.row_dims[n]) is not None:
-                each = value.shape[dim] // rows
-                found[n] = value.narrow(dim, low * each, (high - low) * each)
+    def _cut(self, site: str, clean: dict[int, Any], low: int, high: int, rows: int) -> dict[int, Any]:
+        """The clean values around a site's suffix, those of rows low..high - 1 of a chunk."""
+        found = {}
+        for n in self.suffix(site).values:
+            dim, value = self.tape.row_dims[n], clean[n]
+            assert dim is not None  # a site before which rows mix is none that can be reached
+            each = value.shape[dim] // rows
+            found[n] = value if high - low == rows else value.narrow(dim, low * each, (high - low) * each)
         return found
 
     def scales(self, sites: Sequence[Site], data: tuple[Tensor, Tensor, Tensor], noise: Noise) -> dict[str, float]:

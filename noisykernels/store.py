@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -415,10 +415,12 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def done(self) -> dict[str, Any]:
-        """The result of each finished task, in order of the task keys."""
+    def done(self, known: Collection[str] = ()) -> dict[str, Any]:
+        """The result of each finished task, in order of the task keys; without those that are known already."""
         with self._use() as db:
-            rows = db.execute("SELECT task, result, crc FROM tasks ORDER BY task").fetchall()
+            new = [task for (task,) in db.execute("SELECT task FROM tasks ORDER BY task") if task not in known]
+            get = "SELECT task, result, crc FROM tasks WHERE task = ?"
+            rows = [db.execute(get, (task,)).fetchone() for task in new]
         for task, result, crc in rows:
             if crc != _crc(task, result):
                 raise StoreError(f"{self.path}: damaged: the checksum of task {task} does not fit")

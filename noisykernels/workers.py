@@ -28,7 +28,7 @@ from noisykernels.adaptive import Answer, Request
 from noisykernels.evaluator import Evaluator, Problem, joined
 from noisykernels.inject import inject
 from noisykernels.injected import state_of
-from noisykernels.plain import SILENT
+from noisykernels.plain import SILENT, Passes
 from noisykernels.reuse import Plan
 
 __all__ = ["RayExecutor", "Workers", "packed", "torch_threads"]
@@ -68,10 +68,12 @@ def packed(problem: Problem) -> bytes:
         import cloudpickle as how  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         how = pickle
+    # A tensor is sent with all of its memory, be it a small part of a large one.
+    x, y, rows = (t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for t in problem.data)
     try:
-        found: bytes = how.dumps(problem)
+        found: bytes = how.dumps(replace(problem, data=(x, y, rows)))
         return found
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"walk: the model cannot be sent to workers: {error}") from error
 
 
@@ -92,12 +94,13 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Part:
-    """What a worker is sent, beside the problem itself, which it gets once."""
+    """What a worker is sent, beside the problem itself, which goes along if it does not know it."""
 
     key: str  # of the problem
+    passes: Passes
     plan: Plan | None
     threads: int
-    versions: tuple[str, int]  # of torch and of the noise stream
+    versions: tuple[str, int, str]  # of torch and of the noise stream, and the CPU level
     requests: tuple[Request, ...]
 
 
@@ -105,7 +108,10 @@ def evaluate_part(part: Part, problem: bytes | None) -> list[Answer] | Exception
     """In the worker: the answers; an error of the model or the versions; None: it does not know the problem yet."""
     try:
         if part.versions != (mine := _versions()):
-            raise RuntimeError(f"walk: a worker has torch and noise stream {mine}, expected {part.versions}")
+            raise RuntimeError(
+                f"walk: a worker has torch, noise stream and CPU level {mine}, expected {part.versions}; "
+                "NOISYKERNELS_CPU_LEVEL sets the level"
+            )
         known = _here.__dict__.setdefault("known", {})
         if part.key not in known:
             if problem is None:
@@ -119,16 +125,20 @@ def evaluate_part(part: Part, problem: bytes | None) -> list[Answer] | Exception
             while len(known) >= KEPT:
                 known.pop(next(iter(known)))
             with torch.inference_mode():
-                known[part.key] = Evaluator(given, injected, part.plan)
+                known[part.key] = Evaluator(given, injected, part.passes, part.plan)
         with torch_threads(part.threads):
             found: list[Answer] = known[part.key].correct(part.requests)
         return found
     except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it would break the pool on its way back
+            return RuntimeError(f"{type(error).__name__}: {error}")
         return error
 
 
-def _versions() -> tuple[str, int]:
-    return torch.__version__, _C.STREAM_VERSION
+def _versions() -> tuple[str, int, str]:
+    return torch.__version__, _C.STREAM_VERSION, _C.cpu_level()
 
 
 # ----------------------------------------------------------------------------------- the coordinator
@@ -146,16 +156,18 @@ class Workers:
         executor: an object with `submit`, or the number of processes to start; those are replaced when they die.
         problem: what `packed` gave.
         here: evaluates what an executor that broke for good has left.
+        passes, plan: how the engines cut their work, here and in the workers.
     """
 
-    def __init__(self, executor: Executor | int, problem: bytes, here: Evaluator, plan: Plan | None) -> None:
+    def __init__(
+        self, executor: Executor | int, problem: bytes, here: Evaluator, passes: Passes, plan: Plan | None
+    ) -> None:
         self.count = executor if isinstance(executor, int) else 0
         self.executor = self._pool() if isinstance(executor, int) else executor
         self.problem, self.here = problem, here
         key = hashlib.sha256(problem).hexdigest()
-        self.part = Part(key, plan, torch.get_num_threads(), _versions(), ())
-        # More than one for each worker, so that none waits; few, because each may have to carry the problem.
-        self.at_once = 2 * (self.count or getattr(executor, "_max_workers", None) or os.cpu_count() or 4)
+        self.part = Part(key, passes, plan, torch.get_num_threads(), _versions(), ())
+        self.workers = self.count or getattr(executor, "_max_workers", None) or os.cpu_count() or 4
 
     def _pool(self) -> Executor:
         return ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), initializer=_quiet)
@@ -178,35 +190,50 @@ class Workers:
         """As `Evaluator.correct`."""
         parts = list(self._cut(requests))
         answers: dict[int, list[Answer]] = {}
-        waiting: deque[tuple[int, bytes | None]] = deque(
-            (i, None) for i in range(len(parts))
-        )  # (part, the problem if it goes with it)
+        waiting = deque(range(len(parts)))
+        unknown: set[int] = set()  # parts whose worker did not know the problem
         tries = [0] * len(parts)
         running: dict[Future[Any], int] = {}
+        carrying: set[Future[Any]] = set()  # with the problem: one for each worker at most, for it may be large
+
+        def told(i: int) -> None:
+            for k, part in parts[i]:
+                advance(len(part.levels) * part.rows / requests[k].rows)
+
         try:
             while waiting or running:
-                while waiting and len(running) < self.at_once:
-                    i, problem = waiting.popleft()
+                # Two for each worker, so that none waits.
+                while waiting and len(running) < 2 * self.workers:
+                    i = waiting[0]
+                    if i in unknown and len(carrying) >= self.workers:
+                        break
                     message = replace(self.part, requests=tuple(r for _, r in parts[i]))
                     try:
-                        future = self.executor.submit(evaluate_part, message, problem)
+                        future = self.executor.submit(evaluate_part, message, self.problem if i in unknown else None)
                     except BrokenExecutor as error:
-                        waiting.appendleft((i, problem))
                         if not self._renewed(error):
-                            for k in {k for k, _ in waiting} | set(running.values()):
+                            for k in (*waiting, *running.values()):
                                 answers[k] = self.here.correct([r for _, r in parts[k]])
+                                told(k)
                             waiting.clear()
                             running.clear()
                         break
+                    waiting.popleft()
                     running[future] = i
+                    if i in unknown:
+                        carrying.add(future)
                 for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                     i = running.pop(future)
-                    if (answer := self._result(future, i, tries)) is None:
-                        waiting.appendleft((i, self.problem))
-                        continue
-                    answers[i] = answer
-                    for k, part in parts[i]:
-                        advance(len(part.levels) * part.rows / requests[k].rows)
+                    answer = self._result(future, i, tries)
+                    if answer is None:
+                        waiting.appendleft(i)
+                        unknown.add(i)
+                    else:
+                        answers[i] = answer
+                        told(i)
+                        if future in carrying:  # its worker knows the problem now
+                            unknown.clear()
+                    carrying.discard(future)
         finally:
             for future in running:
                 future.cancel()

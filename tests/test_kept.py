@@ -69,7 +69,8 @@ def test_a_larger_study_evaluates_what_is_new(tmp_path: Path, evaluated: list[in
 
 def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated: list[int]) -> None:
     model, data = problem()
-    monkeypatch.setattr(kept, "TOGETHER", 1)
+    monkeypatch.setattr(kept, "GO", 0.0)
+    monkeypatch.setattr(kept, "FIRST_GO", 1)
     grid = dict(levels=[0.1, 1.0, 3.0], draws=3)
     correct, calls = Evaluator.correct, []
 
@@ -88,8 +89,41 @@ def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     study = nk.walk(
         model, data, **SETTINGS, **grid, store=tmp_path / "a.db", progress=lambda done, total: seen.append(done)
     )
-    assert len(evaluated) == len(study.meta.sites) - 3 and seen == list(range(1, 3 * len(study.meta.sites) + 1))
+    tasks = 2 * len(study.meta.sites)  # 250 and 50 rows of each site
+    assert len(evaluated) == tasks - 3 and seen == sorted(seen) and seen[-1] == 3 * len(study.meta.sites)
     assert study.records == nk.walk(model, data, **SETTINGS, **grid).records
+
+
+def test_sites_do_not_matter_for_what_a_store_takes(tmp_path: Path) -> None:
+    """Also where the first ones cannot share work."""
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l, self.o = torch.nn.LSTM(4, 8, batch_first=True), torch.nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.o(self.l(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(60, 3, 4)
+    data = x, model(x).argmax(1)
+    how: dict[str, Any] = dict(SETTINGS, levels=[1.0], draws=1, store=tmp_path / "a.db")
+    with pytest.warns(UserWarning, match="every pass runs the whole model"):
+        nk.walk(model, data, **how, sites=["l"])
+    with pytest.warns(UserWarning, match="every pass runs the whole model"):
+        assert len(nk.walk(model, data, **how).records) == 3
+
+
+def test_signs_of_life_come_while_one_pass_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "BEAT", 0.05)
+    beats: list[str] = []
+    monkeypatch.setattr(kept.Store, "heartbeat", lambda self, owner: beats.append(owner))
+    correct = Evaluator.correct
+    monkeypatch.setattr(Evaluator, "correct", lambda *args: (time.sleep(0.5), correct(*args))[1])
+    model, data = problem()
+    nk.walk(model, data, **SETTINGS, levels=[1.0], draws=1, store=tmp_path / "a.db")
+    assert len(beats) >= 3
 
 
 def test_another_study_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from noisykernels.evaluator import Evaluator, Problem
 from noisykernels.inject import inject, noise_state
 from noisykernels.injected import state_of
 from noisykernels.models import MLP, LeNet5
+from noisykernels.plain import Passes
 from noisykernels.plateaus import largest_eps, provable
 from noisykernels.reuse import choose_plan
 from noisykernels.sites import Placement
@@ -48,9 +49,9 @@ class Skip(nn.Module):
 
 
 def evaluator(model: nn.Module, x: Tensor, y: Tensor, noise: nk.Noise, injected: nn.Module) -> Evaluator:
-    problem = Problem(model, (x, y, torch.arange(len(y))), (noise,), 3, 50, 4)
+    problem = Problem(model, (x, y, torch.arange(len(y))), (noise,), 3)
     tape = record_tape(injected, x[:4])
-    return Evaluator(problem, injected, choose_plan(tape, 2**30, 50), tape)
+    return Evaluator(problem, injected, Passes(50, 4), choose_plan(tape, 2**30, 50), tape)
 
 
 @pytest.mark.parametrize("kind", list(NOISES))
@@ -81,6 +82,38 @@ def test_below_the_proved_level_nothing_flips(name: str, kind: str) -> None:
             best, second = scores.topk(2, 1).values.unbind(1)
             closest = float((best - second).min()) / (2 * 0.5 * largest_eps("gaussian"))
             assert limit == pytest.approx(closest, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "noise", "level"),
+    [(torch.float32, nk.Noise(add=1e-30), 1e30), (torch.float16, nk.Noise(add=1e-6), 1e6)],
+)
+def test_what_underflows_is_not_proved(dtype: torch.dtype, noise: nk.Noise, level: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).to(dtype), torch.randn(100, 6, dtype=dtype)
+    y = model(x).argmax(1)
+    study = nk.walk(model, (x, y), noise=noise, levels=[level], draws=2, seed=1, plateaus=0.03)
+    assert "proved" not in {r.status for r in study.records}
+
+
+def test_an_activation_with_a_jump_is_not_bounded() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Softplus(1.0, 0.0), nn.Linear(8, 4)), torch.randn(50, 6)
+    with inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():
+        here = evaluator(model, x, model(x).argmax(1), NOISES["add"], injected)
+        site = state_of(injected).traced[0]
+        assert provable(here, [Request(site, (1e-9,), (0,), len(x))]) == [0.0]
+
+
+def test_nan_is_not_settled() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 100)), torch.randn(800, 6)
+    how: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[1e38], draws=1, seed=1, sites=["0"], plateaus=0.03)
+    with torch.no_grad():
+        model[2].weight.mul_(1e4)
+    with pytest.warns(UserWarning, match="of 800 rows of scores hold NaN"):
+        study = nk.walk(model, (x, model(x).argmax(1)), **how)
+    assert [r.status for r in study.records] == ["evaluated"]
 
 
 def test_the_bound_of_every_kind_holds() -> None:

@@ -12,13 +12,12 @@ from made_study import MIDPOINTS, SITES, made_study
 from matplotlib.figure import Figure
 
 from noisykernels.fit import described
+from noisykernels.maps import plot_heat_map, plot_mixed_map
 from noisykernels.plot import (
     FAMILIES,
     family_of,
     plot_compare,
     plot_curves,
-    plot_heat_map,
-    plot_mixed_map,
     plot_profile,
     plot_study,
     short_name,

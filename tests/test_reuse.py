@@ -241,6 +241,17 @@ def test_memory_bounds_the_passes() -> None:
         assert plan.bytes <= max(memory // 4, 4 * 3456 * plan.rows)
 
 
+def test_memory_bounds_whole_passes_too() -> None:
+    """Of large images a pass takes fewer rows than asked for; the noise is the same."""
+    model, x = made("residual", 40)
+    y = model(x).argmax(1)
+    how: dict[str, Any] = dict(noise=NOISES["add"], levels=[1.0], draws=3, seed=7, engine="plain")
+    little, much = (nk.walk(model, (x, y), **how, memory=memory) for memory in (2**18, 2**30))
+    assert little.meta.plan["batch_rows"] == 2**18 // (4 * 8 * 8 * 64) and little.meta.plan["draws_per_pass"] == 1
+    assert (much.meta.plan["batch_rows"], much.meta.plan["draws_per_pass"]) == (500, 8)
+    assert little.records == much.records
+
+
 def test_a_linear_operation_runs_once_for_all_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The convolution after the first pool sees directions of the draws, not values of every level."""
     model, x = made("lenet", 4)
@@ -255,7 +266,7 @@ def test_a_linear_operation_runs_once_for_all_levels(monkeypatch: pytest.MonkeyP
                     seen.append(len(x))
                     return function(x, *args, **kwargs)
 
-                monkeypatch.setattr(f"{Suffix.__module__}.CONTRACTIONS", frozenset({function, counted}))
+                monkeypatch.setattr("noisykernels.linearity.CONTRACTIONS", frozenset({function, counted}))
                 step.function = counted
         number = tape.sites["pool1:max_pool2d#0"]
         suffix, clean = Suffix(tape, number), tape.run(x)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import noisykernels as nk
 from noisykernels import workers
 from noisykernels.models import MLP
+from noisykernels.plain import Passes
 
 GRID: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[0.1, 1.0, 3.0], draws=3, seed=1)
 
@@ -130,13 +131,15 @@ def test_mpi_gives_the_same(tmp_path: Path) -> None:
 class Reluctant(Executor):
     """Runs at once; every fifth task is lost as if its worker had died, and the problem is forgotten meanwhile."""
 
+    every = 5
+
     def __init__(self) -> None:
         self.count = self.carried = 0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         self.count, self.carried = self.count + 1, self.carried + (args[1] is not None)
         future: Future[Any] = Future()
-        if self.count % 5 == 0:
+        if self.count % self.every == 0:
             workers._here.__dict__.clear()
             future.set_exception(OSError("the worker died"))
         else:
@@ -198,7 +201,9 @@ class Breaking(Executor):
 def test_what_a_broken_executor_leaves_runs_here() -> None:
     model, data = problem()
     with pytest.warns(UserWarning, match=r"the executor broke \(all gone\); what is left runs in this process"):
-        together = nk.walk(model, data, **GRID, executor=Breaking())
+        seen: list[int] = []
+        together = nk.walk(model, data, **GRID, executor=Breaking(), progress=lambda done, total: seen.append(done))
+    assert seen[-1] == 3 * len(together.meta.sites)
     assert together.records == nk.walk(model, data, **GRID).records
 
 
@@ -221,6 +226,39 @@ def test_errors_in_workers_are_told() -> None:
         nk.walk(Failing(), data, **GRID, executor=1)
 
 
+class Awkward(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+        self.lock = threading.Lock()
+
+
+def test_errors_that_cannot_travel_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise Awkward(1, 2)
+
+    monkeypatch.setattr(workers.Evaluator, "correct", fail)
+    model, data = problem()
+    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="Awkward: 1 and 2"):
+        nk.walk(model, data, **GRID, executor=executor)
+
+
+def test_only_the_rows_of_the_study_are_sent_and_not_more_often_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PREDICTIONS", 1000)
+    model, (x, y) = problem(7000)
+    made = workers.packed
+    sizes: list[int] = []
+    monkeypatch.setattr("noisykernels.engine.packed", lambda p: (found := made(p), sizes.append(len(found)))[0])
+    executor = Reluctant()
+    monkeypatch.setattr(executor, "_max_workers", 1, raising=False)
+    monkeypatch.setattr(Reluctant, "every", 10**9)
+    seen: list[int] = []
+    nk.walk(model, (x[:200], y[:200]), **GRID, executor=executor, batch_rows=10, progress=lambda n, _: seen.append(n))
+    assert sizes[0] < 100_000 < x.nbytes
+    assert executor.carried == 1 and seen == sorted(seen) and seen[-1] == 3 * len(nk.sites(model, x[:2]))
+
+
 class Dying(Executor):
     """Every worker dies."""
 
@@ -237,9 +275,9 @@ def test_parts_that_kill_every_worker_end_the_study() -> None:
 
 
 def test_other_versions_are_refused() -> None:
-    part = workers.Part("k", None, 1, ("0.0", 1), ())
+    part = workers.Part("k", Passes(1, 1), None, 1, ("0.0", 1, "avx2"), ())
     answer = workers.evaluate_part(part, None)
-    assert isinstance(answer, RuntimeError) and "a worker has torch and noise stream" in str(answer)
+    assert isinstance(answer, RuntimeError) and "a worker has torch, noise stream and CPU level" in str(answer)
 
 
 class Unsendable(nn.Linear):
