@@ -369,7 +369,7 @@ TEST(cuda_divisor) {
 #if !defined(NK_SIMT)
 
 // A captured launch reads seed and levels when it is replayed.
-TEST(cuda_graph) {
+TEST(gpu_graph) {
   Random r{16};
   auto c = random_case<float>(r, Mode::kMulAdd, 0, 5000, false);
   std::vector<float> want = blank<float>(c.total());
@@ -396,7 +396,7 @@ TEST(cuda_graph) {
 }
 
 // One row as long as the counter allows, if there is the memory for it.
-TEST(cuda_element_beyond_32_bits) {
+TEST(gpu_element_beyond_32_bits) {
   const int64_t n = int64_t{1} << 34;
   Float16* y = nullptr;
   if (cudaMalloc(reinterpret_cast<void**>(&y), n * sizeof(Float16)) != cudaSuccess) {
