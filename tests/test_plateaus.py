@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from test_reuse import NOISES as noises_of_all_modes
 from torch import Tensor, nn
 
 import noisykernels as nk
@@ -23,15 +24,7 @@ from noisykernels.sites import Placement
 from noisykernels.tape import record_tape
 from noisykernels.train import train
 
-NOISES = {
-    "add": nk.Noise(add=0.5),
-    "mul": nk.Noise(mul=0.5),
-    "mixed": nk.Noise(add=0.3, mul=0.2),
-    "add_mul": nk.Noise(add=0.3, mul=0.2, order="add_mul"),
-    "fold": nk.Noise(add=0.3, mul=0.2, fold=True),
-    "uniform": nk.Noise(add=0.3, mul=0.2, kind="uniform"),
-    "laplace": nk.Noise(add=0.3, kind="laplace"),
-}
+NOISES = {**noises_of_all_modes, "laplace": nk.Noise(add=0.3, kind="laplace")}
 
 
 class Skip(nn.Module):
