@@ -1,6 +1,6 @@
 """Which sites of well-known models the engine that shares work can reach, and how long recording them takes.
 
-`python bench/models_reached.py [NAME ...]` with torchvision and timm installed: names as `tv.resnet18`, `timm.resnet18`.
+`python bench/models_reached.py [NAME ...]` needs torchvision and timm; names as `tv.resnet18`, `timm.resnet18`.
 """
 
 from __future__ import annotations
