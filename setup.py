@@ -1,18 +1,74 @@
 """Builds the extension `noisykernels._C`; everything else stands in pyproject.toml.
 
-The operators use torch's stable ABI only, so one build serves every torch from 2.10 on. CUDA sources, once there
-are any, are picked up here: there is no second builder.
+The operators use torch's stable ABI only, so one build serves every torch from 2.10 on. The CUDA kernels see no torch,
+bring their own CUDA runtime and find torch's stream at run time: they are built wherever nvcc is, whatever torch is
+there, and the same binary loads where there is no CUDA.
 """
 
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
+HEADERS = sorted(str(p) for pattern in ("*.h", "*.inl") for p in Path("csrc").rglob(pattern))
+KERNELS = sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))
+ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names others
+
+
+def is_newer(target: Path, made_from: Path) -> bool:
+    """Than all of our files that the compiler wrote down it was made from."""
+    inputs = re.findall(r"csrc/\S+(?:h|cu)\b", made_from.read_text())
+    return target.exists() and all(target.stat().st_mtime > Path(i).stat().st_mtime for i in inputs)
+
+
+class Build(BuildExtension):
+    """Compiles the CUDA kernels first, if there is a compiler for them."""
+
+    def build_extensions(self) -> None:
+        nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
+        if nvcc is None:
+            print("noisykernels: nvcc was not found (PATH, CUDA_HOME): the CUDA kernels are left out")
+        else:
+            self.add_cuda(nvcc)
+        super().build_extensions()
+
+    def add_cuda(self, nvcc: str) -> None:
+        names = (os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES).replace(";", " ").split()
+        targets = []
+        for name in names:
+            number = name.removesuffix("+PTX").replace(".", "")
+            if not number.rstrip("af").isdigit():
+                raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0 or 9.0+PTX, got {name!r}")
+            codes = [f"sm_{number}", *([f"compute_{number}"] if name.endswith("+PTX") else [])]
+            targets.append(f"-gencode=arch=compute_{number},code=[{','.join(codes)}]")
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
+        for source in KERNELS:
+            target = Path(self.build_temp, source).with_suffix(".o")
+            made_by, made_from = target.with_suffix(".command"), target.with_suffix(".d")
+            command = [nvcc, "-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets, "-MD"]
+            command += ["-MF", str(made_from), "-c", source, "-o", str(target)]
+            if not (made_by.exists() and made_by.read_text() == str(command) and is_newer(target, made_from)):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                print(f"noisykernels: {' '.join(command)}", flush=True)
+                subprocess.run([*command, "--threads", jobs], check=True)
+                made_by.write_text(str(command))
+            extension.extra_objects.append(str(target))
+        dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], stderr=subprocess.PIPE, text=True)
+        root = Path(re.search("TOP=(.*)", dry.stderr)[1])  # nvcc itself may be a link or a script
+        libraries = [root / "lib64", root / "lib", *root.glob("targets/*/lib")]
+        extension.library_dirs += [str(p) for p in libraries if (p / "libcudart_static.a").exists()][:1]
+        extension.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        extension.extra_compile_args.append(f'-DNOISYKERNELS_CUDA="{" ".join(names)}"')
+
+
 extension = CppExtension(
     "noisykernels._C",
     sorted(str(p) for p in [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")]),
-    depends=sorted(str(p) for pattern in ("*.h", "*.inl") for p in Path("csrc").rglob(pattern)),
+    depends=[*HEADERS, *KERNELS],
     extra_compile_args=[
         "-std=c++20",
         "-O3",
@@ -22,9 +78,8 @@ extension = CppExtension(
         "-ffp-contract=off",  # noise.h states every rounding
         "-Wall",
         "-Wextra",
-        "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI of torch 2.10
     ],
     extra_link_args=["-fopenmp"],
 )
 
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)})
+setup(ext_modules=[extension], cmdclass={"build_ext": Build.with_options(use_ninja=True)})

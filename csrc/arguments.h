@@ -1,7 +1,11 @@
 // What an operator does with its arguments: small helpers over torch's stable ABI, every check that needs shapes, and
 // the noise arguments bound to what a kernel takes. For ops.cpp alone.
+//
+// Seed and 0-d levels may be on the CPU whatever the device: they are then read here and passed by value. On a device,
+// they are read by the kernel.
 #pragma once
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -145,17 +149,25 @@ struct NoiseArgs {
   bool shared;
 };
 
-const int64_t* ids(const char* op, const char* argument, const OptTensor& t, const char* length) {
+const int64_t* ids(const char* op, const char* argument, const OptTensor& t, const char* length,
+                   torch::stable::Device device) {
   if (!t) return nullptr;
+  NK_CHECK(t->device() == device, op, ": ", argument, " must be on the device of the value");
   NK_CHECK(t->dim() == 1 && t->scalar_type() == ScalarType::Long && t->is_contiguous(), op, ": ", argument,
            " must be a contiguous int64 vector [", length, "], got shape ", shape_text(*t));
   return static_cast<const int64_t*>(t->data_ptr());
 }
 
-const int64_t* seed_of(const char* op, const Tensor& seed) {
+void set_seed(NoiseParams& params, const char* op, const Tensor& seed, torch::stable::Device device) {
   NK_CHECK(seed.numel() == 1 && seed.scalar_type() == ScalarType::Long, op, ": seed must be one int64, got ",
            torch::headeronly::toString(seed.scalar_type()), " of shape ", shape_text(seed));
-  return static_cast<const int64_t*>(seed.data_ptr());
+  const auto* data = static_cast<const int64_t*>(seed.data_ptr());
+  if (seed.is_cpu()) {
+    params.seed_value = *data;
+  } else {
+    NK_CHECK(seed.device() == device, op, ": seed must be on the CPU or on the device of the value");
+    params.seed = data;
+  }
 }
 
 void check_first_row(const char* op, int64_t first_row, int64_t rows) {
@@ -170,17 +182,19 @@ struct BoundNoise {
   bool shared = false;
   int64_t rows_in = 0, rows_out = 0;
 
-  // clean: shape of the noiseless value; rows: its number of rows (1 if it is unbatched).
-  BoundNoise(const char* op, const NoiseArgs& a, const Ints& clean, bool batched, ScalarType type, bool channels_last) {
+  // clean: shape of the noiseless value, which has the type and is on the device of `like`.
+  BoundNoise(const char* op, const NoiseArgs& a, const Ints& clean, bool batched, const Tensor& like,
+             bool channels_last)
+      : type_(like.scalar_type()), device_(like.device()) {
     NK_CHECK(a.site >= 0 && a.site < (1 << 24), op, ": site must lie in [0, 2^24), got ", a.site);
     NK_CHECK(a.kind >= 0 && a.kind < Kinds::kSize, op, ": unknown kind of noise ", a.kind);
     NK_CHECK(a.mode >= 0 && a.mode < static_cast<int64_t>(Mode::kEps), op, ": unknown mode ", a.mode);
-    params.seed = seed_of(op, a.seed);
+    set_seed(params, op, a.seed, device_);
     params.site = static_cast<uint32_t>(a.site);
     params.kind = static_cast<int>(a.kind);
     params.mode = static_cast<Mode>(a.mode);
-    params.draws = ids(op, "draws", a.draws, "D");
-    params.rows = ids(op, "rows", a.rows, "B");
+    params.draws = ids(op, "draws", a.draws, "D", device_);
+    params.rows = ids(op, "rows", a.rows, "B", device_);
     params.first_row = a.first_row;
     params.D = a.draws ? a.draws->numel() : 1;
     shared = a.shared;
@@ -197,25 +211,27 @@ struct BoundNoise {
     if (!a.rows) check_first_row(op, a.first_row, params.B);
     const int64_t n = product(clean, batched ? 1 : 0);
     NK_CHECK((n + 3) / 4 <= (int64_t{1} << 32), op, ": a row of ", n, " elements exceeds the counter's 2^34");
-    if (has_add_level(params.mode)) params.add = level(op, "add", a.add, clean, batched, type, channels_last, 0);
-    if (has_mul_level(params.mode)) params.mul = level(op, "mul", a.mul, clean, batched, type, channels_last, 1);
+    if (has_add_level(params.mode)) params.add = level(op, "add", a.add, clean, batched, channels_last);
+    if (has_mul_level(params.mode)) params.mul = level(op, "mul", a.mul, clean, batched, channels_last);
   }
 
  private:
-  std::optional<Tensor> held_[2];
-  std::array<double, 2> scalar64_;
-  std::array<float, 2> scalar32_;
+  ScalarType type_;
+  torch::stable::Device device_;
+  std::vector<Tensor> held_;
 
-  Level level(const char* op, const char* name, const OptTensor& t, const Ints& clean, bool batched, ScalarType type,
-              bool channels_last, int slot) {
+  Level level(const char* op, const char* name, const OptTensor& t, const Ints& clean, bool batched,
+              bool channels_last) {
     NK_CHECK(t, op, ": this mode needs the level `", name, "`");
     NK_CHECK(t->scalar_type() == ScalarType::Double, op, ": level `", name, "` must be float64 here");
-    const bool wide = type == ScalarType::Double;
     Level out;
+    if (t->dim() == 0 && t->is_cpu()) {
+      out.value = *static_cast<const double*>(t->data_ptr());
+      return out;
+    }
+    NK_CHECK(t->device() == device_, op, ": level `", name, "` must be on the device of the value, or 0-d on the CPU");
     if (t->dim() == 0) {
-      scalar64_[slot] = *static_cast<const double*>(t->data_ptr());
-      scalar32_[slot] = static_cast<float>(scalar64_[slot]);
-      out.data = wide ? static_cast<const void*>(&scalar64_[slot]) : &scalar32_[slot];
+      out.one = static_cast<const double*>(t->data_ptr());
       return out;
     }
     const int64_t item_dims = static_cast<int64_t>(clean.size()) - (batched ? 1 : 0);
@@ -239,10 +255,10 @@ struct BoundNoise {
     Tensor v = torch::stable::reshape(*t, torch::headeronly::IntHeaderOnlyArrayRef(own.data(), own.size()));
     if (varies)
       v = call(op, "aten::expand", v, torch::headeronly::IntHeaderOnlyArrayRef(full.data(), full.size()), false);
-    if (!wide) v = torch::stable::to(v, ScalarType::Float);
+    if (type_ != ScalarType::Double) v = torch::stable::to(v, ScalarType::Float);
     v = torch::stable::contiguous(v, varies && channels_last ? channels_last_format(static_cast<int64_t>(full.size()))
                                                              : torch::headeronly::MemoryFormat::Contiguous);
-    held_[slot] = v;
+    held_.push_back(v);
     const int64_t per_row = varies ? product(full, 1) : 1;
     out.data = v.data_ptr();
     out.item_stride = varies ? 1 : 0;

@@ -11,16 +11,20 @@ enum class DType : int { kFloat32 = 0, kFloat64, kBFloat16, kFloat16 };
 
 // A level for every (draw, row, element): float, or double where the data are double. Strides count values; 0 repeats.
 struct Level {
-  const void* data = nullptr;
+  const void* data = nullptr;  // null: the same everywhere, `*one` or `value`
   int64_t draw_stride = 0, row_stride = 0;
   int64_t item_stride = 0;  // 0: one value per row; 1: one per element, in the order of the row's memory
+  const double* one = nullptr;
+  double value = 0;
 };
 
 // Which noise. Output row i of D * B belongs to draw draws[i / B] and to data-set row rows[i % B].
 struct NoiseParams {
-  const int64_t* seed = nullptr;   // [1], 64 bits
-  const int64_t* draws = nullptr;  // [D]; null: one draw, id 0
-  const int64_t* rows = nullptr;   // [B]; null: first_row, first_row + 1, ...
+  const int64_t* seed = nullptr;  // [1], 64 bits; null: seed_value
+  int64_t seed_value = 0;
+  const int64_t* draws = nullptr;  // [D]; null: one draw, id first_draw
+  int64_t first_draw = 0;
+  const int64_t* rows = nullptr;  // [B]; null: first_row, first_row + 1, ...
   int64_t first_row = 0;
   int64_t D = 1, B = 0;
   uint32_t site = 0;

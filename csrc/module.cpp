@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <iterator>
+#include <sstream>
+
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -23,6 +26,16 @@ std::vector<std::string> cpu_levels() {
   const char* wanted = std::getenv("NOISYKERNELS_CPU_LEVEL");
   if (name == "auto" && wanted != nullptr) got = "'" + std::string(wanted) + "' in NOISYKERNELS_CPU_LEVEL";
   throw py::value_error(std::string(op) + ": expected one of " + known + " on this machine, got " + got);
+}
+
+// The architectures that the CUDA kernels were built for; none: without them.
+std::vector<std::string> cuda_archs() {
+#if defined(NOISYKERNELS_CUDA)
+  std::istringstream names(NOISYKERNELS_CUDA);
+  return {std::istream_iterator<std::string>(names), {}};
+#else
+  return {};
+#endif
 }
 
 std::string cpu_level() {
@@ -55,7 +68,7 @@ PYBIND11_MODULE(_C, m) {
     py::dict d;
     d["compiler"] = __VERSION__;
     d["cpu_levels"] = cpu_levels();
-    d["cuda_archs"] = std::vector<std::string>{};
+    d["cuda_archs"] = cuda_archs();
     return d;
   });
 }

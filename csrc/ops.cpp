@@ -1,10 +1,12 @@
-// The operators as torch sees them: schemas, allocation, and the call of a kernel. Stable ABI only. Autograd, fake,
-// vmap and autocast rules are registered in noisykernels/rules.py.
+// The operators as torch sees them: schemas, allocation, and the call of a kernel: one code for the CPU and CUDA.
+// Stable ABI only. Autograd, fake, vmap and autocast rules are registered in noisykernels/rules.py.
+#define TORCH_TARGET_VERSION 0x020a000000000000  // 2.10. Not for module.cpp, too: torch then refuses pybind11
 #include <torch/csrc/stable/library.h>
 
 #include <climits>
 
 #include "arguments.h"
+#include "cuda/launch.h"
 
 namespace noisykernels {
 namespace {
@@ -17,6 +19,30 @@ const cpu::Kernels& kernels() {
 }
 
 int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+#if defined(NOISYKERNELS_CUDA)
+// torch's current stream of a device. The function is one of torch's CUDA builds, and so found at run time.
+cudaStream_t current_stream(torch::stable::Device device) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = cpu::find_in_torch<Get>("aoti_torch_get_current_cuda_stream");
+  void* stream = nullptr;
+  NK_CHECK(get != nullptr && get(device.index(), &stream) == TORCH_SUCCESS, "cuda: torch gives no current stream");
+  return static_cast<cudaStream_t>(stream);
+}
+#endif
+
+// A kernel on the device of the tensor that it writes.
+template <class E>
+void run(const char* op, const Tensor& out, const E& e) {
+  if (out.is_cpu()) return cpu::run(kernels(), e, threads());
+#if defined(NOISYKERNELS_CUDA)
+  const torch::stable::accelerator::DeviceGuard guard(out.device().index());
+  const char* error = cuda::run(e, current_stream(out.device()));
+  NK_CHECK(error == nullptr, op, ": CUDA: ", error);
+#else
+  NK_CHECK(false, op, ": this build has no CUDA kernels: nvcc was not found when it was built");
+#endif
+}
 
 Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tensor& out, DType type, bool relu) {
   Epilogue e;
@@ -39,10 +65,10 @@ Tensor finish(const char* op, Tensor clean, bool ours, bool batched, bool relu, 
   clean = dense(clean);
   const bool channels_last = !clean.is_contiguous();
   Ints shape = shape_of(clean);
-  const BoundNoise noise(op, args, shape, batched, clean.scalar_type(), channels_last);
+  const BoundNoise noise(op, args, shape, batched, clean, channels_last);
   if (batched) shape[0] = noise.rows_out;
   Tensor out = ours && !noise.shared ? clean : empty_as(clean, shape, channels_last);
-  cpu::run(kernels(), make_epilogue(noise, clean, out, type, relu), threads());
+  run(op, out, make_epilogue(noise, clean, out, type, relu));
   return out;
 }
 
@@ -56,9 +82,9 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
   for (int64_t size : shape) NK_CHECK(size >= 0, "eps: shape must not be negative, got ", size);
   Tensor out = empty(shape, ScalarType::Float, seed.device(), false);
   Epilogue e;
-  e.noise.seed = seed_of("eps", seed);
-  e.noise.draws = &draw;
-  e.noise.rows = ids("eps", "rows", rows, "B");
+  set_seed(e.noise, "eps", seed, out.device());
+  e.noise.first_draw = draw;
+  e.noise.rows = ids("eps", "rows", rows, "B", out.device());
   e.noise.first_row = first_row;
   e.noise.B = shape.empty() ? 1 : shape[0];
   NK_CHECK(!rows || rows->numel() == e.noise.B, "eps: rows must hold one id for each of ", e.noise.B, " rows, got ",
@@ -72,7 +98,7 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
   e.n = product(shape, 1);
   if (shape.empty()) e.n = 1;
   NK_CHECK((e.n + 3) / 4 <= (int64_t{1} << 32), "eps: a row of ", e.n, " elements exceeds the counter's 2^34");
-  cpu::run(kernels(), e, threads());
+  run("eps", out, e);
   return out;
 }
 
@@ -145,7 +171,8 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
   const bool batched = x.dim() > 1;
   const Sgemm sgemm = find_sgemm();
   const int64_t M = x.numel() / std::max<int64_t>(1, K);
-  if (type != DType::kFloat32 || sgemm == nullptr || std::max({M, N, K}) > INT_MAX || M == 0 || N == 0 || K == 0) {
+  if (!x.is_cpu() || type != DType::kFloat32 || sgemm == nullptr || std::max({M, N, K}) > INT_MAX || M == 0 || N == 0 ||
+      K == 0) {
     return finish(op, call(op, "aten::linear", x, weight, bias), true, batched, relu, args);
   }
   x = as_contiguous(x);
@@ -158,7 +185,7 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
 
   Ints shape = shape_of(x);
   shape.back() = N;
-  const BoundNoise noise(op, args, shape, batched, x.scalar_type(), false);
+  const BoundNoise noise(op, args, shape, batched, x, false);
   Tensor clean = empty_as(x, shape, false);
   if (batched) shape[0] = noise.rows_out;
   Tensor out = noise.shared ? empty_as(x, shape, false) : clean;
@@ -262,24 +289,24 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
   const DType type = dtype_of(op, "input", x);
   PoolEpilogue pool = pooling(op, x, kernel, stride, padding);
   x = as_contiguous(x);
-  const BoundNoise noise(op, NK_NOISE_ARGS, shape_of(x), true, x.scalar_type(), false);
+  const BoundNoise noise(op, NK_NOISE_ARGS, shape_of(x), true, x, false);
   Tensor out = empty_as(x, {noise.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
   pool.noise = make_epilogue(noise, x, out, type, true);
-  cpu::run(kernels(), pool, threads());
+  run(op, out, pool);
   return out;
 }
 
 // x + levels[l] * direction, for every level, then perhaps a rectifier and max-pooling: where a study's levels part.
 struct Separation {
   Tensor x;
-  OptTensor direction;
-  std::vector<float> levels;  // of every level and draw
-  std::vector<float> zeros;   // in place of a direction that is not given
+  Tensor direction;  // zeros if none is given
+  Tensor levels;     // of every level and draw
   Epilogue epilogue;
   int64_t rows_out;
 
   Separation(const char* op, const Tensor& clean, const OptTensor& toward, const Tensor& level, bool relu)
-      : x(as_contiguous(clean)) {
+      : x(as_contiguous(clean)), levels(level) {
+    NK_CHECK(x.device() == level.device(), op, ": x and levels must be on one device");
     NK_CHECK(x.scalar_type() == ScalarType::Float && level.scalar_type() == ScalarType::Float, op,
              ": x and levels must be float32");
     NK_CHECK(x.dim() >= 1 && level.dim() == 1 && level.is_contiguous(), op,
@@ -289,32 +316,36 @@ struct Separation {
     epilogue.n = rows == 0 ? 0 : x.numel() / rows;
     if (toward) {
       direction = as_contiguous(*toward);
-      NK_CHECK(direction->scalar_type() == ScalarType::Float && direction->dim() == x.dim(), op,
-               ": direction must be float32 [draws * rows, ...] as x, got shape ", shape_text(*direction));
+      NK_CHECK(direction.scalar_type() == ScalarType::Float && direction.dim() == x.dim(), op,
+               ": direction must be float32 [draws * rows, ...] as x, got shape ", shape_text(direction));
+      NK_CHECK(direction.device() == x.device(), op, ": x and direction must be on one device");
       for (int64_t d = 1; d < x.dim(); ++d) {
-        NK_CHECK(x.size(d) == direction->size(d), op, ": x and direction must differ in their rows only, got shapes ",
-                 shape_text(x), " and ", shape_text(*direction));
+        NK_CHECK(x.size(d) == direction.size(d), op, ": x and direction must differ in their rows only, got shapes ",
+                 shape_text(x), " and ", shape_text(direction));
       }
-      draws = rows == 0 ? 0 : direction->size(0) / rows;
-      NK_CHECK(draws * rows == direction->size(0), op, ": direction must hold a multiple of ", rows, " rows, got ",
-               direction->size(0));
-      epilogue.noise.given = static_cast<const float*>(direction->data_ptr());
-      epilogue.noise.given_rows = std::max<int64_t>(1, direction->size(0));
+      draws = rows == 0 ? 0 : direction.size(0) / rows;
+      NK_CHECK(draws * rows == direction.size(0), op, ": direction must hold a multiple of ", rows, " rows, got ",
+               direction.size(0));
+      epilogue.noise.given_rows = std::max<int64_t>(1, direction.size(0));
     } else {
-      zeros.resize(static_cast<size_t>(epilogue.n));
-      epilogue.noise.given = zeros.data();
+      direction = empty_as(x, {epilogue.n}, false);
+      torch::stable::zero_(direction);
     }
-    const auto* given = static_cast<const float*>(level.data_ptr());
-    for (int64_t i = 0; i < level.numel() * draws; ++i) levels.push_back(given[i / draws]);
-    static const int64_t no_seed = 0;
-    rows_out = static_cast<int64_t>(levels.size()) * rows;
+    if (draws != 1) {
+      const int64_t shape[] = {level.numel(), draws};
+      levels = torch::stable::reshape(level, {level.numel(), 1});
+      levels = call(op, "aten::expand", levels, torch::headeronly::IntHeaderOnlyArrayRef(shape, 2), false);
+      levels = torch::stable::contiguous(levels);
+    }
+    rows_out = levels.numel() * rows;
     epilogue.x = x.data_ptr();
     epilogue.shared = true;
     epilogue.relu = relu;
-    epilogue.noise.seed = &no_seed;
-    epilogue.noise.D = static_cast<int64_t>(levels.size());
+    epilogue.noise.given = static_cast<const float*>(direction.data_ptr());
+    epilogue.noise.D = levels.numel();
     epilogue.noise.B = rows;
-    epilogue.noise.add = {levels.data(), 1, 0, 0};
+    epilogue.noise.add.data = levels.data_ptr();
+    epilogue.noise.add.draw_stride = 1;
   }
 };
 
@@ -324,7 +355,7 @@ Tensor separate(Tensor x, OptTensor direction, Tensor levels, bool relu) {
   shape[0] = s.rows_out;
   Tensor out = empty_as(s.x, shape, false);
   s.epilogue.y = out.mutable_data_ptr();
-  cpu::run(kernels(), s.epilogue, threads());
+  run("separate", out, s.epilogue);
   return out;
 }
 
@@ -336,7 +367,7 @@ Tensor separate_max_pool2d(Tensor x, OptTensor direction, Tensor levels, bool re
   Tensor out = empty_as(s.x, {s.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
   s.epilogue.y = out.mutable_data_ptr();
   pool.noise = s.epilogue;
-  cpu::run(kernels(), pool, threads());
+  run(op, out, pool);
   return out;
 }
 
@@ -367,7 +398,8 @@ STABLE_TORCH_LIBRARY(noisykernels, m) {
       "int[] padding) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) {
+template <class Library>
+void implement(Library& m) {
   m.impl("eps", TORCH_BOX(&noisykernels::eps));
   m.impl("perturb", TORCH_BOX(&noisykernels::perturb));
   m.impl("linear", TORCH_BOX(&noisykernels::linear));
@@ -377,3 +409,6 @@ STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) {
   m.impl("separate", TORCH_BOX(&noisykernels::separate));
   m.impl("separate_max_pool2d", TORCH_BOX(&noisykernels::separate_max_pool2d));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(noisykernels, CUDA, m) { implement(m); }

@@ -75,6 +75,8 @@ NK_HD T narrow_value(double v) {
 
 // ------------------------------------------------------------------------------------------------- rows and levels
 
+NK_HD uint64_t seed_of(const NoiseParams& p) { return static_cast<uint64_t>(p.seed ? *p.seed : p.seed_value); }
+
 // The ids of the output row of the draw with index d and the row with index b.
 struct Ids {
   uint32_t row, draw;
@@ -83,7 +85,7 @@ struct Ids {
 };
 NK_HD Ids ids_of(const NoiseParams& p, int64_t d, int64_t b) {
   constexpr int64_t kIdLimit = int64_t{1} << 32;
-  const int64_t draw = p.draws ? p.draws[d] : 0, row = p.rows ? p.rows[b] : p.first_row + b;
+  const int64_t draw = p.draws ? p.draws[d] : p.first_draw, row = p.rows ? p.rows[b] : p.first_row + b;
   const bool valid = draw >= 0 && draw < kIdLimit && row >= 0 && row < kIdLimit;
   return {static_cast<uint32_t>(row), static_cast<uint32_t>(draw), b, d, valid};
 }
@@ -97,6 +99,13 @@ inline constexpr C kInfinity = std::numeric_limits<C>::infinity();
 template <class C>
 NK_HD C checked_level(C v) {
   return v >= C(0) && v < kInfinity<C> ? v : kNaN<C>;
+}
+
+// The level of a row that has only one; `row`: where the row's levels would lie.
+template <class C>
+NK_HD C level_of_row(const Level& level, const C* row) {
+  if (level.data != nullptr) return *row;
+  return static_cast<C>(level.one != nullptr ? *level.one : level.value);
 }
 
 // ---------------------------------------------------------------------------------------------------------- dispatch

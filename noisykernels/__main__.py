@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     )
     shared.add_argument("--train-seed", type=int, default=0, help="seed of the training (default: %(default)s)")
     shared.add_argument("--threads", type=int, help="threads of torch (default: as torch is set)")
+    shared.add_argument("--device", default="cpu", help="where to run: cpu, cuda, cuda:1 (default: %(default)s)")
     shared.add_argument("--json", action="store_true", help="machine-readable output on standard output")
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -99,14 +100,14 @@ def parser() -> argparse.ArgumentParser:
     noisy.add_argument("--rows", type=int, help="first so many test images (default: all)")
     noisy.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     noisy.add_argument("--sites", nargs="+", help="names, patterns or indices of sites (default: all)")
-    noisy.add_argument("--batch-rows", type=int, default=500, help="rows of a pass (default: %(default)s)")
+    noisy.add_argument("--batch-rows", type=int, help="rows of a pass (default: 500; on a GPU 5000)")
     noisy.add_argument("--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)")
     noisy.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
 
     work = argparse.ArgumentParser(add_help=False)
     work.add_argument("--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole")
     work.add_argument("--store", type=Path, help="keep results in this file as they come, and go on from it")
-    work.add_argument("--memory", type=float, default=1.0, help="GiB that a pass may take (default: %(default)s)")
+    work.add_argument("--memory", type=float, help="GiB that a pass may take (default: 1; a quarter of a GPU's)")
     work.add_argument("--workers", type=int, help="processes that share the work; give --threads 1, say, for each")
 
     study = argparse.ArgumentParser(add_help=False, parents=[noisy, terms, work])
@@ -169,6 +170,7 @@ def _trained(args: argparse.Namespace) -> torch.nn.Module:
         seed=args.train_seed,
         cache=args.cache,
         root=args.root,
+        device=args.device,
         progress=not args.quiet,
     )
 
@@ -269,7 +271,7 @@ def _how(args: argparse.Namespace, rows: int) -> dict[str, Any]:
         levels=args.levels,
         draws=None if args.levels is None else args.draws,
         engine=args.engine,
-        memory=int(args.memory * 2**30),
+        memory=None if args.memory is None else int(args.memory * 2**30),
         store=args.store,
         executor=args.workers,
         seed=args.seed,

@@ -19,6 +19,8 @@ __all__ = [
     "draw_list",
     "in_memory",
     "level_list",
+    "pass_memory",
+    "pass_rows",
     "refuse_without_rows",
     "scaled_noise",
     "whole_size",
@@ -59,6 +61,18 @@ def whole_size(op: str, name: str, size: SupportsIndex) -> int:
     if count < 1:
         raise ValueError(f"{op}: {name} must be a whole number of at least 1, got {size!r}")
     return count
+
+
+def pass_rows(op: str, rows: SupportsIndex | None, device: torch.device) -> int:
+    """Rows of a pass; None: what is enough to keep the device busy."""
+    return whole_size(op, "batch_rows", (5000 if device.type == "cuda" else 500) if rows is None else rows)
+
+
+def pass_memory(op: str, size: SupportsIndex | None, device: torch.device) -> int:
+    """Bytes of a pass; a part of all of a GPU's memory, not of what is free: a walk that goes on keeps its plan."""
+    if size is None:
+        size = torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 2**30
+    return whole_size(op, "memory", size)
 
 
 def _is_number(value: Any) -> bool:

@@ -256,7 +256,7 @@ class Suffix:
         zero = torch.zeros(1)
 
         def run(x: Tensor, direction: Tensor | None = None, levels: Tensor = zero) -> Tensor:
-            return _ops.separate_max_pool2d.default(x, direction, levels, relu, *pooling)
+            return _ops.separate_max_pool2d.default(x, direction, _beside(x, levels), relu, *pooling)
 
         return _Fused(run, number, step.outputs[0], through, pools=True)
 
@@ -352,7 +352,7 @@ class Suffix:
         def one(direction: Tensor, some: Tensor) -> Tensor:
             if pool is not None:
                 return pool.run(x, direction, some.float())  # type: ignore[call-arg]
-            return _ops.separate.default(x, direction, some.float(), relu)
+            return _ops.separate.default(x, direction, _beside(x, some.float()), relu)
 
         if len(toward) == 1:
             return one(toward[0], levels)
@@ -361,4 +361,9 @@ class Suffix:
 
 def _plain(x: Tensor) -> bool:
     """Whether our kernels take a value."""
-    return x.dtype == torch.float32 and x.device.type == "cpu"
+    return x.dtype == torch.float32 and x.device.type in ("cpu", "cuda")
+
+
+def _beside(x: Tensor, levels: Tensor) -> Tensor:
+    """Levels where the value is, without waiting for its device."""
+    return levels.to(x.device, non_blocking=True)

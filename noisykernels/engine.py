@@ -22,6 +22,8 @@ from noisykernels.arguments import (
     draw_list,
     in_memory,
     level_list,
+    pass_memory,
+    pass_rows,
     refuse_without_rows,
     scaled_noise,
     whole_size,
@@ -65,12 +67,12 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     sites: Sequence[str | int] | str | None = None,
     target: Literal["activation"] = "activation",
     rows: Tensor | Sequence[int] | None = None,
-    batch_rows: int = 500,
+    batch_rows: int | None = None,
     draws_per_pass: int = 8,
     engine: Literal["auto", "plain"] = "auto",
     rel_ci: float = 0.05,
     plateaus: float | None = None,
-    memory: int = 2**30,
+    memory: int | None = None,
     store: str | os.PathLike[str] | None = None,
     executor: Executor | int | None = None,
     threads: int | None = None,
@@ -99,9 +101,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         sites: names, name patterns or indices of the sites to walk (see `sites`); None walks all.
         target: where noise enters; ``"activation"``: values at sites.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
-        batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once; fewer where `memory` asks
-            for it. Part of the contraction plan: a prediction at a decision boundary may depend on them by
-            rounding, the noise does not.
+        batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once;
+            fewer where `memory` asks for it. Part of the contraction plan: a prediction at a decision boundary may
+            depend on them by rounding, the noise does not.
         engine: ``"auto"`` runs what precedes a site once and what follows it for many levels at once, where the
             model can be recorded (see `tape`), with a warning that says why where it cannot; ``"plain"`` runs
             the whole noisy model for every level and draw. Same noise; the contractions may round differently.
@@ -114,7 +116,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             work on one. It belongs to this model, data, noise, seed and plan, and refuses others.
         executor: who evaluates: an object with `submit` as in `concurrent.futures`, or a number of processes to
             start; None: this process. The results are the same, whoever does; see `workers`.
-        memory: bytes that the values of a pass may take, beside the model and the data; in each worker.
+        memory: bytes that the values of a pass may take, beside the model and the data; in each worker. None: 1 GiB,
+            and a quarter of a GPU's memory.
         threads: torch's threads for the study, in each worker too; None keeps the present number. Also of the plan.
         floor: accuracy under unbounded noise; None is 1 / classes.
         axis: ``"log"`` or ``"linear"`` level axis; None: linear for purely multiplicative noise.
@@ -164,9 +167,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     amplitudes, draw_ids = ([], []) if levels is None else (level_list("walk", levels), draw_list("walk", draws))
     device = place_of(model)
     seed_tensor("walk", seed, device)
-    batch_rows = whole_size("walk", "batch_rows", batch_rows)
+    batch_rows = pass_rows("walk", batch_rows, device)
     draws_per_pass = whole_size("walk", "draws_per_pass", draws_per_pass)
-    memory = whole_size("walk", "memory", memory)
+    memory = pass_memory("walk", memory, device)
     parts = [part.to(device) for part in in_memory("walk", data, rows)]
     permuted = levels is None or plateaus is not None  # in an order of its own: the first rows are a random part of all
     if permuted:
@@ -193,7 +196,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         passes = choose_passes(state.traced, memory, batch_rows, draws_per_pass)
         correct, classes = clean_correct("walk", injected, inputs, labels, passes.rows)
         tape = _tape(injected, inputs, chosen) if engine == "auto" else None
-        chunks = None if tape is None else choose_plan(tape, memory, passes.rows)
+        chunks = None if tape is None else choose_plan(tape, memory, passes.rows, device)
         here = Evaluator(problem, injected, passes, chunks, tape)
         plan: dict[str, Any] = {
             "batch_rows": passes.rows,

@@ -222,7 +222,7 @@ def noise_state(
     """
     target = unwrap(model)
     place = place_of(target)
-    new_seed = None if seed is None else seed_tensor("noise_state", seed, place)
+    new_seed = None if seed is None else seed_tensor("noise_state", seed, place).to(place)  # a graph reads it anew
     new_draws = ids_tensor("noise_state", "draws", draws, place)
     new_rows = ids_tensor("noise_state", "rows", rows, place)
     if new_draws is not None and len(new_draws) == 0:

@@ -225,7 +225,10 @@ def largest_level(dtype: torch.dtype) -> float:
 
 
 def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool) -> Tensor | None:
-    """A level as the operators take it: float64, on the device of `x`, checked where its values can be seen."""
+    """A level as the operators take it: float64, on the device of `x`, checked where its values can be seen.
+
+    One that is 0-d and on the CPU stays there: the operator passes its value on, and no copy is waited for.
+    """
     if t is None:
         return None
     if t.requires_grad:
@@ -238,24 +241,28 @@ def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool)
                 f"{op}: level `{name}` must be finite (in {x.dtype}) and not negative, got "
                 f"{t.detach().flatten()[:8].tolist()}"
             )
+    if t.dim() == 0 and t.device.type == "cpu":
+        return t if t.dtype == torch.float64 else t.double()
     if t.dtype == torch.float64 and t.device == x.device:
         return t
     return t.to(device=x.device, dtype=torch.float64)
 
 
 def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """A seed as the operators take it: one int64. None draws one from torch's default generator of the device."""
+    """A seed as the operators take it: one int64. None draws one from torch's default generator of the device; one that
+    is on the CPU stays there, as a level does.
+    """
     if seed is None:
         return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(f"{op}: seed must be one int64, got {seed.dtype} of shape {list(seed.shape)}")
-        return seed if seed.device == device else seed.to(device)
+        return seed if seed.device == device or seed.device.type == "cpu" else seed.to(device)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be an int, an int64 tensor or None, got {type(seed).__name__}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"{op}: seed must lie in [0, 2^64), got {seed}")
-    return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device=device)
+    return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device="cpu")
 
 
 def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: torch.device) -> Tensor | None:

@@ -94,14 +94,14 @@ class Plain:
             for level in request.levels:
                 noise = self.noises[request.which].scaled(level)
                 state.placement = replace(SILENT, noise=noise, where=request.site.name)
-                levels.append(np.concatenate([
+                levels.append(torch.cat([
                     self._draws(request.draws[i : i + self.draws], inputs, labels, rows)
                     for i in range(0, len(request.draws), self.draws)
                 ]))  # fmt: skip
                 state.placement = SILENT
-            yield k, np.stack(levels)
+            yield k, torch.stack(levels).cpu().numpy()
 
-    def _draws(self, draws: Sequence[int], inputs: Tensor, labels: Tensor, rows: Tensor) -> Answer:
+    def _draws(self, draws: Sequence[int], inputs: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         with noise_state(self.model, seed=self.seed, draws=list(draws), rows=rows):
             scores = scores_of("walk", self.model, inputs, len(draws) * len(labels))
         return judged(scores.view(len(draws), len(labels), -1), labels)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,13 +33,18 @@ class Plan:
 
     rows: int  # of a chunk of data
     bytes: int  # that a pass after the levels have parted may take in one operation
+    near: int  # that a site's value and direction may take
 
 
-def choose_plan(tape: Tape, memory: int, most_rows: int) -> Plan:
-    """Rows of a chunk and bytes of a pass: within `memory` bytes, and passes that fit the last cache."""
+def choose_plan(tape: Tape, memory: int, most_rows: int, device: torch.device) -> Plan:
+    """Rows of a chunk and bytes of a pass, within `memory` bytes: passes that fit the last cache of a CPU, and on a GPU
+    the largest, which keep all of it busy.
+    """
     sizes = [row_bytes(tape, n) for n in tape.row_dims]
-    rows = max(1, min(ROWS, most_rows, memory // (4 * sum(sizes))))
-    return Plan(rows, max(max(sizes), min(FAR, memory // 4)))
+    rows = max(1, min(most_rows, memory // (4 * sum(sizes))))
+    if device.type != "cpu":
+        return Plan(rows, max(max(sizes), memory // 4), memory // 4)
+    return Plan(min(ROWS, rows), max(max(sizes), min(FAR, memory // 4)), NEAR)
 
 
 class Reuse:
@@ -77,8 +81,9 @@ class Reuse:
             groups.setdefault((r.site.name, len(r.levels), r.draws, r.start, r.rows), []).append(k)
         for group in groups.values():
             one = requests[group[0]]
-            found = {k: np.zeros((len(requests[k].levels), len(one.draws), one.rows), dtype=np.int8) for k in group}
-            step = max(1, NEAR // (2 * self.suffix(one.site.name).near))
+            size = (len(one.draws), one.rows)
+            found = {k: labels.new_zeros((len(requests[k].levels), *size), dtype=torch.int8) for k in group}
+            step = max(1, self.plan.near // (2 * self.suffix(one.site.name).near))
             for low in range(one.start - first, one.end - first, step):
                 high = min(low + step, one.end - first)
                 part = self._cut(one.site.name, clean, low, high, len(labels))
@@ -86,7 +91,8 @@ class Reuse:
                 for k, level, draw, scores in self._scores(requests, group, part, rows[low:high]):
                     levels, draws = slice(level, level + len(scores)), slice(draw, draw + scores.shape[1])
                     found[k][levels, draws, at : at + high - low] = judged(scores, labels[low:high])
-            yield from found.items()
+            for k, verdicts in found.items():  # where the device is waited for
+                yield k, verdicts.cpu().numpy()
 
     def _scores(
         self, requests: Sequence[Request], group: Sequence[int], clean: dict[int, Any], rows: Tensor
@@ -152,8 +158,7 @@ def _parts(levels: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
         low += len(part)
 
 
-def judged(scores: Tensor, labels: Tensor) -> Answer:
+def judged(scores: Tensor, labels: Tensor) -> Tensor:
     """1 where the largest score (..., rows, classes) is the label's, 0 where not, NAN where there is none."""
     verdict = (scores.argmax(-1) == labels).to(torch.int8)
-    verdict[scores.isnan().any(-1)] = NAN
-    return verdict.cpu().numpy()
+    return verdict.masked_fill_(scores.isnan().any(-1), NAN)

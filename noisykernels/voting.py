@@ -16,7 +16,7 @@ from torch import nn
 
 from noisykernels._files import progress_of
 from noisykernels._optional import optional
-from noisykernels.arguments import Data, chosen_sites, draw_list, in_memory, whole_size
+from noisykernels.arguments import Data, chosen_sites, draw_list, in_memory, pass_rows, whole_size
 from noisykernels.ballots import KINDS, Means, VoteCurve, executions_needed, majority, majority_curve, mean_scores
 from noisykernels.inject import inject, noise_state
 from noisykernels.inject import sites as sites_of
@@ -88,7 +88,7 @@ def vote(
     repeats: int | dict[str, int] = 1,
     subsets: int = 20,
     rows: Sequence[int] | torch.Tensor | None = None,
-    batch_rows: int = 500,
+    batch_rows: int | None = None,
     draws_per_pass: int = 8,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Votes:
@@ -109,7 +109,7 @@ def vote(
         repeats: multi-execution beside the voting, as for `inject`.
         subsets: random subsets for the mean scores, see `mean_scores`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
-        batch_rows, draws_per_pass: rows of a pass, and how many draws of them at once.
+        batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
     Returns:
@@ -136,9 +136,9 @@ def vote(
         raise ValueError("vote: a dict of noises says where they enter; leave out sites=")
     if noise is None and not any(isinstance(m, NoisyLayer) for m in model.modules()):
         raise ValueError("vote: noise is None, and the model has no noisy layer")
-    batch_rows = whole_size("vote", "batch_rows", batch_rows)
-    draws_per_pass = whole_size("vote", "draws_per_pass", draws_per_pass)
     device = place_of(model)
+    batch_rows = pass_rows("vote", batch_rows, device)
+    draws_per_pass = whole_size("vote", "draws_per_pass", draws_per_pass)
     seed_tensor("vote", seed, device)
     sampled = [k for k in KINDS[1:] if k in wanted]
     means = Means("vote", None, subsets, seed)

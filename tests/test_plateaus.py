@@ -44,7 +44,7 @@ class Skip(nn.Module):
 def evaluator(model: nn.Module, x: Tensor, y: Tensor, noise: nk.Noise, injected: nn.Module) -> Evaluator:
     problem = Problem(model, (x, y, torch.arange(len(y))), (noise,), 3)
     tape = record_tape(injected, x[:4])
-    return Evaluator(problem, injected, Passes(50, 4), choose_plan(tape, 2**30, 50), tape)
+    return Evaluator(problem, injected, Passes(50, 4), choose_plan(tape, 2**30, 50, torch.device("cpu")), tape)
 
 
 @pytest.mark.parametrize("kind", list(NOISES))

@@ -236,7 +236,7 @@ def test_memory_bounds_the_passes() -> None:
         tape = record_tape(injected, x)
     row = sum(4 * torch.Size(s[1:]).numel() for s in tape.shapes.values())
     for memory in (2**18, 2**22, 2**30):
-        plan = choose_plan(tape, memory, 500)
+        plan = choose_plan(tape, memory, 500, torch.device("cpu"))
         assert plan.rows * row <= memory // 4 or plan.rows == 1
         assert plan.bytes <= max(memory // 4, 4 * 3456 * plan.rows)
 

@@ -95,8 +95,12 @@ const Kernels* current_level() {
 bool in_forked_child() { return g_forked_child; }
 
 void* symbol_of_torch(const char* name) {
-  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
-  return library == nullptr ? nullptr : dlsym(library, name);
+  for (const char* library : {"libtorch_cpu.so", "libtorch_cuda.so"}) {
+    void* handle = dlopen(library, RTLD_NOW | RTLD_NOLOAD);
+    void* symbol = handle == nullptr ? nullptr : dlsym(handle, name);
+    if (symbol != nullptr) return symbol;
+  }
+  return nullptr;
 }
 
 void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context) {

@@ -101,7 +101,7 @@ class LevelFiller {
   bool fill(C* out, int at, int count, int64_t draw, int64_t row, int64_t item) {
     const C* p = static_cast<const C*>(level_.data) + draw * level_.draw_stride + row * level_.row_stride;
     if (level_.item_stride == 0) {
-      const C v = checked_level(*p);
+      const C v = checked_level(level_of_row(level_, p));
       const bool same = std::memcmp(&v, &value_, sizeof v) == 0;
       if (same && at + count <= filled_) return v == v;
       std::fill_n(out + at, count, v);
@@ -139,7 +139,7 @@ template <class A, Mode M, class T, class O, class C>
 class Applier {
  public:
   Applier(const Epilogue& e, O* y)
-      : e_(e), p_(e.noise), y_(y), gen_(static_cast<uint64_t>(*p_.seed), p_.kind), add_(p_.add), mul_(p_.mul) {}
+      : e_(e), p_(e.noise), y_(y), gen_(seed_of(p_), p_.kind), add_(p_.add), mul_(p_.mul) {}
 
   void set_output(O* y) { y_ = y; }
 

@@ -121,7 +121,7 @@ class Row {
     if constexpr (has_mul_level(M)) mul_ = level_row(e.noise.mul, m_);
   }
 
-  __device__ uint64_t seed() const { return kGiven ? 0 : static_cast<uint64_t>(*work_.e.noise.seed); }
+  __device__ uint64_t seed() const { return kGiven ? 0 : seed_of(work_.e.noise); }
 
   __device__ Four<float> draw(const RowConstants<uint32_t>& row, int64_t element) const {
     uint32_t w[4];
@@ -142,7 +142,7 @@ class Row {
   // The levels of this row, and the one that all of it has, if so.
   __device__ const C* level_row(const Level& level, C& of_row) const {
     const C* row = static_cast<const C*>(level.data) + ids_.d * level.draw_stride + ids_.b * level.row_stride;
-    if (level.item_stride == 0) of_row = checked(*row);
+    if (level.item_stride == 0) of_row = checked(level_of_row(level, row));
     return row;
   }
 
@@ -260,7 +260,7 @@ struct Window {
 // Draws the elements under a tile into shared memory, a chunk at a time, and each thread keeps the maximum of its
 // window: any geometry in little memory.
 template <Mode M, class T, class C, bool kGiven>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     pool_kernel(const __grid_constant__ Work work, const __grid_constant__ PoolEpilogue p,
                 const __grid_constant__ PoolCut cut) {
   __shared__ C chunk[4 * kThreads];

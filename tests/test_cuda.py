@@ -1,0 +1,310 @@
+"""The operators, layers and studies on CUDA against the same on the CPU: the same noise to the bit.
+
+Operands are small integers, which any contraction sums exactly (tf32 and half types too), so whole results must agree.
+The kernels themselves are tested without a GPU in tests/simt.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from operators import CASES, MODES, assert_same_bits, covering
+from test_ops import DIFFERENTIABLE, FACTORS, FORMATS, SMOOTH, make, name_of
+from torch import Tensor, nn
+
+import noisykernels as nk
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.skipif(not nk._C.build_info()["cuda_archs"], reason="built without the CUDA kernels: no nvcc"),
+]
+NOISE = nk.Noise(add=0.5, mul=0.25)
+
+
+@pytest.fixture(autouse=True)
+def exact_library() -> Any:
+    """No algorithms that multiply by fractions (Winograd, FFT): small integers stay exact."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    yield
+    torch.backends.cudnn.enabled = before
+
+
+def on_gpu(value: Any) -> Any:
+    """A tensor, or a noise, of the GPU."""
+    if isinstance(value, nk.Noise):
+        moved = value.scaled(1.0)
+        moved.add, moved.mul = (None if t is None else t.cuda() for t in (value.add, value.mul))
+        return moved
+    return value.cuda() if isinstance(value, Tensor) else value
+
+
+FACTORS_HERE = {**FACTORS, "numbers": ["integer"], "held": ["on the CPU", "on the GPU"]}
+
+
+def check_values(
+    op: str, mode: str, draws: str, rows: str, levels: str, kind: str, dtype: torch.dtype,
+    format: str, numbers: str, held: str,
+) -> None:  # fmt: skip
+    case = CASES[op]
+    noise, ids, rows_in = make(case, mode, draws, rows, levels, kind)
+    operands = case.operands(rows_in, dtype, normal=numbers == "normal")
+    expected = case.call([FORMATS[format](operands[0]), *operands[1:]], noise, **ids)
+    there = [o.cuda() for o in operands]
+    there[0] = FORMATS[format](there[0])
+    if held == "on the GPU":
+        noise, ids = on_gpu(noise), {k: on_gpu(v) for k, v in ids.items()}
+    actual = case.call(there, noise, **ids)
+    assert actual.is_cuda
+    assert_same_bits(actual.cpu(), expected, noise)
+
+
+@pytest.mark.parametrize("combination", covering(2, **FACTORS_HERE), ids=name_of)
+def test_values(combination: dict[str, Any]) -> None:
+    check_values(**combination)
+
+
+@pytest.mark.full
+def test_values_of_any_three_factors() -> None:
+    for combination in covering(3, **FACTORS_HERE):
+        check_values(**combination)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_noise_on_values_of_every_size(mode: str) -> None:
+    g = torch.Generator().manual_seed(3)
+    noise = nk.Noise(**MODES[mode])
+    for dtype in FACTORS["dtype"]:
+        for shape in ((1, 1), (3, 5), (1000, 1), (7, 1023), (2, 100_001), (300, 4, 9, 9)):
+            x = (torch.randn(shape, generator=g) * 10 ** torch.empty(shape).uniform_(-30, 30, generator=g)).to(dtype)
+            assert_same_bits(nk.perturb(x.cuda(), noise, seed=9).cpu(), nk.perturb(x, noise, seed=9))
+
+
+@pytest.mark.parametrize("kind", FACTORS["kind"])
+def test_eps(kind: str) -> None:
+    for shape in ((), (0,), (3, 0), (5, 7), (1000, 333)):
+        ids = dict(seed=2**64 - 1, site=7, operand="mul", draw=2**32 - 1, first_row=2**32 - 1000)
+        assert_same_bits(nk.eps(shape, kind=kind, device="cuda", **ids).cpu(), nk.eps(shape, kind=kind, **ids))
+
+
+@pytest.mark.parametrize(
+    "combination", covering(2, op=DIFFERENTIABLE, mode=SMOOTH, levels=FACTORS["levels"]), ids=name_of
+)
+def test_gradients(combination: dict[str, Any]) -> None:
+    case = CASES[combination.pop("op")]
+    noise, ids, rows_in = make(case, draws="shared", rows="listed", **combination)
+
+    def gradients(device: str) -> tuple[Tensor, ...]:
+        operands = [o.to(device).requires_grad_() for o in case.operands(rows_in, torch.float64)]
+        y = case.call(operands, noise, **ids)
+        along = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).double()
+        return torch.autograd.grad(y, operands, along.to(device))
+
+    for a, e in zip(gradients("cuda"), gradients("cpu"), strict=True):
+        # Sums of fewer than 2^12 terms of 53 bits, each with a few roundings of its own.
+        assert (a.cpu() - e).abs().max() <= 2**-40 * e.abs().max()
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_opcheck(op: str) -> None:
+    case = CASES[op]
+    operands = [o.cuda().requires_grad_(case.gradient) for o in case.operands(4, torch.float32)]
+    calls = []
+    with operators_seen(calls):
+        case.call(operands, NOISE, seed=3)
+    for function, args in calls:
+        torch.library.opcheck(function, args)
+
+
+class operators_seen(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the calls of our operators."""
+
+    def __init__(self, calls: list[Any]) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "noisykernels":
+            self.calls.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", ["linear", "conv2d", "matmul"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(op: str, dtype: torch.dtype) -> None:
+    case = CASES[op]
+    operands = [o.cuda() for o in case.operands(4, torch.float32)]
+    expected = case.call([o.to(dtype) for o in operands], NOISE, seed=3)
+    with torch.autocast("cuda", dtype):
+        assert_same_bits(case.call(operands, NOISE, seed=3), expected)
+
+
+# ------------------------------------------------------------------------------------------- streams and graphs
+
+
+def test_runs_on_the_current_stream() -> None:
+    """A value that is still being made on another stream is waited for: the stream is torch's current one."""
+    x, side = torch.zeros(1 << 20, device="cuda").view(1024, 1024), torch.cuda.Stream()
+    expected = nk.perturb(torch.ones(1024, 1024), NOISE, seed=1)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)
+        x.fill_(1)
+        y = nk.perturb(x, NOISE, seed=1)
+    side.synchronize()
+    assert_same_bits(y.cpu(), expected)
+
+
+def test_nothing_waits_for_the_device() -> None:
+    x, w, b = (torch.ones(s, device="cuda") for s in ((64, 32), (16, 32), (16,)))
+    image = torch.ones(2, 1, 8, 8, device="cuda")
+    draws, rows, level = torch.arange(2).cuda(), torch.arange(64).cuda(), torch.tensor(0.5).double().cuda()
+    seed = torch.tensor(5).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for noise in (NOISE, nk.Noise(add=level, mul=level)):
+            for ids in (dict(seed=3), dict(seed=seed, draws=draws, shared=True)):
+                nk.linear(x, w, b, noise=noise, rows=rows, **ids)
+                nk.perturb_relu_max_pool2d(image, noise, 2, **ids)
+                nk.conv2d(image, image[:1, :, :3, :3], noise=noise, **ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_graph_reads_seed_and_levels_when_replayed() -> None:
+    model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)).cuda()
+    for p in model.parameters():
+        p.data.copy_(torch.randint(-2, 3, p.shape))
+    level, x = torch.tensor(0.5, dtype=torch.float64, device="cuda"), torch.ones(8, 32, device="cuda")
+    with nk.inject(model, nk.Noise(add=level)), nk.noise_state(model, seed=1) as state, torch.no_grad():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            model(x)
+        side.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = model(x)
+        for seed, amplitude in ((1, 0.5), (7, 0.5), (7, 2.0)):
+            state.seed.fill_(seed), level.fill_(amplitude)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert_same_bits(y, model(x))
+
+
+def test_compiled() -> None:
+    def f(x: Tensor, w: Tensor, seed: Tensor, level: Tensor) -> Tensor:
+        return torch.relu(nk.linear(x, w, noise=nk.Noise(add=level), seed=seed)).sum(1)
+
+    compiled = torch.compile(f, fullgraph=True)
+    x, w = torch.ones(8, 32, device="cuda"), torch.ones(16, 32, device="cuda", requires_grad=True)
+    for seed in (1, 2):
+        args = x, w, torch.tensor(seed).cuda(), torch.tensor(0.5 * seed).double().cuda()
+        torch.testing.assert_close(compiled(*args), f(*args), rtol=1e-6, atol=1e-4)  # sums of 16 in another order
+        compiled(*args).sum().backward()
+
+
+@pytest.mark.parametrize("many", [2])
+def test_device_of_the_value_not_the_current_one(many: int) -> None:
+    if torch.cuda.device_count() < many:
+        pytest.skip(f"there are fewer than {many} devices")
+    x = torch.ones(8, 32)
+    expected = nk.perturb(x, NOISE, seed=1)
+    assert_same_bits(nk.perturb(x.to("cuda:1"), NOISE, seed=1).cpu(), expected)
+    assert torch.cuda.current_device() == 0
+
+
+def test_arguments_on_other_devices_are_refused() -> None:
+    op, x = torch.ops.noisykernels.perturb.default, torch.ones(4, 3, device="cuda")
+    level, seed = torch.tensor(0.5, dtype=torch.float64), torch.tensor(1)
+    with pytest.raises(RuntimeError, match=r"perturb: draws must be on the device"):
+        op(x, level, None, seed, torch.zeros(1, dtype=torch.int64), None, 0, 0, 0, 0, False)
+    with pytest.raises(RuntimeError, match=r"perturb: level `add` must be on the device"):
+        op(x, level.view(1, 1, 1), None, seed, None, None, 0, 0, 0, 0, False)
+    with pytest.raises(RuntimeError, match=r"perturb: seed must be on the CPU or on the device"):
+        op(x.cpu(), level, None, seed.cuda(), None, None, 0, 0, 0, 0, False)
+
+
+def test_bad_levels_and_ids_on_the_device_make_nan() -> None:
+    x = torch.ones(4, 3, device="cuda")
+    assert nk.perturb(x, nk.Noise(add=torch.tensor(-1.0).cuda()), seed=1).isnan().all()
+    y = nk.perturb(x, nk.Noise(add=1.0), seed=1, rows=torch.tensor([0, -1, 2**32, 3]).cuda())
+    assert y.isnan().all(1).tolist() == [False, True, True, False]
+
+
+# -------------------------------------------------------------------------------------------------------- studies
+
+
+def integers(model: nn.Module) -> nn.Module:
+    """Small integers for weights, so that results without noise are the same everywhere."""
+    g = torch.Generator().manual_seed(4)
+    for p in model.parameters():
+        p.data.copy_(torch.randint(-1, 2, p.shape, generator=g))
+    return model
+
+
+def network() -> nn.Module:
+    return integers(nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)
+    )).eval()  # fmt: skip
+
+
+def data() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(5)
+    return torch.randint(-2, 3, (300, 1, 12, 12), generator=g).float(), torch.randint(5, (300,), generator=g)
+
+
+@pytest.mark.parametrize("draws", [None, [3, 1]])
+def test_injected_model(draws: list[int] | None) -> None:
+    x, _ = data()
+    scores = []
+    for device in ("cpu", "cuda"):
+        model = network().to(device)
+        with nk.inject(model, nk.Noise(add=2.0), where=lambda name, _: nk.Noise(add=2.0) if name == "0" else None):
+            with nk.noise_state(model, seed=3, draws=draws), torch.no_grad():
+                scores.append(model(x.to(device)).cpu())
+    # One noisy site, then two contractions of fewer than 64 terms each: 2^-24 x 2 x 64, with room for their growth.
+    assert (scores[0] - scores[1]).abs().max() <= 2**-15 * scores[0].abs().max()
+
+
+@pytest.mark.parametrize("mode", ["add", "mul", "mul_add", "add_mul"])
+def test_walk_agrees_with_the_cpu(mode: str) -> None:
+    """Each record up to predictions at a decision boundary; both engines to the count."""
+    studies = []
+    for device, engine in (("cpu", "auto"), ("cuda", "auto"), ("cuda", "plain")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            studies.append(nk.walk(
+                network().to(device), data(), noise=nk.Noise(**MODES[mode]), levels=[0.1, 1.0, 10.0], draws=3, seed=1,
+                engine=engine,
+            ))  # fmt: skip
+    for one in studies[1:]:
+        for a, b in zip(one.records, studies[0].records, strict=True):
+            assert (a.site, a.level, a.draw) == (b.site, b.level, b.draw)
+            assert abs(a.correct - b.correct) <= 1, (a, b)  # one of 300 rows, if any, so near to a boundary
+
+
+def test_adaptive_walk_and_vote() -> None:
+    x, _ = data()
+    model = network().cuda()
+    with torch.no_grad():
+        labels = model(x.cuda()).argmax(1).cpu()
+    study = nk.walk(model, (x, labels), noise=nk.Noise(add=1.0), seed=1, sites=[1, 2])
+    assert all(m.status == "ok" for m in study.midpoints())
+    here = nk.vote(network(), (x, labels), noise=nk.Noise(add=5.0), draws=5, seed=1)
+    there = nk.vote(model, (x, labels), noise=nk.Noise(add=5.0), draws=5, seed=1)
+    for kind, curve in here.curves.items():
+        assert abs(curve.accuracy - there.curves[kind].accuracy).max() <= 2 / 300, kind
+
+
+def test_memory_of_the_operators_is_torchs() -> None:
+    """Nothing is allocated beside the result, which torch's allocator gives."""
+    x = torch.ones(1 << 20, device="cuda").view(1024, 1024)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    y = nk.perturb(x, NOISE, seed=1, draws=torch.arange(2).cuda(), shared=True)
+    assert y.shape == (2048, 1024)
+    assert torch.cuda.max_memory_allocated() - before <= y.nbytes + 4096
