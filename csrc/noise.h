@@ -6,10 +6,18 @@
 // overloading. Changing one bit of the result is a new stream version and a major release.
 #pragma once
 
+#if defined(__CUDACC_RTC__)  // has no standard headers
+namespace noisykernels {
+using int32_t = int;
+using uint32_t = unsigned int;
+using uint64_t = unsigned long long;
+}  // namespace noisykernels
+#else
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#endif
 
 #if defined(__FAST_MATH__)
 #error "noise.h needs IEEE arithmetic: build without -ffast-math / --use_fast_math"
@@ -54,6 +62,7 @@ NK_HD double div_rn(double a, double b) { return __ddiv_rn(a, b); }
 NK_HD double sqrt_rn(double a) { return __dsqrt_rn(a); }
 NK_HD uint32_t float_bits(float a) { return __float_as_uint(a); }
 NK_HD float bits_float(uint32_t a) { return __uint_as_float(a); }
+NK_HD double abs_of(double a) { return fabs(a); }
 #else
 NK_HD float fma_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 NK_HD float fnma_rn(float a, float b, float c) { return std::fmaf(-a, b, c); }
@@ -78,9 +87,9 @@ NK_HD float bits_float(uint32_t a) {
   std::memcpy(&f, &a, sizeof f);
   return f;
 }
+NK_HD double abs_of(double a) { return std::fabs(a); }
 #endif
 NK_HD float abs_of(float a) { return bits_float(float_bits(a) & 0x7fffffffu); }
-NK_HD double abs_of(double a) { return std::fabs(a); }
 // Larger, smaller: the second argument where the comparison is false (a NaN anywhere, equal zeros), as SSE's max and
 // min.
 template <class F>

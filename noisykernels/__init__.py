@@ -17,6 +17,7 @@ from noisykernels.convolutions import (
     conv_transpose3d,
 )
 from noisykernels.engine import walk
+from noisykernels.headers import get_include
 from noisykernels.inject import NoiseState, inject, noise_state, remove, sites
 from noisykernels.mixed import walk_mixed
 from noisykernels.nn import (
@@ -62,6 +63,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "eps",
+    "get_include",
     "inject",
     "linear",
     "matmul",

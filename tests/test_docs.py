@@ -101,6 +101,10 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         ways = script.run(tmp_path / "e.png", model="mlp", data="digits", epochs=5, rows=60, draws=2, ballots=20)
         assert (tmp_path / "e.png").exists() and "executions needed for" in capsys.readouterr().out
         assert len(ways) == 6 and all(values[-1] > values[0] for values in ways.values())  # more help more
+    elif path.stem == "cupy_noise":
+        assert script.run() == 0
+        text = capsys.readouterr().out
+        assert "nothing is run" in text or text.count(": yes") == 3
     else:
         assert path.stem == "walking_noise"
         studies = script.run(tmp_path, epochs=5, rows=60, draws=1, data="digits", model="mlp-bn", level=1.0)
