@@ -1,6 +1,6 @@
 """Noise on a GPU: ours, no noise, plain torch and torch.compile, each against the noiseless layer of the same run.
 
-    python bench/bench_cuda.py [layers|walks]
+    python bench/bench_cuda.py [layers|products|walks]
 
 Times are of CUDA events, the second-level cache flushed before each call, medians of interleaved rounds. `spread` is
 the range of the middle half of the rounds' ratios.
@@ -69,6 +69,7 @@ def layers() -> None:
     seed = torch.tensor(7, device="cuda")
 
     def line(what: str, clean: Callable[[], Tensor], noisy: Callable[[nk.Noise], Tensor]) -> None:
+        torch._dynamo.reset()  # a program of its own for each line
         compiled = torch.compile(lambda: plain(clean(), True))
         row(what, "clean", {
             "clean": clean, "add": lambda: noisy(ADD), "mixed": lambda: noisy(MIXED),
@@ -110,6 +111,31 @@ def layers() -> None:
         line("noise on 8192 x 8192 float32 (clean: a copy)", x.clone, lambda noise: nk.perturb(x, noise, seed=seed))
 
 
+def products() -> None:
+    """Where one fused kernel is faster than the library and an epilogue: by the inner dimension."""
+    print("| y = noise(x w^T), mixed | noiseless, us | library + epilogue | fused |")
+    print("| --- | --- | --- | --- |")
+    seed = torch.tensor(7, device="cuda")
+
+    def multiplied_by(way: str, x: Tensor, w: Tensor) -> Tensor:
+        nk._C.set_cuda_multiplier(way)
+        return nk.linear(x, w, noise=MIXED, seed=seed)
+
+    for dtype, name, fused in (
+        (torch.bfloat16, "bf16", "fused"), (torch.float32, "tf32", "fused_tf32"), (torch.float32, "fp32", "fused")
+    ):  # fmt: skip
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        for rows, columns in ((8192, 8192), (1024, 1024), (256, 512)):
+            for inner in (64, 128, 256, 512, 1024, 2048):
+                x, w = (torch.randn(n, inner, device="cuda", dtype=dtype) for n in (rows, columns))
+                row(f"{rows} x {columns}, K = {inner}, {name}", "clean", {
+                    "clean": lambda x=x, w=w: F.linear(x, w),
+                    "library": lambda x=x, w=w: multiplied_by("library", x, w),
+                    "fused": lambda x=x, w=w, way=fused: multiplied_by(way, x, w),
+                })  # fmt: skip
+    nk._C.set_cuda_multiplier("auto")
+
+
 def walks() -> None:
     """Whole walks: seconds here and on the CPU's engine, and the plain loop on the GPU for the small network."""
     print("| study | GPU, s | GPU, plain engine, s | evaluations |")
@@ -139,7 +165,7 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("there is no CUDA device: nothing was measured")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
-    wanted = sys.argv[1:] or ["layers", "walks"]
+    wanted = sys.argv[1:] or ["layers", "products", "walks"]
     for name in wanted:
-        {"layers": layers, "walks": walks}[name]()
+        {"layers": layers, "products": products, "walks": walks}[name]()
         print()

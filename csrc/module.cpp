@@ -2,9 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <iterator>
 #include <sstream>
 
+#include "cuda/launch.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -38,6 +40,19 @@ std::vector<std::string> cuda_archs() {
 #endif
 }
 
+#if defined(NOISYKERNELS_CUDA)
+std::string cuda_multiplier() { return nk::cuda::kMultiplierNames[static_cast<int>(nk::cuda::multiplier)]; }
+
+void set_cuda_multiplier(const std::string& name) {
+  const auto& names = nk::cuda::kMultiplierNames;
+  const auto found = std::find(std::begin(names), std::end(names), name);
+  if (found == std::end(names)) {
+    throw py::value_error("set_cuda_multiplier: expected auto, library, fused or fused_tf32, got '" + name + "'");
+  }
+  nk::cuda::multiplier = static_cast<nk::cuda::Multiplier>(found - std::begin(names));
+}
+#endif
+
 std::string cpu_level() {
   const nk::cpu::Kernels* level = nk::cpu::current_level();
   if (level == nullptr) refuse("cpu_level", "auto");
@@ -64,6 +79,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_level", &cpu_level);
   m.def("set_cpu_level", &set_cpu_level);
+#if defined(NOISYKERNELS_CUDA)
+  m.def("cuda_multiplier", &cuda_multiplier);
+  m.def("set_cuda_multiplier", &set_cuda_multiplier);
+#endif
   m.def("build_info", [] {
     py::dict d;
     d["compiler"] = __VERSION__;

@@ -34,7 +34,9 @@ cudaStream_t current_stream(torch::stable::Device device) {
 // A kernel on the device of the tensor that it writes.
 template <class E>
 void run(const char* op, const Tensor& out, const E& e) {
-  if (out.is_cpu()) return cpu::run(kernels(), e, threads());
+  if constexpr (!std::is_same_v<E, cuda::Gemm>) {
+    if (out.is_cpu()) return cpu::run(kernels(), e, threads());
+  }
 #if defined(NOISYKERNELS_CUDA)
   const torch::stable::accelerator::DeviceGuard guard(out.device().index());
   const char* error = cuda::run(e, current_stream(out.device()));
@@ -156,6 +158,37 @@ struct LinearParts {
   }
 };
 
+#if defined(NOISYKERNELS_CUDA)
+// Beyond this inner dimension the library's faster product outweighs the pass over its result: docs/cuda.md.
+constexpr int64_t kFusedMostK = 512;
+
+// linear in one CUDA kernel; nothing where the library is to multiply.
+std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, const OptTensor& bias, bool relu,
+                                   const NoiseArgs& args) {
+  const DType type = dtype_of("linear", "input", x);
+  const int64_t N = weight.size(0), K = weight.size(1);
+  const bool half = type == DType::kBFloat16 || type == DType::kFloat16;
+  const bool alone = cuda::multiplier == cuda::Multiplier::kAuto && half && K <= kFusedMostK;
+  if (!alone && cuda::multiplier < cuda::Multiplier::kFused) return std::nullopt;
+  const Tensor a = as_contiguous(x), w = as_contiguous(weight);
+  Ints shape = shape_of(x);
+  shape.back() = N;
+  const BoundNoise noise("linear", args, shape, x.dim() > 1, x, false);
+  Tensor out = empty_as(x, shape, false);
+  cuda::Gemm g;
+  g.epilogue = make_epilogue(noise, out, out, type, relu);
+  g.a = a.data_ptr(), g.w = w.data_ptr();
+  const OptTensor b = bias ? OptTensor(as_contiguous(*bias)) : bias;
+  g.bias = b ? b->data_ptr() : nullptr;
+  g.M = K == 0 ? 0 : x.numel() / K, g.N = N, g.K = K;
+  g.tf32 = cuda::multiplier == cuda::Multiplier::kFusedTf32;
+  const torch::stable::accelerator::DeviceGuard guard(x.device().index());
+  if (g.M == 0 || !cuda::fits(g) || !cuda::has_tensor_cores()) return std::nullopt;
+  run("linear", out, g);
+  return out;
+}
+#endif
+
 Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAMETERS) {
   const char* op = "linear";
   const DType type = dtype_of(op, "input", x);
@@ -169,6 +202,11 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
            bias ? shape_text(*bias) : "");
   const NoiseArgs args = NK_NOISE_ARGS;
   const bool batched = x.dim() > 1;
+#if defined(NOISYKERNELS_CUDA)
+  if (x.is_cuda()) {
+    if (auto out = fused_linear(x, weight, bias, relu, args)) return *out;
+  }
+#endif
   const Sgemm sgemm = find_sgemm();
   const int64_t M = x.numel() / std::max<int64_t>(1, K);
   if (!x.is_cpu() || type != DType::kFloat32 || sgemm == nullptr || std::max({M, N, K}) > INT_MAX || M == 0 || N == 0 ||

@@ -73,6 +73,25 @@ def test_values_of_any_three_factors() -> None:
         check_values(**combination)
 
 
+@pytest.mark.parametrize("way", ["library", "fused", "fused_tf32"])
+@pytest.mark.parametrize("dtype", FACTORS["dtype"])
+@pytest.mark.parametrize("draws", ["one", "expanded"])
+@pytest.mark.parametrize("shape", [(6, 64), (6, 5, 24), (600, 136), (64,), (6, 0), (0, 8), (6, 7)])
+def test_linear_in_one_kernel(way: str, dtype: torch.dtype, draws: str, shape: tuple[int, ...]) -> None:
+    if len(shape) == 1 and draws != "one":
+        pytest.skip("one row takes one draw")
+    g = torch.Generator().manual_seed(1)
+    x, w, b = (torch.randint(-2, 3, s, generator=g).to(dtype) for s in (shape, (132, shape[-1]), (132,)))
+    ids: dict[str, Any] = {**operators.DRAWS[draws], "seed": 5, "site": 9, "relu": True}
+    expected = nk.linear(x, w, b, noise=NOISE, **ids)
+    nk._C.set_cuda_multiplier(way)
+    try:
+        actual = nk.linear(x.cuda(), w.cuda(), b.cuda(), noise=NOISE, **ids)
+    finally:
+        nk._C.set_cuda_multiplier("auto")
+    assert_same_bits(actual.cpu(), expected)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_noise_on_values_of_every_size(mode: str) -> None:
     g = torch.Generator().manual_seed(3)

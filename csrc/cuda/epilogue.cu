@@ -5,11 +5,9 @@
 // row fixes of the generator is computed once.
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
-#include "../values.h"
-#include "divisor.h"
 #include "launch.h"
+#include "row.h"
 
 namespace noisykernels::cuda {
 namespace {
@@ -17,169 +15,6 @@ namespace {
 constexpr int kThreads = 256;           // of a block, at most
 constexpr int kBlocksPerProcessor = 8;  // as many threads as a multiprocessor holds
 constexpr int64_t kMostSteps = 8;       // of one thread in one row; what the row fixes is then a small part of the work
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-__device__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-__device__ int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// ------------------------------------------------------------------------------------------------ values of a row
-
-// Four values that are moved at once: 16 bytes (twice for double, 8 for half types).
-template <class T>
-struct alignas(sizeof(T) == 2 ? 8 : 16) Four {
-  T v[4];
-};
-
-// Which of the four values of a block are wanted, and where they lie in their row: value k at item + k * stride.
-struct Place {
-  int64_t item, stride;
-  int first, last;
-  __device__ bool wants(int k) const { return k >= first && k < last; }
-  template <class T>
-  __device__ bool at_once(const T* row) const {
-    return stride == 1 && first == 0 && last == 4 && reinterpret_cast<uintptr_t>(row + item) % alignof(Four<T>) == 0;
-  }
-};
-
-template <class T>
-__device__ Four<T> load(const T* row, const Place& place) {
-  if (place.at_once(row)) return *reinterpret_cast<const Four<T>*>(row + place.item);
-  Four<T> to = {};
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    if (place.wants(k)) to.v[k] = row[place.item + k * place.stride];
-  }
-  return to;
-}
-
-template <class T>
-__device__ void store(T* row, const Place& place, const Four<T>& from) {
-  if (place.at_once(row)) {
-    *reinterpret_cast<Four<T>*>(row + place.item) = from;
-  } else {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (place.wants(k)) row[place.item + k * place.stride] = from.v[k];
-    }
-  }
-}
-
-// An epilogue, with the divisors that its rows need.
-struct Work {
-  Epilogue e;
-  Divisor rows, bias, given;
-  explicit Work(const Epilogue& epilogue)
-      : e(epilogue), rows(e.noise.B), bias(std::max<int64_t>(1, e.bias_size)), given(e.noise.given_rows) {}
-};
-
-// What the elements of one output row share. T: type of the data, C: type computed in. kGiven: the eps are read.
-template <Mode M, class T, class C, bool kGiven>
-class Row {
- public:
-  __device__ Row(const Work& work, int64_t i) : Row(work, i, work.rows(i)) {}
-
-  // The values of element .. element + 3 (element: a multiple of four).
-  __device__ Four<C> values(int64_t element, const Place& place) const {
-    Four<float> ea = {}, em = {};
-    Four<T> x = {}, bias = {};
-    Four<C> a = {}, m = {}, out;
-    if constexpr (M != Mode::kEps) x = load(x_, place);
-    if constexpr (kGiven) {
-      ea = load(given_, place);
-    } else {
-      if constexpr (draws_add(M)) ea = draw(add_row_, element);
-      if constexpr (draws_mul(M)) em = draw(mul_row_, element);
-    }
-    if (work_.e.bias != nullptr) bias = load_bias(place);
-    if constexpr (has_add_level(M)) a = levels(work_.e.noise.add, add_, a_, place);
-    if constexpr (has_mul_level(M)) m = levels(work_.e.noise.mul, mul_, m_, place);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      C v = widen_value(x.v[k]);
-      if (work_.e.bias != nullptr) v = add_rn(v, static_cast<C>(widen_value(bias.v[k])));
-      if constexpr (M == Mode::kFold) {  // the formula compares its levels, so a NaN must be in both
-        if (a.v[k] != a.v[k] || m.v[k] != m.v[k]) a.v[k] = m.v[k] = kNaN<C>;
-      }
-      v = apply_noise<M>(v, a.v[k], m.v[k], static_cast<C>(ea.v[k]), static_cast<C>(em.v[k]));
-      out.v[k] = larger(work_.e.relu ? C(0) : -kInfinity<C>, v);
-    }
-    return out;
-  }
-
- private:
-  __device__ Row(const Work& work, int64_t i, const Division& draw_and_row)
-      : work_(work),
-        ids_(ids_of(work.e.noise, draw_and_row.quotient, draw_and_row.remainder)),
-        keys_(seed()),
-        add_row_(seed(), ids_.row, ids_.draw, counter_word3(work.e.noise.site, work.e.noise.operand)),
-        mul_row_(seed(), ids_.row, ids_.draw, counter_word3(work.e.noise.site, Operand::kMul)) {
-    const Epilogue& e = work.e;
-    if constexpr (M != Mode::kEps) x_ = static_cast<const T*>(e.x) + (kGiven || e.shared ? ids_.b : i) * e.n;
-    if constexpr (kGiven) given_ = e.noise.given + work.given(i).remainder * e.n;
-    if constexpr (has_add_level(M)) add_ = level_row(e.noise.add, a_);
-    if constexpr (has_mul_level(M)) mul_ = level_row(e.noise.mul, m_);
-  }
-
-  __device__ uint64_t seed() const { return kGiven ? 0 : seed_of(work_.e.noise); }
-
-  __device__ Four<float> draw(const RowConstants<uint32_t>& row, int64_t element) const {
-    uint32_t w[4];
-    Four<float> z;
-    philox_in_row(keys_, row, static_cast<uint32_t>(element / 4), w);
-    Kinds::visit(work_.e.noise.kind, [&]<class Kind>() {
-      Kind::sample(w[0], w[1], z.v[0], z.v[1]);
-      Kind::sample(w[2], w[3], z.v[2], z.v[3]);
-    });
-#pragma unroll
-    for (int k = 0; k < 4; ++k) z.v[k] = ids_.valid ? z.v[k] : kNaN<float>;
-    return z;
-  }
-
-  // Levels that come with given eps are not checked, as on the CPU.
-  __device__ static C checked(C level) { return kGiven ? level : checked_level(level); }
-
-  // The levels of this row, and the one that all of it has, if so.
-  __device__ const C* level_row(const Level& level, C& of_row) const {
-    const C* row = static_cast<const C*>(level.data) + ids_.d * level.draw_stride + ids_.b * level.row_stride;
-    if (level.item_stride == 0) of_row = checked(level_of_row(level, row));
-    return row;
-  }
-
-  __device__ static Four<C> levels(const Level& level, const C* row, C of_row, const Place& place) {
-    Four<C> out = {of_row, of_row, of_row, of_row};
-    if (level.item_stride != 0) {
-      out = load(row, place);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) out.v[k] = checked(out.v[k]);
-    }
-    return out;
-  }
-
-  // The bias repeats along the row; mostly these four values lie in one repetition.
-  __device__ Four<T> load_bias(const Place& place) const {
-    const T* bias = static_cast<const T*>(work_.e.bias);
-    const int64_t begin = work_.bias(place.item + place.first * place.stride).remainder;
-    if (begin + (place.last - 1 - place.first) * place.stride < work_.e.bias_size) {
-      return load(bias, {begin - place.first * place.stride, place.stride, place.first, place.last});
-    }
-    Four<T> out = {};
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (place.wants(k)) out.v[k] = bias[work_.bias(place.item + k * place.stride).remainder];
-    }
-    return out;
-  }
-
-  const Work& work_;
-  const Ids ids_;
-  const RoundKeys<uint32_t> keys_;
-  const RowConstants<uint32_t> add_row_, mul_row_;
-  const T* x_ = nullptr;
-  const float* given_ = nullptr;
-  const C *add_ = nullptr, *mul_ = nullptr;
-  C a_ = 0, m_ = 0;
-};
 
 // ------------------------------------------------------------------------------------------------------- epilogue
 
@@ -236,10 +71,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---------------------------------------------------------------------------------------------------- max-pooling
 
-// The planes of a row are one line of elements, and so are the outputs. A tile is up to one output for each thread, out
-// of a span of them: one line of a wide plane, else the whole row.
+// The planes of a row are one line of elements, and so are the outputs. A tile is `part` outputs, at most one for each
+// thread, out of a span of them: one line of a wide plane, else the whole row.
 struct PoolCut {
-  int64_t tiles;
+  int64_t tiles, part;
   Divisor tiles_of_span, spans, out_plane, out_width;
 };
 
@@ -270,8 +105,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t tile = blockIdx.x; tile < cut.tiles; tile += gridDim.x) {
     const auto [span, part] = cut.tiles_of_span(tile);
     const auto [i, span_of_row] = cut.spans(span);
-    const int64_t begin = span_of_row * span_size + part * blockDim.x;
-    const int64_t end = least(begin + blockDim.x, (span_of_row + 1) * span_size);
+    const int64_t begin = span_of_row * span_size + part * cut.part;
+    const int64_t end = least(begin + cut.part, (span_of_row + 1) * span_size);
     const Window first(p, cut, begin), last(p, cut, end - 1), mine(p, cut, least(begin + thread, end - 1));
     const Row<M, T, C, kGiven> row(work, i);
     C best = -kInfinity<C>;
@@ -336,16 +171,15 @@ void launch(const PoolEpilogue& p, cudaStream_t stream) {
   const int64_t useful = divide_up(std::max(outputs, divide_up(p.noise.n, 4)), 32) * 32;
   const auto threads = static_cast<unsigned>(std::min<int64_t>(kThreads, useful));
   const int64_t span = p.out_width >= threads ? p.out_width : outputs;
-  const int64_t spans = outputs / span, tiles_of_span = divide_up(span, threads);
-  const PoolCut cut = {p.noise.noise.D * p.noise.noise.B * spans * tiles_of_span, Divisor(tiles_of_span),
+  // Of several lines: as many whole ones as what is under them is drawn at once.
+  const int64_t lines = (4 * threads / p.width - std::max<int64_t>(0, p.kernel_h - p.stride_h)) / p.stride_h;
+  const int64_t whole = std::clamp<int64_t>(lines, 1, std::max<int64_t>(1, threads / p.out_width)) * p.out_width;
+  const int64_t part = p.out_width < threads ? whole : threads;
+  const int64_t spans = outputs / span, tiles_of_span = divide_up(span, part);
+  const PoolCut cut = {p.noise.noise.D * p.noise.noise.B * spans * tiles_of_span, part, Divisor(tiles_of_span),
                        Divisor(spans), Divisor(out_plane), Divisor(p.out_width)};
   const auto grid = static_cast<unsigned>(std::min(cut.tiles, most_blocks()));
   pool_kernel<M, T, C, kGiven><<<grid, threads, 0, stream>>>(Work(p.noise), p, cut);
-}
-
-const char* outcome() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace

@@ -13,4 +13,25 @@ namespace noisykernels::cuda {
 const char* run(const Epilogue&, cudaStream_t stream);
 const char* run(const PoolEpilogue&, cudaStream_t stream);
 
+// y = relu?(noise(a w^T + bias)) in one kernel. The sums are rounded to the data's type before the noise, as a
+// library's are.
+struct Gemm {
+  Epilogue epilogue;           // y, n (a multiple of N), type, relu and noise; x and its bias are not used
+  const void* a = nullptr;     // [M, K]
+  const void* w = nullptr;     // [N, K]
+  const void* bias = nullptr;  // [N], or null
+  int64_t M = 0, N = 0, K = 0;
+  bool tf32 = false;  // float32 data on the tensor cores; otherwise exactly
+};
+const char* run(const Gemm&, cudaStream_t stream);
+
+// Who multiplies in `linear`: `kAuto`: that kernel where it is known to be faster than a library and an epilogue.
+enum class Multiplier { kAuto, kLibrary, kFused, kFusedTf32 };
+inline constexpr const char* kMultiplierNames[] = {"auto", "library", "fused", "fused_tf32"};
+inline Multiplier multiplier = Multiplier::kAuto;
+
+// Whether that kernel takes these shapes, types and addresses, and whether it runs on the current device.
+bool fits(const Gemm&);
+bool has_tensor_cores();
+
 }  // namespace noisykernels::cuda

@@ -52,10 +52,17 @@ struct Options {
   Order order = Order::kForward;  // of threads and of blocks
   uint64_t seed = 0;              // of the random order
   int processors = 1;             // multiprocessors of the device
+  bool late_copies = false;       // asynchronous copies are made when they are waited for, not at once
 };
 inline Options options;
 
 enum class State { kReady, kBarrier, kWarp, kDone };
+
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+  size_t bytes;
+};
 
 struct Thread {
   uint3 index;
@@ -64,6 +71,8 @@ struct Thread {
   int line = 0;                   // where it waits
   uint32_t mask = 0;              // lanes that it waits for
   uint64_t value = 0, lanes[32];  // what it gives to its warp, and what all of them gave
+  std::vector<Copy> copies;       // asynchronous ones that it has not yet made
+  std::vector<size_t> groups;     // how many belong to each group that has been ended
   ucontext_t context;
 };
 
@@ -119,6 +128,7 @@ inline void wait(State state, int line) {
 
 inline void fiber() {
   launch->body(launch->kernel);
+  if (!launch->current->copies.empty()) fail("asynchronous copies that nothing has waited for");
   launch->current->state = State::kDone;
   swapcontext(&launch->current->context, &launch->scheduler);
 }
@@ -293,6 +303,36 @@ inline uint32_t ballot(uint32_t mask, bool predicate, int line) {
 
 inline unsigned lane() { return launch->current->number % 32; }
 
+// ----------------------------------------------------------------------------------------------- asynchronous copies
+
+inline void make_copies(size_t count) {
+  std::vector<Copy>& copies = launch->current->copies;
+  for (size_t k = 0; k < count; ++k) {
+    copies[k].from == nullptr ? std::memset(copies[k].to, 0, copies[k].bytes)
+                              : std::memcpy(copies[k].to, copies[k].from, copies[k].bytes);
+  }
+  copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(count));
+}
+
+// cp.async: a copy of so many bytes, or as many zeros.
+inline void copy_async(void* to, const void* from, size_t bytes, bool wanted) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes != 0) fail("a misaligned copy");
+  Thread& t = *launch->current;
+  t.copies.push_back({to, wanted ? from : nullptr, bytes});
+  if (!options.late_copies) make_copies(t.copies.size());
+}
+inline void commit_copies() {
+  Thread& t = *launch->current;
+  t.groups.push_back(t.copies.size() - std::accumulate(t.groups.begin(), t.groups.end(), size_t{0}));
+}
+// All groups but the last `open` ones.
+inline void wait_for_copies(size_t open) {
+  Thread& t = *launch->current;
+  for (; t.groups.size() > open; t.groups.erase(t.groups.begin())) {
+    if (options.late_copies) make_copies(t.groups.front());
+  }
+}
+
 }  // namespace simt
 
 #define threadIdx (::simt::launch->current->index)
@@ -314,7 +354,7 @@ inline unsigned lane() { return launch->current->number % 32; }
 // --------------------------------------------------------------------------------------------------------- run time
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 
 inline const char* cudaGetErrorString(cudaError_t error) {
@@ -325,8 +365,8 @@ inline cudaError_t cudaPeekAtLastError() { return ::simt::error.empty() ? cudaSu
 inline cudaError_t cudaGetLastError() { return cudaPeekAtLastError(); }
 inline cudaError_t cudaDeviceSynchronize() { return cudaPeekAtLastError(); }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return *value = simt::options.processors, cudaSuccess;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  return *value = attribute == cudaDevAttrMultiProcessorCount ? simt::options.processors : 8, cudaSuccess;
 }
 
 // The memory ends, up to its alignment of 16, where a page begins that must not be touched.
