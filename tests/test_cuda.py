@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from operators import CASES, MODES, assert_same_bits, covering
+from operators import CASES, DRAWS, MODES, assert_same_bits, covering
 from test_ops import DIFFERENTIABLE, FACTORS, FORMATS, SMOOTH, make, name_of
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ def test_linear_in_one_kernel(way: str, dtype: torch.dtype, draws: str, shape: t
         pytest.skip("one row takes one draw")
     g = torch.Generator().manual_seed(1)
     x, w, b = (torch.randint(-2, 3, s, generator=g).to(dtype) for s in (shape, (132, shape[-1]), (132,)))
-    ids: dict[str, Any] = {**operators.DRAWS[draws], "seed": 5, "site": 9, "relu": True}
+    ids: dict[str, Any] = {**DRAWS[draws], "seed": 5, "site": 9, "relu": True}
     expected = nk.linear(x, w, b, noise=NOISE, **ids)
     nk._C.set_cuda_multiplier(way)
     try:

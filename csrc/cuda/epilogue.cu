@@ -18,14 +18,27 @@ constexpr int64_t kMostSteps = 8;       // of one thread in one row; what the ro
 
 // ------------------------------------------------------------------------------------------------------- epilogue
 
-enum class Layout { kInOrder, kChannelsLast, kGiven };
+// What becomes of the four values of a block. kPooled: two blocks, one below the other, are pooled two by two.
+enum class Layout { kInOrder, kChannelsLast, kPooled };
 
 // How the rows are cut. A row is `steps` steps, in segments of `segment` of them; `lanes` threads, a power of two,
 // share a segment, and the others of their block take the next rows.
 struct Cut {
   int64_t rows, steps, segment, tiles;
   int lanes;
-  Divisor segments, channels;
+  Divisor segments;
+  Divisor across{1};                // channels; kPooled: blocks side by side in a line
+  Divisor lines{1};                 // kPooled: of the output's planes
+  int64_t height = 0, outputs = 0;  // kPooled: of an input plane; in a row
+
+  Cut(const Epilogue& e, int64_t steps_of_row, int64_t blocks)
+      : rows(e.noise.D * e.noise.B), steps(steps_of_row), lanes(1), segments(1) {
+    while (lanes < kThreads && lanes < steps) lanes *= 2;
+    const int64_t in_all = rows * divide_up(steps, lanes) * lanes;
+    segment = lanes * std::clamp<int64_t>(in_all / (kThreads * blocks), 1, kMostSteps);
+    segments = Divisor(divide_up(steps, segment));
+    tiles = divide_up(rows, kThreads / lanes) * segments.d;
+  }
 };
 
 // Which block a step draws. For channels_last it is one of one channel: neighbouring threads then take neighbouring
@@ -35,8 +48,8 @@ __device__ int64_t block_of(const Epilogue& e, const Cut& cut, int64_t step, Pla
   int64_t element = 4 * step, end = e.n;
   place = {element, 1, 0, 4};
   if constexpr (L == Layout::kChannelsLast) {
-    const auto [block, channel] = cut.channels(step);
-    const int64_t positions = cut.channels(e.n).quotient, begin = channel * positions;
+    const auto [block, channel] = cut.across(step);
+    const int64_t positions = cut.across(e.n).quotient, begin = channel * positions;
     element = (begin / 4 + block) * 4, end = begin + positions;
     place.item = (element - begin) * e.channels + channel, place.stride = e.channels;
     place.first = static_cast<int>(most(0, begin - element));
@@ -45,8 +58,36 @@ __device__ int64_t block_of(const Epilogue& e, const Cut& cut, int64_t step, Pla
   return element;
 }
 
+// One step: a block drawn and stored.
+template <Layout L, class T, class AnyRow>
+__device__ void store_step(const Epilogue& e, const Cut& cut, const AnyRow& row, int64_t step, T* y) {
+  Place place;
+  const int64_t element = block_of<L>(e, cut, step, place);
+  const auto wide = row.values(element, place);
+  Four<T> out;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) out.v[k] = narrow_value<T>(wide.v[k]);
+  store(y, place, out);
+}
+
+// One step of kPooled: two outputs, each the maximum of two values and the two below.
+template <class C, class T, class AnyRow>
+__device__ void pool_step(const Cut& cut, const AnyRow& row, int64_t step, T* y) {
+  const auto [line, block] = cut.across(step);
+  const auto [plane, of_plane] = cut.lines(line);
+  const int64_t width = 4 * cut.across.d, top = (plane * cut.height + 2 * of_plane) * width + 4 * block;
+  const Four<C> upper = row.values(top, {top, 1, 0, 4}), lower = row.values(top + width, {top + width, 1, 0, 4});
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    C best = max_or_nan(-kInfinity<C>, upper.v[2 * k]);
+    best = max_or_nan(best, upper.v[2 * k + 1]);
+    best = max_or_nan(max_or_nan(best, lower.v[2 * k]), lower.v[2 * k + 1]);
+    y[line * (width / 2) + 2 * block + k] = narrow_value<T>(best);
+  }
+}
+
 // Two blocks at a time are asked of a processor: left alone, ptxas keeps to 64 registers and spills.
-template <Mode M, class T, class C, Layout L>
+template <Mode M, class T, class C, Layout L, bool kGiven>
 __global__ void __launch_bounds__(kThreads, 2)
     epilogue_kernel(const __grid_constant__ Work work, const __grid_constant__ Cut cut) {
   const int lane = static_cast<int>(threadIdx.x) & (cut.lanes - 1), slot = static_cast<int>(threadIdx.x) / cut.lanes;
@@ -54,17 +95,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     const auto [group, segment] = cut.segments(tile);
     const int64_t i = group * (kThreads / cut.lanes) + slot;
     if (i >= cut.rows) continue;
-    const Row<M, T, C, L == Layout::kGiven> row(work, i);
-    T* const y = static_cast<T*>(work.e.y) + i * work.e.n;
+    const Row<M, T, C, kGiven> row(work, i);
+    T* const y = static_cast<T*>(work.e.y) + i * (L == Layout::kPooled ? cut.outputs : work.e.n);
     const int64_t end = least((segment + 1) * cut.segment, cut.steps);
     for (int64_t step = segment * cut.segment + lane; step < end; step += cut.lanes) {
-      Place place;
-      const int64_t element = block_of<L>(work.e, cut, step, place);
-      const Four<C> wide = row.values(element, place);
-      Four<T> out;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) out.v[k] = narrow_value<T>(wide.v[k]);
-      store(y, place, out);
+      if constexpr (L == Layout::kPooled) {
+        pool_step<C>(cut, row, step, y);
+      } else {
+        store_step<L>(work.e, cut, row, step, y);
+      }
     }
   }
 }
@@ -95,7 +134,7 @@ struct Window {
 // Draws the elements under a tile into shared memory, a chunk at a time, and each thread keeps the maximum of its
 // window: any geometry in little memory.
 template <Mode M, class T, class C, bool kGiven>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 2)
     pool_kernel(const __grid_constant__ Work work, const __grid_constant__ PoolEpilogue p,
                 const __grid_constant__ PoolCut cut) {
   __shared__ C chunk[4 * kThreads];
@@ -149,23 +188,37 @@ int64_t most_blocks() {
   return static_cast<int64_t>(processors) * kBlocksPerProcessor;
 }
 
-template <Mode M, class T, class C, Layout L>
+template <Mode M, class T, class C, Layout L, bool kGiven>
+void launch(const Epilogue& e, const Cut& cut, int64_t blocks, cudaStream_t stream) {
+  const auto grid = static_cast<unsigned>(std::min(cut.tiles, blocks));
+  epilogue_kernel<M, T, C, L, kGiven><<<grid, kThreads, 0, stream>>>(Work(e), cut);
+}
+
+template <Mode M, class T, class C, Layout L, bool kGiven>
 void launch(const Epilogue& e, cudaStream_t stream) {
-  const int64_t rows = e.noise.D * e.noise.B, positions = e.n / e.channels, blocks = most_blocks();
+  const int64_t positions = e.n / e.channels, blocks = most_blocks();
   const bool by_channel = L == Layout::kChannelsLast;
   const int64_t steps = by_channel ? e.channels * (divide_up(positions, 4) + (positions % 4 != 0)) : divide_up(e.n, 4);
-  int lanes = 1;
-  while (lanes < kThreads && lanes < steps) lanes *= 2;
-  const int64_t in_all = rows * divide_up(steps, lanes) * lanes;
-  const int64_t segment = lanes * std::clamp<int64_t>(in_all / (kThreads * blocks), 1, kMostSteps);
-  const int64_t segments = divide_up(steps, segment), tiles = divide_up(rows, kThreads / lanes) * segments;
-  const Cut cut = {rows, steps, segment, tiles, lanes, Divisor(segments), Divisor(e.channels)};
-  const auto grid = static_cast<unsigned>(std::min(tiles, blocks));
-  epilogue_kernel<M, T, C, L><<<grid, kThreads, 0, stream>>>(Work(e), cut);
+  Cut cut(e, steps, blocks);
+  cut.across = Divisor(e.channels);
+  launch<M, T, C, L, kGiven>(e, cut, blocks, stream);
+}
+
+// Two by two, whole blocks: what most networks have.
+bool is_by_twos(const PoolEpilogue& p) {
+  return p.kernel_h == 2 && p.kernel_w == 2 && p.stride_h == 2 && p.stride_w == 2 && p.pad_h == 0 && p.pad_w == 0 &&
+         p.width % 4 == 0;
 }
 
 template <Mode M, class T, class C, bool kGiven>
 void launch(const PoolEpilogue& p, cudaStream_t stream) {
+  if (is_by_twos(p)) {
+    const int64_t across = p.width / 4, blocks = most_blocks();
+    Cut cut(p.noise, p.planes * p.out_height * across, blocks);
+    cut.across = Divisor(across), cut.lines = Divisor(p.out_height);
+    cut.height = p.height, cut.outputs = p.planes * p.out_height * p.out_width;
+    return launch<M, T, C, Layout::kPooled, kGiven>(p.noise, cut, blocks, stream);
+  }
   const int64_t out_plane = p.out_height * p.out_width, outputs = p.planes * out_plane;
   // Small rows need no more threads than they have outputs or steps of the generator.
   const int64_t useful = divide_up(std::max(outputs, divide_up(p.noise.n, 4)), 32) * 32;
@@ -176,8 +229,12 @@ void launch(const PoolEpilogue& p, cudaStream_t stream) {
   const int64_t whole = std::clamp<int64_t>(lines, 1, std::max<int64_t>(1, threads / p.out_width)) * p.out_width;
   const int64_t part = p.out_width < threads ? whole : threads;
   const int64_t spans = outputs / span, tiles_of_span = divide_up(span, part);
-  const PoolCut cut = {p.noise.noise.D * p.noise.noise.B * spans * tiles_of_span, part, Divisor(tiles_of_span),
-                       Divisor(spans), Divisor(out_plane), Divisor(p.out_width)};
+  const PoolCut cut = {p.noise.noise.D * p.noise.noise.B * spans * tiles_of_span,
+                       part,
+                       Divisor(tiles_of_span),
+                       Divisor(spans),
+                       Divisor(out_plane),
+                       Divisor(p.out_width)};
   const auto grid = static_cast<unsigned>(std::min(cut.tiles, most_blocks()));
   pool_kernel<M, T, C, kGiven><<<grid, threads, 0, stream>>>(Work(p.noise), p, cut);
 }
@@ -187,13 +244,13 @@ void launch(const PoolEpilogue& p, cudaStream_t stream) {
 const char* run(const Epilogue& e, cudaStream_t stream) {
   if (e.noise.D * e.noise.B * e.n == 0) return nullptr;
   if (e.noise.given != nullptr) {
-    launch<Mode::kAdd, float, float, Layout::kGiven>(e, stream);
+    launch<Mode::kAdd, float, float, Layout::kInOrder, true>(e, stream);
   } else {
     visit(e, [&]<Mode M, class T, class C>() {
       if (e.channels > 1) {
-        launch<M, T, C, Layout::kChannelsLast>(e, stream);
+        launch<M, T, C, Layout::kChannelsLast, false>(e, stream);
       } else {
-        launch<M, T, C, Layout::kInOrder>(e, stream);
+        launch<M, T, C, Layout::kInOrder, false>(e, stream);
       }
     });
   }

@@ -144,26 +144,30 @@ struct Exact {
   }
 };
 
-// A warp's sums, half of its columns at a time: as many as fit where the stages were. Padded, so that lanes which read
-// the same columns of their rows are in different banks.
-constexpr int kHalf = kPart / 2;
-struct Half {
-  alignas(16) float sums[kPart][kHalf + 4];
+// A warp's results before the noise, rounded to the data's type, where the stages were: as many columns at a time as
+// fit. Padded, so that lanes which read the same columns of their rows are in different banks.
+template <class T>
+struct Part {
+  static constexpr int kColumns = 128 / sizeof(T);
+  alignas(16) T values[kPart][kColumns + 4];
 };
 
-__device__ void keep_half(const Sums& sums, int half, Half& shared) {
+template <class T>
+__device__ void keep_part(const Product& p, const Sums& sums, int part, int64_t column0, Part<T>& shared) {
+  constexpr int kPairsOfPart = Part<T>::kColumns / 16;
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-  for (int i = 0; i < kHeights; ++i) {
+  for (int pair = 0; pair < kPairsOfPart; ++pair) {
+    const int column = 16 * pair + lane % 4 * 4;
+    const bool with_bias = p.g.bias != nullptr && column0 + column < p.g.N;
+    const Four<T> bias = with_bias ? load(static_cast<const T*>(p.g.bias), {column0 + column, 1, 0, 4}) : Four<T>{};
 #pragma unroll
-    for (int pair = 0; pair < kPairs / 2; ++pair) {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        const int row = 16 * i + k / 4 * 8 + lane / 4, column = 16 * pair + lane % 4 * 4 + k % 4;
-        const int which = k % 4 / 2, of_product = k / 4 * 2 + k % 2;
-        shared.sums[row][column] =
-            half == 0 ? sums[i][pair][which][of_product] : sums[i][kPairs / 2 + pair][which][of_product];
-      }
+    for (int k = 0; k < 4 * 2 * kHeights; ++k) {
+      const int i = k / 8, below = k / 4 % 2, c = k % 4;
+      const auto of = [&](int from) { return sums[i][from + pair][c / 2][2 * below + c % 2]; };
+      const float sum = kPairsOfPart == kPairs || part == 0 ? of(0) : of(kPairs - kPairsOfPart);
+      shared.values[16 * i + 8 * below + lane / 4][column + c] =
+          narrow_value<T>(with_bias ? add_rn(sum, widen_value(bias.v[c])) : sum);
     }
   }
 }
@@ -171,39 +175,33 @@ __device__ void keep_half(const Sums& sums, int half, Half& shared) {
 // Bias, noise, rectifier and the store of a warp's sums. A lane draws for whole rows, so that what a row fixes of the
 // generator is computed once; then the lanes store the rows together.
 template <Mode M, class T>
-__device__ void finish(const Product& p, int64_t row0, int64_t column0, const Sums& sums, Half& shared) {
+__device__ void finish(const Product& p, int64_t row0, int64_t column0, const Sums& sums, Part<T>& shared) {
+  constexpr int kColumns = Part<T>::kColumns;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const T* bias = static_cast<const T*>(p.g.bias);
 #pragma unroll 1
-  for (int half = 0; half < 2; ++half, column0 += kHalf) {
-    keep_half(sums, half, shared);
+  for (int part = 0; part < kPart / kColumns; ++part, column0 += kColumns) {
+    keep_part(p, sums, part, column0, shared);
     __syncwarp();
-    const int columns = static_cast<int>(most(0, least(kHalf, p.g.N - column0)));
+    const int columns = static_cast<int>(most(0, least(kColumns, p.g.N - column0)));
 #pragma unroll 1
     for (int r = lane; r < kPart && row0 + r < p.g.M; r += 32) {
       const auto [of_noise, of_inner] = p.inner(row0 + r);
       const Row<M, T, float, false> row(p.work, of_noise);
-#pragma unroll 1
+#pragma unroll(sizeof(T) == 2 ? 2 : 1)  // as much as the registers hold
       for (int c = 0; c < columns; c += 4) {
-        Four<float>& here = *reinterpret_cast<Four<float>*>(&shared.sums[r][c]);
-        const Four<T> b = bias == nullptr ? Four<T>{} : load(bias, {column0 + c, 1, 0, 4});
-        Four<T> x, y;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          x.v[k] = narrow_value<T>(bias == nullptr ? here.v[k] : add_rn(here.v[k], widen_value(b.v[k])));
-        }
+        Four<T>& here = *reinterpret_cast<Four<T>*>(&shared.values[r][c]);
         const int64_t element = of_inner * p.g.N + column0 + c;
-        const Four<float> wide = row.values(element, {element, 1, 0, 4}, x);
+        const Four<float> wide = row.values(element, {element, 1, 0, 4}, here);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) y.v[k] = narrow_value<T>(wide.v[k]);
-        *reinterpret_cast<Four<T>*>(&here) = y;
+        for (int k = 0; k < 4; ++k) here.v[k] = narrow_value<T>(wide.v[k]);
       }
     }
     __syncwarp();
-    const int c = lane % 8 * 4;
+    constexpr int kLanes = kColumns / 4;  // of a row
+    const int c = lane % kLanes * 4;
 #pragma unroll 1
-    for (int r = lane / 8; r < kPart && row0 + r < p.g.M && c < columns; r += 4) {
-      const auto& y = *reinterpret_cast<const Four<T>*>(&shared.sums[r][c]);
+    for (int r = lane / kLanes; r < kPart && row0 + r < p.g.M && c < columns; r += 32 / kLanes) {
+      const auto& y = *reinterpret_cast<const Four<T>*>(&shared.values[r][c]);
       store(static_cast<T*>(p.work.e.y) + (row0 + r) * p.g.N, {column0 + c, 1, 0, 4}, y);
     }
     __syncwarp();
@@ -235,8 +233,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_kernel(const __grid_constant
   }
   wait_for_copies<0>();  // also of those that bring nothing but zeros
   __syncthreads();
-  static_assert(sizeof(Half) * kThreads / 32 <= sizeof stages);
-  finish<M, T>(p, row0 + warp_row, column0 + warp_column, sums, reinterpret_cast<Half*>(stages)[warp]);
+  static_assert(sizeof(Part<T>) * kThreads / 32 <= sizeof stages);
+  finish<M, T>(p, row0 + warp_row, column0 + warp_column, sums, reinterpret_cast<Part<T>*>(stages)[warp]);
 }
 
 template <class Multiply, Mode M>

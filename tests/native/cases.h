@@ -296,6 +296,10 @@ struct PoolCase : Case<T> {
     p.kernel_w = std::min(p.kernel_w, p.width);
     p.stride_h = 1 + r.below(3), p.stride_w = r.one_in(2) ? 2 : 1 + r.below(3);
     p.pad_h = r.below(p.kernel_h / 2 + 1), p.pad_w = r.one_in(2) ? 0 : r.below(p.kernel_w / 2 + 1);
+    if (r.one_in(3)) {  // two by two, and lines of whole blocks
+      p.height = 2 + r.below(12), p.width = 4 * (1 + r.below(8));
+      p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = 2, p.pad_h = p.pad_w = 0;
+    }
     p.out_height = (p.height + 2 * p.pad_h - p.kernel_h) / p.stride_h + 1;
     p.out_width = (p.width + 2 * p.pad_w - p.kernel_w) / p.stride_w + 1;
     static_cast<Case<T>&>(*this) = random_case<T>(r, mode, kind, p.planes * p.height * p.width, r.one_in(3));
