@@ -15,11 +15,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <numeric>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #define NK_SIMT  // tells a test that its device is this one
@@ -213,7 +216,8 @@ inline std::vector<unsigned> ordered(unsigned count, uint64_t& state) {
   return v;
 }
 
-inline void run_block(uint64_t& state) {
+// Not inlined: getcontext returns twice, as far as the compiler knows.
+[[gnu::noinline]] inline void run_block(uint64_t& state) {
   static std::vector<std::unique_ptr<char[]>> stacks;
   const dim3 size = launch->block;
   launch->threads.assign(size.count(), Thread{});
@@ -242,11 +246,57 @@ inline void run_block(uint64_t& state) {
   check_canaries();
 }
 
+// --------------------------------------------------------------------------------------------------------- recording
+
+inline std::map<void*, std::pair<size_t, size_t>> allocated;  // device memory: bytes asked for, bytes mapped
+extern "C" const char __executable_start;                     // of the linker
+
+// A launch as tests/simt/ptx.py reads it: 64-bit numbers, and bytes after their count. Kept if the environment names a
+// file in NOISYKERNELS_RECORD; of the orders, which give the same, the forward one.
+struct Record {
+  const char* file = options.order == Order::kForward ? std::getenv("NOISYKERNELS_RECORD") : nullptr;
+  std::string data;
+
+  void number(int64_t n) { data.append(reinterpret_cast<const char*>(&n), sizeof n); }
+  void bytes(const void* p, size_t size) {
+    number(static_cast<int64_t>(size));
+    data.append(static_cast<const char*>(p), size);
+  }
+  void memory() {
+    if (file == nullptr) return;
+    number(static_cast<int64_t>(allocated.size()));
+    for (const auto& [p, sizes] : allocated) {
+      number(reinterpret_cast<intptr_t>(p));
+      bytes(p, sizes.first);
+    }
+  }
+  template <class... Params>
+  void call(void (*kernel)(Params...), dim3 grid, dim3 block, size_t dynamic_size, const std::tuple<Params...>& args) {
+    if (file == nullptr) return;
+    number(reinterpret_cast<intptr_t>(kernel) - reinterpret_cast<intptr_t>(&__executable_start));
+    for (const unsigned n : {grid.x, grid.y, grid.z, block.x, block.y, block.z}) number(n);
+    number(static_cast<int64_t>(dynamic_size));
+    number(sizeof...(Params));
+    std::apply([&](const Params&... arg) { (bytes(&arg, sizeof arg), ...); }, args);
+  }
+  void save() const {
+    if (file == nullptr || !error.empty()) return;
+    std::FILE* out = std::fopen(file, "ab");
+    if (out == nullptr || std::fwrite(data.data(), 1, data.size(), out) != data.size() || std::fclose(out) != 0) {
+      error = text("%s could not be written", file);
+    }
+  }
+};
+
 // kernel<<<grid, block, dynamic shared memory, stream>>>(arguments...) after host.sed.
-template <class Kernel, class... Args>
-void start(dim3 grid, dim3 block, size_t dynamic_size, cudaStream_t, Kernel kernel, const Args&... args) {
+template <class... Params, class... Args>
+void start(dim3 grid, dim3 block, size_t dynamic_size, cudaStream_t, void (*kernel)(Params...), const Args&... args) {
   if (!error.empty()) return;
-  auto call = [&] { kernel(args...); };
+  const std::tuple<Params...> params(args...);
+  auto call = [&] { std::apply(kernel, params); };
+  Record record;
+  record.call(kernel, grid, block, dynamic_size, params);
+  record.memory();
   Launch running{
       {0, 0, 0}, grid, block, dynamic_size, {}, nullptr, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call,
       {},        {},   {}};
@@ -259,6 +309,8 @@ void start(dim3 grid, dim3 block, size_t dynamic_size, cudaStream_t, Kernel kern
     if (!error.empty()) break;
   }
   launch = nullptr;
+  record.memory();
+  record.save();
 }
 
 // ------------------------------------------------------------------------------------------------- warp collectives
@@ -331,7 +383,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
 
 // The memory ends, up to its alignment of 16, where a page begins that must not be touched.
 namespace simt {
-inline std::map<void*, std::pair<size_t, size_t>> allocated;  // bytes asked for, bytes mapped
 inline unsigned char* mapping(void* p, size_t bytes, size_t mapped) {
   return static_cast<unsigned char*>(p) + (bytes + 15) / 16 * 16 - (mapped - static_cast<size_t>(getpagesize()));
 }
