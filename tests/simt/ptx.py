@@ -13,15 +13,14 @@ Bytes are watched in pairs, so two threads that write neighbouring single bytes 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from ptx_rules import KINDS, RULES, WINDOW, Array, PtxError, from_bfloat16
+
+from .ptx_files import Kernel, Launch, PtxError, operands
+from .ptx_rules import KINDS, RULES, WINDOW, Array, from_bfloat16
 
 Lanes = Any  # what selects lanes in an array: their numbers, or all of it
 Step = Callable[[Lanes], None]
@@ -29,142 +28,6 @@ Step = Callable[[Lanes], None]
 MOST_BRANCHES = 1_000_000
 PAIR = 2  # bytes that are watched as one
 
-
-# ------------------------------------------------------------------------------------------------------------- launches
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A launch as tests/simt/cuda_runtime.h records it: its arguments, and device memory before and after it."""
-
-    kernel: int  # address of the kernel, from the start of the program that recorded it
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    dynamic: int  # bytes of dynamic shared memory
-    params: list[bytes]
-    before: dict[int, bytes]  # by address
-    after: dict[int, bytes]
-
-
-def read_launches(path: Path) -> Iterator[Launch]:
-    with path.open("rb") as file:
-
-        def numbers(count: int) -> tuple[int, ...]:
-            return struct.unpack(f"={count}q", file.read(8 * count))
-
-        def block() -> bytes:
-            return file.read(*numbers(1))
-
-        while file.peek(1):
-            kernel, *sizes, dynamic, params = numbers(9)
-            arguments = [block() for _ in range(params)]
-            memories = []
-            for _ in range(2):
-                (count,) = numbers(1)
-                memories.append({numbers(1)[0]: block() for _ in range(count)})
-            yield Launch(kernel, tuple(sizes[:3]), tuple(sizes[3:]), dynamic, arguments, *memories)
-
-
-# -------------------------------------------------------------------------------------------------------------- parsing
-
-
-@dataclass(frozen=True)
-class Instruction:
-    op: str
-    args: tuple[str, ...]
-    guard: str  # its predicate, "" for none
-    negated: bool
-    place: str  # text and lines, for reports
-
-
-@dataclass
-class Kernel:
-    params: dict[str, tuple[int, int]] = field(default_factory=dict)  # offset, bytes
-    code: list[Instruction] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
-    registers: dict[str, str] = field(default_factory=dict)  # their types
-    shared: dict[str, int] = field(default_factory=dict)  # offsets
-    shared_bytes: int = 0
-
-    def declare(self, text: str) -> None:
-        """One statement `.reg ...` or `.shared ...`."""
-        if match := re.fullmatch(r"\.reg \.(\w+) (.+)", text):
-            for name in re.split(r", ?", match[2]):
-                stem, count = re.fullmatch(r"([%\w$]+)(?:<(\d+)>)?", name).groups()  # type: ignore[union-attr]
-                for register in [stem] if count is None else [f"{stem}{k}" for k in range(int(count))]:
-                    if self.registers.setdefault(register, match[1])[1:] != match[1][1:]:
-                        raise PtxError(f"a register of two types: {text}")
-        elif match := re.fullmatch(r"(?:\.extern )?\.shared (?:\.align (\d+) )?\.\w(\d+) ([\w$]+)(?:\[(\d*)\])?", text):
-            align, bits, name, count = match.groups()
-            align = int(align or int(bits) // 8)
-            self.shared[name] = -(-self.shared_bytes // align) * align
-            self.shared_bytes = self.shared[name] + int(bits) // 8 * int("1" if count is None else count or 0)
-        else:
-            raise PtxError(f"unknown declaration: {text}")
-
-
-def operands(text: str) -> tuple[str, ...]:
-    """At the commas outside of braces and brackets."""
-    return tuple(part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text))
-
-
-class Module:
-    """A file of PTX; its kernels are parsed when they are asked for."""
-
-    def __init__(self, text: str) -> None:
-        self.lines = text.splitlines()
-        self.files = {m[1]: Path(m[2]).name for m in re.finditer(r'^\s*\.file\s+(\d+) "([^"]*)"', text, re.M)}
-        self.starts, self.module_shared = {}, []
-        for number, line in enumerate(self.lines):
-            if match := re.search(r"\.entry ([\w$]+)\(", line):
-                self.starts[match[1]] = number
-            elif re.match(r"(\.extern )?\.shared ", line):
-                self.module_shared.append(line.strip().rstrip(";"))
-        self.kernel = cache(self._kernel)
-
-    def name(self, end: str) -> str:
-        """The kernel whose mangled name ends so: compilers name unnamed namespaces differently."""
-        (name,) = (name for name in self.starts if name.endswith(end))
-        return name
-
-    def _kernel(self, name: str) -> Kernel:
-        kernel, number, offset = Kernel(), self.starts[name] + 1, 0
-        while match := re.match(r"\s*\.param (?:\.align (\d+) )?\.\w(\d+) ([\w$]+)(?:\[(\d+)\])?", self.lines[number]):
-            size = int(match[2]) // 8 * int(match[4] or 1)
-            align = int(match[1] or size)
-            offset = -(-offset // align) * align
-            kernel.params[match[3]] = offset, size
-            offset, number = offset + size, number + 1
-        for declaration in sorted(self.module_shared):  # those of known size first
-            kernel.declare(declaration)
-        while self.lines[number] != "{":
-            number += 1
-        source, rest = "", ""
-        while self.lines[number := number + 1] != "}":
-            line = re.sub(r"//.*", "", self.lines[number]).strip()
-            if line.startswith(".loc"):
-                source = self._source(line)
-                continue
-            rest = f"{rest} {line}"
-            while match := re.match(r"\s*(?:[{}]|([\w$]+):|(@(!?)([%\w]+)\s+)?([.\w:]+)\s*([^;]*);)", rest):
-                rest = rest[match.end() :]
-                label, _, negated, guard, op, args = match.groups()
-                text = " ".join(match[0].split())
-                if label:
-                    kernel.labels[label] = len(kernel.code)
-                elif op and op.startswith((".reg", ".shared")):
-                    kernel.declare(text.rstrip(";").rstrip())
-                elif op and not op.startswith(".pragma"):
-                    place = f"{text} ({source}, PTX line {number + 1})"
-                    kernel.code.append(Instruction(op, operands(args), guard or "", bool(negated), place))
-        return kernel
-
-    def _source(self, line: str) -> str:
-        places = re.findall(r"(?:\.loc|inlined_at)\s+(\d+) (\d+) \d+", line)
-        return " inlined at ".join(f"{self.files[file]}:{number}" for file, number in places)
-
-
-# -------------------------------------------------------------------------------------------------------------- machine
 
 SPECIAL: list[tuple[str, Callable[..., Step]]] = []  # instructions that a machine executes itself
 TOGETHER = r"(?:bar|shfl|vote|ldmatrix|mma)\..*"  # those that wait for the other threads
@@ -184,7 +47,7 @@ def meaning(op: str) -> tuple[str, Callable[..., Any], tuple[str, ...]]:
         for pattern, make in table:
             if match := re.fullmatch(pattern, op):
                 return where, make, match.groups()
-    raise PtxError(f"unknown instruction: {op}")
+    raise ValueError("unknown instruction")
 
 
 class Machine:
@@ -217,7 +80,7 @@ class Machine:
 
     # -------------------------------------------------------------------------------------------------------- reports
 
-    def fail(self, lanes: Array, what: str) -> None:
+    def fail(self, lanes: Array, what: str) -> NoReturn:
         def of(number: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
             return number % sizes[0], number // sizes[0] % sizes[1], number // sizes[0] // sizes[1]
 
@@ -279,7 +142,7 @@ class Machine:
                 raise PtxError(f"a parameter of {size} bytes, not {len(value)}")
             self.params[name] = offset
             arguments += bytes(offset - len(arguments)) + value
-        self.arguments = np.frombuffer(bytes(arguments) + bytes(16), np.uint8)
+        self.arguments = np.frombuffer(bytes(arguments), np.uint8)
 
         memory = sorted(self.launch.before.items())
         self.starts = np.array([address for address, _ in memory], np.int64)
@@ -297,11 +160,11 @@ class Machine:
         # Of several threads that read, the last one, and how far they are apart: 1 in a warp, 2 a block, 3 blocks.
         self.reader, self.read_time, self.spread = self.writer.copy(), self.write_time.copy(), np.zeros(pairs, np.int8)
 
-    def locate(self, space: str, address: Array, size: int, lanes: Array) -> Array:
+    def locate(self, space: str, address: Array, size: Array | int, align: int, lanes: Array) -> Array:
         """Indices of the first bytes, checked."""
         address = np.broadcast_to(address, lanes.shape).astype(np.int64)
-        if np.any(bad := address % size != 0):
-            self.fail(lanes[bad], f"misaligned access to {size} bytes")
+        if np.any(bad := address % align != 0):
+            self.fail(lanes[bad], f"misaligned: the address is not a multiple of {align}")
         shared = np.full(lanes.shape, space == "shared")
         if space == "":
             shared = address >= WINDOW
@@ -405,15 +268,18 @@ class Machine:
         instruction = self.kernel.code[pc]
         if instruction.op.startswith("bar.sync"):
             return (np.bincount(self.block[lanes], minlength=self.block[-1] + 1) == self.threads)[self.block[lanes]]
-        mask = np.full(len(lanes), 0xFFFFFFFF, np.uint32)
-        if not instruction.op.startswith(("ldmatrix", "mma")):
-            mask = np.broadcast_to(self.source(instruction.args[-1], "u32")(lanes), lanes.shape)
+        whole = np.full(len(lanes), 0xFFFFFFFF, np.uint32)
+        if instruction.op.startswith(("ldmatrix", "mma")):
+            mask = wanted = whole
+        else:
+            mask = whole & self.source(instruction.args[-1], "u32")(lanes)
+            wanted = mask & self.live[self.warp[lanes]]
         own = np.uint32(1) << self.lane[lanes].astype(np.uint32)
         if np.any(bad := mask & own == 0):
             self.fail(lanes[bad], "the calling lane is not in the mask")
         here = np.zeros_like(self.live)
         np.bitwise_or.at(here, self.warp[lanes], own)
-        return mask & self.live[self.warp[lanes]] & ~here[self.warp[lanes]] == 0
+        return wanted & ~here[self.warp[lanes]] == 0
 
     def run(self) -> None:
         with np.errstate(all="ignore"):
@@ -470,17 +336,15 @@ class Machine:
 
     def execute(self, pc: int, lanes: Array) -> None:
         step = self.steps[pc]
-        if step is None:
-            try:
-                step = self.steps[pc] = self.step(pc)
-            except (PtxError, KeyError, ValueError) as error:
-                self.fail(lanes, f"not understood ({error})")
         try:
-            step(slice(None) if len(lanes) == self.count else lanes)  # type: ignore[misc]
-        except PtxError as error:
-            if self.kernel.code[pc].place in str(error):
-                raise
-            self.fail(lanes, str(error))
+            if step is None:
+                step = self.steps[pc] = self.step(pc)
+        except (LookupError, ValueError) as error:
+            self.fail(lanes, f"not understood ({error})")
+        try:
+            step(slice(None) if len(lanes) == self.count else lanes)
+        except ZeroDivisionError:
+            self.fail(lanes, "division by zero")
 
 
 # ------------------------------------------------------------------------------------ instructions that touch memory
@@ -499,16 +363,18 @@ def names_of(text: str) -> tuple[str, ...]:
     return operands(text.strip("{}"))
 
 
-@special(rf"ld\.param{VALUES}")
-def _(machine: Machine, args: tuple[str, ...], _: None, count: str | None, kind: str) -> Step:
-    address, size = address_of(machine, args[1]), KINDS[kind].itemsize
+@special(r"ld\.param(?:\.v([24]))?\.([busf]\d+)")
+def _(machine: Machine, args: tuple[str, ...], count: str | None, kind: str) -> Step:
+    address, size = address_of(machine, args[1]), KINDS[kind].itemsize * np.arange(1, int(count or 1) + 1)
     targets = [machine.target(name, kind) for name in names_of(args[0])]
-    values = np.lib.stride_tricks.sliding_window_view(machine.arguments, size)
+    values = np.lib.stride_tricks.sliding_window_view(machine.arguments, size[0])
 
     def step(m: Lanes) -> None:
         at = address(m)
-        for k, target in enumerate(targets):
-            target[m] = np.ascontiguousarray(values[at + k * size]).view(KINDS[kind])[..., 0]
+        if np.any(bad := (at < 0) | (at + size[-1] > len(machine.arguments))):
+            machine.fail(machine.ids[m][np.broadcast_to(bad, machine.ids[m].shape)], "access beside the parameters")
+        for target, end in zip(targets, size, strict=True):
+            target[m] = np.ascontiguousarray(values[at + end - size[0]]).view(KINDS[kind])[..., 0]
 
     return step
 
@@ -525,7 +391,7 @@ def _(machine: Machine, args: tuple[str, ...], name: str, space: str | None, cou
 
     def step(m: Lanes) -> None:
         lanes = machine.ids[m]
-        at = machine.locate(space or "", address(m), all_of * size, lanes)
+        at = machine.locate(space or "", address(m), all_of * size, all_of * size, lanes)
         (machine.load if name == "ld" else machine.store)(at, all_of * size, lanes)
         for k in range(all_of):
             if name == "ld":
@@ -543,20 +409,12 @@ def _(machine: Machine, args: tuple[str, ...]) -> Step:
 
     def step(m: Lanes) -> None:
         lanes = machine.ids[m]
-        at = machine.locate("shared", to(m), size, lanes)
-        used = np.broadcast_to(given(m), lanes.shape)
+        at, used = machine.locate("shared", to(m), size, size, lanes), np.broadcast_to(given(m), lanes.shape)
         if np.any(bad := used > size):
             machine.fail(lanes[bad], "a source larger than the destination")
-        start = np.zeros_like(at)
-        if np.any(some := used > 0):
-            addresses = np.broadcast_to(source(m), lanes.shape)
-            if np.any(bad := some & (addresses % size != 0)):
-                machine.fail(lanes[bad], f"misaligned access to {size} bytes")
-            for bytes_ in np.unique(used[some]):
-                which = used == bytes_
-                last = machine.locate("global", addresses[which] + (int(bytes_) - 1), 1, lanes[which])
-                start[which] = machine.locate("global", addresses[which], 1, lanes[which])
-                assert np.all(last - start[which] == int(bytes_) - 1)
+        start, some = np.zeros_like(at), used > 0
+        addresses = np.broadcast_to(source(m), lanes.shape)[some]
+        start[some] = machine.locate("global", addresses, used[some], size, lanes[some])
         copy = (lanes, machine.groups[lanes], at, start, np.arange(size) < used[:, None])
         if machine.late:
             machine.written[machine.pairs(at, size)] = False
@@ -605,7 +463,7 @@ def _(machine: Machine, args: tuple[str, ...]) -> Step:
 
         return block
     if machine.kernel.code[machine.pc].op == "bar.sync":
-        raise PtxError("only barrier 0 of a whole block is known")
+        raise ValueError("only barrier 0 of a whole block is known")
 
     def warp(m: Lanes) -> None:
         latest = np.zeros(len(machine.live), np.int64)
@@ -662,7 +520,7 @@ def _(machine: Machine, args: tuple[str, ...], count: str, transposed: str | Non
         addresses = np.broadcast_to(address(m), lanes.shape)
         given = machine.lane[lanes] < 8 * int(count)
         rows = np.zeros(machine.count, np.int64)  # where the rows begin that the lanes point to
-        rows[lanes[given]] = machine.locate("shared", addresses[given], 16, lanes[given])
+        rows[lanes[given]] = machine.locate("shared", addresses[given], 16, 16, lanes[given])
         high, low = machine.lane[lanes] // 4, machine.lane[lanes] % 4
         for k in range(int(count)):
             halves = []
@@ -682,7 +540,7 @@ def _(machine: Machine, args: tuple[str, ...], depth: str, kind: str) -> Step:
     targets = [machine.target(name, "f32") for name in names_of(args[0])]
     a, b, c = ([machine.source(name, "b32") for name in names_of(text)] for text in args[1:])
     if 4 * each * len(b) != int(depth) or len(a) != 2 * len(b):
-        raise PtxError("wrong number of registers")
+        raise ValueError("wrong number of registers")
     high, low = np.arange(32) // 4, np.arange(32) % 4
 
     def values(register: Callable[[Lanes], Array], m: Lanes, part: int) -> Array:

@@ -13,10 +13,6 @@ Array = np.ndarray
 WINDOW = 1 << 62  # generic addresses from here on are shared memory
 
 
-class PtxError(RuntimeError):
-    """What a GPU or its sanitizer would object to, or an instruction that is not known here."""
-
-
 # --------------------------------------------------------------------------------------------------- exact arithmetic
 
 KINDS = {
@@ -59,7 +55,7 @@ def high(x: Array, y: Array) -> Array:
 
 def quotient(x: Array, y: Array) -> Array:
     if np.any(y == 0):
-        raise PtxError("division by zero")
+        raise ZeroDivisionError
     return (x - np.fmod(x, y)) // y
 
 
