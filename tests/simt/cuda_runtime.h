@@ -50,6 +50,8 @@ namespace simt {
 // ------------------------------------------------------------------------------------------------------------ fibers
 
 enum class Order { kForward, kReverse, kRandom };
+inline constexpr std::pair<const char*, Order> kOrders[] = {
+    {"forward", Order::kForward}, {"reverse", Order::kReverse}, {"random", Order::kRandom}};
 
 struct Options {
   Order order = Order::kForward;  // of threads and of blocks
@@ -216,8 +218,14 @@ inline std::vector<unsigned> ordered(unsigned count, uint64_t& state) {
   return v;
 }
 
-// Not inlined: getcontext returns twice, as far as the compiler knows.
-[[gnu::noinline]] inline void run_block(uint64_t& state) {
+// Not inlined: as far as the compiler knows, getcontext returns twice.
+[[gnu::noinline]] inline void prepare(ucontext_t& context, char* stack) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = kStack;
+  makecontext(&context, &fiber, 0);
+}
+
+inline void run_block(uint64_t& state) {
   static std::vector<std::unique_ptr<char[]>> stacks;
   const dim3 size = launch->block;
   launch->threads.assign(size.count(), Thread{});
@@ -227,9 +235,7 @@ inline std::vector<unsigned> ordered(unsigned count, uint64_t& state) {
     if (stacks.size() <= i) stacks.emplace_back(new char[kStack]);
     Thread& t = launch->threads[i];
     t.number = i, t.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
-    getcontext(&t.context);
-    t.context.uc_stack.ss_sp = stacks[i].get(), t.context.uc_stack.ss_size = kStack;
-    makecontext(&t.context, &fiber, 0);
+    prepare(t.context, stacks[i].get());
   }
   for (bool done = false; !done && error.empty();) {
     for (const unsigned i : ordered(size.count(), state)) {

@@ -127,12 +127,11 @@ def funnel(direction: str, mode: str, x: Array, y: Array, by: Array) -> Array:
 
 def extract(x: Array, at: Array, count: Array) -> Array:
     """Bits [at, at + count), the last one repeated above where x is signed."""
-    bits = 8 * x.dtype.itemsize
-    wide, count = x.astype(np.int64), np.minimum(count & 255, bits).astype(np.int64)
-    end = np.minimum((at & 255).astype(np.int64) + count, bits)
-    left = 64 - end
-    moved = wide << left if x.dtype.kind == "i" else (wide << left).view(np.uint64)
-    return np.where(count > 0, moved >> (64 - count).astype(moved.dtype), 0).astype(x.dtype)
+    bits, signed = 8 * x.dtype.itemsize, x.dtype.kind == "i"
+    wide = np.int64 if signed else np.uint64
+    at = np.minimum(at & 255, bits - signed).astype(wide)
+    count = np.minimum((count & 255).astype(wide), bits - at)
+    return (x.astype(wide) << (64 - at - count) >> (64 - count)).astype(x.dtype)
 
 
 # ------------------------------------------------------------------------------------- instructions that only compute

@@ -47,9 +47,7 @@ class OnDevice {
 template <class Fn>
 void in_every_order(int processors, Fn&& f) {
 #if defined(NK_SIMT)
-  constexpr std::array<std::pair<const char*, simt::Order>, 3> kOrders = {
-      {{"forward", simt::Order::kForward}, {"reverse", simt::Order::kReverse}, {"random", simt::Order::kRandom}}};
-  for (const auto& [name, order] : kOrders) {
+  for (const auto& [name, order] : simt::kOrders) {
     simt::options = {order, simt::options.seed + 1, processors};
     f(name);
   }
