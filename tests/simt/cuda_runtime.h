@@ -25,6 +25,8 @@
 #include <utility>
 #include <vector>
 
+#include "tsan.h"
+
 #define NK_SIMT  // tells a test that its device is this one
 
 // ------------------------------------------------------------------------------------------------- language and types
@@ -66,17 +68,20 @@ struct Thread {
   uint3 index;
   unsigned number;
   State state = State::kReady;
-  int line = 0;                   // where it waits
-  uint32_t mask = 0;              // lanes that it waits for
-  uint64_t value = 0, lanes[32];  // what it gives to its warp, and what all of them gave
+  int line = 0;                              // where it waits
+  uint32_t mask = 0;                         // lanes that it waits for
+  uint64_t value = 0, lanes[32];             // what it gives to its warp, and what all of them gave
+  unsigned barriers = 0, warp_barriers = 0;  // that it has come to
   ucontext_t context;
+  void* tsan;
 };
 
 struct Shared {
   size_t offset, size;
 };
 
-inline constexpr size_t kStack = 64 << 10, kCanary = 64, kMostShared = 48 << 10;
+// The sanitizers' reports are written on the stack of the thread that they are about.
+inline constexpr size_t kStack = tsan::kOn ? 256 << 10 : 64 << 10, kCanary = 64, kMostShared = 48 << 10;
 inline constexpr unsigned char kCanaryByte = 0xa5, kPoison = 0xff;  // as numbers, poison is NaN and -1
 
 // The kernel that is running.
@@ -89,8 +94,10 @@ struct Launch {
   void (*body)(void*);
   void* kernel;
   ucontext_t scheduler;
+  void* tsan;                            // of the scheduler
   std::map<const void*, Shared> shared;  // by declaration; null: the dynamic one
   std::vector<unsigned char> arena;
+  std::vector<char> places;  // of barriers, for the thread sanitizer
 };
 inline Launch* launch = nullptr;
 inline std::string error;  // of the last launches; empty: none
@@ -104,6 +111,7 @@ std::string text(const char* format, Args... args) {
 
 // What happened, in which thread; the first report stands.
 inline void report(const Thread* t, const std::string& what) {
+  const tsan::Ignored own;
   if (!error.empty()) return;
   const uint3 b = launch->block_index;
   error = text("block (%u,%u,%u)", b.x, b.y, b.z);
@@ -113,8 +121,33 @@ inline void report(const Thread* t, const std::string& what) {
 
 inline void wait(State state, int line) {
   Thread& t = *launch->current;
-  t.state = state, t.line = line;
+  void* scheduler = nullptr;
+  {
+    const tsan::Ignored own;
+    t.state = state, t.line = line;
+    scheduler = launch->tsan;
+  }
+  if (state == State::kDone) tsan::release(launch);
+  tsan::switch_to(scheduler);
   swapcontext(&t.context, &launch->scheduler);
+}
+
+// Waits, and what the threads of `group` did before is then before what they do after. A thread may come to the next
+// barrier before another leaves this one, so neighbours in time have places of their own.
+template <class Wait>
+void ordered_by(unsigned group, unsigned& number, Wait&& wait_for_them) {
+  const char* place = nullptr;
+  {
+    const tsan::Ignored own;
+    place = &launch->places[2 * group + number++ % 2];
+  }
+  tsan::release(place);
+  wait_for_them();
+  tsan::acquire(place);
+}
+
+inline void barrier(int line) {
+  ordered_by(0, launch->current->barriers, [&] { wait(State::kBarrier, line); });
 }
 
 [[noreturn]] inline void fail(const std::string& what) {
@@ -124,8 +157,7 @@ inline void wait(State state, int line) {
 
 inline void fiber() {
   launch->body(launch->kernel);
-  launch->current->state = State::kDone;
-  swapcontext(&launch->current->context, &launch->scheduler);
+  wait(State::kDone, 0);
 }
 
 // Lets go the lanes of warps all of whose partners have come. Returns whether there were any.
@@ -173,6 +205,7 @@ inline void open_barrier() {
 
 // Memory of a __shared__ declaration, laid out when the block first reaches it.
 inline void* shared_memory(const void* declaration, size_t size) {
+  const tsan::Ignored own;
   const auto [it, fresh] = launch->shared.try_emplace(declaration, Shared{});
   if (fresh) {
     size_t used = 0;
@@ -228,20 +261,24 @@ inline std::vector<unsigned> ordered(unsigned count, uint64_t& state) {
 inline void run_block(uint64_t& state) {
   static std::vector<std::unique_ptr<char[]>> stacks;
   const dim3 size = launch->block;
+  if (tsan::kOn) stacks.clear();  // new memory has no past; this block is not ordered after the last
   launch->threads.assign(size.count(), Thread{});
   launch->shared.clear();
-  launch->arena.assign(kMostShared + 4 * kCanary + launch->dynamic_size, kCanaryByte);
+  launch->arena = std::vector<unsigned char>(kMostShared + 4 * kCanary + launch->dynamic_size, kCanaryByte);
+  launch->places = std::vector<char>(2 * (1 + size.count() / 32 + 1));
   for (unsigned i = 0; i < size.count(); ++i) {
     if (stacks.size() <= i) stacks.emplace_back(new char[kStack]);
     Thread& t = launch->threads[i];
     t.number = i, t.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     prepare(t.context, stacks[i].get());
+    t.tsan = tsan::create();
   }
   for (bool done = false; !done && error.empty();) {
     for (const unsigned i : ordered(size.count(), state)) {
       Thread& t = launch->threads[i];
       if (t.state != State::kReady) continue;
       launch->current = &t;
+      tsan::switch_to(t.tsan);
       swapcontext(&launch->scheduler, &t.context);
       if (!error.empty()) return;
     }
@@ -249,7 +286,27 @@ inline void run_block(uint64_t& state) {
                        [](const Thread& t) { return t.state == State::kDone; });
     if (!done && !open_warps()) open_barrier();
   }
+  for (const Thread& t : launch->threads) tsan::destroy(t.tsan);
   check_canaries();
+}
+
+inline void run(Launch& running) {
+  {
+    const tsan::Ignored own;
+    launch = &running;
+    running.tsan = tsan::current();
+    uint64_t state = options.seed;
+    const unsigned blocks = running.grid.count(), threads = running.block.count();
+    if (threads == 0 || threads > 1024 || blocks == 0) report(nullptr, "invalid grid or block");
+    for (const unsigned i : ordered(error.empty() ? blocks : 0, state)) {
+      const dim3 grid = running.grid;
+      running.block_index = {i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
+      run_block(state);
+      if (!error.empty()) break;
+    }
+    launch = nullptr;
+  }
+  tsan::acquire(&running);
 }
 
 // --------------------------------------------------------------------------------------------------------- recording
@@ -303,18 +360,10 @@ void start(dim3 grid, dim3 block, size_t dynamic_size, cudaStream_t, void (*kern
   Record record;
   record.call(kernel, grid, block, dynamic_size, params);
   record.memory();
-  Launch running{
-      {0, 0, 0}, grid, block, dynamic_size, {}, nullptr, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call,
-      {},        {},   {}};
-  launch = &running;
-  uint64_t state = options.seed;
-  if (block.count() == 0 || block.count() > 1024 || grid.count() == 0) report(nullptr, "invalid grid or block");
-  for (const unsigned i : ordered(error.empty() ? grid.count() : 0, state)) {
-    running.block_index = {i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
-    run_block(state);
-    if (!error.empty()) break;
-  }
-  launch = nullptr;
+  Launch running;
+  running.grid = grid, running.block = block, running.dynamic_size = dynamic_size;
+  running.body = [](void* c) { (*static_cast<decltype(call)*>(c))(); }, running.kernel = &call;
+  run(running);
   record.memory();
   record.save();
 }
@@ -327,8 +376,11 @@ const uint64_t* exchange(uint32_t mask, T value, int line) {
   static_assert(sizeof(T) <= 8);
   Thread& t = *launch->current;
   if (!(mask >> t.number % 32 & 1)) fail(text("line %d: the calling lane is not in the mask", line));
-  t.mask = mask, t.value = 0;
-  std::memcpy(&t.value, &value, sizeof value);
+  {
+    const tsan::Ignored own;
+    t.mask = mask, t.value = 0;
+    std::memcpy(&t.value, &value, sizeof value);
+  }
   wait(State::kWarp, line);
   return t.lanes;
 }
@@ -349,6 +401,11 @@ inline uint32_t ballot(uint32_t mask, bool predicate, int line) {
   return bits;
 }
 
+inline void warp_barrier(int line) {
+  Thread& t = *launch->current;
+  ordered_by(1 + t.number / 32, t.warp_barriers, [&] { exchange(~0u, 0, line); });
+}
+
 inline unsigned lane() { return launch->current->number % 32; }
 
 }  // namespace simt
@@ -357,8 +414,8 @@ inline unsigned lane() { return launch->current->number % 32; }
 #define blockIdx (::simt::launch->block_index)
 #define blockDim (::simt::launch->block)
 #define gridDim (::simt::launch->grid)
-#define __syncthreads() ::simt::wait(::simt::State::kBarrier, __LINE__)
-#define __syncwarp() static_cast<void>(::simt::exchange(~0u, 0, __LINE__))
+#define __syncthreads() ::simt::barrier(__LINE__)
+#define __syncwarp() ::simt::warp_barrier(__LINE__)
 #define __ballot_sync(mask, predicate) ::simt::ballot(mask, predicate, __LINE__)
 #define __any_sync(mask, predicate) (::simt::ballot(mask, predicate, __LINE__) != 0)
 #define __all_sync(mask, predicate) (::simt::ballot(mask, !(predicate), __LINE__) == 0)
