@@ -520,7 +520,7 @@ def test_planted_bugs(recorded: tuple[dict[str, list[Launch]], str], tmp_path: P
     module = compile_ptx(PLANTED, tmp_path)
     launches, said = recorded
     right = {end: each for end, each in launches.items() if "BugE0E" in end}
-    assert len(right) == 4
+    assert len(right) == sum("BugE0E" in name for name in module.starts)
     bugs: dict[str, dict[str, str]] = {}
     for line in said.splitlines():
         if line.count("\t") == 2:

@@ -454,23 +454,25 @@ def _(machine: Machine, args: tuple[str, ...], what: str) -> Step:
 # -------------------------------------------------------------------------- instructions of several threads together
 
 
-@special(r"bar\.sync|bar\.warp\.sync")
+@special(r"bar\.sync")
 def _(machine: Machine, args: tuple[str, ...]) -> Step:
-    if len(args) == 1 and machine.kernel.code[machine.pc].op == "bar.sync" and args[0] == "0":
-
-        def block(m: Lanes) -> None:
-            machine.now[m] = (machine.now[m] >> 32) + 1 << 32
-
-        return block
-    if machine.kernel.code[machine.pc].op == "bar.sync":
+    if args != ("0",):
         raise ValueError("only barrier 0 of a whole block is known")
 
-    def warp(m: Lanes) -> None:
+    def step(m: Lanes) -> None:
+        machine.now[m] = (machine.now[m] >> 32) + 1 << 32
+
+    return step
+
+
+@special(r"bar\.warp\.sync")
+def _(machine: Machine, args: tuple[str, ...]) -> Step:
+    def step(m: Lanes) -> None:
         latest = np.zeros(len(machine.live), np.int64)
         np.maximum.at(latest, machine.warp[m], machine.now[m])
         machine.now[m] = latest[machine.warp[m]] + 1
 
-    return warp
+    return step
 
 
 @special(r"shfl\.sync\.(up|down|bfly|idx)\.b32")
