@@ -90,6 +90,7 @@ def same(got: np.ndarray, want: np.ndarray) -> bool:
 
 
 SPECIAL = [0.0, -0.0, 1.0, -1.5, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, 3e38, 1 + 2.0**-12, 1 - 2.0**-12]
+TIES = [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11]  # of bfloat16, of float16
 
 
 def triples(dtype: type) -> list[np.ndarray]:
@@ -219,7 +220,7 @@ def test_bits() -> None:
 
 
 def test_conversions() -> None:
-    x = triples(np.float32)[0]
+    x = np.concatenate([triples(np.float32)[0], np.array(TIES, np.float32)])
     tensor = torch.from_numpy(x)
     bfloat16 = tensor.bfloat16().view(torch.int16).numpy().view(np.uint16)
     half = tensor.half().numpy()
@@ -386,7 +387,7 @@ BUGS = {
     "an unknown modifier": ("add.rn.ftz.f32 %r0, %r1, %r2;", "unknown instruction"),
     "an unknown register": ("mov.u32 %r0, %x7;", "not understood"),
     "division by zero": ("mov.u32 %r0, 0; div.u32 %r0, %t, %r0;", "division by zero"),
-    "beyond": ("ld.global.u32 %r0, [%d1+256];", "beside device memory"),
+    "beyond": ("ld.global.u32 %r0, [%d1+256];", "thread (0, 0, 0): access beside device memory"),
     "before": ("ld.global.u32 %r0, [%d1+-4];", "thread (0, 0, 0): access beside device memory"),
     "misaligned": ("ld.global.v2.u32 {%r0, %r1}, [%d1];", "thread (1, 0, 0): misaligned"),
     "beside shared": ("st.shared.u32 [%r9+4], %t;", "thread (63, 0, 0): access beside shared memory"),
@@ -400,12 +401,22 @@ BUGS = {
         "st.shared.u32 [%r9], %t; bar.sync 0; ld.shared.u32 %r0, [tile]; st.shared.u32 [%r9], %t;",
         "race: another thread reads",
     ),
+    "read by all and written by the last": (
+        "st.shared.u32 [%r9], %t; bar.sync 0; ld.shared.u32 %r0, [tile]; setp.eq.u32 %q0, %t, 63; "
+        "@%q0 st.shared.u32 [tile], %t;",
+        "thread (63, 0, 0): race: another thread reads",
+    ),
     "a warp's barrier for a block's": (
         "st.shared.u32 [%r9], %t; bar.warp.sync -1; xor.b32 %r9, %r9, 128; ld.shared.u32 %r0, [%r9];",
         "race",
     ),
     "one word by all": ("st.shared.u32 [tile], %t;", "race: several"),
     "two blocks": ("st.global.u32 [%d1], %t;", "race: several"),
+    "written by one block and read by the next": (
+        "mov.u32 %r0, %ctaid.x; or.b32 %r1, %r0, %t; setp.eq.u32 %q0, %r1, 0; @%q0 st.global.u32 [%p0], %t; "
+        "setp.eq.u32 %q0, %r0, 1; setp.eq.and.u32 %q0, %t, 0, %q0; @%q0 ld.global.u32 %r1, [%p0];",
+        "block (1, 0, 0), thread (0, 0, 0): race: another thread writes",
+    ),
     "divergent": ("setp.lt.u32 %q0, %t, 32; @%q0 bar.sync 0;", "threads wait for each other, 64 have ended"),
     "lane ended": ("setp.eq.u32 %q0, %t, 7; @%q0 ret; shfl.sync.idx.b32 %r0, %t, 0, 31, -1;", "wait for each other"),
     "not in the mask": ("shfl.sync.idx.b32 %r0, %t, 0, 31, 0x7fffffff;", "thread (31, 0, 0): the calling lane"),
@@ -417,6 +428,11 @@ BUGS = {
     "too weak a wait": (
         "cp.async.ca.shared.global [%r9], [%d1], 4; cp.async.commit_group; cp.async.wait_group 1; "
         "ld.shared.u32 %r0, [%r9]; cp.async.wait_all;",
+        "not written",
+    ),
+    "too weak a wait at the second time": (
+        "cp.async.ca.shared.global [%r9], [%d1], 4; cp.async.wait_all; cp.async.ca.shared.global [%r9], [%d1], 4; "
+        "cp.async.commit_group; cp.async.wait_group 1; ld.shared.u32 %r0, [%r9]; cp.async.wait_all;",
         "not written",
     ),
     "no barrier after the wait": (
