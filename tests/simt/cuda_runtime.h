@@ -360,7 +360,7 @@ void start(dim3 grid, dim3 block, size_t dynamic_size, cudaStream_t, void (*kern
   Record record;
   record.call(kernel, grid, block, dynamic_size, params);
   record.memory();
-  Launch running;
+  Launch running{};
   running.grid = grid, running.block = block, running.dynamic_size = dynamic_size;
   running.body = [](void* c) { (*static_cast<decltype(call)*>(c))(); }, running.kernel = &call;
   run(running);
