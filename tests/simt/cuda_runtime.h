@@ -261,8 +261,9 @@ inline std::vector<unsigned> ordered(unsigned count, uint64_t& state) {
 inline void run_block(uint64_t& state) {
   static std::vector<std::unique_ptr<char[]>> stacks;
   const dim3 size = launch->block;
-  if (tsan::kOn) stacks.clear();  // new memory has no past; this block is not ordered after the last
-  launch->threads.assign(size.count(), Thread{});
+  // All in new memory, which to the thread sanitizer has no past: this block is not ordered after the last.
+  if (tsan::kOn) stacks.clear();
+  launch->threads = std::vector<Thread>(size.count());
   launch->shared.clear();
   launch->arena = std::vector<unsigned char>(kMostShared + 4 * kCanary + launch->dynamic_size, kCanaryByte);
   launch->places = std::vector<char>(2 * (1 + size.count() / 32 + 1));
