@@ -10,11 +10,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Waiting threads sleep: on a machine that does other work as well, spinning ones cost several times the work itself.
 walk test test-full: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup walk test test-full lint format bench battery cuda-check clean
+.PHONY: help setup walk test test-sanitize test-full lint format bench battery cuda-check clean
 
 help:
 	@echo "make walk       midpoint noise level of each layer of LeNet-5 on Fashion-MNIST: a table and a picture"
 	@echo "make test       the tests (under 15 minutes from nothing)"
+	@echo "make test-sanitize  the native tests and the CUDA kernels under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-full  all cases, compiler levels, another architecture, sanitizers"
 	@echo "make bench      the table of budgets: noisy / noiseless / plain torch"
 	@echo "make cuda-check the CUDA kernels compiled for every architecture: registers, instructions, docs/cuda.md"
@@ -38,6 +39,9 @@ walk: $(BUILT)
 
 test: $(BUILT)
 	$(PY) -m pytest
+
+test-sanitize:
+	tests/native/cross.sh sanitize
 
 test-full: $(BUILT)
 	$(PY) -m pytest --full

@@ -133,7 +133,7 @@ def products() -> None:
                     "library": lambda x=x, w=w: multiplied_by("library", x, w),
                     "fused": lambda x=x, w=w, way=fused: multiplied_by(way, x, w),
                 })  # fmt: skip
-    nk._C.set_cuda_multiplier("auto")
+    nk._C.set_cuda_multiplier("library")
 
 
 def walks() -> None:

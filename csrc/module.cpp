@@ -47,7 +47,7 @@ void set_cuda_multiplier(const std::string& name) {
   const auto& names = nk::cuda::kMultiplierNames;
   const auto found = std::find(std::begin(names), std::end(names), name);
   if (found == std::end(names)) {
-    throw py::value_error("set_cuda_multiplier: expected auto, library, fused or fused_tf32, got '" + name + "'");
+    throw py::value_error("set_cuda_multiplier: expected library, fused or fused_tf32, got '" + name + "'");
   }
   nk::cuda::multiplier = static_cast<nk::cuda::Multiplier>(found - std::begin(names));
 }

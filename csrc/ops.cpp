@@ -159,17 +159,12 @@ struct LinearParts {
 };
 
 #if defined(NOISYKERNELS_CUDA)
-// Beyond this inner dimension the library's faster product outweighs the pass over its result: docs/cuda.md.
-constexpr int64_t kFusedMostK = 512;
-
 // linear in one CUDA kernel; nothing where the library is to multiply.
 std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, const OptTensor& bias, bool relu,
                                    const NoiseArgs& args) {
+  if (cuda::multiplier == cuda::Multiplier::kLibrary) return std::nullopt;
   const DType type = dtype_of("linear", "input", x);
   const int64_t N = weight.size(0), K = weight.size(1);
-  const bool half = type == DType::kBFloat16 || type == DType::kFloat16;
-  const bool alone = cuda::multiplier == cuda::Multiplier::kAuto && half && K <= kFusedMostK;
-  if (!alone && cuda::multiplier < cuda::Multiplier::kFused) return std::nullopt;
   const Tensor a = as_contiguous(x), w = as_contiguous(weight);
   Ints shape = shape_of(x);
   shape.back() = N;

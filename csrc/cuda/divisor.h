@@ -26,7 +26,7 @@ struct Divisor {
   NK_HD Division operator()(int64_t a) const {
     if (a >> 31 == 0) {
       const auto a32 = static_cast<uint32_t>(a);
-      const uint32_t q = high_word(mul_wide(a32 << 1, m32)) >> s;
+      const uint32_t q = high_word(mul_wide(a32 << 1, m32)) >> (s & 31);  // above 31 it is zero that is shifted
       return {q, a32 - q * static_cast<uint32_t>(d)};
     }
     const auto product = static_cast<unsigned __int128>(static_cast<uint64_t>(a) << 1) * m;

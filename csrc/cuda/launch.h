@@ -25,10 +25,10 @@ struct Gemm {
 };
 const char* run(const Gemm&, cudaStream_t stream);
 
-// Who multiplies in `linear`: `kAuto`: that kernel where it is known to be faster than a library and an epilogue.
-enum class Multiplier { kAuto, kLibrary, kFused, kFusedTf32 };
-inline constexpr const char* kMultiplierNames[] = {"auto", "library", "fused", "fused_tf32"};
-inline Multiplier multiplier = Multiplier::kAuto;
+// Who multiplies in `linear`: torch's library, and an epilogue after it, or that kernel. docs/cuda.md has measurements.
+enum class Multiplier { kLibrary, kFused, kFusedTf32 };
+inline constexpr const char* kMultiplierNames[] = {"library", "fused", "fused_tf32"};
+inline Multiplier multiplier = Multiplier::kLibrary;
 
 // Whether that kernel takes these shapes, types and addresses, and whether it runs on the current device.
 bool fits(const Gemm&);

@@ -31,7 +31,10 @@ struct OfWarp {
   const uint64_t* lanes;
   explicit OfWarp(const T& mine) : lanes(simt::exchange(~0u, &mine, __LINE__)) {}
   ~OfWarp() { simt::exchange(~0u, 0, __LINE__); }  // all have read
-  const T& operator[](unsigned lane) const { return *reinterpret_cast<const T*>(lanes[lane]); }
+  T operator[](unsigned lane) const {
+    const simt::tsan::Ignored own;
+    return *reinterpret_cast<const T*>(lanes[lane]);
+  }
 };
 
 inline void load_matrices(Fragment& to, const void* row) {
@@ -61,7 +64,7 @@ void multiply(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t b1) {
   for (unsigned k = 0; k < 4; ++k) {
     double sum = c[k];
     for (unsigned j = 0; j < 4; ++j) {
-      const Operands &left = warp[4 * row + j], &right = warp[4 * (column + k % 2) + j];
+      const Operands left = warp[4 * row + j], right = warp[4 * (column + k % 2) + j];
       for (int part = 0; part < 2; ++part) {
         for (int half = 0; half < (sizeof(T) == 2 ? 2 : 1); ++half) {
           sum += static_cast<double>(number(T{}, left.a[k / 2 + 2 * part], half)) *

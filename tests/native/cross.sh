@@ -15,16 +15,20 @@ need() { # command, Debian package
   return 1
 }
 
+wanted() { # name
+  for word in "${chosen[@]}"; do [[ $1 == "$word"* ]] && return; done
+  return 1
+}
+
 failed=() done=()
 configuration() { # name, compiler, flags, more arguments for cmake
-  local name=$1 compiler=$2 flags=$3 wanted=''
+  local name=$1 compiler=$2 flags=$3
   shift 3
-  for word in "${chosen[@]}"; do [[ $name == "$word"* ]] && wanted=1; done
-  [[ $wanted ]] || return 0
+  wanted "$name" || return 0
   local start=$SECONDS log=$out/$name.log
   if cmake -S . -B "$out/$name" -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_CXX_FLAGS="$flags" "$@" >"$log" 2>&1 &&
-    cmake --build "$out/$name" --target test_native --parallel 2 >>"$log" 2>&1 &&
-    ctest --test-dir "$out/$name" -R "${only:-.}" -E cuda_ -j 2 --output-on-failure >>"$log" 2>&1; then
+    cmake --build "$out/$name" --target test_native ${more:-} --parallel 2 >>"$log" 2>&1 &&
+    ctest --test-dir "$out/$name" -R "${only:-.}" -E "${without:-cuda_}" -j 2 --output-on-failure >>"$log" 2>&1; then
     done+=("$name")
     echo "ok      $name ($((SECONDS - start)) s): $(grep -o '[0-9]* tests passed\|.*tests passed.*' "$log" | tail -1)"
   else
@@ -47,16 +51,20 @@ else
   echo "skipped clang: no clang++ (apt-get install clang libomp-dev)"
 fi
 
-need aarch64-linux-gnu-g++ g++-aarch64-linux-gnu
-need qemu-aarch64 qemu-user
 for flags in -O0 -O2 -O3; do
+  if wanted "aarch64$flags"; then
+    need aarch64-linux-gnu-g++ g++-aarch64-linux-gnu
+    need qemu-aarch64 qemu-user
+  fi
   configuration "aarch64$flags" aarch64-linux-gnu-g++ "$flags" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"
 done
 
+# With the CUDA kernels on the host.
+more=test_simt without=cuda_check
 configuration sanitize-address-undefined g++ -O1 -DNOISYKERNELS_SANITIZE=address,undefined
-# Only the tests with threads, which are plain ones here (check.h says why).
-only='threads|max_pool' configuration sanitize-thread g++ -O1 -DNOISYKERNELS_SANITIZE=thread
+# Only the tests with threads: plain ones (check.h says why), and those of CUDA, which are threads to this sanitizer alone.
+only='threads|max_pool|cuda' configuration sanitize-thread g++ -O1 -DNOISYKERNELS_SANITIZE=thread
 
 echo "${#done[@]} configurations passed, ${#failed[@]} failed: ${failed[*]:-none}"
 ((${#failed[@]} == 0 && ${#done[@]} > 0))

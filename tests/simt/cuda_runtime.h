@@ -15,12 +15,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <numeric>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
+
+#include "tsan.h"
 
 #define NK_SIMT  // tells a test that its device is this one
 
@@ -47,6 +52,8 @@ namespace simt {
 // ------------------------------------------------------------------------------------------------------------ fibers
 
 enum class Order { kForward, kReverse, kRandom };
+inline constexpr std::pair<const char*, Order> kOrders[] = {
+    {"forward", Order::kForward}, {"reverse", Order::kReverse}, {"random", Order::kRandom}};
 
 struct Options {
   Order order = Order::kForward;  // of threads and of blocks
@@ -68,19 +75,22 @@ struct Thread {
   uint3 index;
   unsigned number;
   State state = State::kReady;
-  int line = 0;                   // where it waits
-  uint32_t mask = 0;              // lanes that it waits for
-  uint64_t value = 0, lanes[32];  // what it gives to its warp, and what all of them gave
-  std::vector<Copy> copies;       // asynchronous ones that it has not yet made
-  std::vector<size_t> groups;     // how many belong to each group that has been ended
+  int line = 0;                              // where it waits
+  uint32_t mask = 0;                         // lanes that it waits for
+  uint64_t value = 0, lanes[32];             // what it gives to its warp, and what all of them gave
+  unsigned barriers = 0, warp_barriers = 0;  // that it has come to
+  std::vector<Copy> copies;                  // asynchronous ones that it has not yet made
+  std::vector<size_t> groups;                // how many belong to each group that has been ended
   ucontext_t context;
+  void* tsan;
 };
 
 struct Shared {
   size_t offset, size;
 };
 
-inline constexpr size_t kStack = 64 << 10, kCanary = 64, kMostShared = 48 << 10;
+// The sanitizers' reports are written on the stack of the thread that they are about.
+inline constexpr size_t kStack = tsan::kOn ? 256 << 10 : 64 << 10, kCanary = 64, kMostShared = 48 << 10;
 inline constexpr unsigned char kCanaryByte = 0xa5, kPoison = 0xff;  // as numbers, poison is NaN and -1
 
 // The kernel that is running.
@@ -93,8 +103,10 @@ struct Launch {
   void (*body)(void*);
   void* kernel;
   ucontext_t scheduler;
+  void* tsan;                            // of the scheduler
   std::map<const void*, Shared> shared;  // by declaration; null: the dynamic one
   std::vector<unsigned char> arena;
+  std::vector<char> places;  // of barriers, for the thread sanitizer
 };
 inline Launch* launch = nullptr;
 inline std::string error;  // of the last launches; empty: none
@@ -108,6 +120,7 @@ std::string text(const char* format, Args... args) {
 
 // What happened, in which thread; the first report stands.
 inline void report(const Thread* t, const std::string& what) {
+  const tsan::Ignored own;
   if (!error.empty()) return;
   const uint3 b = launch->block_index;
   error = text("block (%u,%u,%u)", b.x, b.y, b.z);
@@ -117,8 +130,33 @@ inline void report(const Thread* t, const std::string& what) {
 
 inline void wait(State state, int line) {
   Thread& t = *launch->current;
-  t.state = state, t.line = line;
+  void* scheduler = nullptr;
+  {
+    const tsan::Ignored own;
+    t.state = state, t.line = line;
+    scheduler = launch->tsan;
+  }
+  if (state == State::kDone) tsan::release(launch);
+  tsan::switch_to(scheduler);
   swapcontext(&t.context, &launch->scheduler);
+}
+
+// Waits, and what the threads of `group` did before is then before what they do after. A thread may come to the next
+// barrier before another leaves this one, so neighbours in time have places of their own.
+template <class Wait>
+void ordered_by(unsigned group, unsigned& number, Wait&& wait_for_them) {
+  const char* place = nullptr;
+  {
+    const tsan::Ignored own;
+    place = &launch->places[2 * group + number++ % 2];
+  }
+  tsan::release(place);
+  wait_for_them();
+  tsan::acquire(place);
+}
+
+inline void barrier(int line) {
+  ordered_by(0, launch->current->barriers, [&] { wait(State::kBarrier, line); });
 }
 
 [[noreturn]] inline void fail(const std::string& what) {
@@ -129,8 +167,7 @@ inline void wait(State state, int line) {
 inline void fiber() {
   launch->body(launch->kernel);
   if (!launch->current->copies.empty()) fail("asynchronous copies that nothing has waited for");
-  launch->current->state = State::kDone;
-  swapcontext(&launch->current->context, &launch->scheduler);
+  wait(State::kDone, 0);
 }
 
 // Lets go the lanes of warps all of whose partners have come. Returns whether there were any.
@@ -178,6 +215,7 @@ inline void open_barrier() {
 
 // Memory of a __shared__ declaration, laid out when the block first reaches it.
 inline void* shared_memory(const void* declaration, size_t size) {
+  const tsan::Ignored own;
   const auto [it, fresh] = launch->shared.try_emplace(declaration, Shared{});
   if (fresh) {
     size_t used = 0;
@@ -223,25 +261,35 @@ inline std::vector<unsigned> ordered(unsigned count, uint64_t& state) {
   return v;
 }
 
+// Not inlined: as far as the compiler knows, getcontext returns twice.
+[[gnu::noinline]] inline void prepare(ucontext_t& context, char* stack) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = kStack;
+  makecontext(&context, &fiber, 0);
+}
+
 inline void run_block(uint64_t& state) {
   static std::vector<std::unique_ptr<char[]>> stacks;
   const dim3 size = launch->block;
-  launch->threads.assign(size.count(), Thread{});
+  // All in new memory, which to the thread sanitizer has no past: this block is not ordered after the last.
+  if (tsan::kOn) stacks.clear();
+  launch->threads = std::vector<Thread>(size.count());
   launch->shared.clear();
-  launch->arena.assign(kMostShared + 4 * kCanary + launch->dynamic_size, kCanaryByte);
+  launch->arena = std::vector<unsigned char>(kMostShared + 4 * kCanary + launch->dynamic_size, kCanaryByte);
+  launch->places = std::vector<char>(2 * (1 + size.count() / 32 + 1));
   for (unsigned i = 0; i < size.count(); ++i) {
     if (stacks.size() <= i) stacks.emplace_back(new char[kStack]);
     Thread& t = launch->threads[i];
     t.number = i, t.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
-    getcontext(&t.context);
-    t.context.uc_stack.ss_sp = stacks[i].get(), t.context.uc_stack.ss_size = kStack;
-    makecontext(&t.context, &fiber, 0);
+    prepare(t.context, stacks[i].get());
+    t.tsan = tsan::create();
   }
   for (bool done = false; !done && error.empty();) {
     for (const unsigned i : ordered(size.count(), state)) {
       Thread& t = launch->threads[i];
       if (t.state != State::kReady) continue;
       launch->current = &t;
+      tsan::switch_to(t.tsan);
       swapcontext(&launch->scheduler, &t.context);
       if (!error.empty()) return;
     }
@@ -249,26 +297,86 @@ inline void run_block(uint64_t& state) {
                        [](const Thread& t) { return t.state == State::kDone; });
     if (!done && !open_warps()) open_barrier();
   }
+  for (const Thread& t : launch->threads) tsan::destroy(t.tsan);
   check_canaries();
 }
 
-// kernel<<<grid, block, dynamic shared memory, stream>>>(arguments...) after host.sed.
-template <class Kernel, class... Args>
-void start(dim3 grid, dim3 block, size_t dynamic_size, cudaStream_t, Kernel kernel, const Args&... args) {
-  if (!error.empty()) return;
-  auto call = [&] { kernel(args...); };
-  Launch running{
-      {0, 0, 0}, grid, block, dynamic_size, {}, nullptr, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call,
-      {},        {},   {}};
-  launch = &running;
-  uint64_t state = options.seed;
-  if (block.count() == 0 || block.count() > 1024 || grid.count() == 0) report(nullptr, "invalid grid or block");
-  for (const unsigned i : ordered(error.empty() ? grid.count() : 0, state)) {
-    running.block_index = {i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
-    run_block(state);
-    if (!error.empty()) break;
+inline void run(Launch& running) {
+  {
+    const tsan::Ignored own;
+    launch = &running;
+    running.tsan = tsan::current();
+    uint64_t state = options.seed;
+    const unsigned blocks = running.grid.count(), threads = running.block.count();
+    if (threads == 0 || threads > 1024 || blocks == 0) report(nullptr, "invalid grid or block");
+    for (const unsigned i : ordered(error.empty() ? blocks : 0, state)) {
+      const dim3 grid = running.grid;
+      running.block_index = {i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
+      run_block(state);
+      if (!error.empty()) break;
+    }
+    launch = nullptr;
   }
-  launch = nullptr;
+  tsan::acquire(&running);
+}
+
+// --------------------------------------------------------------------------------------------------------- recording
+
+inline std::map<void*, std::pair<size_t, size_t>> allocated;  // device memory: bytes asked for, bytes mapped
+extern "C" const char __executable_start;                     // of the linker
+
+// A launch as tests/simt/ptx.py reads it: 64-bit numbers, and bytes after their count. Kept if the environment names a
+// file in NOISYKERNELS_RECORD; of the orders, which give the same, the forward one.
+struct Record {
+  const char* file = options.order == Order::kForward ? std::getenv("NOISYKERNELS_RECORD") : nullptr;
+  std::string data;
+
+  void number(int64_t n) { data.append(reinterpret_cast<const char*>(&n), sizeof n); }
+  void bytes(const void* p, size_t size) {
+    number(static_cast<int64_t>(size));
+    data.append(static_cast<const char*>(p), size);
+  }
+  void memory() {
+    if (file == nullptr) return;
+    number(static_cast<int64_t>(allocated.size()));
+    for (const auto& [p, sizes] : allocated) {
+      number(reinterpret_cast<intptr_t>(p));
+      bytes(p, sizes.first);
+    }
+  }
+  template <class... Params>
+  void call(void (*kernel)(Params...), dim3 grid, dim3 block, size_t dynamic_size, const std::tuple<Params...>& args) {
+    if (file == nullptr) return;
+    number(reinterpret_cast<intptr_t>(kernel) - reinterpret_cast<intptr_t>(&__executable_start));
+    for (const unsigned n : {grid.x, grid.y, grid.z, block.x, block.y, block.z}) number(n);
+    number(static_cast<int64_t>(dynamic_size));
+    number(sizeof...(Params));
+    std::apply([&](const Params&... arg) { (bytes(&arg, sizeof arg), ...); }, args);
+  }
+  void save() const {
+    if (file == nullptr || !error.empty()) return;
+    std::FILE* out = std::fopen(file, "ab");
+    if (out == nullptr || std::fwrite(data.data(), 1, data.size(), out) != data.size() || std::fclose(out) != 0) {
+      error = text("%s could not be written", file);
+    }
+  }
+};
+
+// kernel<<<grid, block, dynamic shared memory, stream>>>(arguments...) after host.sed.
+template <class... Params, class... Args>
+void start(dim3 grid, dim3 block, size_t dynamic_size, cudaStream_t, void (*kernel)(Params...), const Args&... args) {
+  if (!error.empty()) return;
+  const std::tuple<Params...> params(args...);
+  auto call = [&] { std::apply(kernel, params); };
+  Record record;
+  record.call(kernel, grid, block, dynamic_size, params);
+  record.memory();
+  Launch running{};
+  running.grid = grid, running.block = block, running.dynamic_size = dynamic_size;
+  running.body = [](void* c) { (*static_cast<decltype(call)*>(c))(); }, running.kernel = &call;
+  run(running);
+  record.memory();
+  record.save();
 }
 
 // ------------------------------------------------------------------------------------------------- warp collectives
@@ -279,8 +387,11 @@ const uint64_t* exchange(uint32_t mask, T value, int line) {
   static_assert(sizeof(T) <= 8);
   Thread& t = *launch->current;
   if (!(mask >> t.number % 32 & 1)) fail(text("line %d: the calling lane is not in the mask", line));
-  t.mask = mask, t.value = 0;
-  std::memcpy(&t.value, &value, sizeof value);
+  {
+    const tsan::Ignored own;
+    t.mask = mask, t.value = 0;
+    std::memcpy(&t.value, &value, sizeof value);
+  }
   wait(State::kWarp, line);
   return t.lanes;
 }
@@ -299,6 +410,11 @@ inline uint32_t ballot(uint32_t mask, bool predicate, int line) {
   uint32_t bits = 0;
   for (unsigned k = 0; k < 32; ++k) bits |= static_cast<uint32_t>((mask >> k & 1) != 0 && (lanes[k] & 1) != 0) << k;
   return bits;
+}
+
+inline void warp_barrier(int line) {
+  Thread& t = *launch->current;
+  ordered_by(1 + t.number / 32, t.warp_barriers, [&] { exchange(~0u, 0, line); });
 }
 
 inline unsigned lane() { return launch->current->number % 32; }
@@ -339,8 +455,8 @@ inline void wait_for_copies(size_t open) {
 #define blockIdx (::simt::launch->block_index)
 #define blockDim (::simt::launch->block)
 #define gridDim (::simt::launch->grid)
-#define __syncthreads() ::simt::wait(::simt::State::kBarrier, __LINE__)
-#define __syncwarp() static_cast<void>(::simt::exchange(~0u, 0, __LINE__))
+#define __syncthreads() ::simt::barrier(__LINE__)
+#define __syncwarp() ::simt::warp_barrier(__LINE__)
 #define __ballot_sync(mask, predicate) ::simt::ballot(mask, predicate, __LINE__)
 #define __any_sync(mask, predicate) (::simt::ballot(mask, predicate, __LINE__) != 0)
 #define __all_sync(mask, predicate) (::simt::ballot(mask, !(predicate), __LINE__) == 0)
@@ -371,7 +487,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 
 // The memory ends, up to its alignment of 16, where a page begins that must not be touched.
 namespace simt {
-inline std::map<void*, std::pair<size_t, size_t>> allocated;  // bytes asked for, bytes mapped
 inline unsigned char* mapping(void* p, size_t bytes, size_t mapped) {
   return static_cast<unsigned char*>(p) + (bytes + 15) / 16 * 16 - (mapped - static_cast<size_t>(getpagesize()));
 }
@@ -405,5 +520,6 @@ inline cudaError_t cudaFree(void* p) {
 }
 
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
+  if (bytes != 0) std::memcpy(to, from, bytes);
+  return cudaSuccess;
 }

@@ -1,4 +1,5 @@
 // Kernels to try the emulated device with: right ones, and the same with one bug each, which it must notice.
+#include "../../csrc/cuda/ptx.h"
 #include "planted.h"
 
 namespace noisykernels::test {
@@ -30,7 +31,8 @@ __global__ void mirror(const float* x, float* y, int n) {
   }
 }
 
-// y[warp] = sum over the warp's values, y[2 + warp] = how many are positive, y[4 + thread] = the next lane's value.
+// y[warp] = sum over the warp's values, y[2 + warp] = how many are positive, y[4 + thread] = the next lane's value,
+// y[68 + thread] = twice that.
 template <Bug B>
 __global__ void warps(const float* x, float* y) {
   extern __shared__ float tile[];
@@ -46,7 +48,12 @@ __global__ void warps(const float* x, float* y) {
   const unsigned positive = __ballot_sync(~0u, x[t] > 0);
   tile[t] = x[t];
   if (B != Bug::kNoWarpBarrier) __syncwarp();
-  y[4 + t] = tile[t / 32 * 32 + (lane + 1) % 32];
+  const int next = t / 32 * 32 + (lane + 1) % 32;
+  y[4 + t] = tile[next];
+  if (B != Bug::kRefill) __syncwarp();
+  tile[t] = 2 * x[t];
+  __syncwarp();
+  y[68 + t] = tile[next];
   if (lane != 0) return;
   y[t / 32] = sum;
   int count = 0;
@@ -69,18 +76,57 @@ __global__ void copy(const float* x, float* y, int n) {
   }
 }
 
+// y[block] = x[block], y[2] = the sum of both.
 template <Bug B>
-void start(const float* x, int n, float* mirrored, float* of_warps, float* copied) {
+__global__ void blocks(const float* x, float* y) {
+  y[blockIdx.x] = x[blockIdx.x];
+  if (B == Bug::kSumOfBlocks) {
+    y[2] += x[blockIdx.x];
+  } else if (blockIdx.x == 0) {
+    y[2] = x[0] + x[1];
+  }
+}
+
+// y = every 32 of 128 values of x in reverse: copied asynchronously, the next ones while these are read.
+template <Bug B>
+__global__ void stages(const float* x, float* y) {
+  __shared__ Four tile[16];
+  const int t = static_cast<int>(threadIdx.x);
+  const auto fetch = [&](int stage) {
+    if (stage < 4) cuda::copy_async(tile + stage % 2 * 8 + t, x + 32 * stage + 4 * t, true);
+    cuda::commit_copies();
+  };
+  fetch(0);
+  for (int stage = 0; stage < 4; ++stage) {
+    fetch(stage + 1);
+    cuda::wait_for_copies<B == Bug::kWeakWait ? 2 : 1>();
+    __syncthreads();
+    for (int k = t; k < 32; k += 8) {
+      const int from = 31 - k;
+      y[32 * stage + k] = tile[stage % 2 * 8 + from / 4].v[from % 4];
+    }
+    if (B != Bug::kRefillByCopy) __syncthreads();
+  }
+  cuda::wait_for_copies<0>();
+}
+
+template <Bug B>
+void start(const float* x, int n, float* mirrored, float* of_warps, float* copied, float* of_blocks, float* staged) {
   mirror<B><<<1, kSize, 0, nullptr>>>(x, mirrored, n);
   warps<B><<<1, kSize, kSize * sizeof(float), nullptr>>>(x, of_warps);
   copy<B><<<1, kSize, 0, nullptr>>>(x, copied, n);
+  blocks<B><<<2, 1, 0, nullptr>>>(x, of_blocks);
+  stages<B><<<1, 8, 0, nullptr>>>(x, staged);
 }
 
 }  // namespace
 
-void run_planted(Bug bug, const float* x, int n, float* mirrored, float* of_warps, float* copied) {
+void run_planted(Bug bug, const float* x, int n, float* mirrored, float* of_warps, float* copied, float* of_blocks,
+                 float* staged) {
   const auto one_of = [&]<int... I>(std::integer_sequence<int, I...>) {
-    ((static_cast<int>(bug) == I ? start<static_cast<Bug>(I)>(x, n, mirrored, of_warps, copied) : void()), ...);
+    ((static_cast<int>(bug) == I ? start<static_cast<Bug>(I)>(x, n, mirrored, of_warps, copied, of_blocks, staged)
+                                 : void()),
+     ...);
   };
   one_of(std::make_integer_sequence<int, static_cast<int>(Bug::kCount)>{});
 }

@@ -20,6 +20,10 @@ enum class Bug {
   kLinesOfWarp,
   kNotInMask,
   kNoWarpBarrier,
+  kRefill,
+  kWeakWait,
+  kRefillByCopy,
+  kSumOfBlocks,  // right as long as blocks run one after another
   kCount
 };
 inline constexpr const char* kBugNames[] = {"none",
@@ -35,10 +39,15 @@ inline constexpr const char* kBugNames[] = {"none",
                                             "lane ended",
                                             "two lines of a warp",
                                             "lane not in the mask",
-                                            "no barrier of a warp"};
+                                            "no barrier of a warp",
+                                            "no barrier before a refill",
+                                            "too weak a wait for a copy",
+                                            "no barrier before a refill by a copy",
+                                            "sum of several blocks"};
 static_assert(sizeof(kBugNames) / sizeof(kBugNames[0]) == static_cast<int>(Bug::kCount));
 
-// x: n >= 64 values; mirrored: n; of_warps: 68; copied: n.
-void run_planted(Bug bug, const float* x, int n, float* mirrored, float* of_warps, float* copied);
+// x: n >= 64 values; mirrored: n; of_warps: 132; copied: n; of_blocks: 3, zero; staged: 128.
+void run_planted(Bug bug, const float* x, int n, float* mirrored, float* of_warps, float* copied, float* of_blocks,
+                 float* staged);
 
 }  // namespace noisykernels::test
