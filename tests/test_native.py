@@ -35,7 +35,7 @@ def test_all_cases_of_the_cuda_kernels() -> None:
     run(BUILD / "test_simt", "--full")
 
 
-# A defect of each kind in csrc/cuda/epilogue.cu: what to replace, and by what.
+# A defect of each kind in csrc/cuda: what to replace, and by what.
 DEFECTS = {
     "no barrier before the maximum": ("__syncthreads();\n        const int64_t drawn", "const int64_t drawn"),
     "no barrier after the maximum": ("        }\n        __syncthreads();\n      }\n", "        }\n      }\n"),
@@ -54,20 +54,63 @@ DEFECTS = {
     "no ReLU": ("work_.e.relu ? C(0) : -kInfinity<C>", "-kInfinity<C>"),
     "a line too short": ("last.element(last.y0 + line, last.x1)", "last.element(last.y0 + line, last.x1 - 1)"),
     "the row of other eps": ("work.given(i).remainder", "ids_.b"),
+    "the line below is the same": (
+        "row.values(top + width, {top + width, 1, 0, 4})",
+        "row.values(top, {top, 1, 0, 4})",
+    ),
+    "product: no barrier between stages": (
+        "__syncthreads();  // all copies of this stage",
+        "// all copies of this stage",
+    ),
+    "product: too weak a wait": ("wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
+    "product: copies that nothing waits for": ("  wait_for_copies<0>();", ""),
+    "product: no barrier before the results": ("  __syncthreads();\n  static_assert", "  static_assert"),
+    "product: columns dealt wrongly": ("column / 2 * 4 + which * 2", "column / 2 * 4 + (1 - which) * 2"),
+    "product: no warp barrier before the noise": (
+        "shared);\n    __syncwarp();\n    const int columns",
+        "shared);\n    const int columns",
+    ),
+    "product: no warp barrier before the store": (
+        "    __syncwarp();\n    constexpr int kLanes",
+        "    constexpr int kLanes",
+    ),
+    "product: no warp barrier after the store": (
+        "column0 + c, 1, 0, 4}, y);\n    }\n    __syncwarp();",
+        "column0 + c, 1, 0, 4}, y);\n    }",
+    ),
+    "product: beyond the inner dimension": ("in_a = k < g.K && ", "in_a = "),
+    "product: beyond the rows": ("k < g.K && row0 + row < g.M", "k < g.K"),
+    "product: columns on top of each other": (
+        "values[16 * i + 8 * below + lane / 4][column + c] =",
+        "values[16 * i + 8 * below + lane / 4][column] =",
+    ),
+    "product: a stage too far": ("(step + kStages - 1) * kDepth", "(step + kStages) * kDepth"),
+    "product: chunks looked for elsewhere": (
+        "place_w(row, chunk + lane / 8 % 2)",
+        "place_a(row, chunk + lane / 8 % 2)",
+    ),
 }
+
+
+def planted(defect: str, csrc: Path) -> Path:
+    """Puts a defect into a copy of our sources; returns the kernels that have it."""
+    old, new = DEFECTS[defect]
+    (file,) = (f for f in (csrc / "cuda").iterdir() if old in f.read_text())
+    file.write_text(file.read_text().replace(old, new))
+    return csrc / "cuda" / ("gemm.cu" if file.name in ("gemm.cu", "ptx.h") else "epilogue.cu")
 
 
 @pytest.mark.full
 def test_the_cuda_tests_notice_defects(tmp_path: Path) -> None:
     for part in ("CMakeLists.txt", "csrc", "tests", "bench"):
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tmp_path / part)
-    kernels = tmp_path / "csrc" / "cuda" / "epilogue.cu"
-    right = kernels.read_text()
     unnoticed = []
-    for name, (old, new) in DEFECTS.items():
-        assert old in right, name
-        kernels.write_text(right.replace(old, new))
+    for defect in DEFECTS:
+        planted(defect, tmp_path / "csrc")
         build(tmp_path, tmp_path / "build", "--target", "test_simt")
         if subprocess.run([tmp_path / "build" / "test_simt"], stdout=subprocess.DEVNULL).returncode == 0:
-            unnoticed.append(name)
+            unnoticed.append(defect)
+        shutil.copytree(
+            ROOT / "csrc" / "cuda", tmp_path / "csrc" / "cuda", dirs_exist_ok=True, copy_function=shutil.copy
+        )
     assert not unnoticed

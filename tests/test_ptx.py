@@ -16,7 +16,7 @@ import pytest
 import torch
 from simt import ptx
 from simt.ptx_files import Launch, Module, PtxError, read_launches
-from test_native import BUILD, DEFECTS, ROOT, build
+from test_native import BUILD, DEFECTS, ROOT, build, planted
 
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 PLANTED = ROOT / "tests" / "simt" / "planted.cu"
@@ -577,9 +577,7 @@ def test_the_interpreter_notices_defects(
     defect: str, recorded: tuple[dict[str, list[Launch]], str], tmp_path: Path
 ) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    kernels = tmp_path / "csrc" / "cuda" / "epilogue.cu"
-    old, new = DEFECTS[defect]
-    kernels.write_text(kernels.read_text().replace(old, new))
-    module = compile_ptx(kernels, tmp_path)
+    module = compile_ptx(planted(defect, tmp_path / "csrc"), tmp_path)
     ends = [end for end in recorded[0] if any(name.endswith(end) for name in module.starts)]
-    assert any(what_is_wrong(module, end, launch) for end in ends for launch in recorded[0][end])
+    late = defect in ("product: too weak a wait", "product: copies that nothing waits for")
+    assert any(what_is_wrong(module, end, launch, late) for end in ends for launch in recorded[0][end])
