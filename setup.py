@@ -16,7 +16,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 HEADERS = sorted(str(p) for pattern in ("*.h", "*.inl") for p in Path("csrc").rglob(pattern))
 KERNELS = sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))
-ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names others
+ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0"  # of these, unless TORCH_CUDA_ARCH_LIST names others, what nvcc knows
 
 
 def is_newer(target: Path, made_from: Path) -> bool:
@@ -25,19 +25,30 @@ def is_newer(target: Path, made_from: Path) -> bool:
     return target.exists() and all(target.stat().st_mtime > Path(i).stat().st_mtime for i in inputs)
 
 
+def output(*command: str) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+
+
 class Build(BuildExtension):
     """Compiles the CUDA kernels first, if there is a compiler for them."""
 
     def build_extensions(self) -> None:
         nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
-        if nvcc is None:
+        version = re.search(r"release (\d+)", output(nvcc, "--version")) if nvcc else None
+        if nvcc is None or version is None:
             print("noisykernels: nvcc was not found (PATH, CUDA_HOME): the CUDA kernels are left out")
+        elif int(version[1]) < 12:
+            print(f"noisykernels: {nvcc} is older than CUDA 12, which knows C++20: the CUDA kernels are left out")
         else:
             self.add_cuda(nvcc)
         super().build_extensions()
 
     def add_cuda(self, nvcc: str) -> None:
-        names = (os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES).replace(";", " ").split()
+        names = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+        if not names:
+            known = output(nvcc, "--list-gpu-arch").split()
+            names = [a for a in ARCHITECTURES.split() if f"compute_{a.replace('.', '')}" in known]
+            names[-1] += "+PTX"
         targets = []
         for name in names:
             number = name.removesuffix("+PTX").replace(".", "")
@@ -57,8 +68,8 @@ class Build(BuildExtension):
                 subprocess.run([*command, "--threads", jobs], check=True)
                 made_by.write_text(str(command))
             extension.extra_objects.append(str(target))
-        dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], stderr=subprocess.PIPE, text=True)
-        root = Path(re.search("TOP=(.*)", dry.stderr)[1])  # nvcc itself may be a link or a script
+        steps = output(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull)
+        root = Path(re.search("TOP=(.*)", steps)[1])  # nvcc itself may be a link or a script
         libraries = [root / "lib64", root / "lib", *root.glob("targets/*/lib")]
         extension.library_dirs += [str(p) for p in libraries if (p / "libcudart_static.a").exists()][:1]
         extension.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]

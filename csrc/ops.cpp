@@ -160,7 +160,7 @@ struct LinearParts {
 
 #if defined(NOISYKERNELS_CUDA)
 // linear in one CUDA kernel; nothing where the library is to multiply.
-std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, const OptTensor& bias, bool relu,
+std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, OptTensor bias, bool relu,
                                    const NoiseArgs& args) {
   if (cuda::multiplier == cuda::Multiplier::kLibrary) return std::nullopt;
   const DType type = dtype_of("linear", "input", x);
@@ -173,8 +173,10 @@ std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, const 
   cuda::Gemm g;
   g.epilogue = make_epilogue(noise, out, out, type, relu);
   g.a = a.data_ptr(), g.w = w.data_ptr();
-  const OptTensor b = bias ? OptTensor(as_contiguous(*bias)) : bias;
-  g.bias = b ? b->data_ptr() : nullptr;
+  if (bias) {
+    bias = as_contiguous(*bias);
+    g.bias = bias->data_ptr();
+  }
   g.M = K == 0 ? 0 : x.numel() / K, g.N = N, g.K = K;
   g.tf32 = cuda::multiplier == cuda::Multiplier::kFusedTf32;
   const torch::stable::accelerator::DeviceGuard guard(x.device().index());

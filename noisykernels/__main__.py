@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     )
     shared.add_argument("--train-seed", type=int, default=0, help="seed of the training (default: %(default)s)")
     shared.add_argument("--threads", type=int, help="threads of torch (default: as torch is set)")
-    shared.add_argument("--device", default="cpu", help="where to run: cpu, cuda, cuda:1 (default: %(default)s)")
+    shared.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
     shared.add_argument("--json", action="store_true", help="machine-readable output on standard output")
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -160,6 +160,15 @@ def parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what was built, and what this machine runs")
     info.add_argument("--json", action="store_true", help="machine-readable output")
     return top
+
+
+def _device(name: str) -> str:
+    """A device that is there."""
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    there += [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    if name not in there:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(there)} on this machine, got {name!r}")
+    return name
 
 
 def _trained(args: argparse.Namespace) -> torch.nn.Module:

@@ -298,7 +298,7 @@ def test_numbers() -> None:
         [], ["fly"], ["walk", "--levels", "a"], ["walk", "--levels", "log:0:1:3"],
         ["walk", "--fast"], ["walk", "--levels", "lin:0:1:0"], ["train", "--model", "none"],
         ["walk", "--draws", "x"], ["report"], ["compare", "a.json"], ["compare", "a.json", "b.json", "--names", "a"],
-        ["resume"], ["mixed", "--ratios", "x"],
+        ["resume"], ["mixed", "--ratios", "x"], ["walk", "--device", "nope"],
     ],
     ids=str,
 )  # fmt: skip

@@ -45,10 +45,8 @@ def test_public_names_have_docstrings_and_examples() -> None:
     assert sorted(noisykernels.__all__) == sorted(set(noisykernels.__all__))
 
 
-def blocks() -> list[str]:
-    if not README.exists():
-        return []
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+def blocks(document: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", document.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def reduced(source: str) -> str:
@@ -65,18 +63,18 @@ def reduced(source: str) -> str:
     return ast.unparse(ast.fix_missing_locations(Reduce().visit(ast.parse(source))))
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not there yet")
-def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", [README, ROOT / "docs" / "cuda.md"], ids=lambda path: path.name)
+def test_code_of_documents_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All python blocks one after the other, as a reader would type them, with smaller numbers."""
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib").use("agg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOISYKERNELS_DATA", str(tmp_path))
-    found = blocks()
+    found = blocks(document)
     assert found
     names: dict[str, object] = {"__name__": "readme"}
     for i, block in enumerate(found):
-        exec(compile(reduced(block), f"README.md, python block {i}", "exec"), names)
+        exec(compile(reduced(block), f"{document.name}, python block {i}", "exec"), names)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
