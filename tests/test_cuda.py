@@ -7,6 +7,7 @@ The kernels themselves are tested without a GPU in tests/simt.
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -305,17 +306,50 @@ def test_walk_agrees_with_the_cpu(mode: str) -> None:
             assert abs(a.correct - b.correct) <= 1, (a, b)  # one of 300 rows, if any, so near to a boundary
 
 
-def test_adaptive_walk_and_vote() -> None:
+def classifier() -> nn.Module:
+    """A network that tells its inputs apart, each by some margin."""
+    model, g = network(), torch.Generator().manual_seed(6)
+    for p in model.parameters():
+        p.data.copy_(torch.randn(p.shape, generator=g) / max(1, p[0].numel()) ** 0.5)
+    return model
+
+
+def labelled() -> tuple[Tensor, Tensor]:
+    """Rows that the classifier gets right."""
     x, _ = data()
-    model = network().cuda()
     with torch.no_grad():
-        labels = model(x.cuda()).argmax(1).cpu()
-    study = nk.walk(model, (x, labels), noise=nk.Noise(add=1.0), seed=1, sites=[1, 2])
-    assert all(m.status == "ok" for m in study.midpoints())
-    here = nk.vote(network(), (x, labels), noise=nk.Noise(add=5.0), draws=5, seed=1)
-    there = nk.vote(model, (x, labels), noise=nk.Noise(add=5.0), draws=5, seed=1)
+        return x, classifier()(x).argmax(1)
+
+
+def test_adaptive_walk() -> None:
+    here = nk.walk(classifier(), labelled(), noise=nk.Noise(add=1.0), seed=1, sites=[1, 2])
+    there = nk.walk(classifier().cuda(), labelled(), noise=nk.Noise(add=1.0), seed=1, sites=[1, 2])
+    for a, b in zip(here.midpoints(), there.midpoints(), strict=True):
+        assert a.status == b.status, (a, b)
+        assert max(a.low, b.low) <= min(a.high, b.high)  # both intervals hold the same midpoint
+
+
+def test_vote() -> None:
+    here, there = (
+        nk.vote(classifier().to(device), labelled(), noise=nk.Noise(add=5.0), draws=5, seed=1)
+        for device in ("cpu", "cuda")
+    )
     for kind, curve in here.curves.items():
         assert abs(curve.accuracy - there.curves[kind].accuracy).max() <= 2 / 300, kind
+
+
+def test_studies_that_are_kept_settled_or_mixed(tmp_path: Path) -> None:
+    model, how = classifier().cuda(), dict(levels=[1e-5, 1.0, 100.0], draws=3, seed=1)
+    whole = nk.walk(model, labelled(), noise=nk.Noise(add=1.0), **how)
+    part = nk.walk(model, labelled(), noise=nk.Noise(add=1.0), **{**how, "draws": 2}, store=tmp_path / "s.db")
+    kept = nk.walk(model, labelled(), noise=nk.Noise(add=1.0), **how, store=tmp_path / "s.db")
+    assert len(part.records) < len(kept.records) and kept.records == whole.records
+    settled = nk.walk(model, labelled(), noise=nk.Noise(add=1.0), **how, plateaus=0.03)
+    assert {r.status for r in settled.records} >= {"evaluated", "proved"}
+    clean = whole.meta.clean_correct
+    assert all(r.correct == clean for r in settled.records if r.status == "proved")
+    mixed = nk.walk_mixed(model, labelled(), ratios=[0.0, 1.0], **how)
+    assert mixed.studies[1].records == whole.records
 
 
 def test_memory_of_the_operators_is_torchs() -> None:
