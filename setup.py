@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import BuildExtension, CppExtension, _get_cuda_arch_flags
 
 HEADERS = sorted(str(p) for pattern in ("*.h", "*.inl") for p in Path("csrc").rglob(pattern))
 KERNELS = sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))
@@ -20,42 +20,44 @@ ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0"  # of these, unless TORCH_CUDA_A
 
 
 def is_newer(target: Path, made_from: Path) -> bool:
-    """Than all of our files that the compiler wrote down it was made from."""
-    inputs = re.findall(r"csrc/\S+(?:h|cu)\b", made_from.read_text())
-    return target.exists() and all(target.stat().st_mtime > Path(i).stat().st_mtime for i in inputs)
+    """Than all of our files that the compiler wrote down it was made from; not if one of them is gone."""
+    if not (target.exists() and made_from.exists()):
+        return False
+    inputs = [Path(p) for p in re.findall(r"csrc/\S+(?:h|cu)\b", made_from.read_text())]
+    return all(p.exists() and target.stat().st_mtime > p.stat().st_mtime for p in inputs)
 
 
 def output(*command: str) -> str:
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+
+
+def cuda_compiler() -> str | None:
+    """nvcc; None, having said why, if there is none that will do."""
+    nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
+    if nvcc is None:
+        print("noisykernels: nvcc was not found (PATH, CUDA_HOME): the CUDA kernels are left out")
+        return None
+    version = re.search(r"release (\d+)", said := output(nvcc, "--version"))
+    if version is None or int(version[1]) < 12:
+        print(f"noisykernels: {nvcc} is not of CUDA 12 or newer: the CUDA kernels are left out\n{said}")
+        return None
+    return nvcc
 
 
 class Build(BuildExtension):
     """Compiles the CUDA kernels first, if there is a compiler for them."""
 
     def build_extensions(self) -> None:
-        nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
-        version = re.search(r"release (\d+)", output(nvcc, "--version")) if nvcc else None
-        if nvcc is None or version is None:
-            print("noisykernels: nvcc was not found (PATH, CUDA_HOME): the CUDA kernels are left out")
-        elif int(version[1]) < 12:
-            print(f"noisykernels: {nvcc} is older than CUDA 12, which knows C++20: the CUDA kernels are left out")
-        else:
+        if nvcc := cuda_compiler():
             self.add_cuda(nvcc)
         super().build_extensions()
 
     def add_cuda(self, nvcc: str) -> None:
-        names = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
-        if not names:
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
             known = output(nvcc, "--list-gpu-arch").split()
             names = [a for a in ARCHITECTURES.split() if f"compute_{a.replace('.', '')}" in known]
-            names[-1] += "+PTX"
-        targets = []
-        for name in names:
-            number = name.removesuffix("+PTX").replace(".", "")
-            if not number.rstrip("af").isdigit():
-                raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0 or 9.0+PTX, got {name!r}")
-            codes = [f"sm_{number}", *([f"compute_{number}"] if name.endswith("+PTX") else [])]
-            targets.append(f"-gencode=arch=compute_{number},code=[{','.join(codes)}]")
+            os.environ["TORCH_CUDA_ARCH_LIST"] = f"{';'.join(names)}+PTX"
+        targets = _get_cuda_arch_flags()  # understands what torch's other extensions understand
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
         for source in KERNELS:
             target = Path(self.build_temp, source).with_suffix(".o")
@@ -73,7 +75,8 @@ class Build(BuildExtension):
         libraries = [root / "lib64", root / "lib", *root.glob("targets/*/lib")]
         extension.library_dirs += [str(p) for p in libraries if (p / "libcudart_static.a").exists()][:1]
         extension.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        extension.extra_compile_args.append(f'-DNOISYKERNELS_CUDA="{" ".join(names)}"')
+        built = re.findall(r",code=(\w+)", " ".join(targets))
+        extension.extra_compile_args.append(f'-DNOISYKERNELS_CUDA="{" ".join(built)}"')
 
 
 extension = CppExtension(

@@ -2,8 +2,8 @@
 
     python bench/bench_cuda.py [layers|products|walks]
 
-Times are of CUDA events, the second-level cache flushed before each call, medians of interleaved rounds. `spread` is
-the range of the middle half of the rounds' ratios.
+Convolutions are cuDNN's as torch sets it: tf32 is allowed. Times are of CUDA events, the second-level cache flushed
+before each call, medians of interleaved rounds; in brackets the range of the middle half of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def products() -> None:
 
 
 def walks() -> None:
-    """Whole walks: seconds here and on the CPU's engine, and the plain loop on the GPU for the small network."""
+    """Whole walks: seconds with the work shared, and with the whole noisy model run for each level and draw."""
     print("| study | GPU, s | GPU, plain engine, s | evaluations |")
     print("| --- | --- | --- | --- |")
 

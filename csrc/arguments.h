@@ -130,8 +130,10 @@ DType dtype_of(const char* op, const char* argument, const Tensor& t) {
   return DType::kFloat32;
 }
 
-void check_same_dtype(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
+void check_same_place(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
   const ScalarType type = x.scalar_type();
+  NK_CHECK(weight.device() == x.device() && (!bias || bias->device() == x.device()), op,
+           ": input, weight and bias must be on the same device");
   NK_CHECK(weight.scalar_type() == type && (!bias || bias->scalar_type() == type), op,
            ": input, weight and bias must have the same dtype, got ", torch::headeronly::toString(type), ", ",
            torch::headeronly::toString(weight.scalar_type()), " and ",

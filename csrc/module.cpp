@@ -40,7 +40,6 @@ std::vector<std::string> cuda_archs() {
 #endif
 }
 
-#if defined(NOISYKERNELS_CUDA)
 std::string cuda_multiplier() { return nk::cuda::kMultiplierNames[static_cast<int>(nk::cuda::multiplier)]; }
 
 void set_cuda_multiplier(const std::string& name) {
@@ -51,7 +50,6 @@ void set_cuda_multiplier(const std::string& name) {
   }
   nk::cuda::multiplier = static_cast<nk::cuda::Multiplier>(found - std::begin(names));
 }
-#endif
 
 std::string cpu_level() {
   const nk::cpu::Kernels* level = nk::cpu::current_level();
@@ -79,10 +77,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_level", &cpu_level);
   m.def("set_cpu_level", &set_cpu_level);
-#if defined(NOISYKERNELS_CUDA)
   m.def("cuda_multiplier", &cuda_multiplier);
   m.def("set_cuda_multiplier", &set_cuda_multiplier);
-#endif
   m.def("build_info", [] {
     py::dict d;
     d["compiler"] = __VERSION__;

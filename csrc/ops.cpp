@@ -166,12 +166,8 @@ std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, OptTen
   const DType type = dtype_of("linear", "input", x);
   const int64_t N = weight.size(0), K = weight.size(1);
   const Tensor a = as_contiguous(x), w = as_contiguous(weight);
-  Ints shape = shape_of(x);
-  shape.back() = N;
-  const BoundNoise noise("linear", args, shape, x.dim() > 1, x, false);
-  Tensor out = empty_as(x, shape, false);
   cuda::Gemm g;
-  g.epilogue = make_epilogue(noise, out, out, type, relu);
+  g.epilogue.dtype = type, g.epilogue.shared = args.shared;
   g.a = a.data_ptr(), g.w = w.data_ptr();
   if (bias) {
     bias = as_contiguous(*bias);
@@ -180,7 +176,12 @@ std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, OptTen
   g.M = K == 0 ? 0 : x.numel() / K, g.N = N, g.K = K;
   g.tf32 = cuda::multiplier == cuda::Multiplier::kFusedTf32;
   const torch::stable::accelerator::DeviceGuard guard(x.device().index());
-  if (g.M == 0 || !cuda::fits(g) || !cuda::has_tensor_cores()) return std::nullopt;
+  if (g.M == 0 || !cuda::fits(g) || !cuda::is_built_for_device()) return std::nullopt;
+  Ints shape = shape_of(x);
+  shape.back() = N;
+  const BoundNoise noise("linear", args, shape, x.dim() > 1, x, false);
+  Tensor out = empty_as(x, shape, false);
+  g.epilogue = make_epilogue(noise, out, out, type, relu);
   run("linear", out, g);
   return out;
 }
@@ -191,7 +192,7 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
   const DType type = dtype_of(op, "input", x);
   NK_CHECK(x.dim() >= 1, op, ": input must have at least one dimension");
   NK_CHECK(weight.dim() == 2, op, ": weight must be [out_features, in_features], got shape ", shape_text(weight));
-  check_same_dtype(op, x, weight, bias);
+  check_same_place(op, x, weight, bias);
   const int64_t N = weight.size(0), K = weight.size(1);
   NK_CHECK(x.size(x.dim() - 1) == K, op, ": input's last dimension must be ", K, " (weight ", shape_text(weight),
            "), got shape ", shape_text(x));
@@ -267,7 +268,7 @@ Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints pa
   const bool batched = x.dim() == weight.dim();
   NK_CHECK(batched || x.dim() == weight.dim() - 1, op, ": input must have ", weight.dim(),
            " dimensions (or one fewer, unbatched), got shape ", shape_text(x));
-  check_same_dtype(op, x, weight, bias);
+  check_same_place(op, x, weight, bias);
   if (!batched) {
     Ints shape = shape_of(x);
     shape.insert(shape.begin(), 1);

@@ -17,6 +17,7 @@ __all__ = [
     "Data",
     "chosen_sites",
     "draw_list",
+    "gpu_precision",
     "in_memory",
     "level_list",
     "pass_memory",
@@ -73,6 +74,12 @@ def pass_memory(op: str, size: SupportsIndex | None, device: torch.device) -> in
     if size is None:
         size = torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 2**30
     return whole_size(op, "memory", size)
+
+
+def gpu_precision() -> tuple[str, str]:
+    """What torch makes of float32 in products and convolutions on a GPU: "tf32" rounds what goes in."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return torch.backends.cuda.matmul.fp32_precision, convolutions.fp32_precision
 
 
 def _is_number(value: Any) -> bool:

@@ -115,7 +115,7 @@ def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str,
     def expanded(level: Tensor) -> Tensor:
         if level.dim() > 0:
             level = level.expand(draws, len(tiled) // draws, *tiled.shape[1:]).reshape(tiled.shape)
-        return level.to(torch.float64 if tiled.dtype == torch.float64 else torch.float32)
+        return level.to(tiled.device, torch.float64 if tiled.dtype == torch.float64 else torch.float32)
 
     def scaled(operand: str, level: Tensor) -> Tensor:
         return raw(operand, noise.kind) * expanded(level)

@@ -20,6 +20,7 @@ from noisykernels.arguments import (
     Data,
     chosen_sites,
     draw_list,
+    gpu_precision,
     in_memory,
     level_list,
     pass_memory,
@@ -117,7 +118,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         executor: who evaluates: an object with `submit` as in `concurrent.futures`, or a number of processes to
             start; None: this process. The results are the same, whoever does; see `workers`.
         memory: bytes that the values of a pass may take, beside the model and the data; in each worker. None: 1 GiB,
-            and a quarter of a GPU's memory.
+            and a quarter of a GPU's memory (give less to several workers on one).
         threads: torch's threads for the study, in each worker too; None keeps the present number. Also of the plan.
         floor: accuracy under unbounded noise; None is 1 / classes.
         axis: ``"log"`` or ``"linear"`` level axis; None: linear for purely multiplicative noise.
@@ -204,8 +205,14 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "cpu_level": _C.cpu_level(),
-            "device": str(device),
+            "device": device.type,
         }
+        if device.type == "cuda":
+            plan |= {
+                "gpu": torch.cuda.get_device_name(device),
+                "precision": list(gpu_precision()),
+                "multiplier": _C.cuda_multiplier(),
+            }
         if chunks is not None:
             plan |= {"chunk_rows": chunks.rows, "pass_bytes": chunks.bytes}
         answers: Answers = here.correct

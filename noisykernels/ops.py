@@ -141,7 +141,7 @@ def eps(
     return _ops.eps.default(
         list(shape),
         KINDS.index(kind),
-        seed_tensor("eps", seed, where).to(where),  # the operator works where its seed is
+        seed_tensor("eps", seed, where).to(where, non_blocking=True),  # the operator works where its seed is
         site,
         OPERANDS.index(operand),
         draw,

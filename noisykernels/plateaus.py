@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisykernels.adaptive import NAN, Answer, Request
+from noisykernels.arguments import gpu_precision
 from noisykernels.bands import wilson
 from noisykernels.cells import Cells
 from noisykernels.evaluator import Evaluator
@@ -195,6 +196,8 @@ def _limit(reuse: Reuse, site: str, clean: dict[int, Any], noise: Noise, rows: i
     number = reuse.tape.sites[site]
     if clean[number].dtype not in (torch.float32, torch.float64):
         return 0.0  # half types round by more than the margin below
+    if clean[number].is_cuda and "tf32" in gpu_precision():
+        return 0.0  # and so does tf32
     x, most = clean[number].abs().double(), largest_eps(noise.kind)  # float64: tiny radii must not become 0
     a, m = (0.0 if level is None else float(level) for level in (noise.add, noise.mul))
     at_site = [most * (a + m * x)]  # the radius is A times the first plus A^2 times the second

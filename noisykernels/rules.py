@@ -254,9 +254,11 @@ def _register_autocast(library: torch.library.Library, name: str, operands: int,
         return a.to(dtype)
 
     def rule(*args: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device)
+        dtype, leading = torch.get_autocast_dtype(device), args[:operands]
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*(lower(a, dtype) for a in args[:operands]), *args[operands:])
+            if args[0].device.type == device:  # a seed or a level alone may be of another device
+                leading = tuple(lower(a, dtype) for a in leading)
+            return op(*leading, *args[operands:])
 
     library.impl(name, rule, key)
 

@@ -233,7 +233,7 @@ def trained(
     """A trained model: read from its checkpoint if there is one, else trained and stored.
 
     The checkpoint's name holds the model, the data set and a digest of all settings that shape the
-    result (`cache`, `root`, `device`, `progress` and `on_epoch` do not).
+    result (`cache`, `root`, `progress` and `on_epoch` do not, nor does `device`, but for rounding).
 
     Args:
         model_name: one of `models.MODELS`.

@@ -16,14 +16,14 @@ from torch import nn
 
 from noisykernels._files import progress_of
 from noisykernels._optional import optional
-from noisykernels.arguments import Data, chosen_sites, draw_list, in_memory, pass_rows, whole_size
+from noisykernels.arguments import Data, chosen_sites, draw_list, in_memory, pass_memory, pass_rows, whole_size
 from noisykernels.ballots import KINDS, Means, VoteCurve, executions_needed, majority, majority_curve, mean_scores
 from noisykernels.inject import inject, noise_state
 from noisykernels.inject import sites as sites_of
 from noisykernels.injected import place_of, state_of
 from noisykernels.nn import NoisyLayer
 from noisykernels.noise import Noise, seed_tensor
-from noisykernels.plain import SILENT, clean_correct, scores_of
+from noisykernels.plain import SILENT, choose_passes, clean_correct, scores_of
 from noisykernels.trace import evaluating
 
 __all__ = ["KINDS", "VoteCurve", "Votes", "executions_needed", "majority", "mean_scores", "vote"]
@@ -151,12 +151,13 @@ def vote(
         stack.enter_context(evaluating(model))
         injected = stack.enter_context(inject(model, noise, where, example_input=inputs[:2], repeats=repeats))
         stack.enter_context(torch.inference_mode())
-        batches = list(zip(*(part.split(batch_rows) for part in (inputs, labels, row_ids)), strict=True))
         state = state_of(injected)
+        size = choose_passes(state.traced, pass_memory("vote", None, device), batch_rows, draws_per_pass)
+        batches = list(zip(*(part.split(size.rows) for part in (inputs, labels, row_ids)), strict=True))
         noisy, state.placement = state.placement, SILENT
-        correct, classes = clean_correct("vote", injected, inputs, labels, batch_rows)
+        correct, classes = clean_correct("vote", injected, inputs, labels, size.rows)
         state.placement = noisy
-        passes = [ids[i : i + draws_per_pass] for i in range(0, len(ids), draws_per_pass)]
+        passes = [ids[i : i + size.draws] for i in range(0, len(ids), size.draws)]
         predictions = np.empty((len(ids), len(labels)), np.int64)
         advance = stack.enter_context(progress_of("vote", progress, len(batches) * len(passes)))
         done = 0

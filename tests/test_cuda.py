@@ -7,11 +7,13 @@ The kernels themselves are tested without a GPU in tests/simt.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from operators import CASES, DRAWS, MODES, assert_same_bits, covering
 from test_ops import DIFFERENTIABLE, FACTORS, FORMATS, SMOOTH, make, name_of
 from torch import Tensor, nn
@@ -25,13 +27,20 @@ pytestmark = [
 NOISE = nk.Noise(add=0.5, mul=0.25)
 
 
-@pytest.fixture(autouse=True)
-def exact_library() -> Any:
+@pytest.fixture
+def exact_library() -> Iterator[None]:
     """No algorithms that multiply by fractions (Winograd, FFT): small integers stay exact."""
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    yield
-    torch.backends.cudnn.enabled = before
+    with torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+@pytest.fixture
+def no_tf32() -> Iterator[None]:
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+exact = pytest.mark.usefixtures("exact_library")
 
 
 def on_gpu(value: Any) -> Any:
@@ -63,11 +72,13 @@ def check_values(
     assert_same_bits(actual.cpu(), expected, noise)
 
 
+@exact
 @pytest.mark.parametrize("combination", covering(2, **FACTORS_HERE), ids=name_of)
 def test_values(combination: dict[str, Any]) -> None:
     check_values(**combination)
 
 
+@exact
 @pytest.mark.full
 def test_values_of_any_three_factors() -> None:
     for combination in covering(3, **FACTORS_HERE):
@@ -77,7 +88,7 @@ def test_values_of_any_three_factors() -> None:
 @pytest.mark.parametrize("way", ["library", "fused", "fused_tf32"])
 @pytest.mark.parametrize("dtype", FACTORS["dtype"])
 @pytest.mark.parametrize("draws", ["one", "expanded"])
-@pytest.mark.parametrize("shape", [(6, 64), (6, 5, 24), (600, 136), (64,), (6, 0), (0, 8), (6, 7)])
+@pytest.mark.parametrize("shape", [(6, 64), (6, 5, 24), (600, 136), (2200, 8), (64,), (6, 0), (0, 8), (6, 7)])
 def test_linear_in_one_kernel(way: str, dtype: torch.dtype, draws: str, shape: tuple[int, ...]) -> None:
     if len(shape) == 1 and draws != "one":
         pytest.skip("one row takes one draw")
@@ -126,6 +137,20 @@ def test_gradients(combination: dict[str, Any]) -> None:
     for a, e in zip(gradients("cuda"), gradients("cpu"), strict=True):
         # Sums of fewer than 2^12 terms of 53 bits, each with a few roundings of its own.
         assert (a.cpu() - e).abs().max() <= 2**-40 * e.abs().max()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("last", [torch.contiguous_format, torch.channels_last])
+def test_convolution_of_the_library_as_it_is_set(last: torch.memory_format, dtype: torch.dtype, relu: bool) -> None:
+    """cuDNN with its own choice of algorithm and tf32: the noise is on what it gives, in its memory format."""
+    x = torch.randn(4, 16, 30, 30, device="cuda", dtype=dtype).to(memory_format=last)
+    w = torch.randn(24, 16, 3, 3, device="cuda", dtype=dtype).to(memory_format=last)
+    clean = F.conv2d(x, w)
+    noisy = nk.conv2d(x, w, noise=NOISE, relu=relu, seed=4)
+    assert noisy.stride() == clean.stride()
+    expected = nk.perturb(clean.cpu(), NOISE, seed=4)
+    assert_same_bits(noisy.cpu(), F.relu(expected) if relu else expected)
 
 
 @pytest.mark.parametrize("op", CASES)
@@ -190,6 +215,7 @@ def test_nothing_waits_for_the_device() -> None:
                 nk.linear(x, w, b, noise=noise, rows=rows, **ids)
                 nk.perturb_relu_max_pool2d(image, noise, 2, **ids)
                 nk.conv2d(image, image[:1, :, :3, :3], noise=noise, **ids)
+                nk.eps((4, 4), device="cuda", seed=ids["seed"])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -214,22 +240,24 @@ def test_graph_reads_seed_and_levels_when_replayed() -> None:
             assert_same_bits(y, model(x))
 
 
-def test_compiled() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_compiled(device: str) -> None:
+    """With seed and level on either device."""
+
     def f(x: Tensor, w: Tensor, seed: Tensor, level: Tensor) -> Tensor:
         return torch.relu(nk.linear(x, w, noise=nk.Noise(add=level), seed=seed)).sum(1)
 
     compiled = torch.compile(f, fullgraph=True)
     x, w = torch.ones(8, 32, device="cuda"), torch.ones(16, 32, device="cuda", requires_grad=True)
     for seed in (1, 2):
-        args = x, w, torch.tensor(seed).cuda(), torch.tensor(0.5 * seed).double().cuda()
+        args = x, w, torch.tensor(seed).to(device), torch.tensor(0.5 * seed).double().to(device)
         torch.testing.assert_close(compiled(*args), f(*args), rtol=1e-6, atol=1e-4)  # sums of 16 in another order
         compiled(*args).sum().backward()
 
 
-@pytest.mark.parametrize("many", [2])
-def test_device_of_the_value_not_the_current_one(many: int) -> None:
-    if torch.cuda.device_count() < many:
-        pytest.skip(f"there are fewer than {many} devices")
+def test_device_of_the_value_not_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one device only")
     x = torch.ones(8, 32)
     expected = nk.perturb(x, NOISE, seed=1)
     assert_same_bits(nk.perturb(x.to("cuda:1"), NOISE, seed=1).cpu(), expected)
@@ -245,6 +273,13 @@ def test_arguments_on_other_devices_are_refused() -> None:
         op(x, level.view(1, 1, 1), None, seed, None, None, 0, 0, 0, 0, False)
     with pytest.raises(RuntimeError, match=r"perturb: seed must be on the CPU or on the device"):
         op(x.cpu(), level, None, seed.cuda(), None, None, 0, 0, 0, 0, False)
+    w, b = torch.ones(2, 3), torch.ones(2)
+    for way in ("library", "fused"):
+        nk._C.set_cuda_multiplier(way)
+        for operands in ((x.cpu(), w.cuda(), b.cuda()), (x, w, b.cuda()), (x, w.cuda(), b), (x.cpu(), w, b.cuda())):
+            with pytest.raises(RuntimeError, match="linear: input, weight and bias must be on the same device"):
+                nk.linear(*operands, noise=NOISE, seed=1)
+    nk._C.set_cuda_multiplier("library")
 
 
 def test_bad_levels_and_ids_on_the_device_make_nan() -> None:
@@ -290,15 +325,20 @@ def test_injected_model(draws: list[int] | None) -> None:
 
 
 @pytest.mark.parametrize("mode", ["add", "mul", "mul_add", "add_mul"])
-def test_walk_agrees_with_the_cpu(mode: str) -> None:
-    """Each record up to predictions at a decision boundary; both engines to the count."""
+@pytest.mark.usefixtures("no_tf32")
+@pytest.mark.parametrize("shaped", [False, True])
+def test_walk_agrees_with_the_cpu(mode: str, shaped: bool) -> None:
+    """Each record up to predictions at a decision boundary."""
+    levels = dict(MODES[mode])
+    if shaped:  # on the CPU, where people make them
+        levels |= {k: nk.per_channel([v, 2 * v, v, 0.0], 4) for k, v in levels.items() if isinstance(v, float)}
     studies = []
     for device, engine in (("cpu", "auto"), ("cuda", "auto"), ("cuda", "plain")):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             studies.append(nk.walk(
-                network().to(device), data(), noise=nk.Noise(**MODES[mode]), levels=[0.1, 1.0, 10.0], draws=3, seed=1,
-                engine=engine,
+                network().to(device), data(), noise=nk.Noise(**levels), levels=[0.1, 1.0, 10.0], draws=3, seed=1,
+                engine=engine, sites=[1, 2] if shaped else None,
             ))  # fmt: skip
     for one in studies[1:]:
         for a, b in zip(one.records, studies[0].records, strict=True):
@@ -354,10 +394,17 @@ def test_studies_that_are_kept_settled_or_mixed(tmp_path: Path) -> None:
 
 def test_memory_of_the_operators_is_torchs() -> None:
     """Nothing is allocated beside the result, which torch's allocator gives."""
-    x = torch.ones(1 << 20, device="cuda").view(1024, 1024)
+    x, draws = torch.ones(1 << 20, device="cuda").view(1024, 1024), torch.arange(2).cuda()
+
+    def call() -> Tensor:
+        return nk.perturb(x, NOISE, seed=1, draws=draws, shared=True)
+
+    call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    y = nk.perturb(x, NOISE, seed=1, draws=torch.arange(2).cuda(), shared=True)
-    assert y.shape == (2048, 1024)
-    assert torch.cuda.max_memory_allocated() - before <= y.nbytes + 4096
+    before, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
+    for _ in range(50):
+        y = call()
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= 2 * y.nbytes + 4096  # the last result and the next
+    assert torch.cuda.mem_get_info()[0] == free

@@ -85,6 +85,7 @@ DEFECTS = {
         "values[16 * i + 8 * below + lane / 4][column] =",
     ),
     "product: a stage too far": ("(step + kStages - 1) * kDepth", "(step + kStages) * kDepth"),
+    "product: rows of the first tiles again": ("(group * kRowsTogether + at % rows_here)", "(at % rows_here)"),
     "product: chunks looked for elsewhere": (
         "place_w(row, chunk + lane / 8 % 2)",
         "place_a(row, chunk + lane / 8 % 2)",

@@ -112,6 +112,13 @@ def test_fake_tensors_of_a_device_that_is_not_there(op: str) -> None:
     assert y.device.type == "cuda" and y.shape == result(op).shape
 
 
+def test_autocast_of_another_device_is_not_ours() -> None:
+    """Seed and level are on the CPU, but the value is not."""
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+        x, w = torch.empty(4, 8, device="cuda"), torch.empty(3, 8, device="cuda")
+        assert nk.linear(x, w, noise=nk.Noise(add=0.5), seed=1).dtype == torch.float32
+
+
 def test_traced_by_make_fx() -> None:
     def f(x: Tensor, level: Tensor, seed: Tensor, draws: Tensor) -> Tensor:
         return nk.perturb(x, nk.Noise(add=level), seed=seed, draws=draws, shared=True)

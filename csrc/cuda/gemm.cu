@@ -187,7 +187,7 @@ __device__ void finish(const Product& p, int64_t row0, int64_t column0, const Su
     for (int r = lane; r < kPart && row0 + r < p.g.M; r += 32) {
       const auto [of_noise, of_inner] = p.inner(row0 + r);
       const Row<M, T, float, false> row(p.work, of_noise);
-#pragma unroll(sizeof(T) == 2 ? 2 : 1)  // as much as the registers hold
+#pragma unroll 1
       for (int c = 0; c < columns; c += 4) {
         Four<T>& here = *reinterpret_cast<Four<T>*>(&shared.values[r][c]);
         const int64_t element = of_inner * p.g.N + column0 + c;
@@ -270,11 +270,9 @@ bool fits(const Gemm& g) {
          tiles <= INT32_MAX;
 }
 
-bool has_tensor_cores() {
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  return major >= 8;
+bool is_built_for_device() {
+  cudaFuncAttributes of_kernel;
+  return cudaFuncGetAttributes(&of_kernel, gemm_kernel<Exact, Mode::kAdd>) == cudaSuccess && of_kernel.ptxVersion >= 80;
 }
 
 }  // namespace noisykernels::cuda

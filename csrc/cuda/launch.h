@@ -30,8 +30,9 @@ enum class Multiplier { kLibrary, kFused, kFusedTf32 };
 inline constexpr const char* kMultiplierNames[] = {"library", "fused", "fused_tf32"};
 inline Multiplier multiplier = Multiplier::kLibrary;
 
-// Whether that kernel takes these shapes, types and addresses, and whether it runs on the current device.
+// Whether that kernel takes these shapes, types and addresses, and whether what was built of it runs on the current
+// device.
 bool fits(const Gemm&);
-bool has_tensor_cores();
+bool is_built_for_device();
 
 }  // namespace noisykernels::cuda

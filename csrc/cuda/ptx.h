@@ -82,7 +82,7 @@ inline uint32_t round_to_tf32(uint32_t v) {  // to nearest, ties away; infinitie
 
 #else
 
-// Older processors compile this and never run it: see has_tensor_cores().
+// Built for older processors, and never run: see is_built_for_device().
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define NK_ASM(...) __trap()
 #else

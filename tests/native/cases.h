@@ -177,15 +177,17 @@ C expected(const Epilogue& e, int64_t i, int64_t item) {
   const NoiseParams& p = e.noise;
   const C nan = std::numeric_limits<C>::quiet_NaN();
   const int64_t d = i / p.B, b = i % p.B;
-  const int64_t draw = p.draws ? p.draws[d] : 0, row = p.rows ? p.rows[b] : p.first_row + b;
+  const int64_t draw = p.draws ? p.draws[d] : p.first_draw, row = p.rows ? p.rows[b] : p.first_row + b;
   const auto level = [&](const Level& l) {
-    const C v = static_cast<const C*>(l.data)[d * l.draw_stride + b * l.row_stride + item * l.item_stride];
+    C v = static_cast<C>(l.one != nullptr ? *l.one : l.value);
+    if (l.data) v = static_cast<const C*>(l.data)[d * l.draw_stride + b * l.row_stride + item * l.item_stride];
     return v >= 0 && v <= std::numeric_limits<C>::max() ? v : nan;
   };
   const int64_t element = item % e.channels * (e.n / e.channels) + item / e.channels;
   const auto eps = [&](Operand o) -> C {
     if (draw < 0 || draw >> 32 || row < 0 || row >> 32) return nan;
-    return eps_at(p.kind, *p.seed, p.site, o, static_cast<uint32_t>(draw), static_cast<uint32_t>(row), element);
+    return eps_at(p.kind, p.seed ? *p.seed : p.seed_value, p.site, o, static_cast<uint32_t>(draw),
+                  static_cast<uint32_t>(row), element);
   };
   C x = 0, a = 0, m = 0, ea = 0, em = 0;
   if (p.mode != Mode::kEps) x = widen(static_cast<const T*>(e.x)[(e.shared ? b : i) * e.n + item]);
@@ -208,13 +210,29 @@ struct Case {
   std::vector<C> add, mul;
   std::vector<int64_t> draws, rows;
   int64_t seed = 0;
+  double one[2] = {};  // the levels, where they are one number each
+  enum class Numbers { kInRows, kRead, kByValue } numbers = Numbers::kInRows;  // where seed and such levels stand
   Epilogue e;
 
   int64_t total() const { return e.noise.D * e.noise.B * e.n; }
   bool whole_rows() const { return e.channels > 1 || cpu::short_rows(e.n); }
+  // Seed and levels where they stand, given pointers to them in some memory.
+  void place(NoiseParams& p, const int64_t* seed_there, const double* ones, const C* add_there, const C* mul_there) {
+    const bool by_value = numbers == Numbers::kByValue;
+    p.seed = by_value ? nullptr : seed_there, p.seed_value = by_value ? seed : 0;
+    for (int k = 0; k < 2; ++k) {
+      Level& l = k == 0 ? p.add : p.mul;
+      const std::vector<C>& rows_of_it = k == 0 ? add : mul;
+      const bool alone = rows_of_it.size() == 1 && l.draw_stride == 0 && l.row_stride == 0 && l.item_stride == 0;
+      if (alone) one[k] = static_cast<double>(rows_of_it[0]);
+      l.data = alone && numbers != Numbers::kInRows ? nullptr : (k == 0 ? add_there : mul_there);
+      l.one = alone && numbers == Numbers::kRead ? ones + k : nullptr;
+      l.value = alone && by_value ? one[k] : 0;
+    }
+  }
   void point() {
     e.x = x.data(), e.bias = bias.empty() ? nullptr : bias.data(), e.bias_size = static_cast<int64_t>(bias.size());
-    e.noise.seed = &seed, e.noise.add.data = add.data(), e.noise.mul.data = mul.data();
+    place(e.noise, &seed, one, add.data(), mul.data());
     e.noise.draws = draws.empty() ? nullptr : draws.data(), e.noise.rows = rows.empty() ? nullptr : rows.data();
   }
 };
@@ -278,6 +296,8 @@ Case<T> random_case(Random& r, Mode mode, int kind, int64_t n, bool hostile) {
   for (int64_t& v : c.draws) v = random_id(r, hostile);
   if (r.one_in(2)) c.rows.resize(static_cast<size_t>(p.B));
   for (int64_t& v : c.rows) v = random_id(r, hostile);
+  if (c.draws.empty()) p.first_draw = random_id(r, hostile);
+  c.numbers = static_cast<typename Case<T>::Numbers>(r.below(3));
   p.first_row = random_id(r, hostile) - (hostile ? 0 : p.B);
   if (p.first_row < 0 && !hostile) p.first_row = 0;
   p.add = random_strides<C>(r, p.D, p.B, n, hostile, c.add);

@@ -470,7 +470,7 @@ inline void wait_for_copies(size_t open) {
 // --------------------------------------------------------------------------------------------------------- run time
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 
 inline const char* cudaGetErrorString(cudaError_t error) {
@@ -481,8 +481,15 @@ inline cudaError_t cudaPeekAtLastError() { return ::simt::error.empty() ? cudaSu
 inline cudaError_t cudaGetLastError() { return cudaPeekAtLastError(); }
 inline cudaError_t cudaDeviceSynchronize() { return cudaPeekAtLastError(); }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  return *value = attribute == cudaDevAttrMultiProcessorCount ? simt::options.processors : 8, cudaSuccess;
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* of_kernel, Kernel*) {
+  return of_kernel->ptxVersion = 80, cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = simt::options.processors, cudaSuccess;
 }
 
 // The memory ends, up to its alignment of 16, where a page begins that must not be touched.

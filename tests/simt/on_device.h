@@ -58,12 +58,21 @@ struct DeviceCase {
   OnDevice<T> x, bias;
   OnDevice<C> add, mul;
   OnDevice<int64_t> draws, rows, seed;
+  OnDevice<double> ones;
   Epilogue e;
-  DeviceCase(const Case<T>& c, size_t shift)
-      : x(c.x, shift), bias(c.bias), add(c.add), mul(c.mul), draws(c.draws), rows(c.rows), seed({c.seed}), e(c.e) {
+  DeviceCase(Case<T> c, size_t shift)
+      : x(c.x, shift),
+        bias(c.bias),
+        add(c.add),
+        mul(c.mul),
+        draws(c.draws),
+        rows(c.rows),
+        seed({c.seed}),
+        ones({c.one[0], c.one[1]}),
+        e(c.e) {
     e.x = x.data(), e.bias = bias.data_or_null();
-    e.noise.seed = seed.data(), e.noise.draws = draws.data_or_null(), e.noise.rows = rows.data_or_null();
-    e.noise.add.data = add.data(), e.noise.mul.data = mul.data();
+    e.noise.draws = draws.data_or_null(), e.noise.rows = rows.data_or_null();
+    c.place(e.noise, seed.data(), ones.data(), add.data(), mul.data());
   }
 };
 

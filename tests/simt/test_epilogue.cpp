@@ -149,6 +149,8 @@ Case<T> make_case(Random& r, const Choice& choice) {
   c.seed = static_cast<int64_t>(r.bits()), p.first_row = r.below(int64_t{1} << 32);
   c.x.resize(static_cast<size_t>((rows.shared ? 1 : rows.D) * rows.B * e.n));
   c.bias.resize(static_cast<size_t>(kBiasParts[choice[kBias]] < 0 ? e.n : kBiasParts[choice[kBias]]));
+  if (rows.D == 1) p.first_draw = random_id(r, rows.bad);
+  c.numbers = static_cast<typename Case<T>::Numbers>(r.below(3));
   if (rows.listed) c.draws.resize(static_cast<size_t>(rows.D)), c.rows.resize(static_cast<size_t>(rows.B));
   for (T& v : c.x) v = random_value<T>(r, hostile);
   for (T& v : c.bias) v = random_value<T>(r, false);

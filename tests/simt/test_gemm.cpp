@@ -66,10 +66,7 @@ void each_result(const ProductCase<T>& c, bool tf32, Fn&& look) {
 }
 
 template <class T>
-void check_noise(Random& r, Mode mode, int kind, bool tf32) {
-  constexpr int64_t kPerChunk = 16 / sizeof(T), kSizes[] = {4, 12, 64, 68, 128, 140};
-  const int64_t inner = r.one_in(2) ? 1 : 1 + r.below(40), n = kSizes[r.below(6)];
-  ProductCase<T> c(r, mode, kind, inner, n, (1 + r.below(r.one_in(3) ? 20 : 5)) * kPerChunk, r.one_in(3));
+void check_noise(Random& r, ProductCase<T>& c, bool tf32) {
   c.fill([&] { return static_cast<float>(r.below(5) - 2); });
   for (int64_t m = 0; m < c.M; ++m) {
     for (int64_t k = 0; k < c.N; ++k) {
@@ -82,9 +79,10 @@ void check_noise(Random& r, Mode mode, int kind, bool tf32) {
   each_result(c, tf32, [&](const char* how, const std::vector<T>& got) {
     for (size_t k = 0; k < want.size(); ++k) {
       if (same(got[k], want[k])) continue;
-      CHECK(false, "%s: mode %d kind %d dtype %d tf32 %d M %lld N %lld K %lld inner %lld: value %zu is %.9g, not %.9g",
-            how, static_cast<int>(mode), kind, static_cast<int>(c.noise.e.dtype), tf32, static_cast<long long>(c.M),
-            static_cast<long long>(c.N), static_cast<long long>(c.K), static_cast<long long>(inner), k,
+      const NoiseParams& p = c.noise.e.noise;
+      CHECK(false, "%s: mode %d kind %d dtype %d tf32 %d M %lld N %lld K %lld n %lld: value %zu is %.9g, not %.9g", how,
+            static_cast<int>(p.mode), p.kind, static_cast<int>(c.noise.e.dtype), tf32, static_cast<long long>(c.M),
+            static_cast<long long>(c.N), static_cast<long long>(c.K), static_cast<long long>(c.noise.e.n), k,
             static_cast<double>(widen(got[k])), static_cast<double>(widen(want[k])));
       return;
     }
@@ -131,10 +129,20 @@ TEST(cuda_product_noise) {
     for (int mode = 0; mode < static_cast<int>(Mode::kEps); ++mode) {
       for_each_way([&]<class T>(bool tf32) {
         const int kind = static_cast<Mode>(mode) == Mode::kFold ? 0 : static_cast<int>(r.below(Kinds::kSize));
-        check_noise<T>(r, static_cast<Mode>(mode), kind, tf32);
+        constexpr int64_t kPerChunk = 16 / sizeof(T), kSizes[] = {4, 12, 64, 68, 128, 140};
+        const int64_t inner = r.one_in(2) ? 1 : 1 + r.below(40), k = (1 + r.below(r.one_in(3) ? 20 : 5)) * kPerChunk;
+        ProductCase<T> c(r, static_cast<Mode>(mode), kind, inner, kSizes[r.below(6)], k, r.one_in(3));
+        check_noise(r, c, tf32);
       });
     }
   }
+}
+
+// More tiles of rows than are taken together.
+TEST(cuda_product_of_many_rows) {
+  Random r{24};
+  ProductCase<Float16> c(r, Mode::kAdd, 0, 2200, 132, 8, false);
+  check_noise(r, c, false);
 }
 
 TEST(cuda_product_sums) {
@@ -150,7 +158,7 @@ TEST(cuda_product_limits) {
   const OnDevice<BFloat16> a(c.a, 1), w(c.w);
   cuda::Gemm g;
   g.epilogue = c.noise.e, g.M = c.M, g.N = c.N, g.K = c.K, g.w = w.data();
-  CHECK(cuda::has_tensor_cores());
+  CHECK(cuda::is_built_for_device());
   CHECK(cuda::fits(g));
   g.a = a.data();
   CHECK(!cuda::fits(g), "a misaligned");
