@@ -46,6 +46,7 @@ test-sanitize:
 test-full: $(BUILT)
 	$(PY) -m pytest --full
 	tests/native/cross.sh
+	$(PY) tools/cuda_check.py
 
 lint: $(BUILT)
 	$(VENV)/bin/ruff check .
