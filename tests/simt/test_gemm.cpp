@@ -93,7 +93,7 @@ template <class T>
 void check_sums(Random& r, bool tf32) {
   ProductCase<T> c(r, Mode::kAdd, 0, 1, 64 + 4 * r.below(30), (1 + r.below(12)) * 16 / static_cast<int64_t>(sizeof(T)),
                    false);
-  c.noise.e.relu = false, c.noise.add.assign(c.noise.add.size(), 0);
+  c.noise.e.relu = false, c.noise.add.assign(c.noise.add.size(), 0), c.noise.point();
   c.fill([&] { return static_cast<float>(r.uniform() - 0.5) * (r.one_in(9) ? 100 : 1); });
   // K + 2 roundings of 2^-24 (Higham, section 4.2; a tensor core may cut where it should round, which counts double);
   // of both factors by 2^-11 as tf32; and the result's own.
