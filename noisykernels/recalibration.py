@@ -51,7 +51,7 @@ def recalibrate_bn(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
-        >>> with inject(model, Noise(add=1.0), where="0"):
+        >>> with nk.inject(model, nk.Noise(add=1.0), where="0"):
         ...     recalibrate_bn(model, (torch.randn(1000, 4), torch.zeros(1000)), seed=1)
         >>> bool((model[1].running_var > 1).all())
         True

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer, ParamsT
 
 __all__ = ["ASAM", "SAM", "SAMSON"]
@@ -43,9 +42,10 @@ class _SharpnessAware(Optimizer):
     ) -> None:
         name = type(self).__name__
         if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
+            kind = base_optimizer if isinstance(base_optimizer, type) else type(base_optimizer)
             raise TypeError(
-                f"{name}: base_optimizer must be a class such as torch.optim.SGD, with its arguments after it, "
-                f"got {base_optimizer!r}"
+                f"{name}: base_optimizer must be an optimizer's class, with its arguments after it, got "
+                f"{'the class' if kind is base_optimizer else 'an object of class'} {kind.__name__}"
             )
         if not (model is None or isinstance(model, nn.Module)):
             raise TypeError(f"{name}: model must be a torch.nn.Module or None, got {type(model).__name__}")
@@ -171,18 +171,13 @@ class _SharpnessAware(Optimizer):
         """As for any optimizer; a group may have its own rho, eta and p."""
         for name in self.settings:
             self._check(name, param_group.get(name, self.settings[name]))
-        if "base_optimizer" in self.__dict__:
-            self.base_optimizer.add_param_group(param_group)
-        else:  # the first groups, from which the base optimizer is made
-            super().add_param_group(param_group)
+        super().add_param_group(param_group)
 
     def _check(self, name: str, value: Any) -> None:
-        low, high, range_ = (
-            (1, math.inf, "at least 1") if name == "p" else (0, sys.float_info.max, "finite and not negative")
-        )
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{type(self).__name__}: {name} must be a number, got {type(value).__name__}")
-        if not low <= value <= high:
+        fits, range_ = (value >= 1, "at least 1") if name == "p" else (0 <= value < math.inf, "finite and not negative")
+        if not fits:
             raise ValueError(f"{type(self).__name__}: {name} must be {range_}, got {value}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +209,7 @@ class SAM(_SharpnessAware):
         params: parameters, named parameters or groups, as for any optimizer.
         base_optimizer: class of the optimizer that steps; its arguments are the remaining ones.
         rho: length of epsilon, in units of the weights; may differ between groups.
-        model: its batch norms in training mode keep to the statistics of the first pass. None: both count.
+        model: its batch norms keep to the statistics of the first pass. None: both count.
         same_noise: torch's generators make the second pass draw as the first did, which holds for noise
             without a seed of its own and for dropout; False: the second pass draws afresh.
         **options: of the base optimizer.
@@ -358,7 +353,7 @@ class SAMSON(_Adaptive):
 def _held_statistics(model: nn.Module | None) -> Iterator[None]:
     """Batch norms in training mode go on normalising with the batch, and record nothing."""
     modules = () if model is None else model.modules()
-    held = [m for m in modules if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    held = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
     for module in held:
         module.track_running_stats = False
     try:
