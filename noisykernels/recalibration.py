@@ -62,8 +62,7 @@ def recalibrate_bn(
     layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     noisy = any(isinstance(m, Injected | NoisyLayer) for m in target.modules())
     averages = [_Average(layer) for layer in layers]
-    done = False
-    first, place = 0, place_of(target)
+    first, place, done = 0, place_of(target), False
     try:
         with evaluating(target):
             for x in _batches(data, batch_size):
@@ -83,8 +82,9 @@ class _Average:
     """Forward pre-hook of a batch norm: sets it to each batch's statistics, and averages them."""
 
     def __init__(self, layer: _BatchNorm) -> None:
+        assert layer.running_mean is not None and layer.running_var is not None
         self.layer = layer
-        self.buffers: dict[str, Tensor] = {n: b.clone() for n, b in layer.named_buffers(recurse=False)}
+        self.before = (layer.running_mean.clone(), layer.running_var.clone())
         self.mean: Tensor | float = 0.0
         self.var: Tensor | float = 0.0
         self.count = 0
@@ -115,7 +115,7 @@ class _Average:
             if self.layer.num_batches_tracked is not None:
                 self.layer.num_batches_tracked.fill_(self.count)
         else:
-            self._write(self.buffers["running_mean"], self.buffers["running_var"])
+            self._write(*self.before)
 
 
 def _batches(data: Any, size: int) -> Iterator[Tensor]:

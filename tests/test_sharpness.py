@@ -723,6 +723,13 @@ def test_calls_out_of_order_are_refused() -> None:
     optimizer.step()
     with pytest.raises(RuntimeError, match="both passes"):
         optimizer.step()
+    optimizer.ascend()
+    optimizer.restore()
+    optimizer.ascend()  # the step before was left out, as a loss scaler does
+    with pytest.raises(RuntimeError, match="both passes"):
+        optimizer.step()
+    optimizer.restore()
+    optimizer.step()
     for _ in optimizer.passes():
         break
     with pytest.raises(RuntimeError, match="both passes"):
