@@ -1,8 +1,8 @@
 """Sharpness-aware training: `SAM`, `ASAM` and `SAMSON`, around any of torch's optimizers.
 
 Each step takes two passes over the same batch: the first gradient says where the loss nearby is largest,
-and the base optimizer steps with the gradient from there. Knows nothing of noise but that layers without a
-seed of their own draw one from torch's generators.
+and the base optimizer steps from the weights with the gradient of that place. Knows nothing of noise but that
+layers without a seed of their own draw one from torch's generators.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class _Adaptive(_SharpnessAware):
 
 
 class ASAM(_Adaptive):
-    r"""Adaptive SAM, which does not depend on how a network's weights are scaled against each other.
+    r"""Adaptive SAM: with eta 0 it does not depend on how a network's weights are scaled against each other.
 
     .. math:: \varepsilon = \rho\, T^2 g / (\lVert T g \rVert_2 + 10^{-16}), \qquad T = |w| + \eta
 

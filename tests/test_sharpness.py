@@ -448,14 +448,15 @@ def test_accumulated_parts_make_the_whole_batch(method: str) -> None:
 # --- noise ---------------------------------------------------------------------------------------
 
 
-def noisy(kind: str) -> nn.Module:
+def noisy(kind: str) -> Any:
     if kind == "layers":
         return nn.Sequential(nk.NoisyLinear(5, 4, noise=nk.Noise(add=1.0)), nn.Dropout(0.5))
     model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5))
-    return nk.inject(model, nk.Noise(add=1.0), where="0").model
+    nk.inject(model, nk.Noise(add=1.0), where="0")
+    return torch.compile(model, backend="aot_eager") if kind == "compiled" else model
 
 
-@pytest.mark.parametrize("kind", ["layers", "injected"])
+@pytest.mark.parametrize("kind", ["layers", "injected", "compiled"])
 @pytest.mark.parametrize("again", [True, False])
 def test_the_noise_of_the_two_passes(kind: str, again: bool) -> None:
     """With rho 0 the passes differ by their noise alone, which is seen in the output; dropout goes with it."""
