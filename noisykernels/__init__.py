@@ -32,7 +32,9 @@ from noisykernels.nn import (
 )
 from noisykernels.noise import Noise, per_channel, per_draw, per_row
 from noisykernels.ops import eps, linear, matmul, perturb, perturb_relu_max_pool2d
+from noisykernels.recalibration import recalibrate_bn
 from noisykernels.report import report
+from noisykernels.sharpness import ASAM, SAM, SAMSON
 from noisykernels.study import Study
 from noisykernels.voting import vote
 
@@ -42,6 +44,9 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "ASAM",
+    "SAM",
+    "SAMSON",
     "STREAM_VERSION",
     "Noise",
     "NoiseSite",
@@ -73,6 +78,7 @@ __all__ = [
     "per_row",
     "perturb",
     "perturb_relu_max_pool2d",
+    "recalibrate_bn",
     "remove",
     "report",
     "sites",

@@ -154,6 +154,15 @@ def training_mode_batch_norm() -> None:
     stated(nn.Sequential(nn.BatchNorm1d(4)).train(), seed=0, draws=[0, 1])
 
 
+def sgd() -> tuple[object, object]:
+    parameters = list(net().parameters())
+    return parameters, torch.optim.SGD(parameters, lr=0.1)
+
+
+def sharp(kind: type, **settings: object) -> object:
+    return kind(net().named_parameters(), torch.optim.SGD, lr=0.1, **settings)
+
+
 # area -> [(what is wrong, the call, the exception)]
 CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
     "Noise": [
@@ -314,6 +323,25 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
             "checkpoint cut off",
             lambda f: trained("mlp", "digits", **damaged(f, b"PK")),
             CheckpointError,
+        ),
+        ("base optimizer that is no class", lambda _: nk.SAM(*sgd()), TypeError),
+        ("negative radius", lambda _: sharp(nk.SAM, rho=-0.1), ValueError),
+        ("norm of an order below 1", lambda _: sharp(nk.SAMSON, p=0.5), ValueError),
+        ("parameters without names", lambda _: nk.ASAM(net().parameters(), torch.optim.SGD, lr=0.1), ValueError),
+        ("setting of two owners", lambda _: nk.SAM(net().parameters(), torch.optim.Adadelta), ValueError),
+        ("step without two passes", lambda _: sharp(nk.SAM).step(), RuntimeError),
+        ("second ascent", lambda _: [optimizer.ascend() for optimizer in [sharp(nk.SAM)] * 2], RuntimeError),
+        ("restore without an ascent", lambda _: sharp(nk.SAM).restore(), RuntimeError),
+        ("re-calibration without a batch norm", lambda _: nk.recalibrate_bn(net(), X), ValueError),
+        (
+            "re-calibration with single rows",
+            lambda _: nk.recalibrate_bn(nn.BatchNorm1d(4), X, batch_size=1),
+            ValueError,
+        ),
+        (
+            "re-calibration with batches of another type",
+            lambda _: nk.recalibrate_bn(nn.BatchNorm1d(4), ["a"]),
+            TypeError,
         ),
         ("data nowhere, no download", nowhere, DataError),
         ("unknown data set", lambda f: load("imagenet"), ValueError),

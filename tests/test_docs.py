@@ -63,7 +63,9 @@ def reduced(source: str) -> str:
     return ast.unparse(ast.fix_missing_locations(Reduce().visit(ast.parse(source))))
 
 
-@pytest.mark.parametrize("document", [README, ROOT / "docs" / "cuda.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [README, *(ROOT / "docs" / f"{name}.md" for name in ("cuda", "training"))], ids=lambda path: path.name
+)
 def test_code_of_documents_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All python blocks one after the other, as a reader would type them, with smaller numbers."""
     pytest.importorskip("sklearn")
