@@ -774,6 +774,7 @@ def _small() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
 
 
+@pytest.mark.full
 def test_two_ranks_and_no_sync(tmp_path: Path) -> None:
     """Synchronised passes make the step of the whole batch. With the first pass under `no_sync` each rank ascends by
     its own gradient, and the weights still agree to the bit afterwards."""
