@@ -309,14 +309,15 @@ Case<T> random_case(Random& r, Mode mode, int kind, int64_t n, bool hostile) {
 template <class T>
 struct PoolCase : Case<T> {
   PoolEpilogue pool;
-  PoolCase(Random& r, Mode mode, int kind) {
+  PoolCase(Random& r, Mode mode, int kind) : PoolCase(r, mode, kind, r.one_in(3)) {}
+  PoolCase(Random& r, Mode mode, int kind, bool by_twos) {
     PoolEpilogue& p = pool;
     p.planes = 1 + r.below(5), p.height = 1 + r.below(20), p.width = 1 + r.below(40);
     p.kernel_h = 1 + r.below(std::min<int64_t>(4, p.height)), p.kernel_w = r.one_in(2) ? 2 : 1 + r.below(4);
     p.kernel_w = std::min(p.kernel_w, p.width);
     p.stride_h = 1 + r.below(3), p.stride_w = r.one_in(2) ? 2 : 1 + r.below(3);
     p.pad_h = r.below(p.kernel_h / 2 + 1), p.pad_w = r.one_in(2) ? 0 : r.below(p.kernel_w / 2 + 1);
-    if (r.one_in(3)) {  // two by two, and lines of whole blocks
+    if (by_twos) {  // and lines of whole blocks
       p.height = 2 + r.below(12), p.width = 4 * (1 + r.below(8));
       p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = 2, p.pad_h = p.pad_w = 0;
     }
