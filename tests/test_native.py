@@ -1,5 +1,7 @@
 """The torch-free native tests (CMakeLists.txt, tests/native, tests/simt), so that pytest covers them too."""
 
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -27,6 +29,20 @@ def build(source: Path, folder: Path, *target: str) -> None:
 def test_native() -> None:
     build(ROOT, BUILD)
     run("ctest", "--test-dir", BUILD, "--parallel", JOBS, "--output-on-failure", "--no-tests=error")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_limits_of_the_cuda_kernels() -> None:
+    """No spills, registers and shared memory within tools/cuda_limits.json, on one of its architectures."""
+    spec = importlib.util.spec_from_file_location("cuda_check", ROOT / "tools" / "cuda_check.py")
+    assert spec is not None and spec.loader is not None
+    check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check)
+    check.BUILD.mkdir(parents=True, exist_ok=True)
+    limits = json.loads(check.LIMITS.read_text())
+    facts = {k: f for source in check.SOURCES for k, f in check.compile_for(source, 90, "true")[1].items()}
+    assert len(facts) > 100
+    assert not [wrong for kernel, fact in facts.items() for wrong in check.wrong_of(kernel, fact, limits)]
 
 
 @pytest.mark.full
