@@ -25,7 +25,7 @@ void wait_for_copies() {
   simt::wait_for_copies(Open);
 }
 
-// What every lane of the warp gives, by lane.
+// What every lane of the warp gives, by lane; it must live as long as this.
 template <class T>
 struct OfWarp {
   const uint64_t* lanes;
@@ -59,7 +59,8 @@ inline float number(float, uint32_t word, int) { return bits_float(word & 0xffff
 
 template <class T>
 void multiply(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t b1) {
-  const OfWarp<Operands> warp({{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const Operands mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  const OfWarp<Operands> warp(mine);
   const unsigned row = simt::lane() / 4, column = simt::lane() % 4 * 2;
   for (unsigned k = 0; k < 4; ++k) {
     double sum = c[k];
