@@ -11,15 +11,7 @@ from torch import Tensor, nn
 
 import noisykernels as nk
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bit equality is promised for a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(momentum: float | None = 0.1) -> nn.Sequential:
