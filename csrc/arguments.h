@@ -140,6 +140,44 @@ void check_same_place(const char* op, const Tensor& x, const Tensor& weight, con
            bias ? torch::headeronly::toString(bias->scalar_type()) : "no bias");
 }
 
+// What the shapes of a linear layer tell; returns its type.
+DType check_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
+  const DType type = dtype_of(op, "input", x);
+  NK_CHECK(x.dim() >= 1, op, ": input must have at least one dimension");
+  NK_CHECK(weight.dim() == 2, op, ": weight must be [out_features, in_features], got shape ", shape_text(weight));
+  check_same_place(op, x, weight, bias);
+  const int64_t N = weight.size(0), K = weight.size(1);
+  NK_CHECK(x.size(x.dim() - 1) == K, op, ": input's last dimension must be ", K, " (weight ", shape_text(weight),
+           "), got shape ", shape_text(x));
+  NK_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == N), op, ": bias must be [", N, "], got shape ",
+           bias ? shape_text(*bias) : "");
+  return type;
+}
+
+// What the shapes of a convolution tell; returns its name.
+const char* check_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, bool transposed) {
+  static const char* const names[2][4] = {
+      {"conv", "conv1d", "conv2d", "conv3d"},
+      {"conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}};
+  const int64_t dims = weight.dim() - 2;
+  const char* op = names[transposed][dims >= 1 && dims <= 3 ? dims : 0];
+  dtype_of(op, "input", x);
+  NK_CHECK(dims >= 1 && dims <= 3, op, ": weight must have 3 to 5 dimensions, got shape ", shape_text(weight));
+  NK_CHECK(x.dim() == weight.dim() || x.dim() == weight.dim() - 1, op, ": input must have ", weight.dim(),
+           " dimensions (or one fewer, unbatched), got shape ", shape_text(x));
+  check_same_place(op, x, weight, bias);
+  return op;
+}
+
+// f of x with a dimension for its one row, where it has none.
+template <class F>
+Tensor with_rows(const char* op, const Tensor& x, bool batched, const OptTensor& draws, F&& f) {
+  if (batched) return f(x);
+  NK_CHECK(!draws || draws->numel() == 1, op, ": an unbatched value is one row and takes one draw, got ",
+           draws->numel());
+  return torch::stable::squeeze(f(torch::stable::unsqueeze(x, 0)), 0);
+}
+
 // ------------------------------------------------------------------------------------------------- noise arguments
 
 // The trailing arguments of every operator, in schema order.

@@ -28,7 +28,8 @@ struct NoiseParams {
   int64_t first_row = 0;
   int64_t D = 1, B = 0;
   uint32_t site = 0;
-  Operand operand = Operand::kAdd;  // of the first eps; the second one is always kMul
+  // Of the eps: kAdd stands for the two of a value, kAdd and kMul; another is the one stream of every mode.
+  Operand operand = Operand::kAdd;
   int kind = 0;
   Mode mode = Mode::kAdd;
   Level add, mul;
@@ -61,6 +62,16 @@ struct PoolEpilogue {
   int64_t kernel_h = 2, kernel_w = 2, stride_h = 2, stride_w = 2, pad_h = 0, pad_w = 0;
 };
 
+// What the deviation of the noise of an output's products, steps and readings is made of, for a row of outputs.
+struct Deviations {
+  int64_t n = 0;
+  const float* per_product = nullptr;  // [n] level times the weights' scale; null: none
+  float row_scale = 1;                 // of the squares of the input
+  const float* read = nullptr;         // [n] level; null: none
+  float row_length = 0;                // of the input, as a vector
+  float per_step = 0;                  // level times the root of the number of steps
+};
+
 namespace cpu {
 
 // Whether rows of n values are drawn several at a time. Alone, a row is drawn in steps of 16 blocks of four: wasteful
@@ -78,6 +89,8 @@ struct Kernels {
   void (*pool)(const PoolEpilogue&, int64_t begin_plane, int64_t end_plane);
   void (*separate)(const Epilogue&, int64_t begin, int64_t end);  // the same where the eps are given: float32 only
   void (*separate_pool)(const PoolEpilogue&, int64_t begin_plane, int64_t end_plane);
+  float (*square_row)(const float* x, int64_t n, float* y);
+  void (*deviations)(const Deviations&, float* v);
 };
 extern const Kernels kPortable;
 extern const Kernels kAvx2;

@@ -5,64 +5,14 @@
 
 #include <climits>
 
-#include "arguments.h"
-#include "cuda/launch.h"
+#include "array.h"
 
 namespace noisykernels {
 namespace {
 
-const cpu::Kernels& kernels() {
-  const cpu::Kernels* k = cpu::current_level();
-  NK_CHECK(k != nullptr,
-           "cpu: the environment variable NOISYKERNELS_CPU_LEVEL names a level that this build or machine lacks");
-  return *k;
-}
-
-int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
-
-#if defined(NOISYKERNELS_CUDA)
-// torch's current stream of a device. The function is one of torch's CUDA builds, and so found at run time.
-cudaStream_t current_stream(torch::stable::Device device) {
-  using Get = AOTITorchError (*)(int32_t, void**);
-  static const Get get = cpu::find_in_torch<Get>("aoti_torch_get_current_cuda_stream");
-  void* stream = nullptr;
-  NK_CHECK(get != nullptr && get(device.index(), &stream) == TORCH_SUCCESS, "cuda: torch gives no current stream");
-  return static_cast<cudaStream_t>(stream);
-}
-#endif
-
-// A kernel on the device of the tensor that it writes.
-template <class E>
-void run(const char* op, const Tensor& out, const E& e) {
-  if constexpr (!std::is_same_v<E, cuda::Gemm>) {
-    if (out.is_cpu()) return cpu::run(kernels(), e, threads());
-  }
-#if defined(NOISYKERNELS_CUDA)
-  const torch::stable::accelerator::DeviceGuard guard(out.device().index());
-  const char* error = cuda::run(e, current_stream(out.device()));
-  NK_CHECK(error == nullptr, op, ": CUDA: ", error);
-#else
-  NK_CHECK(false, op, ": this build has no CUDA kernels: nvcc was not found when it was built");
-#endif
-}
-
-Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tensor& out, DType type, bool relu) {
-  Epilogue e;
-  e.x = clean.data_ptr();
-  e.y = out.mutable_data_ptr();
-  e.dtype = type;
-  e.n = noise.rows_in == 0 ? 0 : clean.numel() / noise.rows_in;
-  e.shared = noise.shared;
-  const bool channels_last = !clean.is_contiguous();
-  e.channels =
-      channels_last && clean.numel() / std::max<int64_t>(1, clean.size(0) * clean.size(1)) > 1 ? clean.size(1) : 1;
-  e.relu = relu;
-  e.noise = noise.params;
-  return e;
-}
-
 // noise(clean), in place where the value is ours and is not repeated for several draws.
-Tensor finish(const char* op, Tensor clean, bool ours, bool batched, bool relu, const NoiseArgs& args) {
+Tensor finish(const char* op, Tensor clean, bool ours, bool batched, bool relu, const NoiseArgs& args,
+              Operand operand = Operand::kAdd) {
   const DType type = dtype_of(op, "the value", clean);
   clean = dense(clean);
   const bool channels_last = !clean.is_contiguous();
@@ -70,7 +20,9 @@ Tensor finish(const char* op, Tensor clean, bool ours, bool batched, bool relu, 
   const BoundNoise noise(op, args, shape, batched, clean, channels_last);
   if (batched) shape[0] = noise.rows_out;
   Tensor out = ours && !noise.shared ? clean : empty_as(clean, shape, channels_last);
-  run(op, out, make_epilogue(noise, clean, out, type, relu));
+  Epilogue e = make_epilogue(noise, clean, out, type, relu);
+  e.noise.operand = operand;
+  run(op, out, e);
   return out;
 }
 
@@ -110,14 +62,12 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
 #define NK_NOISE_ARGS \
   NoiseArgs { add, mul, seed, draws, rows, first_row, site, mode, kind, shared }
 
-Tensor perturb(Tensor x, NK_NOISE_PARAMETERS) { return finish("perturb", x, false, x.dim() > 0, false, NK_NOISE_ARGS); }
-
-// The library's single-precision product, found at run time; null if torch was built without one.
-using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
-                       const int*, const float*, const int*, const float*, float*, const int*);
-Sgemm find_sgemm() {
-  static const Sgemm sgemm = cpu::find_in_torch<Sgemm>("sgemm_");
-  return sgemm;
+Tensor perturb(Tensor x, int64_t operand, NK_NOISE_PARAMETERS) {
+  NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), "perturb: unknown operand ", operand);
+  NK_CHECK(operand == static_cast<int64_t>(Operand::kAdd) || mode < static_cast<int64_t>(Mode::kMulAdd) ||
+               mode == static_cast<int64_t>(Mode::kFold),
+           "perturb: noise of two terms needs the two streams of operand 'add', got operand ", operand);
+  return finish("perturb", x, false, x.dim() > 0, false, NK_NOISE_ARGS, static_cast<Operand>(operand));
 }
 
 constexpr int64_t kFewRows = 24, kLargeWeight = int64_t{1} << 17, kColumnsTogether = 64;
@@ -189,15 +139,8 @@ std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, OptTen
 
 Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAMETERS) {
   const char* op = "linear";
-  const DType type = dtype_of(op, "input", x);
-  NK_CHECK(x.dim() >= 1, op, ": input must have at least one dimension");
-  NK_CHECK(weight.dim() == 2, op, ": weight must be [out_features, in_features], got shape ", shape_text(weight));
-  check_same_place(op, x, weight, bias);
+  const DType type = check_linear(op, x, weight, bias);
   const int64_t N = weight.size(0), K = weight.size(1);
-  NK_CHECK(x.size(x.dim() - 1) == K, op, ": input's last dimension must be ", K, " (weight ", shape_text(weight),
-           "), got shape ", shape_text(x));
-  NK_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == N), op, ": bias must be [", N, "], got shape ",
-           bias ? shape_text(*bias) : "");
   const NoiseArgs args = NK_NOISE_ARGS;
   const bool batched = x.dim() > 1;
 #if defined(NOISYKERNELS_CUDA)
@@ -241,8 +184,7 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
                     N,
                     by_columns ? weight.stride(1) : (by_rows ? weight.stride(0) : K),
                     by_columns ? 'N' : 'T'};
-  const int64_t rows_together = e.n / N;               // of the flattened input: a short row of noise is drawn whole
-  constexpr int64_t kWorthAThread = int64_t{1} << 17;  // multiply-adds: some 3 us
+  const int64_t rows_together = e.n / N;  // of the flattened input: a short row of noise is drawn whole
   const int64_t useful = std::min<int64_t>(threads(), 1 + M * N * K / kWorthAThread);
   if (M >= useful * kFewRows || N * K < kLargeWeight) {
     cpu::parallel(M, rows_together > 1 ? rows_together : 8, static_cast<int>(useful), &LinearParts::by_rows, &parts);
@@ -258,33 +200,12 @@ Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAM
 
 Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints padding, Ints dilation, bool transposed,
                    Ints output_padding, int64_t groups, bool relu, NK_NOISE_PARAMETERS) {
-  static const char* const names[2][4] = {
-      {"conv", "conv1d", "conv2d", "conv3d"},
-      {"conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}};
-  const int64_t dims = weight.dim() - 2;
-  const char* op = names[transposed][dims >= 1 && dims <= 3 ? dims : 0];
-  dtype_of(op, "input", x);
-  NK_CHECK(dims >= 1 && dims <= 3, op, ": weight must have 3 to 5 dimensions, got shape ", shape_text(weight));
-  const bool batched = x.dim() == weight.dim();
-  NK_CHECK(batched || x.dim() == weight.dim() - 1, op, ": input must have ", weight.dim(),
-           " dimensions (or one fewer, unbatched), got shape ", shape_text(x));
-  check_same_place(op, x, weight, bias);
-  if (!batched) {
-    Ints shape = shape_of(x);
-    shape.insert(shape.begin(), 1);
-    x = torch::stable::reshape(x, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()));
-  }
-  Tensor clean =
-      call(op, "aten::convolution", x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
-  if (!batched) {
-    NK_CHECK(!draws || draws->numel() == 1, op, ": an unbatched value is one row and takes one draw, got ",
-             draws->numel());
-    clean = finish(op, clean, true, true, relu, NK_NOISE_ARGS);
-    Ints shape = shape_of(clean);
-    shape.erase(shape.begin());
-    return torch::stable::reshape(clean, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()));
-  }
-  return finish(op, clean, true, true, relu, NK_NOISE_ARGS);
+  const char* op = check_convolution(x, weight, bias, transposed);
+  return with_rows(op, x, x.dim() == weight.dim(), draws, [&](const Tensor& rows_of_x) {
+    const Tensor clean = call(op, "aten::convolution", rows_of_x, weight, bias, stride, padding, dilation, transposed,
+                              output_padding, groups);
+    return finish(op, clean, true, true, relu, NK_NOISE_ARGS);
+  });
 }
 
 Tensor matmul(Tensor a, Tensor b, NK_NOISE_PARAMETERS) {
@@ -420,12 +341,20 @@ STABLE_TORCH_LIBRARY(noisykernels, m) {
   m.def(
       "eps(SymInt[] shape, int kind, Tensor seed, int site, int operand, SymInt draw, Tensor? rows, SymInt first_row) "
       "-> Tensor");
-  m.def("perturb(Tensor x, " NK_NOISE_SCHEMA);
+  m.def("perturb(Tensor x, int operand, " NK_NOISE_SCHEMA);
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu, " NK_NOISE_SCHEMA);
   m.def(
       "convolution(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, bool "
       "transposed, "
       "int[] output_padding, int groups, bool relu, " NK_NOISE_SCHEMA);
+  m.def(
+      "array_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? add, Tensor? mul, int mode, int kind, "
+      "Tensor? per_product, Tensor? per_step, Tensor? read, Tensor seed, Tensor? draws, Tensor? rows, "
+      "SymInt first_row, int site, bool shared) -> Tensor");
+  m.def(
+      "array_convolution(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, bool "
+      "transposed, int[] output_padding, int groups, Tensor? add, Tensor? mul, int mode, int kind, Tensor seed, "
+      "Tensor? draws, int site, bool shared) -> Tensor");
   m.def("matmul(Tensor a, Tensor b, " NK_NOISE_SCHEMA);
   m.def("perturb_relu_max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, " NK_NOISE_SCHEMA);
   m.def("separate(Tensor x, Tensor? direction, Tensor levels, bool relu) -> Tensor");
@@ -440,6 +369,8 @@ void implement(Library& m) {
   m.impl("perturb", TORCH_BOX(&noisykernels::perturb));
   m.impl("linear", TORCH_BOX(&noisykernels::linear));
   m.impl("convolution", TORCH_BOX(&noisykernels::convolution));
+  m.impl("array_linear", TORCH_BOX(&noisykernels::array_linear));
+  m.impl("array_convolution", TORCH_BOX(&noisykernels::array_convolution));
   m.impl("matmul", TORCH_BOX(&noisykernels::matmul));
   m.impl("perturb_relu_max_pool2d", TORCH_BOX(&noisykernels::perturb_relu_max_pool2d));
   m.impl("separate", TORCH_BOX(&noisykernels::separate));

@@ -75,6 +75,7 @@ NK_HD T narrow_value(double v) {
 
 // ------------------------------------------------------------------------------------------------- rows and levels
 
+NK_HD Operand mul_operand(const NoiseParams& p) { return p.operand == Operand::kAdd ? Operand::kMul : p.operand; }
 NK_HD uint64_t seed_of(const NoiseParams& p) { return static_cast<uint64_t>(p.seed ? *p.seed : p.seed_value); }
 
 // The ids of the output row of the draw with index d and the row with index b.

@@ -5,9 +5,11 @@ from importlib.metadata import PackageNotFoundError, version
 import torch as torch  # the compiled module needs torch's libraries in the process
 
 from noisykernels import _C as _C
-from noisykernels import rules as rules  # registers autograd, fake, vmap and autocast
+from noisykernels import array_rules as array_rules
+from noisykernels import rules as rules  # both register autograd, fake, vmap and autocast
 from noisykernels._C import STREAM_VERSION, build_info
 from noisykernels.compare import compare
+from noisykernels.contraction import Device, Draw
 from noisykernels.convolutions import (
     conv1d,
     conv2d,
@@ -17,8 +19,10 @@ from noisykernels.convolutions import (
     conv_transpose3d,
 )
 from noisykernels.engine import walk
+from noisykernels.hardware import InputNoise, WeightNoise
 from noisykernels.headers import get_include
 from noisykernels.inject import NoiseState, inject, noise_state, remove, sites
+from noisykernels.macs import MacNoise
 from noisykernels.mixed import walk_mixed
 from noisykernels.nn import (
     NoiseSite,
@@ -48,6 +52,10 @@ __all__ = [
     "SAM",
     "SAMSON",
     "STREAM_VERSION",
+    "Device",
+    "Draw",
+    "InputNoise",
+    "MacNoise",
     "Noise",
     "NoiseSite",
     "NoiseState",
@@ -59,6 +67,7 @@ __all__ = [
     "NoisyConvTranspose3d",
     "NoisyLinear",
     "Study",
+    "WeightNoise",
     "build_info",
     "compare",
     "conv1d",

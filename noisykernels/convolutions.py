@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisykernels.contraction import Contraction, Device
 from noisykernels.noise import Noise
-from noisykernels.ops import Ids, Seed, Size, document_common, ints, noise_args
+from noisykernels.ops import Ids, Seed, Size, document_common, ints, noise_args, with_hardware
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
@@ -43,7 +44,8 @@ def convolution(
     groups: int,
     dims: int,
     relu: bool,
-    noise: Noise,
+    noise: Noise | None,
+    hardware: Sequence[Device] | None,
     seed: Seed,
     site: int,
     draws: Ids,
@@ -67,6 +69,12 @@ def convolution(
         else:
             padding_ = [t // 2 for t in padding_]
     output_padding_ = ints(name, "output_padding", output_padding, dims)
+    if hardware is not None:
+        geometry = stride_, padding_, dilation_, transposed, output_padding_, groups
+        return with_hardware(
+            Contraction(name, geometry), x, weight, bias, hardware, noise, relu, seed, site, draws, shared, rows,
+            first_row,
+        )  # fmt: skip
     args = noise_args(name, x, noise, seed, site, draws, shared, rows, first_row)
     return _ops.convolution.default(
         x, weight, bias, stride_, padding_, dilation_, transposed, output_padding_, groups, relu, *args
@@ -83,7 +91,8 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         dilation: Size = 1,
         groups: int = 1,
         *,
-        noise: Noise,
+        noise: Noise | None = None,
+        hardware: Sequence[Device] | None = None,
         relu: bool = False,
         seed: Seed = None,
         site: int = 0,
@@ -94,7 +103,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         return convolution(
             x, weight, bias, stride, padding, dilation, False, 0, groups, dims, relu,
-            noise, seed, site, draws, shared, rows, first_row,
+            noise, hardware, seed, site, draws, shared, rows, first_row,
         )  # fmt: skip
 
     size = "".join(f", {c}" for c in "DHW"[3 - dims :])
@@ -135,7 +144,8 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         groups: int = 1,
         dilation: Size = 1,
         *,
-        noise: Noise,
+        noise: Noise | None = None,
+        hardware: Sequence[Device] | None = None,
         relu: bool = False,
         seed: Seed = None,
         site: int = 0,
@@ -146,7 +156,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         return convolution(
             x, weight, bias, stride, padding, dilation, True, output_padding, groups, dims, relu,
-            noise, seed, site, draws, shared, rows, first_row,
+            noise, hardware, seed, site, draws, shared, rows, first_row,
         )  # fmt: skip
 
     size = "".join(f", {c}" for c in "DHW"[3 - dims :])

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisykernels.contraction import Contraction, Device
+from noisykernels.hardware import run
 from noisykernels.noise import (
     ID_LIMIT,
     KINDS,
@@ -37,7 +39,7 @@ Size = int | Sequence[int]
 def noise_args(
     op: str,
     x: Tensor,
-    noise: Noise,
+    noise: Noise | None,
     seed: Seed,
     site: int,
     draws: Ids,
@@ -67,6 +69,13 @@ def noise_args(
         noise.kind_index,
         shared,
     )
+
+
+def operand_number(op: str, operand: str) -> int:
+    """The number of an operand's stream."""
+    if operand not in OPERANDS:
+        raise ValueError(f"{op}: operand must be one of {', '.join(OPERANDS)}, got {operand!r}")
+    return OPERANDS.index(operand)
 
 
 # ------------------------------------------------------------------------------------------------- public functions
@@ -131,8 +140,6 @@ def eps(
     """
     if kind not in KINDS:
         raise ValueError(f"eps: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if operand not in OPERANDS:
-        raise ValueError(f"eps: operand must be one of {', '.join(OPERANDS)}, got {operand!r}")
     if isinstance(draw, int) and not 0 <= draw < ID_LIMIT:
         raise ValueError(f"eps: draw must lie in [0, 2^32), got {draw}")
     if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
@@ -143,7 +150,7 @@ def eps(
         KINDS.index(kind),
         seed_tensor("eps", seed, where).to(where, non_blocking=True),  # the operator works where its seed is
         site,
-        OPERANDS.index(operand),
+        operand_number("eps", operand),
         draw,
         ids_tensor("eps", "rows", rows, where),
         first_row,
@@ -161,6 +168,7 @@ def perturb(
     shared: bool = False,
     rows: Ids = None,
     first_row: int = 0,
+    operand: str = "add",
 ) -> Tensor:
     """Adds noise to a value: ``x + a*eps``, ``x * (1 + m*eps)`` or both, as `Noise` says.
 
@@ -168,6 +176,8 @@ def perturb(
         x: (B, *item), or (D * B, *item) with D draws; float32, float64, bfloat16 or float16, any strides.
             The noise of half types is float32, the result rounded once. A 0-d tensor is one row.
         {common}
+        operand: which of the site's streams: ``"add"`` is the two of a value, ``"add"`` and ``"mul"``; another one
+            (``"input"``, ``"weight"``, ``"programming"``, ...) serves noise of one term.
 
     Returns:
         (D * B, *item), in the dtype of ``x`` and its memory format where that is dense.
@@ -188,7 +198,14 @@ def perturb(
         >>> bool((perturb(x[4:], Noise(add=1.0), seed=1, first_row=4) == y[4:]).all())  # a row keeps its noise
         True
     """
-    return _ops.perturb.default(x, *noise_args("perturb", x, noise, seed, site, draws, shared, rows, first_row))
+    number = operand_number("perturb", operand)
+    if number != 0 and noise.mode in ("mul_add", "add_mul"):
+        raise ValueError(
+            f"perturb: noise at operand {operand!r} has one term, additive or multiplicative (or both folded into one, "
+            f"fold=True), got {noise!r}"
+        )
+    args = noise_args("perturb", x, noise, seed, site, draws, shared, rows, first_row)
+    return _ops.perturb.default(x, number, *args)
 
 
 @document_common
@@ -197,7 +214,8 @@ def linear(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    noise: Noise,
+    noise: Noise | None = None,
+    hardware: Sequence[Device] | None = None,
     relu: bool = False,
     seed: Seed = None,
     site: int = 0,
@@ -212,7 +230,8 @@ def linear(
         x: (B, ..., K), or (D * B, ..., K) with D draws, or (K): one row.
         weight: (N, K), the dtype of ``x``.
         bias: (N) or None.
-        noise, seed, site, ...: see below.
+        noise, seed, site, ...: see below; noise None: none, with hardware.
+        hardware: what happens inside: `WeightNoise`, `InputNoise`, `MacNoise` and other devices, in order.
         relu: apply a rectifier after the noise.
         {common}
 
@@ -227,9 +246,41 @@ def linear(
         >>> linear(torch.ones(2, 3), w, noise=Noise(mul=0.1), seed=1).shape
         torch.Size([2, 3])
     """
+    if hardware is not None:
+        return with_hardware(
+            Contraction("linear"), x, weight, bias, hardware, noise, relu, seed, site, draws, shared, rows, first_row
+        )
     return _ops.linear.default(
         x, weight, bias, relu, *noise_args("linear", x, noise, seed, site, draws, shared, rows, first_row)
     )
+
+
+def with_hardware(
+    contraction: Contraction,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hardware: Sequence[Device],
+    noise: Noise | None,
+    relu: bool,
+    seed: Seed,
+    site: int,
+    draws: Ids,
+    shared: bool,
+    rows: Ids,
+    first_row: int,
+) -> Tensor:
+    """A contraction as hardware makes it, then noise and a rectifier on its output."""
+    at = noise_args(contraction.name, x, noise or Noise(), seed, site, draws, shared, rows, first_row)
+    key: dict[str, Any] = dict(zip(("seed", "draws", "rows"), at[2:5], strict=True), site=site, first_row=first_row)
+    batched = x.dim() > 1 if contraction.geometry is None else x.dim() == weight.dim()
+    if not batched and key["draws"] is not None and (count := key["draws"].shape[0]) != 1:
+        raise ValueError(f"{contraction.name}: an unbatched value is one row and takes one draw, got {count}")
+    y = run(contraction, x if batched else x.unsqueeze(0), weight, bias, hardware, shared=shared, **key)
+    if noise is not None:
+        y = perturb(y, noise, **key)
+    y = torch.relu(y) if relu else y
+    return y if batched else y.squeeze(0)
 
 
 @document_common

@@ -40,16 +40,25 @@ class _Op:
     tensors: int = 1  # how many arguments come first that are tensors
     saved: int = 0  # how many of them the gradients need
     relu: int | None = None  # position of the argument `relu`
+    operand: int | None = None  # position of the argument `operand`, where it is not the output's
 
 
 # ------------------------------------------------------------------------------------------- fake
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if x.dim() not in formats or x.is_contiguous():
         return False
     return x.is_contiguous(memory_format=formats[x.dim()])
+
+
+def empty_like(clean: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor of another shape in the memory format of a value."""
+    out = clean.new_empty(shape)
+    if is_channels_last(clean):
+        out = out.contiguous(memory_format=torch.channels_last if clean.dim() == 4 else torch.channels_last_3d)
+    return out
 
 
 def _fake_noise(clean: Tensor, noise_args: tuple[Any, ...]) -> Tensor:
@@ -57,11 +66,7 @@ def _fake_noise(clean: Tensor, noise_args: tuple[Any, ...]) -> Tensor:
     shape = list(clean.shape)
     if shared and draws is not None and shape:
         shape[0] = draws.shape[0] * shape[0]
-    out = clean.new_empty(shape)
-    if _is_channels_last(clean):
-        last = torch.channels_last if clean.dim() == 4 else torch.channels_last_3d
-        out = out.contiguous(memory_format=last)
-    return out
+    return empty_like(clean, shape)
 
 
 def _clean_linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
@@ -86,6 +91,10 @@ def _fake_eps(shape: list[int], kind: int, seed: Tensor, *_: Any) -> Tensor:
 # ----------------------------------------------------------------------------- rows and gradients
 
 
+def _clean_perturb(x: Tensor, operand: int) -> Tensor:
+    return x
+
+
 def _rows(x: Tensor, *_: Any) -> int | None:
     return x.shape[0] if x.dim() > 0 else None
 
@@ -104,14 +113,14 @@ def _matmul_rows(a: Tensor, b: Tensor) -> int | None:
     return (*a.shape[:-1], *b.shape[1:], None)[0]
 
 
-def _noise_gradient(grad: Tensor, noise_args: tuple[Any, ...], rows: int | None) -> Tensor:
+def noise_gradient(grad: Tensor, noise_args: tuple[Any, ...], rows: int | None, operand: int = 0) -> Tensor:
     """The gradient with respect to the clean value, which has so many rows."""
     _, mul, seed, draws, ids, first_row, site, mode, kind, shared = noise_args
     if rows is None:  # one row, as in the forward
         grad = grad.unsqueeze(0)
     if mode in _WITH_FACTOR:
         key = (seed, draws, ids, first_row, site)
-        grad = _ops.perturb(grad, None, mul, *key, _MUL, kind, False)
+        grad = _ops.perturb(grad, operand, None, mul, *key, _MUL, kind, False)
     if rows is None:
         return grad.squeeze(0)
     if shared and draws is not None:
@@ -123,7 +132,7 @@ def _identity_gradient(ctx: Any, grad: Tensor) -> Grads:
     return (grad,)
 
 
-def _linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
+def linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
     needs = ctx.needs_input_grad
     flat = grad.reshape(-1, grad.shape[-1])
     return (
@@ -133,7 +142,7 @@ def _linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grad
     )
 
 
-def _convolution_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
+def convolution_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
     batched = x.dim() == weight.dim()
     transposed, groups = ctx.arguments[6], ctx.arguments[8]
     dx, dw, db = torch.ops.aten.convolution_backward(
@@ -163,13 +172,24 @@ def _matmul_gradients(ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> Grads:
 # --------------------------------------------------------------------------------------- autograd
 
 
-def _register_autograd(library: torch.library.Library, rules: _Op) -> None:
+def register_autograd(
+    library: torch.library.Library,
+    name: str,
+    keep: Callable[[Any, tuple[Any, ...], Tensor], tuple[Any, ...]],
+    backward: Callable[[Any, Tensor], Grads],
+    refuse: Callable[[Any, tuple[Any, ...]], str | None],
+) -> None:
     """Autograd of an operator, to any order.
 
     As torch.library.register_autograd, which (as of torch 2.13) neither works under torch.func.grad
     nor notices forward-mode inputs: those would silently get zero tangents.
+
+    Args:
+        keep: (ctx, arguments, output) -> what is saved for the gradient.
+        backward: (ctx, gradient) -> gradients of the leading arguments.
+        refuse: (ctx, arguments) -> why there is no gradient, if there is none.
     """
-    op = getattr(_ops, rules.name).default
+    op = getattr(_ops, name).default
 
     def below(keys: torch._C.DispatchKeySet, args: Sequence[Any]) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
@@ -179,31 +199,16 @@ def _register_autograd(library: torch.library.Library, rules: _Op) -> None:
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Tensor:
             *args, keys = inputs
-            noise_args = args[-_NOISE:]
-            if any(ctx.needs_input_grad):
-                if rules.gradients is None:
-                    raise RuntimeError(f"{op}: it is inference only, but input requires grad")
-                if noise_args[7] == _FOLD:
-                    raise RuntimeError(f"{op}: folded noise (fold=True) has no gradient; use the two-term form")
-                if any(ctx.needs_input_grad[-_NOISE - 1 : -1]):
-                    raise RuntimeError(f"{op}: there is no gradient with respect to a level")
+            if any(ctx.needs_input_grad) and (reason := refuse(ctx, tuple(args))) is not None:
+                raise RuntimeError(f"{op}: {reason}")
             output = below(keys, args)
-            ctx.relu = rules.relu is not None and args[rules.relu]
-            ctx.rows = rules.rows(*args[: rules.tensors])
             ctx.arguments = [None if isinstance(a, Tensor) else a for a in args]
-            saved = (*args[: rules.saved], *noise_args[:5], output if ctx.relu else None)
-            ctx.save_for_backward(*saved)
+            ctx.save_for_backward(*keep(ctx, tuple(args), output))
             return output
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Grads:
-            *saved, output = ctx.saved_tensors
-            if ctx.relu:
-                grad = torch.ops.aten.threshold_backward(grad, output, 0)
-            noise_args = (*saved[rules.saved :], *ctx.arguments[5 - _NOISE :])
-            grad = _noise_gradient(grad, noise_args, ctx.rows)
-            assert rules.gradients is not None
-            grads = rules.gradients(ctx, grad, *saved[: rules.saved])
+            grads = backward(ctx, grad)
             return (*grads, *[None] * (len(ctx.arguments) + 1 - len(grads)))
 
         @staticmethod
@@ -221,13 +226,45 @@ def _register_autograd(library: torch.library.Library, rules: _Op) -> None:
         with enable_single_level_autograd_function():
             return apply(*args, keys)
 
-    library.impl(rules.name, kernel, "Autograd", with_keyset=True)
+    library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+NO_FOLD = "folded noise (fold=True) has no gradient; use the two-term form"
+NO_LEVEL = "there is no gradient with respect to a level"
+
+
+def _register_output_noise(library: torch.library.Library, rules: _Op) -> None:
+    """Autograd of an operator with noise on its output."""
+
+    def refuse(ctx: Any, args: tuple[Any, ...]) -> str | None:
+        if rules.gradients is None:
+            return "it is inference only, but input requires grad"
+        if args[7 - _NOISE] == _FOLD:
+            return NO_FOLD
+        return NO_LEVEL if any(ctx.needs_input_grad[-_NOISE - 1 : -1]) else None
+
+    def keep(ctx: Any, args: tuple[Any, ...], output: Tensor) -> tuple[Any, ...]:
+        ctx.relu = rules.relu is not None and args[rules.relu]
+        ctx.rows = rules.rows(*args[: rules.tensors])
+        return (*args[: rules.saved], *args[-_NOISE:][:5], output if ctx.relu else None)
+
+    def backward(ctx: Any, grad: Tensor) -> Grads:
+        *saved, output = ctx.saved_tensors
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        noise_args = (*saved[rules.saved :], *ctx.arguments[5 - _NOISE :])
+        operand = 0 if rules.operand is None else ctx.arguments[rules.operand]
+        grad = noise_gradient(grad, noise_args, ctx.rows, operand)
+        assert rules.gradients is not None
+        return rules.gradients(ctx, grad, *saved[: rules.saved])
+
+    register_autograd(library, rules.name, keep, backward, refuse)
 
 
 # ------------------------------------------------------------------------------- vmap and autocast
 
 
-def _register_vmap(name: str) -> None:
+def register_vmap(name: str) -> None:
     op = getattr(_ops, name)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -243,8 +280,13 @@ def _register_vmap(name: str) -> None:
     torch.library.register_vmap(f"noisykernels::{name}", rule)
 
 
-def _register_autocast(library: torch.library.Library, name: str, operands: int, device: str, key: str) -> None:
+def register_autocast(library: torch.library.Library, name: str, operands: int) -> None:
     """The operands (not the levels) in the lower type that autocast wants just now."""
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _register_autocast_on(library, name, operands, device, key)
+
+
+def _register_autocast_on(library: torch.library.Library, name: str, operands: int, device: str, key: str) -> None:
     op = getattr(_ops, name)
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
@@ -267,9 +309,9 @@ def _register_autocast(library: torch.library.Library, name: str, operands: int,
 
 
 _TABLE = (
-    _Op("perturb", lambda x: x, _rows, _identity_gradient),
-    _Op("linear", _clean_linear, _linear_rows, _linear_gradients, 3, 2, relu=3),
-    _Op("convolution", _clean_convolution, _convolution_rows, _convolution_gradients, 3, 2, relu=9),
+    _Op("perturb", _clean_perturb, _rows, _identity_gradient, operand=1),
+    _Op("linear", _clean_linear, _linear_rows, linear_gradients, 3, 2, relu=3),
+    _Op("convolution", _clean_convolution, _convolution_rows, convolution_gradients, 3, 2, relu=9),
     _Op("matmul", torch.matmul, _matmul_rows, _matmul_gradients, 2, 2),
     _Op("perturb_relu_max_pool2d", _clean_pool, _rows, None),
 )
@@ -283,13 +325,12 @@ def _register() -> torch.library.Library:
             return _fake_noise(clean(*args[:-_NOISE]), args[-_NOISE:])
 
         torch.library.register_fake(f"noisykernels::{rules.name}", fake)
-        _register_autograd(library, rules)
-        _register_vmap(rules.name)
+        _register_output_noise(library, rules)
+        register_vmap(rules.name)
         if rules.tensors > 1:  # contractions; noise alone keeps the type it finds
-            _register_autocast(library, rules.name, rules.tensors, "cpu", "AutocastCPU")
-            _register_autocast(library, rules.name, rules.tensors, "cuda", "AutocastCUDA")
+            register_autocast(library, rules.name, rules.tensors)
     torch.library.register_fake("noisykernels::eps", _fake_eps)
-    _register_vmap("eps")
+    register_vmap("eps")
     return library
 
 

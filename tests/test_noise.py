@@ -402,7 +402,7 @@ def test_a_bad_level_spoils_its_own_row_only(mode: int, n: int, cpu_level: str) 
 
     def call(add: Tensor, mul: Tensor) -> Tensor:
         seed = torch.tensor(1)
-        return torch.ops.noisykernels.perturb(x, add, mul, seed, None, None, 0, 0, mode, 0, False)
+        return torch.ops.noisykernels.perturb(x, 0, add, mul, seed, None, None, 0, 0, mode, 0, False)
 
     bad, expected = level.clone(), call(same, same)
     bad[0, 1] = torch.nan

@@ -211,10 +211,11 @@ class Applier {
       if constexpr (draws_add(M)) {
         eps(op_.ea, [&](float* z) { gen_.in_row(id.row, id.draw, word3(p_.operand), block, blocks, z); }, skip, count);
       }
-      if constexpr (draws_mul(M))
+      if constexpr (draws_mul(M)) {
         eps(
-            op_.em, [&](float* z) { gen_.in_row(id.row, id.draw, word3(Operand::kMul), block, blocks, z); }, skip,
+            op_.em, [&](float* z) { gen_.in_row(id.row, id.draw, word3(mul_operand(p_)), block, blocks, z); }, skip,
             count);
+      }
       fill(id, 0, count, at);
       apply(M == Mode::kEps ? x : x + at, y_ + i * e_.n + at, count);
       at += count;
@@ -249,7 +250,7 @@ class Applier {
         for (int r = 0; r < count; ++r) A::copy(out + r * n, z + r * 4 * blocks, n);  // overruns into the next row
       };
       if constexpr (draws_add(M)) draw_eps(p_.operand, op_.ea);
-      if constexpr (draws_mul(M)) draw_eps(Operand::kMul, op_.em);
+      if constexpr (draws_mul(M)) draw_eps(mul_operand(p_), op_.em);
       for (int r = 0; r < count; ++r) fill(ids(i + r), r * n, n, 0);
       apply(x_row(i), y_ + i * n, count * n);
       i += count;
@@ -270,7 +271,7 @@ class Applier {
       for (int64_t p0 = 0; p0 < positions; p0 += tile) {
         const int width = static_cast<int>(std::min(tile, positions - p0));
         if constexpr (draws_add(M)) draw_tile(id, p_.operand, p0, width, tile_a);
-        if constexpr (draws_mul(M)) draw_tile(id, Operand::kMul, p0, width, tile_m);
+        if constexpr (draws_mul(M)) draw_tile(id, mul_operand(p_), p0, width, tile_m);
         const int64_t first = p0 * channels, stop = (p0 + width) * channels;
         for (int64_t at = first; at < stop; at += kChunk) {
           const int count = static_cast<int>(std::min<int64_t>(kChunk, stop - at));

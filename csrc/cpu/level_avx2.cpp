@@ -28,6 +28,7 @@
 #include "lanes_x86.h"
 #include "pool.inl"
 #include "separate.inl"
+#include "squares.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -166,8 +167,13 @@ struct Avx2::Lanes<double> {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", &epilogue_range<Avx2>, &pool_range<Avx2>, &separate_range<Avx2>,
-                       &separate_pool_range<Avx2>};
+const Kernels kAvx2 = {"avx2",
+                       &epilogue_range<Avx2>,
+                       &pool_range<Avx2>,
+                       &separate_range<Avx2>,
+                       &separate_pool_range<Avx2>,
+                       &square_row<Avx2>,
+                       &deviations<Avx2>};
 
 }  // namespace noisykernels::cpu
 

@@ -33,6 +33,7 @@
 #include "lanes_x86.h"
 #include "pool.inl"
 #include "separate.inl"
+#include "squares.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -168,8 +169,13 @@ struct Avx512::Lanes<double> {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", &epilogue_range<Avx512>, &pool_range<Avx512>, &separate_range<Avx512>,
-                         &separate_pool_range<Avx512>};
+const Kernels kAvx512 = {"avx512",
+                         &epilogue_range<Avx512>,
+                         &pool_range<Avx512>,
+                         &separate_range<Avx512>,
+                         &separate_pool_range<Avx512>,
+                         &square_row<Avx512>,
+                         &deviations<Avx512>};
 
 }  // namespace noisykernels::cpu
 

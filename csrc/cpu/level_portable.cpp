@@ -3,6 +3,7 @@
 #include "kernels.inl"
 #include "pool.inl"
 #include "separate.inl"
+#include "squares.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -61,7 +62,12 @@ struct Portable {
 
 }  // namespace
 
-const Kernels kPortable = {"portable", &epilogue_range<Portable>, &pool_range<Portable>, &separate_range<Portable>,
-                           &separate_pool_range<Portable>};
+const Kernels kPortable = {"portable",
+                           &epilogue_range<Portable>,
+                           &pool_range<Portable>,
+                           &separate_range<Portable>,
+                           &separate_pool_range<Portable>,
+                           &square_row<Portable>,
+                           &deviations<Portable>};
 
 }  // namespace noisykernels::cpu

@@ -114,7 +114,7 @@ class Row {
         ids_(ids_of(work.e.noise, draw_and_row.quotient, draw_and_row.remainder)),
         keys_(seed()),
         add_row_(seed(), ids_.row, ids_.draw, counter_word3(work.e.noise.site, work.e.noise.operand)),
-        mul_row_(seed(), ids_.row, ids_.draw, counter_word3(work.e.noise.site, Operand::kMul)) {
+        mul_row_(seed(), ids_.row, ids_.draw, counter_word3(work.e.noise.site, mul_operand(work.e.noise))) {
     const Epilogue& e = work.e;
     if constexpr (M != Mode::kEps) x_ = static_cast<const T*>(e.x) + (kGiven || e.shared ? ids_.b : i) * e.n;
     if constexpr (kGiven) given_ = e.noise.given + work.given(i).remainder * e.n;

@@ -1,0 +1,373 @@
+// Contractions inside a noisy array: the weight is drawn once for each draw and shared by all rows and positions, and
+// the noise of the single products and steps is one eps of the right deviation for each output. For ops.cpp alone.
+//
+// The noisy weight exists in panels of some output features only, each made right before the product that takes it.
+#pragma once
+
+#include <cmath>
+#include <utility>
+
+#include "cpu/common.h"
+#include "run.h"
+
+namespace noisykernels {
+namespace {
+
+// The library's single-precision product, found at run time; null if torch was built without one.
+using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
+                       const int*, const float*, const int*, const float*, float*, const int*);
+Sgemm find_sgemm() {
+  static const Sgemm sgemm = cpu::find_in_torch<Sgemm>("sgemm_");
+  return sgemm;
+}
+
+// The weight as an array holds it, panel by panel.
+class ArrayWeight {
+ public:
+  // args: of the weight's noise, its draws shared; mode -1: there is none.
+  ArrayWeight(const char* op, const Tensor& weight, const NoiseArgs& args)
+      : weight_(dense(weight)),
+        type_(dtype_of(op, "weight", weight)),
+        n_(weight.size(0) == 0 ? 0 : weight.numel() / weight.size(0)),
+        channels_last_(!weight_.is_contiguous()) {
+    if (args.mode < 0) return;
+    const Mode mode = static_cast<Mode>(args.mode);
+    NK_CHECK(mode == Mode::kAdd || mode == Mode::kMul || mode == Mode::kFold, op,
+             ": a weight's noise is of one term: additive, multiplicative or folded");
+    noise_.emplace(op, args, shape_of(weight), true, weight_, channels_last_);
+    noise_->params.operand = Operand::kWeight;
+  }
+
+  const Tensor& tensor() const { return weight_; }
+  bool noisy() const { return noise_.has_value(); }
+  int64_t draws() const { return noise_ ? noise_->params.D : 1; }
+
+  // What makes output features [begin, begin + count) of draw d at y.
+  Epilogue panel(int64_t d, int64_t begin, int64_t count, void* y) const {
+    const int64_t size = type_ == DType::kFloat64 ? 8 : (type_ == DType::kFloat32 ? 4 : 2);
+    Epilogue e;
+    e.noise = noise_->params;
+    e.noise.D = 1;
+    e.noise.B = count;
+    e.noise.first_row = begin;
+    if (e.noise.draws != nullptr) e.noise.draws += d;
+    for (Level* level : {&e.noise.add, &e.noise.mul}) {
+      const int64_t width = type_ == DType::kFloat64 ? 8 : 4;
+      if (level->data == nullptr) continue;
+      level->data =
+          static_cast<const char*>(level->data) + width * (d * level->draw_stride + begin * level->row_stride);
+    }
+    e.x = static_cast<const char*>(weight_.data_ptr()) + size * begin * n_;
+    e.y = y;
+    e.dtype = type_;
+    e.n = n_;
+    e.channels = channels_last_ && n_ > weight_.size(1) ? weight_.size(1) : 1;
+    return e;
+  }
+
+  Tensor empty_panel(int64_t count) const {
+    Ints shape = shape_of(weight_);
+    shape[0] = count;
+    return empty_as(weight_, shape, channels_last_);
+  }
+
+  // Output features of a panel of so many bytes.
+  int64_t together(int64_t bytes) const {
+    const int64_t one = std::max<int64_t>(1, n_ * (type_ == DType::kFloat64 ? 8 : 4));
+    return std::min(weight_.size(0), std::max<int64_t>(16, bytes / one / 16 * 16));
+  }
+
+ private:
+  Tensor weight_;
+  DType type_;
+  int64_t n_;
+  bool channels_last_;
+  std::optional<BoundNoise> noise_;
+};
+
+// ------------------------------------------------------------------------------------------- linear, on the CPU in
+// float
+
+// y = x w^T and v = x^2 (w^2)^T of one draw, panel by panel of w's output features.
+struct ArrayParts {
+  Sgemm sgemm;
+  const cpu::Kernels* kernels;
+  const ArrayWeight* weight;
+  const float *x, *x_squared;  // [M, K]; x_squared: null where no products of squares are wanted
+  float *y, *v, *w_scale;      // [M, N], [M, N], [N], multiplied with the scales of the squares
+  int64_t draw, M, K, N;
+
+  static constexpr int64_t kPanelBytes = int64_t{1} << 18;  // beside the rows of x and y in a second-level cache
+
+  void product(const float* rows, const float* panel, int64_t columns, float* out) const {
+    const int m = static_cast<int>(columns), n = static_cast<int>(M), k = static_cast<int>(K),
+              ldy = static_cast<int>(N);
+    const float one = 1, zero = 0;
+    sgemm("T", "N", &m, &n, &k, &one, panel, &k, rows, &k, &zero, out, &ldy);
+  }
+  static void by_columns(void* context, int64_t begin, int64_t end) {
+    const auto& self = *static_cast<const ArrayParts*>(context);
+    const int64_t most = self.weight->together(kPanelBytes), K = self.K;
+    const cpu::Scratch scratch(sizeof(float) * 2 * most * K);
+    float *noisy = scratch.as<float>(), *squared = noisy + most * K;
+    for (int64_t c = begin; c < end; c += most) {
+      const int64_t columns = std::min(most, end - c);
+      const float* panel = static_cast<const float*>(self.weight->tensor().data_ptr()) + c * K;
+      if (self.weight->noisy()) {
+        self.kernels->epilogue(self.weight->panel(self.draw, c, columns, noisy), 0, columns * K);
+        panel = noisy;
+      }
+      self.product(self.x, panel, columns, self.y + c);
+      if (self.x_squared == nullptr) continue;
+      for (int64_t j = 0; j < columns; ++j) {
+        self.w_scale[c + j] *= self.kernels->square_row(panel + j * K, K, squared + j * K);
+      }
+      self.product(self.x_squared, squared, columns, self.v + c);
+    }
+  }
+};
+
+// Adds the bias to every row.
+inline void add_rows(float* y, const float* bias, int64_t rows, int64_t N) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < N; ++j) y[i * N + j] += bias[j];
+  }
+}
+
+// Squares of the rows of x [M, K], with their scales and, where wanted, their lengths.
+struct SquaredRows {
+  std::vector<float> squares, scale, length;
+
+  SquaredRows(const cpu::Kernels& kernels, const float* x, int64_t M, int64_t K, bool lengths, int threads)
+      : squares(static_cast<size_t>(M * K)),
+        scale(static_cast<size_t>(M)),
+        length(static_cast<size_t>(M)),
+        kernels_(kernels),
+        x_(x),
+        K_(K),
+        lengths_(lengths) {
+    cpu::parallel(M, 1 + (1 << 14) / K, threads, &SquaredRows::rows, this);
+  }
+
+ private:
+  static void rows(void* context, int64_t begin, int64_t end) {
+    auto& self = *static_cast<SquaredRows*>(context);
+    for (int64_t i = begin; i < end; ++i) {
+      float* row = self.squares.data() + i * self.K_;
+      self.scale[i] = self.kernels_.square_row(self.x_ + i * self.K_, self.K_, row);
+      if (!self.lengths_) continue;
+      constexpr int kSums = 16;  // side by side, so that the compiler may use lanes
+      float sums[kSums] = {};
+      for (int64_t k = 0; k + kSums <= self.K_; k += kSums) {
+        for (int s = 0; s < kSums; ++s) sums[s] += row[k + s];
+      }
+      for (int64_t k = self.K_ / kSums * kSums; k < self.K_; ++k) sums[0] += row[k];
+      double sum = 0;
+      for (float s : sums) sum += s;
+      self.length[i] = static_cast<float>(std::sqrt(sum) * self.scale[i]);
+    }
+  }
+
+  const cpu::Kernels& kernels_;
+  const float* x_;
+  int64_t K_;
+  bool lengths_;
+};
+
+// The squares' product v [M, N] becomes deviations.
+struct Roots {
+  const cpu::Kernels* kernels;
+  Deviations of_row;
+  const SquaredRows* squares;  // null where not needed
+  float* v;
+  int64_t first;  // row of the squares
+
+  static void rows(void* context, int64_t begin, int64_t end) {
+    const auto& self = *static_cast<const Roots*>(context);
+    Deviations d = self.of_row;
+    for (int64_t i = begin; i < end; ++i) {
+      if (self.squares != nullptr) {
+        d.row_scale = self.squares->scale[self.first + i];
+        d.row_length = self.squares->length[self.first + i];
+      }
+      self.kernels->deviations(d, self.v + i * d.n);
+    }
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------- the operators
+
+constexpr int64_t kWorthAThread = int64_t{1} << 17;  // multiply-adds: some 3 us
+
+Tensor narrowed(Tensor t, int64_t dimension, int64_t begin, int64_t count) {
+  return torch::stable::narrow(t, dimension, begin, count);
+}
+
+// One contraction for each draw and panel of output features, with the panel's noisy weight.
+// contract(x, weight, bias); the output features are the output's dimension `features`, the weight's dimension 0 if
+// `cut`, without which all of them make one panel.
+template <class Contract>
+Tensor by_panels(const char* op, const Tensor& x, const ArrayWeight& weight, const OptTensor& bias, int64_t features,
+                 bool cut, bool shared, Contract&& contract) {
+  constexpr int64_t kPanelBytes[] = {int64_t{1} << 18, int64_t{1} << 24};  // CPU: a second-level cache; CUDA likewise
+  if (!weight.noisy()) return contract(x, weight.tensor(), bias);
+  const int64_t D = weight.draws(), N = weight.tensor().size(0),
+                B = shared ? x.size(0) : x.size(0) / std::max<int64_t>(D, 1);
+  const int64_t most = cut ? weight.together(kPanelBytes[x.is_cuda()]) : N;
+  if (D == 0 || N == 0) return contract(narrowed(x, 0, 0, 0), weight.tensor(), bias);
+  std::optional<Tensor> out;
+  for (int64_t d = 0; d < D; ++d) {
+    const Tensor rows = shared || D == 1 ? x : narrowed(x, 0, d * B, B);
+    for (int64_t c = 0; c < N; c += most) {
+      const int64_t count = std::min(most, N - c);
+      Tensor panel = weight.empty_panel(count);
+      run(op, panel, weight.panel(d, c, count, panel.mutable_data_ptr()));
+      const bool all = count == N;
+      const Tensor part = contract(rows, panel, bias && !all ? OptTensor(narrowed(*bias, 0, c, count)) : bias);
+      if (all && D == 1) return part;
+      if (!out) {
+        Ints shape = shape_of(part);
+        shape[0] = D * B;
+        if (!all) shape[features < 0 ? shape.size() + features : features] = N;
+        out = empty_as(part, shape, is_channels_last(part) && !part.is_contiguous());
+      }
+      Tensor at = narrowed(*out, 0, d * B, B);
+      if (!all) at = narrowed(at, features < 0 ? at.dim() + features : features, c, count);
+      torch::stable::copy_(at, part);
+    }
+  }
+  return *out;
+}
+
+// How rows and draws go together, for a contraction whose noise is not on its output.
+void check_draws(const char* op, const Tensor& x, const OptTensor& draws, bool shared) {
+  ids(op, "draws", draws, "D", x.device());
+  const int64_t D = draws ? draws->numel() : 1;
+  NK_CHECK(shared || (D == 0 ? x.size(0) == 0 : x.size(0) % D == 0), op,
+           ": dimension 0 holds draws x rows and must be a multiple of ", D, " draws, got ", x.size(0),
+           " (shared=True gives every draw the same ", x.size(0), " rows)");
+}
+
+Tensor array_convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints padding, Ints dilation,
+                         bool transposed, Ints output_padding, int64_t groups, OptTensor add, OptTensor mul,
+                         int64_t mode, int64_t kind, Tensor seed, OptTensor draws, int64_t site, bool shared) {
+  const char* op = check_convolution(x, weight, bias, transposed);
+  const ArrayWeight noisy(op, weight, {add, mul, seed, draws, {}, 0, site, mode, kind, true});
+  return with_rows(op, x, x.dim() == weight.dim(), draws, [&](const Tensor& rows_of_x) {
+    check_draws(op, rows_of_x, draws, shared);
+    return by_panels(op, rows_of_x, noisy, bias, 1, !transposed && groups == 1, shared,
+                     [&](const Tensor& part, const Tensor& panel, const OptTensor& part_of_bias) {
+                       return call(op, "aten::convolution", part, panel, part_of_bias, stride, padding, dilation,
+                                   transposed, output_padding, groups);
+                     });
+  });
+}
+
+// A level of the noise within the products: one number, or one for each output feature.
+std::vector<float> feature_levels(const char* op, const char* name, const OptTensor& t, int64_t N) {
+  if (!t) return {};
+  NK_CHECK(t->is_cpu() && t->scalar_type() == ScalarType::Double, op, ": `", name, "` must be float64 on the CPU here");
+  NK_CHECK(t->dim() == 0 || (t->dim() == 1 && t->size(0) == N), op, ": `", name, "` must be 0-d or [", N,
+           "], got shape ", shape_text(*t));
+  const Tensor dense_levels = as_contiguous(*t);
+  const auto* data = static_cast<const double*>(dense_levels.data_ptr());
+  std::vector<float> levels(static_cast<size_t>(N));
+  for (int64_t j = 0; j < N; ++j) levels[j] = checked_level(static_cast<float>(data[t->dim() == 0 ? 0 : j]));
+  return levels;
+}
+
+Tensor array_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, OptTensor mul, int64_t mode, int64_t kind,
+                    OptTensor per_product, OptTensor per_step, OptTensor read, Tensor seed, OptTensor draws,
+                    OptTensor rows, int64_t first_row, int64_t site, bool shared) {
+  const char* op = "linear";
+  const DType type = check_linear(op, x, weight, bias);
+  const int64_t N = weight.size(0), K = weight.size(1);
+  const ArrayWeight noisy(op, weight, {add, mul, seed, draws, {}, 0, site, mode, kind, true});
+  const bool noisy_macs = per_product || per_step || read;
+  const bool here = x.is_cpu() && type == DType::kFloat32 && find_sgemm() != nullptr && std::max({N, K}) <= INT_MAX;
+  NK_CHECK(!noisy_macs || here, op, ": noise of products, steps and readings is for float32 on the CPU here");
+  return with_rows(op, x, x.dim() > 1, draws, [&](Tensor part) {
+    check_draws(op, part, draws, shared);
+    if (!here || part.numel() == 0 || N == 0 || noisy.draws() == 0) {
+      return by_panels(op, part, noisy, bias, -1, true, shared,
+                       [&](const Tensor& some, const Tensor& panel, const OptTensor& part_of_bias) {
+                         return call(op, "aten::linear", some, panel, part_of_bias);
+                       });
+    }
+    part = as_contiguous(part);
+    if (bias) bias = as_contiguous(*bias);
+    const int64_t D = noisy.noisy() ? noisy.draws() : 1;  // contractions that differ
+    const bool expands = noisy.noisy() && shared;         // from the same rows
+    const int64_t M_all = part.numel() / K, M = expands ? M_all : M_all / D;
+    NK_CHECK(M <= INT_MAX, op, ": ", M, " rows of a draw are too many for the library");
+    Ints shape = shape_of(part);
+    shape.back() = N;
+    if (expands) shape[0] *= D;
+    Tensor clean = empty_as(part, shape, false);
+    Tensor deviation = noisy_macs ? empty_as(part, shape, false) : clean;
+    const auto* from = static_cast<const float*>(part.data_ptr());
+    auto* to = static_cast<float*>(clean.mutable_data_ptr());
+    auto* v = static_cast<float*>(deviation.mutable_data_ptr());
+    const std::vector<float> read_levels = feature_levels(op, "read", read, N);
+    const float root_of_steps = static_cast<float>(std::sqrt(static_cast<double>(K)));
+    std::optional<SquaredRows> squares;
+    if (per_product || read) squares.emplace(kernels(), from, M_all, K, read.has_value(), threads());
+    for (int64_t d = 0; d < D; ++d) {
+      const int64_t row = expands ? 0 : d * M;
+      std::vector<float> w_scale = feature_levels(op, "per_product", per_product, N);
+      ArrayParts parts{find_sgemm(),
+                       &kernels(),
+                       &noisy,
+                       from + row * K,
+                       per_product ? squares->squares.data() + row * K : nullptr,
+                       to + d * M * N,
+                       v + d * M * N,
+                       w_scale.data(),
+                       d,
+                       M,
+                       K,
+                       N};
+      const int64_t work = N * K * (M + 8 * noisy.noisy());  // a normal costs some eight multiply-adds
+      cpu::parallel(N, 16, static_cast<int>(std::min<int64_t>(threads(), 1 + work / kWorthAThread)),
+                    &ArrayParts::by_columns, &parts);
+      if (!noisy_macs) continue;
+      Deviations of_row;
+      of_row.n = N;
+      if (per_product) of_row.per_product = w_scale.data();
+      if (read) of_row.read = read_levels.data();
+      if (per_step) of_row.per_step = feature_levels(op, "per_step", per_step, 1)[0] * root_of_steps;
+      Roots roots{&kernels(), of_row, squares ? &*squares : nullptr, v + d * M * N, row};
+      cpu::parallel(M, 1 + 8192 / N, threads(), &Roots::rows, &roots);
+    }
+    if (!noisy_macs) {
+      if (bias) add_rows(to, static_cast<const float*>(bias->data_ptr()), clean.numel() / N, N);
+      return clean;
+    }
+    // One eps for each output; where the draws share the weights, they share the deviations too.
+    Tensor level = empty({}, ScalarType::Double, x.device(), false);
+    torch::stable::zero_(level);
+    const bool shared_values = shared && !expands;
+    const NoiseArgs args{level, {},           seed, draws, rows, first_row, site, static_cast<int64_t>(Mode::kAdd),
+                         0,     shared_values};
+    const BoundNoise noise(op, args, shape, true, clean, false);
+    Ints out_shape = shape;
+    out_shape[0] = noise.rows_out;
+    Tensor out = shared_values ? empty_as(clean, out_shape, false) : clean;
+    Epilogue e = make_epilogue(noise, clean, out, type, false);
+    e.noise.operand = Operand::kPerProduct;
+    e.noise.add = Level{};
+    e.noise.add.data = v;
+    e.noise.add.item_stride = 1;
+    e.noise.add.row_stride = e.n;
+    e.noise.add.draw_stride = shared_values ? 0 : e.n * noise.params.B;
+    if (bias) {
+      e.bias = bias->data_ptr();
+      e.bias_size = N;
+    }
+    run(op, out, e);
+    return out;
+  });
+}
+
+}  // namespace
+}  // namespace noisykernels

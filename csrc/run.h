@@ -1,0 +1,61 @@
+// Runs an epilogue where its output is: the CPU level in use, or torch's current CUDA stream. For ops.cpp alone.
+#pragma once
+
+#include "arguments.h"
+#include "cuda/launch.h"
+
+namespace noisykernels {
+namespace {
+
+const cpu::Kernels& kernels() {
+  const cpu::Kernels* k = cpu::current_level();
+  NK_CHECK(k != nullptr,
+           "cpu: the environment variable NOISYKERNELS_CPU_LEVEL names a level that this build or machine lacks");
+  return *k;
+}
+
+int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+#if defined(NOISYKERNELS_CUDA)
+// torch's current stream of a device. The function is one of torch's CUDA builds, and so found at run time.
+cudaStream_t current_stream(torch::stable::Device device) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = cpu::find_in_torch<Get>("aoti_torch_get_current_cuda_stream");
+  void* stream = nullptr;
+  NK_CHECK(get != nullptr && get(device.index(), &stream) == TORCH_SUCCESS, "cuda: torch gives no current stream");
+  return static_cast<cudaStream_t>(stream);
+}
+#endif
+
+// A kernel on the device of the tensor that it writes.
+template <class E>
+void run(const char* op, const Tensor& out, const E& e) {
+  if constexpr (!std::is_same_v<E, cuda::Gemm>) {
+    if (out.is_cpu()) return cpu::run(kernels(), e, threads());
+  }
+#if defined(NOISYKERNELS_CUDA)
+  const torch::stable::accelerator::DeviceGuard guard(out.device().index());
+  const char* error = cuda::run(e, current_stream(out.device()));
+  NK_CHECK(error == nullptr, op, ": CUDA: ", error);
+#else
+  NK_CHECK(false, op, ": this build has no CUDA kernels: nvcc was not found when it was built");
+#endif
+}
+
+Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tensor& out, DType type, bool relu) {
+  Epilogue e;
+  e.x = clean.data_ptr();
+  e.y = out.mutable_data_ptr();
+  e.dtype = type;
+  e.n = noise.rows_in == 0 ? 0 : clean.numel() / noise.rows_in;
+  e.shared = noise.shared;
+  const bool channels_last = !clean.is_contiguous();
+  e.channels =
+      channels_last && clean.numel() / std::max<int64_t>(1, clean.size(0) * clean.size(1)) > 1 ? clean.size(1) : 1;
+  e.relu = relu;
+  e.noise = noise.params;
+  return e;
+}
+
+}  // namespace
+}  // namespace noisykernels

@@ -1,0 +1,155 @@
+"""A contraction, one draw of it, and the base class of what hardware does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisykernels.noise import KINDS, OPERANDS
+
+__all__ = ["Contraction", "Device", "Draw"]
+
+_ops = torch.ops.noisykernels
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A linear layer or a convolution, without its operands.
+
+    Args:
+        name: of the operator, for messages.
+        geometry: stride, padding, dilation, transposed, output padding and groups; None: a linear layer.
+    """
+
+    name: str
+    geometry: tuple[list[int], list[int], list[int], bool, list[int], int] | None = None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.geometry is None:
+            return F.linear(x, weight, bias)
+        return torch.ops.aten.convolution(x, weight, bias, *self.geometry)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight has its output features along dimension 1."""
+        return self.geometry is not None and self.geometry[3]
+
+    @property
+    def groups(self) -> int:
+        """In how many parts input and output features are divided."""
+        return 1 if self.geometry is None else self.geometry[5]
+
+    def features(self, weight: Tensor) -> int:
+        """Number of output features."""
+        return weight.shape[1] * self.groups if self.transposed else weight.shape[0]
+
+    def steps(self, weight: Tensor) -> int:
+        """Products that are added up for an output; those with padding count."""
+        inputs = weight.shape[0] // self.groups if self.transposed else weight.shape[1]
+        return inputs * weight[0, 0].numel()
+
+    def largest(self, weight: Tensor) -> Tensor:
+        """The largest magnitude of the weights of each output feature: (N)."""
+        weight = weight.detach()
+        if self.transposed:
+            weight = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+        return torch.linalg.vector_norm(weight.flatten(1), float("inf"), 1)
+
+    def beside_weight(self, values: Tensor, weight: Tensor) -> Tensor:
+        """One value for each output feature (N), in a shape that broadcasts to the weight."""
+        ones = [1] * (weight.dim() - 2)
+        if not self.transposed:
+            return values.view(-1, 1, *ones)
+        per_group = values.view(self.groups, 1, -1).expand(-1, weight.shape[0] // self.groups, -1)
+        return per_group.reshape(weight.shape[0], weight.shape[1], *ones)
+
+    def beside_output(self, values: Tensor, y: Tensor) -> Tensor:
+        """One value for each output feature (N), in a shape that broadcasts to the output (rows, ...)."""
+        return values if self.geometry is None else values.view(-1, *[1] * (y.dim() - 2))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One execution of the hardware at one contraction, as a device sees it: one draw, which stands for one chip.
+
+    Example:
+        >>> import noisykernels as nk
+        >>> x, w = torch.ones(1, 4), torch.ones(3, 4)
+        >>> class Stuck(Device):  # each weight is stuck at zero with probability 1 %
+        ...     def weight(self, weight, draw):
+        ...         u = draw.fixed(weight.shape, "programming", kind="uniform")  # in [-sqrt 3, sqrt 3]
+        ...         return torch.where(u < 3**0.5 * (2 * 0.01 - 1), 0.0, weight)
+        >>> nk.linear(x, w, hardware=[Stuck()], seed=1)
+        tensor([[4., 4., 4.]])
+    """
+
+    contraction: Contraction
+    seed: Tensor
+    site: int
+    id: Tensor | None  # (1), the number of the draw; None: 0
+    rows: Tensor | None  # data-set indices of the rows; None: from first_row on
+    first_row: int
+
+    def fixed(self, shape: Sequence[int], operand: str, kind: str = "gaussian", dtype: Any = torch.float32) -> Tensor:
+        """Standardised values that belong to the chip: the same for every row of the data.
+
+        Args:
+            shape: of the values; dimension 0 counts what the contract calls rows: of a weight, as it is stored.
+            operand: which stream, such as ``"programming"`` or ``"column_offset"``.
+            kind: of noise.
+            dtype: of the result.
+        """
+        zeros = torch.zeros(tuple(shape), dtype=dtype, device=self._place())
+        return self._perturbed(zeros, operand, kind, None, 0)
+
+    def fresh(self, x: Tensor, operand: str, kind: str = "gaussian") -> Tensor:
+        """Standardised values for each element of a value (rows, ...) of this draw: new for every row of the data."""
+        return self._perturbed(torch.zeros_like(x.detach()), operand, kind, self.rows, self.first_row)
+
+    def largest(self, weight: Tensor, over: str) -> Tensor:
+        """max |W| over the ``"layer"``, or for each output ``"channel"`` in a shape that broadcasts to the weight; it
+        takes part in no gradient."""
+        if over == "layer":
+            return torch.linalg.vector_norm(weight.detach(), float("inf"))
+        return self.contraction.beside_weight(self.contraction.largest(weight), weight)
+
+    def channels(self, values: Tensor, y: Tensor) -> Tensor:
+        """One value for each output feature (N), in a shape that broadcasts to the output ``y``."""
+        return self.contraction.beside_output(values, y)
+
+    def _place(self) -> torch.device:
+        return self.seed.device if self.id is None else self.id.device
+
+    def _perturbed(self, zeros: Tensor, operand: str, kind: str, rows: Tensor | None, first_row: int) -> Tensor:
+        key = (self.seed, self.id, rows, first_row, self.site)
+        one = torch.ones((), dtype=torch.float64)
+        number = OPERANDS.index(operand)
+        return _ops.perturb.default(zeros, number, one, None, *key, 0, KINDS.index(kind), False)
+
+
+class Device:
+    """One property of analog hardware at a contraction: a subclass overrides what it changes.
+
+    Devices are applied in the order of their list. Each method is called once for each draw, gets values of that draw
+    only, and must be a pure function of its arguments; whatever is random comes from `Draw`. The bias is added after
+    the outputs have passed the devices, as it is in most hardware.
+
+    Example: see `Draw`.
+    """
+
+    def input(self, x: Tensor, draw: Draw) -> Tensor:
+        """What the contraction gets instead of the input x (rows, ...)."""
+        return x
+
+    def weight(self, weight: Tensor, draw: Draw) -> Tensor:
+        """What the array holds instead of the weight."""
+        return weight
+
+    def output(self, y: Tensor, draw: Draw) -> Tensor:
+        """What comes out instead of the sums y (rows, ...)."""
+        return y
