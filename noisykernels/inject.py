@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from noisykernels.contraction import Device
+from noisykernels.hardware import checked
 from noisykernels.injected import (
     Enter,
     Injected,
@@ -64,6 +66,9 @@ class inject:
             ``"add_mul"``, are drawn R times.
         in_training, in_eval: whether noise enters where the module at the site is in training mode,
             in evaluation mode.
+        hardware: what is inside linear layers and convolutions, such as ``[WeightNoise(add=0.05, relative="layer")]``:
+            a list of devices for all of them; a dict from name patterns to lists; or a function ``(name, module) ->
+            list | None``. It comes before the noise of the site, which ``repeats`` and ``where`` are about.
 
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
@@ -94,6 +99,7 @@ class inject:
         repeats: int | dict[str, int] = 1,
         in_training: bool = True,
         in_eval: bool = True,
+        hardware: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"inject: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -108,9 +114,11 @@ class inject:
             in_training,
             in_eval,
             dict(row_dims or {}),
+            hardware=_checked_hardware(hardware),
         )
         has_layers = any(isinstance(m, NoisyLayer) for m in target.modules())
-        state = NoiseState(placement, _parameters(target), noise is not None or has_layers)
+        draws_noise = noise is not None or hardware is not None or has_layers
+        state = NoiseState(placement, _parameters(target), draws_noise)
         keep_noise()
         target.__dict__["_noise_state"] = state
         announce(target)
@@ -147,6 +155,15 @@ def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
     for r in repeats.values() if isinstance(repeats, dict) else (repeats,):
         if not isinstance(r, int) or r < 1:
             raise ValueError(f"inject: repeats must be whole numbers of at least 1, got {r!r}")
+
+
+def _checked_hardware(hardware: Any) -> Any:
+    """Hardware as `inject` takes it, its lists checked."""
+    if hardware is None or (callable(hardware) and not isinstance(hardware, Device)):
+        return hardware
+    if isinstance(hardware, dict):
+        return {pattern: checked("inject", devices) for pattern, devices in hardware.items()}
+    return checked("inject", hardware)
 
 
 def _check_model(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from noisykernels import convolutions, ops
+from noisykernels.contraction import Device
 from noisykernels.noise import Noise
 from noisykernels.sites import Placement, hashed_id
 
@@ -135,7 +136,9 @@ def leave_module(path: str) -> None:
         mode.leave(path)
 
 
-def draw_layer(op: Callable[..., Tensor], kind: str, noise: Noise, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def draw_layer(
+    op: Callable[..., Tensor], kind: str, noise: Noise | None, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
     """A noisy layer's operation: a site of the model that runs, or alone, with a fresh seed."""
     if torch._C._is_torch_function_mode_enabled():
         return handle_torch_function(draw_layer, (x,), op, kind, noise, x, *args, **kwargs)
@@ -240,6 +243,10 @@ class SiteMode(TorchFunctionMode):
         noise = self.noise_at(name)
         if kind == "batch_norm":
             self._refuse_mixed_draws(name, args, kwargs)
+        if kind in _CONTRACTIONS and self.record is None:
+            hardware = self.placement.hardware_at(name, self.modules[-1][1])
+            if hardware is not None:
+                return self._on_hardware(name, _CONTRACTIONS[kind], noise, hardware, args, kwargs, row_dim)
         if noise is None and self.record is None:
             return func(*args, **kwargs)
         if kind in RECURRENT:
@@ -328,14 +335,18 @@ class SiteMode(TorchFunctionMode):
         self,
         op: Callable[..., Tensor],
         kind: str,
-        noise: Noise,
+        noise: Noise | None,
         x: Tensor,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """The operation of a noisy layer: its own noise, or the placement's."""
+        """The operation of a noisy layer: its own noise and hardware, or the placement's."""
         name = self.name(kind)
-        chosen = noise if self.placement.layers_own else self.noise_at(name)
+        own, hardware = self.placement.layers_own, kwargs.pop("hardware", None)
+        chosen = noise if own else self.noise_at(name)
+        hardware = hardware if own else self.placement.hardware_at(name, self.modules[-1][1])
+        if hardware is not None and self.record is None:
+            return self._on_hardware(name, op, chosen, hardware, (x, *args), kwargs)
         alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
         if chosen is not None and self.record is None and not alone:
             scaled, repeats = self._levels(name, chosen, 0)
@@ -346,6 +357,27 @@ class SiteMode(TorchFunctionMode):
         if x.dim() == 0 or x.shape[0] != self.key.batch or self._row_dim(name) != 0:
             raise RuntimeError(self._no_rows(name, x))
         return op(x, *args, noise=scaled, **kwargs, **self._key(name))
+
+    def _on_hardware(
+        self,
+        name: str,
+        op: Callable[..., Tensor],
+        noise: Noise | None,
+        hardware: Sequence[Device],
+        args: Any,
+        kwargs: dict[str, Any],
+        row_dim: int | None = None,
+    ) -> Tensor:
+        """A contraction as its hardware makes it, then the noise of the site."""
+        kwargs = dict(kwargs)
+        x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
+        dim = self._row_dim(name) if row_dim is None else row_dim
+        weight = rest[0] if rest else kwargs["weight"]
+        batched = x.dim() > 1 if op is ops.linear else x.dim() == weight.dim()
+        if not batched or dim is None or x.shape[dim] != self.key.batch or (dim != 0 and op is not ops.linear):
+            raise RuntimeError(self._no_rows(name, x))
+        y = op(x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, **self._key(name)).movedim(0, dim)
+        return self.at(name, noise, y, row_dim)
 
     def _recurrent(self, name: str, noise: Noise | None, func: Any, args: Any, kwargs: Any) -> Any:
         """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""

@@ -6,12 +6,15 @@ no site: it draws a fresh seed from torch's default generator at each forward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisykernels import convolutions, ops
+from noisykernels.contraction import Device
+from noisykernels.hardware import checked
 from noisykernels.mode import draw_layer
 from noisykernels.noise import Noise
 
@@ -31,6 +34,7 @@ class NoisyLayer:
     """What the noisy layers share: their noise, and when it is on."""
 
     noise: Noise | None
+    hardware: tuple[Device, ...] | None
     in_training: bool
     in_eval: bool
     training: bool
@@ -41,21 +45,29 @@ class NoisyLayer:
         noise: Noise | None = None,
         in_training: bool = True,
         in_eval: bool = True,
+        hardware: Sequence[Device] | None = None,
         **kwargs: Any,
     ) -> None:
         if noise is not None and not isinstance(noise, Noise):
             raise TypeError(f"{type(self).__name__}: noise must be a Noise or None, got {type(noise).__name__}")
         super().__init__(*args, **kwargs)
         self.noise, self.in_training, self.in_eval = noise, in_training, in_eval
+        self.hardware = None if hardware is None else checked(type(self).__name__, hardware)
 
     @property
     def noisy(self) -> bool:
         """Whether this layer draws noise in its present mode."""
-        return self.noise is not None and (self.in_training if self.training else self.in_eval)
+        switch = self.in_training if self.training else self.in_eval
+        return switch and (self.noise is not None or self.hardware is not None)
+
+    def inside(self) -> dict[str, Any]:
+        """The hardware as an argument of the operator, where there is any."""
+        return {} if self.hardware is None else {"hardware": self.hardware}
 
     def extra_repr(self) -> str:
         parent = super().extra_repr()  # type: ignore[misc]
-        return f"{parent}{', ' if parent else ''}noise={self.noise!r}"
+        hardware = "" if self.hardware is None else f", hardware={list(self.hardware)!r}"
+        return f"{parent}{', ' if parent else ''}noise={self.noise!r}{hardware}"
 
 
 class NoiseSite(NoisyLayer, nn.Module):
@@ -83,7 +95,7 @@ def _perturb(x: Tensor, *, noise: Noise, **key: Any) -> Tensor:
 
 
 class NoisyLinear(NoisyLayer, nn.Linear):
-    """`torch.nn.Linear` with ``noise`` on its output, ``in_training`` and ``in_eval``.
+    """`torch.nn.Linear` with ``noise`` on its output, ``hardware`` inside it, ``in_training`` and ``in_eval``.
 
     Example:
         >>> layer = NoisyLinear(4, 3, noise=Noise(add=0.1))
@@ -93,16 +105,16 @@ class NoisyLinear(NoisyLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, ..., in_features) -> (B, ..., out_features)."""
-        if not self.noisy or self.noise is None:
+        if not self.noisy:
             return super().forward(input)
-        return draw_layer(ops.linear, "linear", self.noise, input, self.weight, self.bias)
+        return draw_layer(ops.linear, "linear", self.noise, input, self.weight, self.bias, **self.inside())
 
 
 class _NoisyConv(NoisyLayer):
     """The forward of the three convolutions."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.noisy or self.noise is None:
+        if not self.noisy:
             return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
         conv: Any = self
         padding = conv.padding
@@ -122,11 +134,12 @@ class _NoisyConv(NoisyLayer):
             padding,
             conv.dilation,
             conv.groups,
+            **self.inside(),
         )
 
 
 class NoisyConv1d(_NoisyConv, nn.Conv1d):
-    """`torch.nn.Conv1d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
+    """`torch.nn.Conv1d` with ``noise`` on its output, ``hardware`` inside, ``in_training`` and ``in_eval``.
 
     Example:
         >>> layer = NoisyConv1d(3, 4, 3, noise=Noise(add=0.1))
@@ -136,7 +149,7 @@ class NoisyConv1d(_NoisyConv, nn.Conv1d):
 
 
 class NoisyConv2d(_NoisyConv, nn.Conv2d):
-    """`torch.nn.Conv2d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
+    """`torch.nn.Conv2d` with ``noise`` on its output, ``hardware`` inside, ``in_training`` and ``in_eval``.
 
     Example:
         >>> layer = NoisyConv2d(3, 4, 3, padding="same", noise=Noise(mul=0.1))
@@ -146,7 +159,7 @@ class NoisyConv2d(_NoisyConv, nn.Conv2d):
 
 
 class NoisyConv3d(_NoisyConv, nn.Conv3d):
-    """`torch.nn.Conv3d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
+    """`torch.nn.Conv3d` with ``noise`` on its output, ``hardware`` inside, ``in_training`` and ``in_eval``.
 
     Example:
         >>> layer = NoisyConv3d(1, 2, 3, noise=Noise(add=0.1))
@@ -160,7 +173,7 @@ class _NoisyConvTranspose(NoisyLayer):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, in_channels, ...) -> (B, out_channels, ...)."""
-        if not self.noisy or self.noise is None:
+        if not self.noisy:
             return super().forward(input, output_size)  # type: ignore[misc]
         conv: Any = self
         dims = conv.weight.dim() - 2
@@ -180,11 +193,12 @@ class _NoisyConvTranspose(NoisyLayer):
             output_padding,
             conv.groups,
             conv.dilation,
+            **self.inside(),
         )
 
 
 class NoisyConvTranspose1d(_NoisyConvTranspose, nn.ConvTranspose1d):
-    """`torch.nn.ConvTranspose1d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
+    """`torch.nn.ConvTranspose1d` with ``noise`` on its output, ``hardware`` inside, ``in_training`` and ``in_eval``.
 
     Example:
         >>> layer = NoisyConvTranspose1d(3, 4, 2, noise=Noise(add=0.1))
@@ -194,7 +208,7 @@ class NoisyConvTranspose1d(_NoisyConvTranspose, nn.ConvTranspose1d):
 
 
 class NoisyConvTranspose2d(_NoisyConvTranspose, nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
+    """`torch.nn.ConvTranspose2d` with ``noise`` on its output, ``hardware`` inside, ``in_training`` and ``in_eval``.
 
     Example:
         >>> layer = NoisyConvTranspose2d(3, 4, 2, stride=2, noise=Noise(add=0.1))
@@ -204,7 +218,7 @@ class NoisyConvTranspose2d(_NoisyConvTranspose, nn.ConvTranspose2d):
 
 
 class NoisyConvTranspose3d(_NoisyConvTranspose, nn.ConvTranspose3d):
-    """`torch.nn.ConvTranspose3d` with ``noise`` on its output, ``in_training`` and ``in_eval``.
+    """`torch.nn.ConvTranspose3d` with ``noise`` on its output, ``hardware`` inside, ``in_training`` and ``in_eval``.
 
     Example:
         >>> layer = NoisyConvTranspose3d(1, 2, 2, noise=Noise(add=0.1))

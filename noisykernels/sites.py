@@ -9,12 +9,13 @@ from __future__ import annotations
 import fnmatch
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from noisykernels.contraction import Device
 from noisykernels.noise import Noise
 
 __all__ = ["Placement", "Site", "hashed_id", "matches", "site_ids"]
@@ -107,10 +108,11 @@ class Placement:
     in_eval: bool = True
     row_dims: dict[str, int] = field(default_factory=dict)
     layers_own: bool = True  # False: noisy layers are sites like any other
+    hardware: Any = None  # devices, a dict of them, or a function: what is inside contractions
 
     def at(self, name: str, module: nn.Module) -> Noise | None:
         """The noise of the site with this name, whose innermost module is `module`."""
-        if self.noise is None or not (self.in_training if module.training else self.in_eval):
+        if self.noise is None or not self._on(module):
             return None
         if isinstance(self.noise, dict):
             return next((n for pattern, n in self.noise.items() if matches(name, pattern)), None)
@@ -128,6 +130,17 @@ class Placement:
                 return self.noise
         return None
 
+    def hardware_at(self, name: str, module: nn.Module) -> Sequence[Device] | None:
+        """The devices of the contraction with this name, whose innermost module is `module`."""
+        if self.hardware is None or not self._on(module):
+            return None
+        if isinstance(self.hardware, dict):
+            return next((h for pattern, h in self.hardware.items() if matches(name, pattern)), None)
+        return self.hardware(name, module) if callable(self.hardware) else self.hardware
+
+    def _on(self, module: nn.Module) -> bool:
+        return self.in_training if module.training else self.in_eval
+
     def repeats_at(self, name: str) -> int:
         """How often the noisy operation at a site is repeated and averaged."""
         if isinstance(self.repeats, int):
@@ -141,5 +154,5 @@ class Placement:
     def patterns(self) -> list[str]:
         """All name patterns in use."""
         choices = self.where if isinstance(self.where, list | tuple) else (self.where,)
-        tables = (t for t in (self.noise, self.repeats, self.row_dims) if isinstance(t, dict))
+        tables = (t for t in (self.noise, self.repeats, self.row_dims, self.hardware) if isinstance(t, dict))
         return [*(c for c in choices if isinstance(c, str)), *(name for t in tables for name in t)]

@@ -178,6 +178,7 @@ class _Recorder(SiteMode):
             _, kind, _, *args = args
             func = torch.Tensor.view_as if kind == "noise" else getattr(F, kind)
             args = (args[0], args[0]) if kind == "noise" else tuple(args)
+            kwargs = {name: a for name, a in kwargs.items() if name != "hardware"}
         if leaves or changed:
             names = [name for name, _ in self.record[before:]]
             self._write(func, args, kwargs, leaves, changed, names)

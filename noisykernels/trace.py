@@ -121,7 +121,7 @@ def refuse_unmatched(model: nn.Module, placement: Placement, traced: list[Site] 
 
 def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:
     """Around a (length, batch, features) layer, dimension 0 only looks like rows."""
-    if placement.noise is None or placement.row_dims:
+    if (placement.noise is None and placement.hardware is None) or placement.row_dims:
         return
     for path, module in model.named_modules():
         if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
