@@ -31,6 +31,7 @@ from noisykernels.arguments import (
 )
 from noisykernels.cells import Cells
 from noisykernels.evaluator import Evaluator, Problem
+from noisykernels.hardware import WeightNoise
 from noisykernels.inject import inject
 from noisykernels.injected import place_of, state_of
 from noisykernels.kept import Kept
@@ -44,29 +45,32 @@ from noisykernels.store import Store, study_key
 from noisykernels.study import Study
 from noisykernels.tape import NotTraceable, Tape, record_tape
 from noisykernels.trace import evaluating
+from noisykernels.weights import as_weight_noise, has_weight, step_of
 from noisykernels.workers import Workers, packed, torch_threads
 
 __all__ = ["walk"]
 
 
 @overload
-def walk(model: nn.Module, data: Data, *, noise: Noise, seed: int, **how: Any) -> Study: ...
+def walk(model: nn.Module, data: Data, *, noise: Noise | WeightNoise, seed: int, **how: Any) -> Study: ...
 
 
 @overload
-def walk(model: nn.Module, data: Data, *, noise: Sequence[Noise], seed: int, **how: Any) -> list[Study]: ...
+def walk(
+    model: nn.Module, data: Data, *, noise: Sequence[Noise] | Sequence[WeightNoise], seed: int, **how: Any
+) -> list[Study]: ...
 
 
 def walk(  # type: ignore[misc]  # the overloads leave out what does not matter for the result's type
     model: nn.Module,
     data: Data,
     *,
-    noise: Noise | Sequence[Noise],
+    noise: Noise | WeightNoise | Sequence[Noise | WeightNoise],
     levels: Sequence[float] | Tensor | None = None,
     draws: SupportsIndex | Sequence[int] | Tensor | None = None,
     seed: int,
     sites: Sequence[str | int] | str | None = None,
-    target: Literal["activation"] = "activation",
+    target: Literal["activation", "weight"] = "activation",
     rows: Tensor | Sequence[int] | None = None,
     batch_rows: int | None = None,
     draws_per_pass: int = 8,
@@ -100,7 +104,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         draws: number of draws (ids 0, 1, ...), or the ids.
         seed: 64-bit seed of the study.
         sites: names, name patterns or indices of the sites to walk (see `sites`); None walks all.
-        target: where noise enters; ``"activation"``: values at sites.
+        target: where noise enters; ``"activation"``: values at sites; ``"weight"``: the weights of linear layers and
+            convolutions, drawn once for each draw, which is a chip, and the same for all rows. The noise is then a
+            `WeightNoise`, such as ``WeightNoise(add=1.0, relative="layer")``, or a `Noise` of one term.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once;
             fewer where `memory` asks for it. Part of the contraction plan: a prediction at a decision boundary may
@@ -144,14 +150,19 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         >>> len(study.records), study.records[0].site
         (8, 'input')
     """
-    if target != "activation":
-        raise ValueError(f"walk: target must be 'activation', got {target!r}")
+    if target not in ("activation", "weight"):
+        raise ValueError(f"walk: target must be 'activation' or 'weight', got {target!r}")
     if engine not in ("auto", "plain"):
         raise ValueError(f"walk: engine must be 'auto' or 'plain', got {engine!r}")
-    noises = (noise,) if isinstance(noise, Noise) else tuple(noise) if isinstance(noise, list | tuple) else ()
-    if not noises or not all(isinstance(n, Noise) for n in noises):
+    alone = isinstance(noise, Noise | WeightNoise)
+    given: Any = (noise,) if alone else tuple(noise) if isinstance(noise, list | tuple) else ()
+    if not given or not all(isinstance(n, Noise | WeightNoise) for n in given):
         raise TypeError(f"walk: noise must be a Noise, or a list of them, got {type(noise).__name__}")
-    for level in (level for n in noises for level in (n.add, n.mul) if level is not None and level.dim() > 0):
+    if target == "activation" and any(isinstance(n, WeightNoise) for n in given):
+        raise ValueError("walk: a WeightNoise goes with target='weight'")
+    noises = tuple(as_weight_noise("walk", n) for n in given) if target == "weight" else given
+    terms: list[Noise] = [n.noise if isinstance(n, WeightNoise) else n for n in noises]
+    for level in (level for n in terms for level in (n.add, n.mul) if level is not None and level.dim() > 0):
         if level.dim() < 2 or level.shape[:2] != (1, 1):  # rows are cut into chunks and may be reordered
             raise ValueError(
                 "walk: levels of the noise must be numbers, or differ by channel or element, not by draw or row; "
@@ -178,7 +189,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         parts = [part[order] for part in parts]
     inputs, labels, row_ids = parts
     computed = torch.float64 if inputs.dtype == torch.float64 else torch.float32  # what the noise computes in
-    for one, amplitude in itertools.product(noises, amplitudes):
+    for one, amplitude in itertools.product(terms, amplitudes):
         scaled_noise("walk", one, amplitude, computed)
     problem = Problem(model, (inputs, labels, row_ids), noises, seed)
 
@@ -192,11 +203,14 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         stack.enter_context(torch.inference_mode())
         state = state_of(injected)
         state.placement = SILENT
-        chosen = chosen_sites("walk", state.traced, sites)
+        open_to_it = [s for s in state.traced if target == "activation" or has_weight(s)]
+        if not open_to_it:
+            raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
+        chosen = chosen_sites("walk", open_to_it, sites)
         refuse_without_rows("walk", chosen)
         passes = choose_passes(state.traced, memory, batch_rows, draws_per_pass)
         correct, classes = clean_correct("walk", injected, inputs, labels, passes.rows)
-        tape = _tape(injected, inputs, chosen) if engine == "auto" else None
+        tape = _tape(injected, inputs, chosen, target) if engine == "auto" else None
         chunks = None if tape is None else choose_plan(tape, memory, passes.rows, device)
         here = Evaluator(problem, injected, passes, chunks, tape)
         plan: dict[str, Any] = {
@@ -220,8 +234,11 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             answers = stack.enter_context(Workers(executor, sent, here, passes, chunks)).correct
         if store is not None:
             ordered = plan | {"order": "permuted" if permuted else "as given"}
-            given = noises[0] if len(noises) == 1 else noises
-            key = study_key(model, inputs, labels, given, seed, plan=ordered, rows=row_ids.cpu(), target=target)
+            where: str = target
+            if target == "weight":
+                where += f" relative to {', '.join(str(n.relative) for n in noises)}"
+            told = terms[0] if len(terms) == 1 else terms
+            key = study_key(model, inputs, labels, told, seed, plan=ordered, rows=row_ids.cpu(), target=where)
             answers = Kept(stack.enter_context(Store(store, key)), answers, here.rows_of_task).answers
 
         cells = Cells(chosen, correct)
@@ -243,8 +260,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         every = tuple(s.name for s in state.traced)
     settled_how = {} if plateaus is None else {"plateaus": plateaus}
     studies = []
-    for which, one in enumerate(noises):
+    for which, one in enumerate(terms):
         records = cells.records(which)
+        relative = {"relative": noises[which].relative} if target == "weight" else {}
         meta = Meta(
             seed=seed,
             noise={
@@ -253,6 +271,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
                 "fold": one.fold,
                 "add": _describe(one.add),
                 "mul": _describe(one.mul),
+                **relative,
             },
             levels=tuple(amplitudes) or tuple(sorted({r.level for r in records})),
             draws=tuple(draw_ids) or tuple(sorted({r.draw for r in records})),
@@ -270,7 +289,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             midpoints=tuple(midpoints[which]),
         )
         studies.append(Study(records, meta))
-    return studies[0] if isinstance(noise, Noise) else studies
+    return studies[0] if alone else studies
 
 
 Answers = Callable[[Sequence[Request], Callable[[float], object]], list[Answer]]
@@ -295,7 +314,7 @@ def _search(
     return [[s.described() for s in searches if s.which == which] for which in range(len(noises))]
 
 
-def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site]) -> Tape | None:
+def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site], target: str) -> Tape | None:
     """The model recorded; None, with a warning, if it cannot be or no site can be reached."""
     try:
         tape = record_tape(model, inputs[:4])
@@ -303,6 +322,9 @@ def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site]) -> Tape | No
         warnings.warn(f"walk: every pass runs the whole model: {reason}", stacklevel=3)
         return None
     refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
+    if target == "weight":
+        reached = [s for s in chosen if s.name in tape.sites]
+        refused += [f"{s.name} (its weight is computed)" for s in reached if step_of(tape, s.name) is None]
     if refused:
         warnings.warn(f"walk: for these sites every pass runs the whole model: {', '.join(refused)}", stacklevel=3)
     return tape if tape.sites else None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels.adaptive import Answer, Request
+from noisykernels.hardware import WeightNoise
 from noisykernels.noise import Noise
 from noisykernels.plain import Passes, Plain
 from noisykernels.reuse import ROWS, Plan, Reuse
@@ -52,7 +53,7 @@ class Problem:
 
     model: nn.Module
     data: tuple[Tensor, Tensor, Tensor]
-    noises: tuple[Noise, ...]
+    noises: tuple[Noise | WeightNoise, ...]
     seed: int
 
 
@@ -77,7 +78,7 @@ class Evaluator:
 
     def shares(self, request: Request) -> bool:
         """Whether the engine that shares work can evaluate a request."""
-        return self.reuse is not None and request.site.name in self.reuse.tape.sites
+        return self.reuse is not None and self.reuse.reaches(request.site.name, self.problem.noises[request.which])
 
     def rows_of_task(self, request: Request) -> int:
         """Some hundred rows, at whose multiples a request may be cut without changing its answer."""

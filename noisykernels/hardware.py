@@ -100,11 +100,21 @@ class WeightNoise(Device):
         self.noise = _one_term("WeightNoise", Noise(add, mul, kind=kind, fold=fold))
         self.relative = relative
 
+    @classmethod
+    def of(cls, noise: Noise, relative: str | None = None) -> WeightNoise:
+        """Weights with a noise of one term.
+
+        Example:
+            >>> WeightNoise.of(Noise(mul=0.1))
+            WeightNoise(mul=0.1)
+        """
+        made = cls(relative=relative)
+        made.noise = _one_term("WeightNoise", noise)
+        return made
+
     def scaled(self, factor: float | Tensor) -> WeightNoise:
         """This noise with its levels multiplied."""
-        scaled = object.__new__(WeightNoise)
-        scaled.noise, scaled.relative = self.noise.scaled(factor), self.relative
-        return scaled
+        return WeightNoise.of(self.noise.scaled(factor), self.relative)
 
     def levels(self, contraction: Contraction, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Levels as the operators take them for a weight."""

@@ -37,7 +37,7 @@ _POOLS = " ".join(
 )
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _CELLS = "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
-_CONTRACTIONS = {  # whose noisy result our own operators give in one go
+CONTRACTION_KINDS = {  # whose noisy result our own operators give in one go
     "linear": ops.linear,
     "conv1d": convolutions.conv1d,
     "conv2d": convolutions.conv2d,
@@ -61,7 +61,7 @@ def _kinds() -> dict[Any, str]:
     """Kind of the site of every function that makes one."""
     names = f"{_ACTIVATIONS} {_NORMS} {_POOLS} {' '.join(RECURRENT)} {_CELLS}".split()
     kinds = dict.fromkeys(offered("scaled_dot_product_attention"), "attention")
-    for name in (*names, *_CONTRACTIONS):
+    for name in (*names, *CONTRACTION_KINDS):
         for alias in (name, f"{name}_", f"{name}_with_indices"):
             kinds.update(dict.fromkeys(offered(alias), name))
     return kinds
@@ -243,10 +243,10 @@ class SiteMode(TorchFunctionMode):
         noise = self.noise_at(name)
         if kind == "batch_norm":
             self._refuse_mixed_draws(name, args, kwargs)
-        if kind in _CONTRACTIONS and self.record is None:
+        if kind in CONTRACTION_KINDS and self.record is None:
             hardware = self.placement.hardware_at(name, self.modules[-1][1])
             if hardware is not None:
-                return self._on_hardware(name, _CONTRACTIONS[kind], noise, hardware, args, kwargs, row_dim)
+                return self._on_hardware(name, CONTRACTION_KINDS[kind], noise, hardware, args, kwargs, row_dim)
         if noise is None and self.record is None:
             return func(*args, **kwargs)
         if kind in RECURRENT:
@@ -257,8 +257,8 @@ class SiteMode(TorchFunctionMode):
         if _in_place(func, args, kwargs):  # autograd may keep the noiseless value, so that gets memory of its own
             target = args[0] if args else kwargs.pop("input")
             return target.copy_(self.at(name, noise, func(target.clone(), *args[1:], **kwargs), row_dim))
-        if kind in _CONTRACTIONS and noise is not None and self.record is None and row_dim is None:
-            fused = self._fused(name, _CONTRACTIONS[kind], noise, args, kwargs)
+        if kind in CONTRACTION_KINDS and noise is not None and self.record is None and row_dim is None:
+            fused = self._fused(name, CONTRACTION_KINDS[kind], noise, args, kwargs)
             if fused is not None:
                 return fused
         out = func(*args, **kwargs)

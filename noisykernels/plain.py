@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noisykernels.adaptive import Answer, Request
+from noisykernels.hardware import WeightNoise
 from noisykernels.inject import noise_state
 from noisykernels.injected import state_of
 from noisykernels.noise import Noise
@@ -79,7 +80,7 @@ class Plain:
         seed: of the study.
     """
 
-    def __init__(self, model: nn.Module, passes: Passes, noises: Sequence[Noise], seed: int) -> None:
+    def __init__(self, model: nn.Module, passes: Passes, noises: Sequence[Noise | WeightNoise], seed: int) -> None:
         self.model, self.rows, self.draws = model, passes.rows, passes.draws
         self.noises, self.seed = noises, seed
 
@@ -93,7 +94,10 @@ class Plain:
             levels = []
             for level in request.levels:
                 noise = self.noises[request.which].scaled(level)
-                state.placement = replace(SILENT, noise=noise, where=request.site.name)
+                if isinstance(noise, WeightNoise):
+                    state.placement = replace(SILENT, hardware={request.site.name: [noise]})
+                else:
+                    state.placement = replace(SILENT, noise=noise, where=request.site.name)
                 levels.append(torch.cat([
                     self._draws(request.draws[i : i + self.draws], inputs, labels, rows)
                     for i in range(0, len(request.draws), self.draws)

@@ -28,6 +28,7 @@ from noisykernels.arguments import gpu_precision
 from noisykernels.bands import wilson
 from noisykernels.cells import Cells
 from noisykernels.evaluator import Evaluator
+from noisykernels.hardware import WeightNoise
 from noisykernels.linearity import (
     CONTRACTIONS,
     MAX_POOL,
@@ -183,12 +184,13 @@ def provable(here: Evaluator, requests: Sequence[Request]) -> list[float]:
             clean = reuse.tape.run(inputs)
             for i in live:
                 noise = here.problem.noises[requests[i].which]
+                assert isinstance(noise, Noise)  # nothing is proved of noise on weights
                 limits[i] = min(limits[i], _limit(reuse, requests[i].site.name, clean, noise, len(inputs)))
     return limits
 
 
-def _is_scalar(noise: Noise) -> bool:
-    return all(level is None or level.dim() == 0 for level in (noise.add, noise.mul))
+def _is_scalar(noise: Noise | WeightNoise) -> bool:
+    return isinstance(noise, Noise) and all(level is None or level.dim() == 0 for level in (noise.add, noise.mul))
 
 
 def _limit(reuse: Reuse, site: str, clean: dict[int, Any], noise: Noise, rows: int) -> float:

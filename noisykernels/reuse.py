@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from noisykernels.adaptive import NAN, Answer, Request
-from noisykernels.carry import Suffix, directions, row_bytes
+from noisykernels.carry import Mixture, Suffix, Term, directions, row_bytes
+from noisykernels.hardware import WeightNoise
 from noisykernels.noise import Noise
 from noisykernels.sites import Site
 from noisykernels.tape import Tape
+from noisykernels.weights import direction_at, input_of, step_of
 
 __all__ = ["Plan", "Reuse", "choose_plan", "judged"]
 
@@ -57,10 +59,16 @@ class Reuse:
         seed: of the study.
     """
 
-    def __init__(self, tape: Tape, plan: Plan, noises: Sequence[Noise], seed: int) -> None:
+    def __init__(self, tape: Tape, plan: Plan, noises: Sequence[Noise | WeightNoise], seed: int) -> None:
         self.tape, self.plan, self.noises, self.seed = tape, plan, noises, seed
         self.rows = plan.rows
         self.suffixes: dict[str, Suffix] = {}
+
+    def reaches(self, site: str, noise: Noise | WeightNoise) -> bool:
+        """Whether the work at a site can be shared under a noise."""
+        if isinstance(noise, WeightNoise):
+            return step_of(self.tape, site) is not None
+        return site in self.tape.sites
 
     def suffix(self, site: str) -> Suffix:
         """What follows a site."""
@@ -107,14 +115,31 @@ class Reuse:
         for first in range(0, len(draws), some):
             ids = draws[first : first + some]
             key: dict[str, Any] = {"seed": self.seed, "site": site.id, "draws": ids, "rows": rows}
-            value, dim = self._value(site, clean)
-            toward, mixtures = directions(noises, value, dim, **key)
+            value, _ = self._value(site, clean)
+            toward, mixtures = self._directions(noises, site, clean, key)
             carried = suffix.carry(toward, len(ids), count, half=value.dtype.itemsize < 4)
             for k, mixture in zip(group, mixtures, strict=True):
                 levels = torch.tensor(requests[k].levels, dtype=torch.float64)
                 for low, part in _parts(levels, copies // len(ids)):
                     scores = suffix.scores(clean, carried, mixture, part, len(ids), count)
                     yield k, low, first, scores.view(len(part), len(ids), count, -1)
+
+    def _directions(
+        self, noises: Sequence[Noise | WeightNoise], site: Site, clean: dict[int, Any], key: dict[str, Any]
+    ) -> tuple[dict[Term, Tensor], list[Mixture]]:
+        """Directions at a site, and how each noise is made of them. A study's noises are all of one sort."""
+        value, dim = self._value(site, clean)
+        outputs = [n for n in noises if isinstance(n, Noise)]
+        if outputs:
+            return directions(outputs, value, dim, **key)
+        step = step_of(self.tape, site.name)
+        assert step is not None
+        x, key = clean[input_of(step)], {k: v for k, v in key.items() if k != "rows"}
+        table: dict[Term, Tensor] = {}
+        for k, n in enumerate(noises):
+            assert isinstance(n, WeightNoise)
+            table["weight", k] = direction_at(n, step, x, dim, **key)
+        return table, [Mixture([{term: 1.0}]) for term in table]
 
     def _value(self, site: Site, clean: dict[int, Any]) -> tuple[Tensor, int]:
         """The clean value at a site, and its dimension of rows."""
@@ -126,23 +151,26 @@ class Reuse:
     def _cut(self, site: str, clean: dict[int, Any], low: int, high: int, rows: int) -> dict[int, Any]:
         """The clean values around a site's suffix, those of rows low..high - 1 of a chunk."""
         found = {}
-        for n in self.suffix(site).values:
+        step = step_of(self.tape, site)
+        for n in self.suffix(site).values | ({input_of(step)} if step is not None else set()):
             dim, value = self.tape.row_dims[n], clean[n]
             assert dim is not None  # a site before which rows mix is none that can be reached
             each = value.shape[dim] // rows
             found[n] = value if high - low == rows else value.narrow(dim, low * each, (high - low) * each)
         return found
 
-    def scales(self, sites: Sequence[Site], data: tuple[Tensor, Tensor, Tensor], noise: Noise) -> dict[str, float]:
+    def scales(
+        self, sites: Sequence[Site], data: tuple[Tensor, Tensor, Tensor], noise: Noise | WeightNoise
+    ) -> dict[str, float]:
         """The level at which a noise is about as large as the values, for each site that can be reached: a quarter of a
         decade coarse."""
         inputs, _, rows = (part[: min(100, self.plan.rows)] for part in data)
         clean, found = self.tape.run(inputs), {}
         for site in sites:
-            if site.name in self.tape.sites:
-                value, dim = self._value(site, clean)
+            if self.reaches(site.name, noise):
+                value, _ = self._value(site, clean)
                 key: dict[str, Any] = {"seed": self.seed, "site": site.id, "draws": [0], "rows": rows}
-                table, (mixture,) = directions([noise], value, dim, **key)
+                table, (mixture,) = self._directions([noise], site, clean, key)
                 size = mixture.of(table)[0].double().square().mean().sqrt() * mixture.factor
                 ratio = float(value.double().square().mean().sqrt() / size)
                 if math.isfinite(ratio) and ratio > 0:

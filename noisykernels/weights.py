@@ -1,0 +1,99 @@
+"""Walking over weights: the noise of a weight as a direction at the output of its contraction.
+
+``(W + A dW) x = W x + A (dW x)``: levels part at the output of the contraction, as those of noise on the output do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels.contraction import Contraction
+from noisykernels.hardware import WeightNoise
+from noisykernels.linearity import CONTRACTIONS, takes_first, without_bias
+from noisykernels.mode import CONTRACTION_KINDS
+from noisykernels.noise import Noise
+from noisykernels.ops import eps
+from noisykernels.sites import Site
+from noisykernels.tape import Step, Tape, Value
+
+__all__ = ["as_weight_noise", "direction_at", "has_weight", "input_of", "step_of"]
+
+
+def as_weight_noise(op: str, noise: Noise | WeightNoise) -> WeightNoise:
+    """Noise for weights from what a walk is given; levels must be numbers, as they serve weights of any shape."""
+    if not isinstance(noise, WeightNoise):
+        noise = WeightNoise.of(noise)
+    if any(level is not None and level.dim() > 0 for level in (noise.noise.add, noise.noise.mul)):
+        raise ValueError(f"{op}: levels of noise on weights must be numbers, got {noise!r}")
+    return noise
+
+
+def has_weight(site: Site) -> bool:
+    """Whether a site is that of a contraction with a weight."""
+    return site.kind in CONTRACTION_KINDS
+
+
+def step_of(tape: Tape, site: str) -> Step | None:
+    """The contraction whose result is a site's value; None: its weight is not constant, or it is not one step."""
+    number = tape.sites.get(site)
+    step = next((s for s in tape.steps if number in s.outputs), None)
+    if step is None or step.function not in CONTRACTIONS or len(step.inputs) != 1 or not takes_first(step):
+        return None
+    return step if isinstance(_weight(step), Tensor) else None
+
+
+def _weight(step: Step) -> Any:
+    return step.args[1] if len(step.args) > 1 else step.kwargs.get("weight")
+
+
+def _contraction(step: Step) -> Contraction:
+    """As far as the features of the weight are concerned."""
+    if _weight(step).dim() == 2:
+        return Contraction(step.name)
+    groups = step.args[6] if len(step.args) > 6 else step.kwargs.get("groups", 1)
+    return Contraction(step.name, ([], [], [], "transpose" in step.name, [], groups))
+
+
+def direction_at(
+    noise: WeightNoise, step: Step, x: Tensor, row_dim: int, *, seed: int, site: int, draws: Sequence[int]
+) -> Tensor:
+    """What noise of level 1 on the weight adds to the output, for every draw: (draws x rows), draw by draw.
+
+    Args:
+        noise: at level 1.
+        step: the contraction.
+        x: its input.
+        row_dim: dimension of rows of its output.
+    """
+    weight = _weight(step).detach()
+    add, mul = noise.levels(_contraction(step), weight)
+    kept = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    of_weight = None if mul is None else weight.to(kept) * mul.to(weight.device, kept)
+    size = None if add is None else add.to(weight.device, kept)
+    if size is not None and size.dim() > weight.dim():
+        size = size.squeeze(0)
+    if of_weight is not None:
+        size = of_weight if size is None else torch.hypot(of_weight, size)
+    assert size is not None
+    args, kwargs = without_bias(step)  # after the input
+    parts = []
+    for draw in draws:
+        key: dict[str, Any] = {"seed": seed, "site": site, "operand": "weight", "draw": draw}
+        drawn = eps(weight.shape, kind=noise.noise.kind, **key, device=weight.device)
+        moved = (drawn.to(kept) * size).to(weight.dtype)
+        if args:
+            parts.append(step.function(x, moved, *args[1:], **kwargs))
+        else:
+            parts.append(step.function(x, **{**kwargs, "weight": moved}))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, row_dim)
+
+
+def input_of(step: Step) -> int:
+    """The value that a contraction takes."""
+    first = step.args[0]
+    assert isinstance(first, Value)
+    return first.number
