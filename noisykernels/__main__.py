@@ -111,6 +111,15 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument("--workers", type=int, help="processes that share the work; give --threads 1, say, for each")
 
     study = argparse.ArgumentParser(add_help=False, parents=[noisy, terms, work])
+    study.add_argument(
+        "--target",
+        default="activation",
+        choices=("activation", "weight"),
+        help="where it enters (default: %(default)s)",
+    )
+    study.add_argument(
+        "--relative", choices=("layer", "channel"), help="levels of weights as shares of max|W| of the layer or channel"
+    )
     study.add_argument("--out", type=Path, help="write the study (JSON) to this file")
     study.add_argument(
         "--export", type=Path, action="append", default=[], metavar="PATH",
@@ -221,12 +230,18 @@ def run_walk(args: argparse.Namespace) -> None:
         optional("matplotlib", "plot")
     model = _trained(args)
     inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
-    noise = _noise(args)
+    noise: nk.Noise | nk.WeightNoise = _noise(args)
+    if args.target == "weight":
+        assert isinstance(noise, nk.Noise)
+        noise = nk.WeightNoise.of(noise, args.relative)
+    elif args.relative is not None:
+        raise ValueError("--relative goes with --target weight")
     with noting(NOTE, _again(args)):
         study = nk.walk(
             model,
             (inputs, labels),
             noise=noise,
+            target=args.target,
             plateaus=getattr(args, "plateaus", None),
             rel_ci=getattr(args, "rel_ci", 0.05),
             **_how(args, len(labels)),

@@ -10,6 +10,10 @@ located midpoint, new draws, as many rows and draws as the located slope asks fo
 long, or whose midpoint lies outside of its levels, is followed by a larger one with draws of its own; the i-th has
 the error probability ``(1 - confidence) * 0.8 * 0.2**(i - 1)``, so that all together stay below ``1 - confidence``
 however many there are.
+
+Where a draw is a chip (noise on weights), its rows share their noise: then draws are what is counted, each on a block
+of rows of its own, there are several in the first phases too, and their spread, with Student's quantiles, makes the
+interval.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
 
 from .bands import Floats
 from .fit import Midpoint, crossings, described
@@ -41,6 +46,9 @@ WINDOW = 0.25  # of ln(level), on either side of the located midpoint
 MEASUREMENTS = 6
 # Rows of a measurement are at least so many: the normal approximation of the interval needs them.
 LEAST_ROWS = 400
+# Chips of the first two phases, and of a measurement at least; rows that each of the latter is measured on. These few
+# add little to the chips' own spread, and other chips see other rows.
+FIRST_CHIPS, LEAST_CHIPS, CHIP_ROWS = 4, 8, 250
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Search:
         floor: accuracy under unbounded noise.
         rel_ci: the interval's half-width wanted, relative to the midpoint.
         confidence: of the interval.
+        chips: whether the rows of a draw share their noise.
     """
 
     site: Site
@@ -85,42 +94,52 @@ class Search:
     rel_ci: float
     confidence: float = 0.95
     which: int = 0  # of the study's noises
+    chips: bool = False  # the rows of a draw share their noise
     phase: str = "bracket"
     known: dict[float, float] = field(default_factory=dict)  # the bracket's levels and accuracies
     centre: float = math.nan
     slope: float = math.nan  # of accuracy against ln(level), at the centre
     locations: int = 0  # brackets that were wrong
     measurement: int = 0
-    want: int = 0  # row-draws of the next measurement
-    next_draw: int = 1  # draw 0 is the bracket's and the locator's
+    want: int = 0  # row-draws of the next measurement; of chips: draws
+    next_draw: int = field(init=False)  # those before are the bracket's and the locator's
     evaluations: int = 0
     found: Midpoint | None = None
 
     def __post_init__(self) -> None:
         self.total = len(self.clean)
+        self.next_draw = FIRST_CHIPS if self.chips else 1
         self.target = (float(self.clean.mean()) + self.floor) / 2
 
     # --------------------------------------------------------------------------------------- asking
 
-    def request(self) -> Request | None:
-        """What to evaluate next; None: found, or given up."""
+    def requests(self) -> list[Request]:
+        """What to evaluate next; nothing: found, or given up."""
         if self.found is not None:
-            return None
+            return []
         if self.phase == "bracket":
-            return Request(
-                self.site, tuple(self._bracket_levels()), (0,), min(self.total, BRACKET_ROWS), which=self.which
-            )
+            return [self._asked(self._bracket_levels(), self._first_draws, min(self.total, BRACKET_ROWS))]
         if self.phase == "locate":
             low, high = self._bracket
             levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
-            return self._asked(levels, (0,), min(self.total, LOCATE_ROWS))
+            return [self._asked(levels, self._first_draws, min(self.total, LOCATE_ROWS))]
         levels = self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 3))
+        if self.chips:
+            rows = min(self.total, CHIP_ROWS)
+            blocks = self.total // rows
+            draws = range(self.next_draw, self.next_draw + max(LEAST_CHIPS, self.want))
+            parts = [(b, tuple(d for d in draws if d % blocks == b)) for b in range(blocks)]
+            return [self._asked(levels, ids, rows, b * rows) for b, ids in parts if ids]
         rows = min(self.total, max(LEAST_ROWS, math.ceil(self.want / 2)))
-        draws = max(2, math.ceil(self.want / rows))
-        return self._asked(levels, tuple(range(self.next_draw, self.next_draw + draws)), rows)
+        count = max(2, math.ceil(self.want / rows))
+        return [self._asked(levels, tuple(range(self.next_draw, self.next_draw + count)), rows)]
 
-    def _asked(self, levels: Iterable[float], draws: tuple[int, ...], rows: int) -> Request:
-        return Request(self.site, tuple(map(float, levels)), draws, rows, which=self.which)
+    @property
+    def _first_draws(self) -> tuple[int, ...]:
+        return tuple(range(FIRST_CHIPS)) if self.chips else (0,)
+
+    def _asked(self, levels: Iterable[float], draws: tuple[int, ...], rows: int, start: int = 0) -> Request:
+        return Request(self.site, tuple(map(float, levels)), draws, rows, start, self.which)
 
     def _bracket_levels(self) -> list[float]:
         if not self.known:
@@ -136,17 +155,16 @@ class Search:
 
     # ------------------------------------------------------------------------------------- learning
 
-    def learn(self, request: Request, answer: Answer) -> None:
-        """Takes the answer to `request`."""
-        self.evaluations += answer.size
-        answer = (answer == 1).astype(np.int8)
-        accuracy = answer.mean((1, 2))
-        if self.phase == "bracket":
-            self._learn_bracket(request, accuracy)
+    def learn(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        """Takes the answers to `requests`."""
+        self.evaluations += sum(answer.size for answer in answers)
+        verdicts = [(answer == 1).astype(np.int8) for answer in answers]
+        if self.phase == "measure":
+            self._learn_measurement(requests, verdicts)
         elif self.phase == "locate":
-            self._learn_location(request, accuracy)
+            self._learn_location(requests[0], verdicts[0])
         else:
-            self._learn_measurement(request, answer)
+            self._learn_bracket(requests[0], verdicts[0].mean((1, 2)))
 
     def _learn_bracket(self, request: Request, accuracy: Floats) -> None:
         self.known |= dict(zip(request.levels, accuracy.tolist(), strict=True))
@@ -164,8 +182,8 @@ class Search:
         elif not above[0] and levels[0] / self.scale <= LOWEST:
             self._give_up("below", levels[0])
 
-    def _learn_location(self, request: Request, accuracy: Floats) -> None:
-        t = np.log(request.levels)
+    def _learn_location(self, request: Request, answer: Answer) -> None:
+        t, accuracy = np.log(request.levels), answer.mean((1, 2))
         target = self._target_of(request.rows)
         smooth = np.minimum.accumulate(accuracy)
         falls = [x for x, down in crossings(t, smooth, target) if down]
@@ -182,7 +200,8 @@ class Search:
         self.centre = math.exp(falls[0])
         near = np.argsort(np.abs(t - falls[0]))[:4]
         self.slope = min(-0.02, float(np.polyfit(t[near], accuracy[near], 1)[0]))
-        self.want = self._needed(self._quantile(1), 0.25)
+        variance = float(answer.mean(2).var(1, ddof=1).mean()) if self.chips else 0.25
+        self.want = self._needed(self._quantile(1), variance)
         self.phase = "measure"
 
     def _quantile(self, measurement: int) -> float:
@@ -190,16 +209,21 @@ class Search:
         return NormalDist().inv_cdf(1 - alpha / 2)
 
     def _needed(self, z: float, variance: float) -> int:
-        """Row-draws for the half-width wanted, with a quarter in reserve."""
+        """Row-draws (of chips: draws) for the half-width wanted, with a quarter in reserve."""
         return math.ceil(1.25 * variance * (z / (self.rel_ci * self.slope)) ** 2)
 
-    def _learn_measurement(self, request: Request, answer: Answer) -> None:
+    def _learn_measurement(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         self.measurement += 1
-        self.next_draw += len(request.draws)
+        draws = sum(len(r.draws) for r in requests)
+        self.next_draw += draws
         z = self._quantile(self.measurement)
-        x = np.log(np.array(request.levels) / self.centre)
+        if self.chips:  # whose variance is estimated from few
+            z = float(stdtrit(draws - 1, NormalDist().cdf(z)))
+        x = np.log(np.array(requests[0].levels) / self.centre)
         project = np.linalg.pinv(np.stack([np.ones_like(x), x, x * x], 1))  # least squares: (a, b, c)
-        a, b, c = project @ self._adjusted(answer)
+        of_chips = self._adjusted_chips(requests, answers) if self.chips else None
+        accuracy = self._adjusted(answers[0]) if of_chips is None else of_chips.mean(1)
+        a, b, c = project @ accuracy
         root = _root(a - self.target, b, c)
         more = self.measurement < MEASUREMENTS
         if root is None or abs(root) > 1.5 * WINDOW:
@@ -213,12 +237,15 @@ class Search:
             return
         slope = min(-1e-3, b + 2 * c * root)
         weights = np.array([1.0, root, root * root]) @ project
-        error = self._standard_error(answer, weights)
+        if of_chips is None:
+            error = self._standard_error(answers[0], weights)
+        else:
+            error = float((weights @ of_chips).std(ddof=1)) / math.sqrt(draws)
         half = z * error / -slope
         self.slope = slope
         if half > self.rel_ci and more:
             self.centre *= math.exp(root)
-            samples = answer.shape[1] * answer.shape[2]
+            samples = draws * (1 if self.chips else requests[0].rows)
             self.want = math.ceil(samples * max(1.5, 1.25 * (half * self._quantile(self.measurement + 1) / z
                                                              / self.rel_ci) ** 2))  # fmt: skip
             return
@@ -236,6 +263,15 @@ class Search:
         slope = mean @ spread / norm if norm > 0 else np.zeros(len(mean))
         adjusted: Floats = mean.mean(1) + slope * (float(self.clean.mean()) - clean.mean())
         return adjusted
+
+    def _adjusted_chips(self, requests: Sequence[Request], answers: Sequence[Answer]) -> Floats:
+        """Accuracy [levels, draws] of each chip, corrected by the clean accuracy of the rows that it saw."""
+        clean = float(self.clean.mean())
+        spreads = [self.clean[r.start : r.end].astype(float) - clean for r in requests]
+        both = list(zip(spreads, answers, strict=True))
+        norm = sum(float(spread @ spread) * a.shape[1] for spread, a in both)
+        slope = sum(a.sum(1) @ spread for spread, a in both) / norm if norm > 0 else np.zeros(len(answers[0]))
+        return np.concatenate([a.mean(2) - (slope * spread.mean())[:, None] for spread, a in both], axis=1)
 
     def _standard_error(self, answer: Answer, weights: Floats) -> float:
         """Of the weighted accuracy over all rows: the noise's part, and that of the rows that were not evaluated."""
@@ -294,11 +330,12 @@ def seek(
     """
     asked: list[tuple[Request, Answer]] = []
     while True:
-        requests = [(s, r) for s in searches if (r := s.request()) is not None]
-        if not requests:
+        rounds = [(s, requests) for s in searches if (requests := s.requests())]
+        if not rounds:
             return asked
-        answers = evaluate([r for _, r in requests])
-        for (search, request), answer in zip(requests, answers, strict=True):
-            search.learn(request, answer)
-            asked.append((request, answer))
-        advance(sum(s.found is not None for s, _ in requests))
+        answers = iter(evaluate([r for _, requests in rounds for r in requests]))
+        for search, requests in rounds:
+            answered = [next(answers) for _ in requests]
+            search.learn(requests, answered)
+            asked += zip(requests, answered, strict=True)
+        advance(sum(s.found is not None for s, _ in rounds))

@@ -174,6 +174,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         raise ValueError(f"walk: rel_ci must lie between 0 and 1, got {rel_ci}")
     if plateaus is not None and (levels is None or not 0 < plateaus < 0.5):
         raise ValueError(f"walk: plateaus must lie between 0 and 0.5, and go with levels, got {plateaus}")
+    if plateaus is not None and target == "weight":
+        raise ValueError("walk: plateaus are for noise on activations: the rows of a draw share the noise of weights")
     if not (executor is None or hasattr(executor, "submit") or (type(executor) is int and executor > 0)):
         raise ValueError(f"walk: executor must have `submit`, or be a number of processes, got {executor!r}")
     amplitudes, draw_ids = ([], []) if levels is None else (level_list("walk", levels), draw_list("walk", draws))
@@ -307,7 +309,8 @@ def _search(
     searches = []
     for which, one in enumerate(noises):
         scales = {} if here.reuse is None else here.reuse.scales(cells.sites, here.problem.data, one)
-        searches += [Search(s, scales.get(s.name, 1.0), cells.clean, floor, rel_ci, which=which) for s in cells.sites]
+        how: dict[str, Any] = {"which": which, "chips": isinstance(one, WeightNoise)}
+        searches += [Search(s, scales.get(s.name, 1.0), cells.clean, floor, rel_ci, **how) for s in cells.sites]
     with progress_of("walk", progress, len(searches)) as advance:
         for request, answer in seek(searches, lambda requests: answers(requests, lambda _: None), advance):
             cells.take(request, answer)

@@ -217,14 +217,19 @@ def _snippet(study: Study) -> str:
     m = study.meta
     walked = list(dict.fromkeys(r.site for r in study.records))
     noise = {k: m.noise[k] for k in ("add", "mul", "kind", "fold") if k in m.noise}
-    noise["order"] = m.noise.get("order") or ("add_mul" if m.noise.get("mode") == "add_mul" else "mul_add")
-    standard = {"add": 0.0, "mul": 0.0, "kind": "gaussian", "fold": False, "order": "mul_add"}
+    name, where = "Noise", []
+    if m.target == "weight":
+        name, where = "WeightNoise", ['target="weight",']
+        noise["relative"] = m.noise.get("relative")
+    else:
+        noise["order"] = m.noise.get("order") or ("add_mul" if m.noise.get("mode") == "add_mul" else "mul_add")
+    standard = {"add": 0.0, "mul": 0.0, "kind": "gaussian", "fold": False, "order": "mul_add", "relative": None}
     known = {
         k: "..." if str(v).startswith("tensor") else repr(v) for k, v in noise.items()
     }  # a tensor's values are not
     terms = ", ".join(f"{k}={known[k]}" for k, v in noise.items() if v != standard[k])
     counted = list(m.draws) == list(range(len(m.draws)))
-    lines = [f"noise=nk.Noise({terms}),"]
+    lines = [f"noise=nk.{name}({terms}),", *where]
     if not m.midpoints:
         lines += [f"levels={list(m.levels)!r},", f"draws={len(m.draws) if counted else list(m.draws)!r},"]
     lines += [f"seed={m.seed},"]
