@@ -8,6 +8,7 @@ from noisykernels import _C as _C
 from noisykernels import array_rules as array_rules
 from noisykernels import rules as rules  # both register autograd, fake, vmap and autocast
 from noisykernels._C import STREAM_VERSION, build_info
+from noisykernels.chip_study import chips
 from noisykernels.compare import compare
 from noisykernels.contraction import Device, Draw
 from noisykernels.convolutions import (
@@ -69,6 +70,7 @@ __all__ = [
     "Study",
     "WeightNoise",
     "build_info",
+    "chips",
     "compare",
     "conv1d",
     "conv2d",

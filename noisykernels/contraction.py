@@ -79,13 +79,12 @@ class Draw:
 
     Example:
         >>> import noisykernels as nk
-        >>> x, w = torch.ones(1, 4), torch.ones(3, 4)
-        >>> class Stuck(Device):  # each weight is stuck at zero with probability 1 %
-        ...     def weight(self, weight, draw):
-        ...         u = draw.fixed(weight.shape, "programming", kind="uniform")  # in [-sqrt 3, sqrt 3]
-        ...         return torch.where(u < 3**0.5 * (2 * 0.01 - 1), 0.0, weight)
-        >>> nk.linear(x, w, hardware=[Stuck()], seed=1)
-        tensor([[4., 4., 4.]])
+        >>> class Uneven(Device):  # each output with a fixed factor of its own
+        ...     def output(self, y, draw):
+        ...         return y * (1 + draw.channels(draw.fixed((y.shape[-1],), "column_gain"), y))
+        >>> y = nk.linear(torch.ones(2, 4), torch.ones(3, 4), hardware=[Uneven()], seed=1)
+        >>> bool((y[0] == y[1]).all())
+        True
     """
 
     contraction: Contraction
@@ -139,7 +138,15 @@ class Device:
     only, and must be a pure function of its arguments; whatever is random comes from `Draw`. The bias is added after
     the outputs have passed the devices, as it is in most hardware.
 
-    Example: see `Draw`.
+    Example:
+        >>> import noisykernels as nk
+        >>> x, w = torch.ones(1, 4), torch.ones(3, 4)
+        >>> class Stuck(Device):  # each weight is stuck at zero with probability 1 %
+        ...     def weight(self, weight, draw):
+        ...         u = draw.fixed(weight.shape, "programming", kind="uniform")  # in [-sqrt 3, sqrt 3]
+        ...         return torch.where(u < 3**0.5 * (2 * 0.01 - 1), 0.0, weight)
+        >>> nk.linear(x, w, hardware=[Stuck()], seed=1)
+        tensor([[4., 4., 4.]])
     """
 
     def input(self, x: Tensor, draw: Draw) -> Tensor:

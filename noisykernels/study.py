@@ -196,6 +196,30 @@ class Study:
         pandas = optional("pandas", "table")
         return pandas.DataFrame.from_records(self.records, columns=list(Record._fields))
 
+    def chips(self, limit: float | None = None) -> Any:
+        """The spread over draws at each site and level; under noise on weights a draw is a chip.
+
+        Args:
+            limit: accuracy at which the yield is told; None: 95 % of the clean accuracy.
+
+        Returns:
+            A pandas DataFrame: site, site_index, level, chips, mean, std, worst, best, yield.
+
+        Raises:
+            ValueError: the study is adaptive: its draws have seen different rows.
+        """
+        pandas = optional("pandas", "table")
+        if self.meta.midpoints:
+            raise ValueError("chips: an adaptive study has no chips to compare: give walk levels and draws")
+        least = 0.95 * self.meta.clean if limit is None else limit
+        records = self.to_pandas()
+        records["good"] = records["accuracy"] >= least
+        table = records.groupby(["site", "site_index", "level"], as_index=False, sort=False).agg(
+            chips=("draw", "count"), mean=("accuracy", "mean"), std=("accuracy", "std"), worst=("accuracy", "min"),
+            best=("accuracy", "max"), good=("good", "mean"),
+        )  # fmt: skip
+        return pandas.DataFrame(table.rename(columns={"good": "yield"}))
+
     def to_xarray(self) -> Any:
         """The records as an xarray Dataset over (site, level, draw).
 
