@@ -330,11 +330,12 @@ def perturb(
     shared: bool = False,
     rows: Sequence[int] | Tensor | None = None,
     first_row: int = 0,
+    operand: str = "add",
 ) -> Tensor:
     """`noisykernels.perturb`, exactly: float64 in double, every other type in float32 and rounded.
 
     Output row i of D * B belongs to draw draws[i // B] and data-set row rows[i % B]; levels are 0-d
-    or broadcast to [D, B, *item].
+    or broadcast to [D, B, *item]. An operand other than "add" is the one stream of noise of one term.
     """
     ids = [0] if draws is None else [int(d) for d in draws]
     if shared:
@@ -348,10 +349,11 @@ def perturb(
         v = np.float64(0) if t is None else t.to(compute).numpy()
         return np.broadcast_to(v.astype(value.dtype), value.shape)
 
-    def draw_eps(operand: str) -> Reals:
+    def draw_eps(term: str) -> Reals:
+        stream = term if operand == "add" else operand
         of_draw = functools.partial(eps, (batch, *item), kind=noise.kind, seed=seed, site=site)
         row_ids = None if rows is None else np.asarray(rows)
-        draws_eps = [of_draw(operand=operand, draw=d, rows=row_ids, first_row=first_row) for d in ids]
+        draws_eps = [of_draw(operand=stream, draw=d, rows=row_ids, first_row=first_row) for d in ids]
         return np.stack(draws_eps).astype(value.dtype)
 
     with np.errstate(all="ignore"):

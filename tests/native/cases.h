@@ -193,7 +193,7 @@ C expected(const Epilogue& e, int64_t i, int64_t item) {
   if (p.mode != Mode::kEps) x = widen(static_cast<const T*>(e.x)[(e.shared ? b : i) * e.n + item]);
   if (e.bias) x += widen(static_cast<const T*>(e.bias)[item % e.bias_size]);
   if (draws_add(p.mode)) ea = eps(p.operand);
-  if (draws_mul(p.mode)) em = eps(Operand::kMul);
+  if (draws_mul(p.mode)) em = eps(p.operand == Operand::kAdd ? Operand::kMul : p.operand);
   if (has_add_level(p.mode)) a = level(p.add);
   if (has_mul_level(p.mode)) m = level(p.mul);
   C v = a != a || m != m ? nan : formula(p.mode, x, a, m, ea, em);
