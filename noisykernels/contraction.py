@@ -94,6 +94,7 @@ class Draw:
     id: Tensor | None  # (1), the number of the draw; None: 0
     rows: Tensor | None  # data-set indices of the rows; None: from first_row on
     first_row: int
+    device: torch.device | None = None  # of the operands; None: where seed and id are
 
     def fixed(self, shape: Sequence[int], operand: str, kind: str = "gaussian", dtype: Any = torch.float32) -> Tensor:
         """Standardised values that belong to the chip: the same for every row of the data.
@@ -123,6 +124,8 @@ class Draw:
         return self.contraction.beside_output(values, y)
 
     def _place(self) -> torch.device:
+        if self.device is not None:
+            return self.device
         return self.seed.device if self.id is None else self.id.device
 
     def _perturbed(self, zeros: Tensor, operand: str, kind: str, rows: Tensor | None, first_row: int) -> Tensor:
@@ -141,6 +144,9 @@ class Device:
 
     Example: see `Draw`.
     """
+
+    operands: tuple[str, ...] = ()
+    """The streams it draws from; two devices of a list may not share one."""
 
     def input(self, x: Tensor, draw: Draw) -> Tensor:
         """What the contraction gets instead of the input x (rows, ...)."""

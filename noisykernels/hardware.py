@@ -178,7 +178,7 @@ def run(
         noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
         return _array(contraction, x, weight, bias, noise, macs, seed, site, draws, shared, rows, first_row)
     each = x.shape[0] if shared or count == 0 else x.shape[0] // count
-    whole = Draw(contraction, seed, site, None, rows, first_row)
+    whole = Draw(contraction, seed, site, None, rows, first_row, x.device)
     parts = []
     for d in range(count):
         draw = whole if draws is None else replace(whole, id=draws[d : d + 1])
@@ -209,6 +209,9 @@ def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
     for kind in (InputNoise, WeightNoise, MacNoise):
         if sum(isinstance(d, kind) for d in devices) > 1:
             raise ValueError(f"{op}: hardware must have at most one {kind.__name__}, got {hardware!r}")
+    for name in OPERANDS:
+        if len(sharing := [d for d in devices if name in d.operands]) > 1:
+            raise ValueError(f"{op}: hardware must have at most one device that draws {name!r}, got {sharing!r}")
     return tuple(devices)
 
 
