@@ -142,7 +142,15 @@ class Device:
     only, and must be a pure function of its arguments; whatever is random comes from `Draw`. The bias is added after
     the outputs have passed the devices, as it is in most hardware.
 
-    Example: see `Draw`.
+    Example:
+        >>> import noisykernels as nk
+        >>> class Attenuated(Device):
+        ...     def output(self, y, draw):
+        ...         return y / 2
+        >>> nk.linear(torch.ones(1, 2), torch.ones(3, 2), hardware=[Attenuated()])
+        tensor([[1., 1., 1.]])
+
+    One that draws noise: see `Draw`.
     """
 
     operands: tuple[str, ...] = ()

@@ -1,5 +1,5 @@
-"""Models of what stands around the array: converters on its inputs and outputs, and the fixed pattern of its columns. For
-the list ``hardware=``.
+"""Models of what stands around the array: converters of inputs and outputs, the fixed pattern of columns. For the list
+``hardware=``.
 """
 
 from __future__ import annotations
