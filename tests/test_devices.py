@@ -258,6 +258,15 @@ def test_codes_by_hand(options: dict[str, Any], pairs: list[tuple[float, float]]
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_code_is_a_multiple_of_the_step_to_the_bit() -> None:
+    """The straight-through gradient costs no rounding."""
+    x = torch.randn(100, 50)
+    for bits, limit in ((8, 1.7), (5, 0.3), (12, 2.1)):
+        y = nk.linear(x, torch.eye(50), hardware=[nk.DAC(bits, limit)])
+        step = torch.tensor(limit) / (2 ** (bits - 1) - 1)
+        assert torch.equal((y / step).round() * step, y) and len(y.unique()) > 10
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "floor"])
 def test_gradient_of_converters_by_hand(rounding: str) -> None:
     """1 from the smallest code to the largest, both included, and 0 beyond; limits take part in none."""
@@ -523,6 +532,27 @@ def test_one_after_the_other_is_the_contraction_of_what_they_make() -> None:
     sums = sums * (1 + 0.1 * torch.from_numpy(eps((FEATURES,), "column_gain", 2)).float().view(-1, 1, 1))
     steps = (y - bias.view(-1, 1, 1) - sums).abs() / 0.5
     assert steps.max() < 0.51 and (sums.abs() < 31).all()  # rounded to the nearest code; a little for float32
+
+
+class Stuck(nk.Device):
+    """A device of a user's: see docs/hardware.md."""
+
+    operands = ("programming",)
+
+    def weight(self, weight: Tensor, draw: nk.Draw) -> Tensor:
+        u = draw.fixed(weight.shape, "programming", kind="uniform")
+        return torch.where(u < 3**0.5 * (2 * 0.01 - 1), 0.0, weight)
+
+
+def test_a_device_of_ones_own() -> None:
+    """1 % of the cells, others on another chip; none of them twice in a list."""
+    weight = torch.ones(300, 400)
+    first, second = (held(Stuck(), weight, draw=d) == 0 for d in (0, 1))
+    for stuck, share in ((first, 0.01), (second, 0.01), (first & second, 0.0001)):
+        low, high = stats.binom.interval(1 - FALSE_ALARM, weight.numel(), share)
+        assert low <= int(stuck.sum()) <= high
+    with pytest.raises(ValueError, match="at most one device that draws 'programming'"):
+        nk.linear(torch.ones(1, 4), torch.ones(3, 4), hardware=[Stuck(), nk.PCM()])
 
 
 @pytest.mark.parametrize(
