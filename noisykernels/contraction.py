@@ -32,6 +32,9 @@ class Contraction:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.geometry is None:
             return F.linear(x, weight, bias)
+        if x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+            half = torch.get_autocast_dtype("cpu")  # torch casts for this operator on CUDA only
+            x, weight, bias = x.to(half), weight.to(half), None if bias is None else bias.to(half)
         return torch.ops.aten.convolution(x, weight, bias, *self.geometry)
 
     @property

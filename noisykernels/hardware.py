@@ -198,7 +198,7 @@ def run(
     if not parts:
         return contraction(x[:0], weight, bias)
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return y if bias is None else y + contraction.beside_output(bias, y)
+    return y if bias is None else y + contraction.beside_output(bias.to(y.dtype), y)  # autocast: y is of a half type
 
 
 def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:

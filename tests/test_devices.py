@@ -503,6 +503,30 @@ def test_half_types_round_once(dtype: torch.dtype) -> None:
         assert torch.equal(one, other.to(dtype))
 
 
+@every_op
+def test_autocast_decides_the_type(op: str) -> None:
+    """That of the contraction, with a bias too; what the array holds is made in float32."""
+    function, x_shape, _, options = OPS[op]
+    weight, seen = weights(op), Seen()
+    hardware = [nk.PCM(10.0), seen, nk.ColumnOffset(0.1), nk.ADC(8, "row")]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for bias in (None, torch.zeros(FEATURES)):
+            y = function(torch.randn(x_shape), weight, bias, hardware=hardware, seed=SEED, site=SITE, **options)
+            assert y.dtype == torch.bfloat16
+    assert torch.equal(seen.weights[0], held(nk.PCM(10.0), weight, op))
+
+
+@every_op
+def test_vmap_over_inputs_is_a_loop(op: str) -> None:
+    function, x_shape, _, options = OPS[op]
+    weight, several = weights(op), torch.stack([single_products(x_shape), -single_products(x_shape)])
+
+    def run(x: Tensor) -> Tensor:
+        return function(x, weight, hardware=MODELS["all"](), seed=SEED, **options)
+
+    assert torch.equal(torch.func.vmap(run)(several), torch.stack([run(x) for x in several]))
+
+
 def test_the_noise_is_made_where_the_operands_are() -> None:
     """An integer seed is on the CPU; the noise is on the operands' device all the same."""
     x, weight = torch.zeros(2, 3, device="meta"), torch.zeros(4, 3, device="meta")
