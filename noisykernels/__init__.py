@@ -11,6 +11,7 @@ from noisykernels._C import STREAM_VERSION, build_info
 from noisykernels.chip_study import chips
 from noisykernels.compare import compare
 from noisykernels.contraction import Device, Draw
+from noisykernels.converters import ADC, DAC, ColumnGain, ColumnOffset
 from noisykernels.convolutions import (
     conv1d,
     conv2d,
@@ -19,6 +20,7 @@ from noisykernels.convolutions import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from noisykernels.devices import PCM, DifferentialPair
 from noisykernels.engine import walk
 from noisykernels.hardware import InputNoise, WeightNoise
 from noisykernels.headers import get_include
@@ -49,11 +51,17 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "ADC",
     "ASAM",
+    "DAC",
+    "PCM",
     "SAM",
     "SAMSON",
     "STREAM_VERSION",
+    "ColumnGain",
+    "ColumnOffset",
     "Device",
+    "DifferentialPair",
     "Draw",
     "InputNoise",
     "MacNoise",

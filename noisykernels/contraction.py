@@ -32,6 +32,9 @@ class Contraction:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.geometry is None:
             return F.linear(x, weight, bias)
+        if x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+            half = torch.get_autocast_dtype("cpu")  # torch casts for this operator on CUDA only
+            x, weight, bias = x.to(half), weight.to(half), None if bias is None else bias.to(half)
         return torch.ops.aten.convolution(x, weight, bias, *self.geometry)
 
     @property
@@ -93,6 +96,7 @@ class Draw:
     id: Tensor | None  # (1), the number of the draw; None: 0
     rows: Tensor | None  # data-set indices of the rows; None: from first_row on
     first_row: int
+    device: torch.device  # of the operands
 
     def fixed(self, shape: Sequence[int], operand: str, kind: str = "gaussian", dtype: Any = torch.float32) -> Tensor:
         """Standardised values that belong to the chip: the same for every row of the data.
@@ -103,7 +107,7 @@ class Draw:
             kind: of noise.
             dtype: of the result.
         """
-        zeros = torch.zeros(tuple(shape), dtype=dtype, device=self._place())
+        zeros = torch.zeros(tuple(shape), dtype=dtype, device=self.device)
         return self._perturbed(zeros, operand, kind, None, 0)
 
     def fresh(self, x: Tensor, operand: str, kind: str = "gaussian") -> Tensor:
@@ -121,9 +125,6 @@ class Draw:
         """One value for each output feature (N), in a shape that broadcasts to the output ``y``."""
         return self.contraction.beside_output(values, y)
 
-    def _place(self) -> torch.device:
-        return self.seed.device if self.id is None else self.id.device
-
     def _perturbed(self, zeros: Tensor, operand: str, kind: str, rows: Tensor | None, first_row: int) -> Tensor:
         key = (self.seed, self.id, rows, first_row, self.site)
         one = torch.ones((), dtype=torch.float64)
@@ -140,14 +141,17 @@ class Device:
 
     Example:
         >>> import noisykernels as nk
-        >>> x, w = torch.ones(1, 4), torch.ones(3, 4)
-        >>> class Stuck(Device):  # each weight is stuck at zero with probability 1 %
-        ...     def weight(self, weight, draw):
-        ...         u = draw.fixed(weight.shape, "programming", kind="uniform")  # in [-sqrt 3, sqrt 3]
-        ...         return torch.where(u < 3**0.5 * (2 * 0.01 - 1), 0.0, weight)
-        >>> nk.linear(x, w, hardware=[Stuck()], seed=1)
-        tensor([[4., 4., 4.]])
+        >>> class Attenuated(Device):
+        ...     def output(self, y, draw):
+        ...         return y / 2
+        >>> nk.linear(torch.ones(1, 2), torch.ones(3, 2), hardware=[Attenuated()])
+        tensor([[1., 1., 1.]])
+
+    One that draws noise: see `Draw`.
     """
+
+    operands: tuple[str, ...] = ()
+    """The streams it draws from; two devices of a list may not share one."""
 
     def input(self, x: Tensor, draw: Draw) -> Tensor:
         """What the contraction gets instead of the input x (rows, ...)."""

@@ -188,10 +188,10 @@ def run(
         noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
         return _array(contraction, x, weight, bias, noise, macs, seed, site, draws, shared, rows, first_row)
     each = x.shape[0] if shared or count == 0 else x.shape[0] // count
-    whole = Draw(contraction, seed, site, None, rows, first_row)
+    whole = Draw(contraction, seed, site, None, rows, first_row, x.device)
     parts = []
     for d in range(count):
-        draw = whole if draws is None else replace(whole, id=draws[d : d + 1])
+        draw = whole if draws is None else replace(whole, id=draws.narrow(0, d, 1))
         value, held = (x if shared or count == 1 else x.narrow(0, d * each, each)), weight
         for device in devices:
             value, held = device.input(value, draw), device.weight(held, draw)
@@ -208,7 +208,7 @@ def run(
     if not parts:
         return contraction(x[:0], weight, bias)
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return y if bias is None else y + contraction.beside_output(bias, y)
+    return y if bias is None else y + contraction.beside_output(bias.to(y.dtype), y)  # autocast: y is of a half type
 
 
 def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
@@ -219,6 +219,9 @@ def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
     for kind in (InputNoise, WeightNoise, MacNoise):
         if sum(isinstance(d, kind) for d in devices) > 1:
             raise ValueError(f"{op}: hardware must have at most one {kind.__name__}, got {hardware!r}")
+    for name in OPERANDS:
+        if len(sharing := [d for d in devices if name in d.operands]) > 1:
+            raise ValueError(f"{op}: hardware must have at most one device that draws {name!r}, got {sharing!r}")
     return tuple(devices)
 
 

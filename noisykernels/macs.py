@@ -62,6 +62,7 @@ class MacNoise(Device):
         if relative not in (None, "layer", "channel"):
             raise ValueError(f"MacNoise: relative must be None, 'layer' or 'channel', got {relative!r}")
         self.relative, self.explicit = relative, bool(explicit)
+        self.operands = ("per_product", "per_step", "read") if explicit else ("per_product",)
         self.per_product, self.per_step, self.read = (
             _number(name, value)
             for name, value in (("per_product", per_product), ("per_step", per_step), ("read", read))

@@ -163,6 +163,10 @@ def sharp(kind: type, **settings: object) -> object:
     return kind(net().named_parameters(), torch.optim.SGD, lr=0.1, **settings)
 
 
+def hardware(*devices: object) -> object:
+    return nk.linear(X, torch.zeros(3, 4), hardware=list(devices), seed=0)
+
+
 # area -> [(what is wrong, the call, the exception)]
 CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
     "Noise": [
@@ -258,6 +262,25 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
             RuntimeError,
         ),
         ("several inputs and draws, no example", lambda _: two_inputs(), RuntimeError),
+    ],
+    "Hardware": [
+        ("one device that is none", lambda _: hardware(nk.Noise(add=0.1)), TypeError),
+        ("noise of weights relative to a word", lambda _: nk.WeightNoise(add=0.1, relative="row"), ValueError),
+        ("negative noise of conductances", lambda _: nk.DifferentialPair(-0.1), ValueError),
+        ("no conductance", lambda _: nk.DifferentialPair(0.1, g_max=0.0), ValueError),
+        ("no level", lambda _: nk.DifferentialPair(0.1, levels=0), ValueError),
+        ("levels that are no number", lambda _: nk.DifferentialPair(0.1, levels=2.5), TypeError),
+        ("largest weight of a word", lambda _: nk.PCM(over="column"), ValueError),
+        ("time before programming", lambda _: nk.PCM(time=-1.0), ValueError),
+        ("time of another type", lambda _: nk.PCM(time="day"), TypeError),
+        ("converter of too many bits", lambda _: nk.DAC(32, 1.0), ValueError),
+        ("signed converter of one bit", lambda _: nk.ADC(1, 1.0), ValueError),
+        ("no limit", lambda _: nk.ADC(8, 0.0), ValueError),
+        ("limit that depends on the batch", lambda _: nk.ADC(8, "batch"), ValueError),
+        ("limits of other channels", lambda _: hardware(nk.ADC(8, torch.ones(5))), ValueError),
+        ("rounding of another name", lambda _: nk.DAC(8, 1.0, rounding="up"), ValueError),
+        ("a level for each column", lambda _: nk.ColumnOffset(torch.ones(3)), ValueError),
+        ("the same stream twice", lambda _: hardware(nk.ColumnGain(0.1), nk.ColumnGain(0.2)), ValueError),
     ],
     "Seed, draws, rows": [
         ("negative seed", lambda _: stated(seed=-1), ValueError),

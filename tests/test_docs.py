@@ -64,7 +64,9 @@ def reduced(source: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "document", [README, *(ROOT / "docs" / f"{name}.md" for name in ("cuda", "training"))], ids=lambda path: path.name
+    "document",
+    [README, *(ROOT / "docs" / f"{name}.md" for name in ("cuda", "hardware", "training"))],
+    ids=lambda path: path.name,
 )
 def test_code_of_documents_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All python blocks one after the other, as a reader would type them, with smaller numbers."""
