@@ -153,6 +153,7 @@ class Key:
     draws: Tensor | None
     rows: Tensor | None
     batch: int  # rows of every draw together
+    level: Tensor | None = None  # factor of all noise: 0-d, or one for each row
 
 
 Record = list[tuple[str, tuple[int, ...]]]  # names of sites and shapes of their values
@@ -274,7 +275,7 @@ class SiteMode(TorchFunctionMode):
         return self._noisy(name, noise, clean.movedim(dim, 0)).movedim(0, dim)
 
     def _noisy(self, name: str, noise: Noise, value: Tensor) -> Tensor:
-        noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]))
+        noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]), value.dim())
         key = self._key(name)
         if repeats == 1:
             return ops.perturb(value, noise, **key)
@@ -284,8 +285,13 @@ class SiteMode(TorchFunctionMode):
         parts = [ops.perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)]
         return torch.stack(parts).mean(0)
 
-    def _levels(self, name: str, noise: Noise, item_size: int) -> tuple[Noise, int]:
-        """The noise with its published options applied, and the number of explicit repeats left."""
+    def _levels(self, name: str, noise: Noise, item_size: int, rank: int) -> tuple[Noise, int]:
+        """The noise with the key's level and its published options applied, and the number of explicit repeats left.
+
+        `rank` is that of the value, whose dimension 0 counts rows.
+        """
+        if (level := self.key.level) is not None:
+            noise = noise.scaled(level if level.dim() == 0 else level.reshape(1, -1, *[1] * (rank - 1)))
         placement, repeats = self.placement, self.placement.repeats_at(name)
         scale = 1.0 / item_size if placement.normalize_to_input_size and item_size > 0 else 1.0
         if noise.mode != "add_mul" and noise.kind == "gaussian":  # else the mean of R is no noise of the same kind
@@ -321,7 +327,7 @@ class SiteMode(TorchFunctionMode):
             return None
         if self.placement.normalize_to_input_size:
             return None
-        noise, repeats = self._levels(name, noise, 0)
+        noise, repeats = self._levels(name, noise, 0, x.dim())
         return op(x, *rest, **kwargs, noise=noise, **self._key(name)) if repeats == 1 else None
 
     def _layer(
@@ -338,7 +344,7 @@ class SiteMode(TorchFunctionMode):
         chosen = noise if self.placement.layers_own else self.noise_at(name)
         alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
         if chosen is not None and self.record is None and not alone:
-            scaled, repeats = self._levels(name, chosen, 0)
+            scaled, repeats = self._levels(name, chosen, 0, x.dim())
             alone = repeats > 1
         if self.record is not None or chosen is None or alone:
             clean = x if kind == "noise" else getattr(F, kind)(x, *args, **kwargs)

@@ -265,6 +265,26 @@ def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Ten
     return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device="cpu")
 
 
+def factor_tensor(op: str, level: float | Tensor | Sequence[float] | None, device: torch.device) -> Tensor | None:
+    """A factor of all levels: a 0-d or one-dimensional float64 tensor, checked where its values can be seen."""
+    if level is None:
+        return None
+    if isinstance(level, Tensor) and level.requires_grad:
+        raise ValueError(f"{op}: level requires grad, but there is no gradient with respect to a level; detach it")
+    if not isinstance(level, Tensor):
+        numbers = list(level) if isinstance(level, Sequence) and not isinstance(level, str) else [level]
+        if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+            raise TypeError(f"{op}: level must be a number, numbers or a floating-point tensor, got {level!r}")
+        level = torch.tensor(numbers if isinstance(level, Sequence) else level, dtype=torch.float64, device="cpu")
+    if not level.dtype.is_floating_point or level.dim() > 1:
+        raise TypeError(
+            f"{op}: level must be a floating-point tensor, 0-d or a vector, got {level.dtype} of {list(level.shape)}"
+        )
+    if can_look(level) and not bool(((level >= 0) & level.isfinite()).all()):
+        raise ValueError(f"{op}: level must be finite and not negative, got {level.flatten()[:8].tolist()}")
+    return level.to(device=device, dtype=torch.float64)
+
+
 def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: torch.device) -> Tensor | None:
     """Draw or row ids as the operators take them: an int64 vector, checked where its values can be seen."""
     if ids is None:
