@@ -17,8 +17,10 @@ from noisykernels.convolutions import (
     conv_transpose3d,
 )
 from noisykernels.engine import walk
+from noisykernels.gradients import gradient_norms
 from noisykernels.headers import get_include
 from noisykernels.inject import NoiseState, inject, noise_state, remove, sites
+from noisykernels.metrics import MetricLog, bimodality, site_statistics, two_means, weight_statistics
 from noisykernels.mixed import walk_mixed
 from noisykernels.nn import (
     NoiseSite,
@@ -34,6 +36,7 @@ from noisykernels.noise import Noise, per_channel, per_draw, per_row
 from noisykernels.ops import eps, linear, matmul, perturb, perturb_relu_max_pool2d
 from noisykernels.recalibration import recalibrate_bn
 from noisykernels.report import report
+from noisykernels.schedules import Schedule, VarianceAware, noisy_steps
 from noisykernels.sharpness import ASAM, SAM, SAMSON
 from noisykernels.study import Study
 from noisykernels.voting import vote
@@ -48,6 +51,7 @@ __all__ = [
     "SAM",
     "SAMSON",
     "STREAM_VERSION",
+    "MetricLog",
     "Noise",
     "NoiseSite",
     "NoiseState",
@@ -58,7 +62,10 @@ __all__ = [
     "NoisyConvTranspose2d",
     "NoisyConvTranspose3d",
     "NoisyLinear",
+    "Schedule",
     "Study",
+    "VarianceAware",
+    "bimodality",
     "build_info",
     "compare",
     "conv1d",
@@ -69,10 +76,12 @@ __all__ = [
     "conv_transpose3d",
     "eps",
     "get_include",
+    "gradient_norms",
     "inject",
     "linear",
     "matmul",
     "noise_state",
+    "noisy_steps",
     "per_channel",
     "per_draw",
     "per_row",
@@ -81,8 +90,11 @@ __all__ = [
     "recalibrate_bn",
     "remove",
     "report",
+    "site_statistics",
     "sites",
+    "two_means",
     "vote",
     "walk",
     "walk_mixed",
+    "weight_statistics",
 ]

@@ -164,8 +164,9 @@ def begin(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     record: Record | None = None,
+    make: Callable[..., SiteMode] = SiteMode,
 ) -> tuple[SiteMode, tuple[Any, ...], dict[str, Any]]:
-    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward."""
+    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`."""
     enter_model()
     placement = state.placement
     names = state.parameters_of_forward
@@ -200,7 +201,7 @@ def begin(
             f"got {level.shape[0]}"
         )
     key = Key(seed, draws, state.rows, first.shape[dim], level)
-    mode = SiteMode(placement, key, model, state.site_ids, state.row_dims, record)
+    mode = make(placement, key, model, state.site_ids, state.row_dims, record)
     floats = [n for n, a in tensors.items() if a.is_floating_point()]
     in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]
     for number, n in enumerate(in_order):
