@@ -16,6 +16,7 @@ from noisykernels.convolutions import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from noisykernels.denoising import DenoisingBlock, denoising_sites, insert_denoising
 from noisykernels.engine import walk
 from noisykernels.gradients import gradient_norms
 from noisykernels.headers import get_include
@@ -51,6 +52,7 @@ __all__ = [
     "SAM",
     "SAMSON",
     "STREAM_VERSION",
+    "DenoisingBlock",
     "MetricLog",
     "Noise",
     "NoiseSite",
@@ -74,10 +76,12 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "denoising_sites",
     "eps",
     "get_include",
     "gradient_norms",
     "inject",
+    "insert_denoising",
     "linear",
     "matmul",
     "noise_state",

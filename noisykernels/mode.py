@@ -142,6 +142,18 @@ def draw_layer(op: Callable[..., Tensor], kind: str, noise: Noise, x: Tensor, *a
     return op(x, *args, noise=noise, **kwargs)
 
 
+_STANDARD = Noise(add=1.0)
+
+
+def draw_standard(x: Tensor, name: str) -> Tensor:
+    """Standard Gaussian values of the shape of x for what is no site of a model, such as a denoising block: under the
+    running model's seed, draws and rows but not its level; alone, with a fresh seed.
+    """
+    if torch._C._is_torch_function_mode_enabled():
+        return handle_torch_function(draw_standard, (x,), x, name)
+    return ops.perturb(torch.zeros_like(x), _STANDARD)
+
+
 # ----------------------------------------------------------------------------------------- the mode
 
 
@@ -206,12 +218,14 @@ class SiteMode(TorchFunctionMode):
             raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
         if func is draw_layer:
             return self._layer(*args, **kwargs)
-        if func is F.multi_head_attention_forward:
+        if func is draw_standard:
+            return self._standard(*args)
+        if func is F.multi_head_attention_forward and not self._noiseless():
             from noisykernels.attention import multi_head_attention_forward
 
             return multi_head_attention_forward(self, *args, **kwargs)
         kind = KINDS.get(func)
-        if kind is None:
+        if kind is None or self._noiseless():
             return func(*args, **kwargs)
         return self.site(kind, func, args, kwargs)
 
@@ -352,6 +366,15 @@ class SiteMode(TorchFunctionMode):
         if x.dim() == 0 or x.shape[0] != self.key.batch or self._row_dim(name) != 0:
             raise RuntimeError(self._no_rows(name, x))
         return op(x, *args, noise=scaled, **kwargs, **self._key(name))
+
+    def _noiseless(self) -> bool:
+        """Whether a module runs in which no operation is a site."""
+        return any(getattr(type(module), "noiseless", False) for _, module in self.modules)
+
+    def _standard(self, x: Tensor, name: str) -> Tensor:
+        number = self.calls.get(name, 0)
+        self.calls[name] = number + 1
+        return ops.perturb(torch.zeros_like(x), _STANDARD, **self._key(f"{name}#{number}"))
 
     def _recurrent(self, name: str, noise: Noise | None, func: Any, args: Any, kwargs: Any) -> Any:
         """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""
