@@ -78,7 +78,7 @@ def test_a_new_block_hardly_does_anything() -> None:
     y = torch.randn(50, 6) * 10
     block = nk.DenoisingBlock(6)
     assert torch.equal(block.eval()(y), y)
-    difference = block.train()(y) - y
+    difference = (block.train()(y) - y).detach()
     assert 0.015 < float(difference.std()) < 0.022 and not torch.equal(block(y), block(y))  # softplus(-4) = 0.0181
     assert block.weight_in.shape == (1, 6) and nk.DenoisingBlock(64).weight_in.shape == (8, 64)
 
@@ -147,6 +147,36 @@ def test_samples_are_a_rows_own() -> None:
     fresh_one = model(x)  # without injection, from torch's generator
     torch.manual_seed(5)
     assert torch.equal(model(x), fresh_one) and not torch.equal(model(x), fresh_one)
+
+
+def test_samples_are_a_sites_own_and_each_calls() -> None:
+    """Whatever blocks there are besides; a block that is part of a model and called twice draws twice."""
+    x, outs = images(), []
+    for where in ("5", ["0", "5"]):
+        model = network()
+        nk.insert_denoising(model, where, example_input=x[:2]).blocks["5:linear#0"].train()
+        model.train()
+        with nk.inject(model, None), nk.noise_state(model, seed=1):
+            model[5].register_forward_hook(
+                lambda layer, args, out: outs.append((out - F.linear(args[0], layer.weight, layer.bias)).detach())
+            )
+            model(torch.zeros_like(x))
+    # not the same inputs, and the noise comes back from a difference: to 1e-6
+    torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=1e-6)
+    assert float(outs[0].std()) > 0.01
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nk.DenoisingBlock(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.block(x), self.block(x)], 1)
+
+    model = Twice()
+    with nk.inject(model, None), nk.noise_state(model, seed=1):
+        first, second = (model(torch.zeros(3, 4)) - model.eval()(torch.zeros(3, 4))).unbind(1)
+        assert not torch.equal(first, second)
 
 
 def test_only_the_blocks_learn() -> None:
