@@ -100,7 +100,7 @@ class insert_denoising:
     `train(...)` and state dicts find them, as ``<module>.denoising.*``.
 
     Args:
-        model: any model, injected or not.
+        model: any model, injected or not, not yet wrapped by DistributedDataParallel.
         where: which sites: a name pattern or a list of them, as for `inject`; or a dict from patterns to modules of
             your own, which get a site's value and return one of the same shape; their operations are no sites either.
         example_input: as for `inject`.
@@ -112,7 +112,7 @@ class insert_denoising:
 
     Raises:
         ValueError: a pattern that matches no site; a site that is not the only one of a module, since blocks follow
-            modules; a module that has a block already.
+            modules; a module that has a block already; a model wrapped by DistributedDataParallel.
 
     Source: see `DenoisingBlock`.
 
@@ -135,6 +135,11 @@ class insert_denoising:
         bottleneck: int | None = None,
         kernel_size: int = 3,
     ) -> None:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "insert_denoising: model is wrapped by DistributedDataParallel, which would not average the gradients "
+                "of new parameters: insert the blocks first, then wrap it"
+            )
         self.model = target = unwrap(model)
         known = sites(target, example_input)
         hosts: dict[str, nn.Module] = {}

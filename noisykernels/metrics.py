@@ -97,7 +97,7 @@ def noise_power(seen: Seen, x: Tensor) -> float:
 def site_statistics(
     model: nn.Module, data: Data, *, seed: int | Tensor | None = None, level: Any = None, batch_size: int = 500
 ) -> list[SiteStatistics]:
-    r"""Signal, noise power and their ratio at every site, measured over data in evaluation mode, noise on.
+    r"""Signal, noise power and their ratio at every site, over data in evaluation mode, with the noise that enters then.
 
     .. math::
         \text{SNR} = \operatorname{Var}(x) / P, \qquad

@@ -26,7 +26,7 @@ _SITE = hashed_id("level")  # no site has a name like this one; and no activatio
 _OPERAND = "programming"
 FORMS = ("folded", "clipped")
 
-Level = float | Tensor | Callable[[int, Tensor | None], float | Tensor]
+Level = float | Tensor | Callable[[int, Tensor | None], float | Tensor] | None
 
 
 class Schedule:

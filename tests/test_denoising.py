@@ -369,6 +369,13 @@ def test_what_else_is_refused() -> None:
     assert not hasattr(model.out, ATTRIBUTE)
     with pytest.raises(ValueError, match="'gru:gru#0': its rows are not along dimension 0"):
         nk.insert_denoising(Transposed(), "gru", example_input=torch.ones(2, 5, 3))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(ValueError, match="insert the blocks first, then wrap it"):
+            nk.insert_denoising(parallel, "out", example_input=torch.ones(2, 4))
+    finally:
+        torch.distributed.destroy_process_group()
     for settings in ({"features": 0}, {"bottleneck": 0}, {"dims": 4}, {"kernel_size": 2}):
         with pytest.raises(ValueError, match="DenoisingBlock: expected features"):
             nk.DenoisingBlock(**{"features": 4, **settings})
