@@ -97,7 +97,7 @@ def noise_power(seen: Seen, x: Tensor) -> float:
 def site_statistics(
     model: nn.Module, data: Data, *, seed: int | Tensor | None = None, level: Any = None, batch_size: int = 500
 ) -> list[SiteStatistics]:
-    r"""Signal, noise power and their ratio at every site, over data in evaluation mode, with the noise that enters then.
+    r"""Signal, noise power and their ratio at every site, over data in evaluation mode, with its noise.
 
     .. math::
         \text{SNR} = \operatorname{Var}(x) / P, \qquad
