@@ -20,12 +20,15 @@ from noisykernels.convolutions import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from noisykernels.denoising import DenoisingBlock, denoising_sites, insert_denoising
 from noisykernels.devices import PCM, DifferentialPair
 from noisykernels.engine import walk
+from noisykernels.gradients import gradient_norms
 from noisykernels.hardware import InputNoise, WeightNoise
 from noisykernels.headers import get_include
 from noisykernels.inject import NoiseState, inject, noise_state, remove, sites
 from noisykernels.macs import MacNoise
+from noisykernels.metrics import MetricLog, bimodality, site_statistics, two_means, weight_statistics
 from noisykernels.mixed import walk_mixed
 from noisykernels.nn import (
     NoiseSite,
@@ -41,6 +44,7 @@ from noisykernels.noise import Noise, per_channel, per_draw, per_row
 from noisykernels.ops import eps, linear, matmul, perturb, perturb_relu_max_pool2d
 from noisykernels.recalibration import recalibrate_bn
 from noisykernels.report import report
+from noisykernels.schedules import Schedule, VarianceAware, noisy_steps
 from noisykernels.sharpness import ASAM, SAM, SAMSON
 from noisykernels.study import Study
 from noisykernels.voting import vote
@@ -60,11 +64,13 @@ __all__ = [
     "STREAM_VERSION",
     "ColumnGain",
     "ColumnOffset",
+    "DenoisingBlock",
     "Device",
     "DifferentialPair",
     "Draw",
     "InputNoise",
     "MacNoise",
+    "MetricLog",
     "Noise",
     "NoiseSite",
     "NoiseState",
@@ -75,8 +81,11 @@ __all__ = [
     "NoisyConvTranspose2d",
     "NoisyConvTranspose3d",
     "NoisyLinear",
+    "Schedule",
     "Study",
+    "VarianceAware",
     "WeightNoise",
+    "bimodality",
     "build_info",
     "chips",
     "compare",
@@ -86,12 +95,16 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "denoising_sites",
     "eps",
     "get_include",
+    "gradient_norms",
     "inject",
+    "insert_denoising",
     "linear",
     "matmul",
     "noise_state",
+    "noisy_steps",
     "per_channel",
     "per_draw",
     "per_row",
@@ -100,8 +113,11 @@ __all__ = [
     "recalibrate_bn",
     "remove",
     "report",
+    "site_statistics",
     "sites",
+    "two_means",
     "vote",
     "walk",
     "walk_mixed",
+    "weight_statistics",
 ]

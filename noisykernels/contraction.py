@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class Contraction:
     def steps(self, weight: Tensor) -> int:
         """Products that are added up for an output; those with padding count."""
         inputs = weight.shape[0] // self.groups if self.transposed else weight.shape[1]
-        return inputs * weight[0, 0].numel()
+        return inputs * math.prod(weight.shape[2:])
 
     def largest(self, weight: Tensor) -> Tensor:
         """The largest magnitude of the weights of each output feature: (N)."""
@@ -152,6 +153,10 @@ class Device:
 
     operands: tuple[str, ...] = ()
     """The streams it draws from; two devices of a list may not share one."""
+
+    def scaled(self, factor: float | Tensor) -> Device:
+        """This device with the levels of its noise multiplied, as ``noise_state(level=...)`` does; most have none."""
+        return self
 
     def input(self, x: Tensor, draw: Draw) -> Tensor:
         """What the contraction gets instead of the input x (rows, ...)."""

@@ -45,6 +45,12 @@ class InputNoise(Device):
     ) -> None:
         self.noise = _one_term("InputNoise", Noise(add, mul, kind=kind, fold=fold))
 
+    def scaled(self, factor: float | Tensor) -> InputNoise:
+        """This noise with its levels multiplied."""
+        made = InputNoise()
+        made.noise = self.noise.scaled(factor)
+        return made
+
     def input(self, x: Tensor, draw: Draw) -> Tensor:
         """x with noise."""
         return self.perturbed(x, draw.seed, draw.site, draw.id, False, draw.rows, draw.first_row)

@@ -31,7 +31,7 @@ from noisykernels.injected import (
     unwrap,
 )
 from noisykernels.nn import NoisyLayer
-from noisykernels.noise import Noise, ids_tensor, seed_tensor
+from noisykernels.noise import Noise, factor_tensor, ids_tensor, seed_tensor
 from noisykernels.patches import keep_noise
 from noisykernels.sites import Placement, Site
 from noisykernels.trace import refuse_hidden_rows, refuse_unmatched, trace
@@ -214,8 +214,9 @@ def noise_state(
     seed: int | Tensor | None = None,
     draws: Tensor | Sequence[int] | None = None,
     rows: Tensor | Sequence[int] | None = None,
+    level: float | Tensor | Sequence[float] | None = None,
 ) -> Iterator[NoiseState]:
-    """Sets seed, draws and rows of a model for the length of a block.
+    """Sets seed, draws, rows and level of a model for the length of a block.
 
     Works for injected models and for models that contain noisy layers. With D draws the model's
     input is repeated D times, and its output holds D * B rows, draw by draw.
@@ -226,9 +227,14 @@ def noise_state(
         draws: int64 vector (D) of draw ids; None is the one draw 0.
         rows: int64 vector (B), the data-set index of each row; None numbers them by their place in
             the batch.
+        level: factor by which all noise of the model is multiplied, at every site: a number, or a vector (B) with one
+            for each row (image), whatever the draw; None is 1. A compiled model sees its value change without a
+            recompilation.
 
     Raises:
-        ValueError: an id or seed out of range, no draw, or a model in which nothing draws noise.
+        ValueError: an id or seed out of range, a negative or NaN level, no draw, or a model in which nothing draws
+            noise.
+        TypeError: a level that is neither a number nor a floating-point tensor.
         RuntimeError: another thread is within such a block of the same model; give each its own copy.
 
     Example:
@@ -242,6 +248,7 @@ def noise_state(
     new_seed = None if seed is None else seed_tensor("noise_state", seed, place).to(place)  # a graph reads it anew
     new_draws = ids_tensor("noise_state", "draws", draws, place)
     new_rows = ids_tensor("noise_state", "rows", rows, place)
+    new_level = factor_tensor("noise_state", level, place)
     if new_draws is not None and len(new_draws) == 0:
         raise ValueError("noise_state: draws must hold at least one id")
     me = threading.get_ident()
@@ -256,13 +263,14 @@ def noise_state(
             raise RuntimeError(
                 "noise_state: another thread is within a noise_state block of this model; give each thread a copy of it"
             )
-        before = (state.seed, state.draws, state.rows, state.owner)
-        state.seed, state.draws, state.rows, state.owner = new_seed, new_draws, new_rows, me
+        before = (state.seed, state.draws, state.rows, state.level, state.owner)
+        state.seed, state.draws, state.rows, state.level = new_seed, new_draws, new_rows, new_level
+        state.owner = me
     try:
         yield state
     finally:
         with _CHANGING:
-            state.seed, state.draws, state.rows, state.owner = before
+            state.seed, state.draws, state.rows, state.level, state.owner = before
             if temporary:
                 remove(target)
 

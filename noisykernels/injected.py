@@ -19,7 +19,7 @@ __all__ = ["Injected", "NoiseState", "begin", "injected_class", "place_of", "sta
 
 
 class NoiseState(nn.Module):
-    """Seed, draws and rows of an injected model, and its placement of noise.
+    """Seed, draws, rows and level of an injected model, and its placement of noise.
 
     The tensors are non-persistent buffers: they follow the model to its device, never enter its
     state dict, and may change between compiled calls without a recompilation. Held beside the
@@ -30,6 +30,7 @@ class NoiseState(nn.Module):
     seed: Tensor | None
     draws: Tensor | None
     rows: Tensor | None
+    level: Tensor | None
 
     def __init__(self, placement: Placement, parameters: tuple[str, ...], draws_noise: bool) -> None:
         super().__init__()
@@ -41,8 +42,15 @@ class NoiseState(nn.Module):
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
         self.owner: int | None = None  # the thread that is within a block of `noise_state`
-        for name in ("seed", "draws", "rows"):
+        for name in ("seed", "draws", "rows", "level"):
             self.register_buffer(name, None, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        level = self.level
+        super()._apply(fn, recurse)
+        if level is not None and self.level is not None:  # moved, but not rounded to a half type
+            self.level = level.to(self.level.device)
+        return self
 
 
 class Injected:
@@ -156,8 +164,9 @@ def begin(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     record: Record | None = None,
+    make: Callable[..., SiteMode] = SiteMode,
 ) -> tuple[SiteMode, tuple[Any, ...], dict[str, Any]]:
-    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward."""
+    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`."""
     enter_model()
     placement = state.placement
     names = state.parameters_of_forward
@@ -185,8 +194,14 @@ def begin(
     seed = state.seed
     if seed is None and record is None and state.draws_noise:
         seed = seed_tensor("noise_state", None, first.device)
-    key = Key(seed, draws, state.rows, first.shape[dim])
-    mode = SiteMode(placement, key, model, state.site_ids, state.row_dims, record)
+    level = state.level
+    if level is not None and level.dim() == 1 and level.shape[0] * count != first.shape[dim]:
+        raise RuntimeError(
+            f"noise_state: level must be 0-d or one for each of the {first.shape[dim] // count} rows, "
+            f"got {level.shape[0]}"
+        )
+    key = Key(seed, draws, state.rows, first.shape[dim], level)
+    mode = make(placement, key, model, state.site_ids, state.row_dims, record)
     floats = [n for n, a in tensors.items() if a.is_floating_point()]
     in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]
     for number, n in enumerate(in_order):

@@ -68,6 +68,13 @@ class MacNoise(Device):
             for name, value in (("per_product", per_product), ("per_step", per_step), ("read", read))
         )
 
+    def scaled(self, factor: float | Tensor) -> MacNoise:
+        """This noise with its levels multiplied."""
+        made = MacNoise(relative=self.relative, explicit=self.explicit)
+        levels = (self.per_product, self.per_step, self.read)
+        made.per_product, made.per_step, made.read = (None if level is None else level * factor for level in levels)
+        return made
+
     @property
     def noisy(self) -> bool:
         """Whether any level is given."""
@@ -223,7 +230,7 @@ def _taken(contraction: Contraction, x: Tensor, weight: Tensor, positions: int) 
         return x.reshape(len(x), 1, positions, x.shape[-1])
     # As the outputs of a contraction with one-hot weights, one output feature for each product of a group.
     groups, steps = contraction.groups, contraction.steps(weight)
-    inputs = steps // weight[0, 0].numel()
+    inputs = steps // math.prod(weight.shape[2:])
     hot = torch.eye(steps, dtype=x.dtype, device=x.device).view(steps, inputs, *weight.shape[2:])
     if contraction.transposed:
         hot = hot.transpose(0, 1).repeat(groups, *[1] * (weight.dim() - 1))

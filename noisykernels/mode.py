@@ -145,6 +145,18 @@ def draw_layer(
     return op(x, *args, noise=noise, **kwargs)
 
 
+_STANDARD = Noise(add=1.0)
+
+
+def draw_standard(x: Tensor, name: str) -> Tensor:
+    """Standard Gaussian values of the shape of x for what is no site of a model, such as a denoising block: under the
+    running model's seed, draws and rows but not its level; alone, with a fresh seed.
+    """
+    if torch._C._is_torch_function_mode_enabled():
+        return handle_torch_function(draw_standard, (x,), x, name)
+    return ops.perturb(torch.zeros_like(x), _STANDARD)
+
+
 # ----------------------------------------------------------------------------------------- the mode
 
 
@@ -156,6 +168,7 @@ class Key:
     draws: Tensor | None
     rows: Tensor | None
     batch: int  # rows of every draw together
+    level: Tensor | None = None  # factor of all noise: 0-d, or one for each row
 
 
 Record = list[tuple[str, tuple[int, ...]]]  # names of sites and shapes of their values
@@ -208,12 +221,14 @@ class SiteMode(TorchFunctionMode):
             raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
         if func is draw_layer:
             return self._layer(*args, **kwargs)
-        if func is F.multi_head_attention_forward:
+        if func is draw_standard:
+            return self._standard(*args)
+        if func is F.multi_head_attention_forward and not self._noiseless():
             from noisykernels.attention import multi_head_attention_forward
 
             return multi_head_attention_forward(self, *args, **kwargs)
         kind = KINDS.get(func)
-        if kind is None:
+        if kind is None or self._noiseless():
             return func(*args, **kwargs)
         return self.site(kind, func, args, kwargs)
 
@@ -281,7 +296,7 @@ class SiteMode(TorchFunctionMode):
         return self._noisy(name, noise, clean.movedim(dim, 0)).movedim(0, dim)
 
     def _noisy(self, name: str, noise: Noise, value: Tensor) -> Tensor:
-        noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]))
+        noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]), value.dim())
         key = self._key(name)
         if repeats == 1:
             return ops.perturb(value, noise, **key)
@@ -291,8 +306,13 @@ class SiteMode(TorchFunctionMode):
         parts = [ops.perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)]
         return torch.stack(parts).mean(0)
 
-    def _levels(self, name: str, noise: Noise, item_size: int) -> tuple[Noise, int]:
-        """The noise with its published options applied, and the number of explicit repeats left."""
+    def _levels(self, name: str, noise: Noise, item_size: int, rank: int) -> tuple[Noise, int]:
+        """The noise with the key's level and its published options applied, and the number of explicit repeats left.
+
+        `rank` is that of the value, whose dimension 0 counts rows.
+        """
+        if (level := self.key.level) is not None:
+            noise = noise.scaled(level if level.dim() == 0 else level.reshape(1, -1, *[1] * (rank - 1)))
         placement, repeats = self.placement, self.placement.repeats_at(name)
         scale = 1.0 / item_size if placement.normalize_to_input_size and item_size > 0 else 1.0
         if noise.mode != "add_mul" and noise.kind == "gaussian":  # else the mean of R is no noise of the same kind
@@ -328,7 +348,7 @@ class SiteMode(TorchFunctionMode):
             return None
         if self.placement.normalize_to_input_size:
             return None
-        noise, repeats = self._levels(name, noise, 0)
+        noise, repeats = self._levels(name, noise, 0, x.dim())
         return op(x, *rest, **kwargs, noise=noise, **self._key(name)) if repeats == 1 else None
 
     def _layer(
@@ -349,7 +369,7 @@ class SiteMode(TorchFunctionMode):
             return self._on_hardware(name, op, chosen, hardware, (x, *args), kwargs)
         alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
         if chosen is not None and self.record is None and not alone:
-            scaled, repeats = self._levels(name, chosen, 0)
+            scaled, repeats = self._levels(name, chosen, 0, x.dim())
             alone = repeats > 1
         if self.record is not None or chosen is None or alone:
             clean = x if kind == "noise" else getattr(F, kind)(x, *args, **kwargs)
@@ -376,8 +396,21 @@ class SiteMode(TorchFunctionMode):
         batched = x.dim() > 1 if op is ops.linear else x.dim() == weight.dim()
         if not batched or dim is None or x.shape[dim] != self.key.batch or (dim != 0 and op is not ops.linear):
             raise RuntimeError(self._no_rows(name, x))
+        if (level := self.key.level) is not None:
+            if level.dim() > 0:
+                raise RuntimeError(f"site {name!r}: hardware has no level for each row; give noise_state() one level")
+            hardware = [device.scaled(level) for device in hardware]
         y = op(x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, **self._key(name)).movedim(0, dim)
         return self.at(name, noise, y, row_dim)
+
+    def _noiseless(self) -> bool:
+        """Whether a module runs in which no operation is a site."""
+        return any(getattr(type(module), "noiseless", False) for _, module in self.modules)
+
+    def _standard(self, x: Tensor, name: str) -> Tensor:
+        number = self.calls.get(name, 0)
+        self.calls[name] = number + 1
+        return ops.perturb(torch.zeros_like(x), _STANDARD, **self._key(f"{name}#{number}"))
 
     def _recurrent(self, name: str, noise: Noise | None, func: Any, args: Any, kwargs: Any) -> Any:
         """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""

@@ -224,6 +224,14 @@ def largest_level(dtype: torch.dtype) -> float:
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max
 
 
+def within(t: Tensor, most: float) -> bool:
+    """Whether all values lie in [0, most]; NaN does not."""
+    if t.numel() == 0:
+        return True
+    low, high = torch.aminmax(t)  # a NaN is both
+    return 0 <= low.item() and high.item() <= most
+
+
 def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool) -> Tensor | None:
     """A level as the operators take it: float64, on the device of `x`, checked where its values can be seen.
 
@@ -236,7 +244,7 @@ def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool)
             f"{op}: level `{name}` requires grad, but there is no gradient with respect to a level; detach it"
         )
     if not trusted and can_look(t):
-        if not bool(((t >= 0) & (t <= largest_level(x.dtype))).all()):
+        if not within(t, largest_level(x.dtype)):
             raise ValueError(
                 f"{op}: level `{name}` must be finite (in {x.dtype}) and not negative, got "
                 f"{t.detach().flatten()[:8].tolist()}"
@@ -263,6 +271,26 @@ def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Ten
     if not 0 <= seed < 2**64:
         raise ValueError(f"{op}: seed must lie in [0, 2^64), got {seed}")
     return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device="cpu")
+
+
+def factor_tensor(op: str, level: float | Tensor | Sequence[float] | None, device: torch.device) -> Tensor | None:
+    """A factor of all levels: a 0-d or one-dimensional float64 tensor, checked where its values can be seen."""
+    if level is None:
+        return None
+    if isinstance(level, Tensor) and level.requires_grad:
+        raise ValueError(f"{op}: level requires grad, but there is no gradient with respect to a level; detach it")
+    if not isinstance(level, Tensor):
+        numbers = list(level) if isinstance(level, Sequence) and not isinstance(level, str) else [level]
+        if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+            raise TypeError(f"{op}: level must be a number, numbers or a floating-point tensor, got {level!r}")
+        level = torch.tensor(numbers if isinstance(level, Sequence) else level, dtype=torch.float64, device="cpu")
+    if not level.dtype.is_floating_point or level.dim() > 1:
+        raise TypeError(
+            f"{op}: level must be a floating-point tensor, 0-d or a vector, got {level.dtype} of {list(level.shape)}"
+        )
+    if can_look(level) and not within(level, torch.finfo(torch.float64).max):
+        raise ValueError(f"{op}: level must be finite and not negative, got {level.flatten()[:8].tolist()}")
+    return level.to(device=device, dtype=torch.float64)
 
 
 def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: torch.device) -> Tensor | None:

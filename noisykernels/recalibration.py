@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ from noisykernels.inject import noise_state
 from noisykernels.injected import Injected, place_of, unwrap
 from noisykernels.nn import NoisyLayer
 from noisykernels.trace import evaluating
+from noisykernels.watching import Data, batches
 
 __all__ = ["recalibrate_bn"]
 
 
 def recalibrate_bn(
     model: nn.Module,
-    data: Tensor | tuple[Tensor, Tensor] | Iterable[Any],
+    data: Data,
     *,
     seed: int | Tensor | None = None,
     batch_size: int = 500,
@@ -56,8 +56,6 @@ def recalibrate_bn(
         >>> bool((model[1].running_var > 1).all())
         True
     """
-    if batch_size < 1:
-        raise ValueError(f"recalibrate_bn: batch_size must be at least 1, got {batch_size}")
     target = unwrap(model)
     layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     noisy = any(isinstance(m, Injected | NoisyLayer) for m in target.modules())
@@ -65,7 +63,7 @@ def recalibrate_bn(
     first, place, done = 0, place_of(target), False
     try:
         with evaluating(target):
-            for x in _batches(data, batch_size):
+            for x, _ in batches("recalibrate_bn", data, batch_size):
                 rows = torch.arange(first, first + len(x))
                 with noise_state(target, seed=seed, rows=rows) if noisy else contextlib.nullcontext():
                     target(x.to(place))
@@ -116,17 +114,3 @@ class _Average:
                 self.layer.num_batches_tracked.fill_(self.count)
         else:
             self._write(*self.before)
-
-
-def _batches(data: Any, size: int) -> Iterator[Tensor]:
-    """The inputs, batch by batch."""
-    if isinstance(data, Tensor) or (
-        isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
-    ):
-        yield from torch.split(data if isinstance(data, Tensor) else data[0], size)
-        return
-    for batch in data:
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
-        if not isinstance(inputs, Tensor):
-            raise TypeError(f"recalibrate_bn: a batch must be a tensor or begin with one, got {type(inputs).__name__}")
-        yield inputs

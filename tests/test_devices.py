@@ -253,7 +253,7 @@ INF, NAN = math.inf, math.nan
 def test_codes_by_hand(options: dict[str, Any], pairs: list[tuple[float, float]]) -> None:
     x = torch.tensor([[value for value, _ in pairs]])
     expected = torch.tensor([[float(code) for _, code in pairs]])
-    one = nk.Draw(nk.contraction.Contraction("linear"), torch.tensor(0), 0, None, None, 0)
+    one = nk.Draw(nk.contraction.Contraction("linear"), torch.tensor(0), 0, None, None, 0, torch.device("cpu"))
     for found in (nk.DAC(**options).input(x, one), nk.ADC(**options).output(x, one)):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 

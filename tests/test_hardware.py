@@ -531,3 +531,114 @@ def test_a_deviation_is_a_pure_function_of_its_operands() -> None:
     levels = nk.MacNoise(per_product=0.5, per_step=1.5, read=2.0).levels(Contraction("linear"), w)
     expected = math.sqrt((0.5 * 6) ** 2 + 1.5**2 + (2.0 * 3) ** 2)
     assert float(deviation(levels, Contraction("linear"), x, w)) == pytest.approx(expected, rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ layers and models
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * 64, 10),
+    ).eval()
+
+
+def test_hardware_of_an_injected_model_is_that_of_its_operators() -> None:
+    model, x = network(), torch.randn(3, 1, 8, 8)
+    hardware = DEVICES["all"]
+    ids = {s.name: s.id for s in nk.sites(model, x)}
+    with nk.inject(model, {"0": nk.Noise(add=0.1)}, hardware=hardware, example_input=x):
+        with nk.noise_state(model, seed=4, draws=[2, 5], rows=[8, 1, 3]):
+            y = model(x)
+    key = dict(seed=4, draws=[2, 5], rows=[8, 1, 3])
+    conv, norm, *_, last = model
+    z = nk.conv2d(x, conv.weight, conv.bias, padding=1, hardware=hardware, noise=nk.Noise(add=0.1), shared=True,
+                  site=ids["0:conv2d#0"], **key)  # fmt: skip
+    z = torch.relu(norm(z)).flatten(1)
+    expected = nk.linear(z, last.weight, last.bias, hardware=hardware, site=ids["4:linear#0"], **key)
+    # The injected model's input is repeated before the first layer, so contractions are cut otherwise.
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
+
+
+def test_hardware_of_some_layers() -> None:
+    model, x = network(), torch.randn(3, 1, 8, 8)
+    noise = [nk.WeightNoise(add=0.5)]
+    ways = {
+        "dict": {"0": noise},
+        "function": lambda name, module: noise if isinstance(module, torch.nn.Conv2d) else None,
+    }
+    outs = []
+    for hardware in ways.values():
+        with nk.inject(model, None, hardware=hardware, example_input=x), nk.noise_state(model, seed=4):
+            outs.append(model(x))
+    layers = network()
+    layers[0] = nk.NoisyConv2d(1, 4, 3, padding=1, hardware=noise)
+    layers.load_state_dict(model.state_dict())
+    with nk.inject(layers.eval(), None, example_input=x), nk.noise_state(layers, seed=4):
+        outs.append(layers(x))
+    assert_same_bits(outs[0], outs[1])
+    assert_same_bits(outs[0], outs[2])
+    assert not torch.equal(outs[0], model(x))
+    with pytest.raises(ValueError, match="matches no site"):
+        nk.inject(model, None, hardware={"convolution": noise}, example_input=x)
+    with pytest.raises(TypeError, match="list of devices"):
+        nk.inject(model, None, hardware=nk.Noise(add=1.0))
+
+
+def test_hardware_where_rows_lie_elsewhere() -> None:
+    """Attention's projections have their rows along dimension 1."""
+    torch.manual_seed(0)
+    model = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0).eval()
+    x = torch.randn(5, 3, 8)
+    with nk.inject(model, None, hardware=DEVICES["all"], example_input=x[:, :2], row_dims={"input": 1}):
+        with nk.noise_state(model, seed=4, rows=[0, 1, 2]):
+            whole = model(x)
+        with nk.noise_state(model, seed=4, rows=[2]):
+            alone = model(x[:, 2:])
+    torch.testing.assert_close(alone, whole[:, 2:], rtol=0, atol=1e-5)
+    assert not torch.allclose(whole, model(x), atol=0.01)
+
+
+def test_a_level_scales_the_noise_of_hardware() -> None:
+    model, x = network(), torch.randn(3, 1, 8, 8)
+    scaled = [d.scaled(0.5) for d in DEVICES["all"]]
+    with nk.inject(model, None, hardware=DEVICES["all"], example_input=x):
+        with nk.noise_state(model, seed=4, level=0.5):
+            half = model(x)
+        with pytest.raises(RuntimeError, match="no level for each"), nk.noise_state(model, seed=4, level=torch.ones(3)):
+            model(x)
+    with nk.inject(model, None, hardware=scaled, example_input=x), nk.noise_state(model, seed=4):
+        assert_same_bits(half, model(x))
+
+
+def test_layers_alone_draw_afresh_and_can_be_switched() -> None:
+    x = torch.randn(4, 6)
+    layer = nk.NoisyLinear(6, 3, hardware=[nk.WeightNoise(add=0.5)], in_eval=False)
+    torch.manual_seed(1)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(1)
+    assert_same_bits(layer(x), first)
+    assert not torch.equal(first, second)
+    assert_same_bits(layer.eval()(x), F.linear(x, layer.weight, layer.bias))
+    assert "hardware=[WeightNoise(add=0.5)]" in repr(layer)
+
+
+def test_training_with_noisy_weights_learns() -> None:
+    """Loss falls under the same chips, through every kernel's gradient."""
+    torch.manual_seed(0)
+    model, x, y = network().train(), torch.randn(40, 1, 8, 8), torch.arange(40) % 10
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    with nk.inject(model, None, hardware=[nk.WeightNoise(add=0.05, relative="layer")], example_input=x[:2]):
+        for step in range(30):
+            with nk.noise_state(model, seed=4, draws=[step]):
+                loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
