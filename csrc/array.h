@@ -136,10 +136,11 @@ inline void add_rows(float* y, const float* bias, int64_t rows, int64_t N) {
 
 // Squares of the rows of x [M, K], with their scales and, where wanted, their lengths.
 struct SquaredRows {
-  std::vector<float> squares, scale, length;
+  cpu::Scratch squares;
+  std::vector<float> scale, length;
 
   SquaredRows(const cpu::Kernels& kernels, const float* x, int64_t M, int64_t K, bool lengths, int threads)
-      : squares(static_cast<size_t>(M * K)),
+      : squares(static_cast<int64_t>(sizeof(float)) * M * K),
         scale(static_cast<size_t>(M)),
         length(static_cast<size_t>(M)),
         kernels_(kernels),
@@ -153,7 +154,7 @@ struct SquaredRows {
   static void rows(void* context, int64_t begin, int64_t end) {
     auto& self = *static_cast<SquaredRows*>(context);
     for (int64_t i = begin; i < end; ++i) {
-      float* row = self.squares.data() + i * self.K_;
+      float* row = self.squares.as<float>() + i * self.K_;
       self.scale[i] = self.kernels_.square_row(self.x_ + i * self.K_, self.K_, row);
       if (!self.lengths_) continue;
       constexpr int kSums = 16;  // side by side, so that the compiler may use lanes
@@ -319,7 +320,7 @@ Tensor array_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, OptT
                        &kernels(),
                        &noisy,
                        from + row * K,
-                       per_product ? squares->squares.data() + row * K : nullptr,
+                       per_product ? squares->squares.as<float>() + row * K : nullptr,
                        to + d * M * N,
                        v + d * M * N,
                        w_scale.data(),

@@ -62,7 +62,8 @@ class Contraction:
         weight = weight.detach()
         if self.transposed:
             weight = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-        return torch.linalg.vector_norm(weight.flatten(1), float("inf"), 1)
+        weight = weight.flatten(1)
+        return torch.maximum(weight.amax(1), -weight.amin(1))  # the norm of order infinity takes ten times as long
 
     def beside_weight(self, values: Tensor, weight: Tensor) -> Tensor:
         """One value for each output feature (N), in a shape that broadcasts to the weight."""
@@ -75,6 +76,12 @@ class Contraction:
     def beside_output(self, values: Tensor, y: Tensor) -> Tensor:
         """One value for each output feature (N), in a shape that broadcasts to the output (rows, ...)."""
         return values if self.geometry is None else values.view(-1, *[1] * (y.dim() - 2))
+
+
+def largest_of(weight: Tensor) -> Tensor:
+    """max |W|, 0-d, without a gradient."""
+    low, high = torch.aminmax(weight.detach())
+    return torch.maximum(high, -low)
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ class Draw:
         """max |W| over the ``"layer"``, or for each output ``"channel"`` in a shape that broadcasts to the weight; it
         takes part in no gradient."""
         if over == "layer":
-            return torch.linalg.vector_norm(weight.detach(), float("inf"))
+            return largest_of(weight)
         return self.contraction.beside_weight(self.contraction.largest(weight), weight)
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:

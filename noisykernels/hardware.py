@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels.contraction import Contraction, Device, Draw
+from noisykernels.contraction import Contraction, Device, Draw, largest_of
 from noisykernels.macs import MacNoise, deviation, explicit_products
 from noisykernels.noise import OPERANDS, Noise, level_tensor
 
@@ -130,7 +130,7 @@ class WeightNoise(Device):
         if add is None or self.relative is None:
             return add, mul
         if self.relative == "layer":
-            return add * torch.linalg.vector_norm(weight.detach(), float("inf")).to(add), mul
+            return add * largest_of(weight).double(), mul
         of_each = contraction.beside_weight(contraction.largest(weight), weight)
         return add * of_each.to(torch.float64).unsqueeze(0), mul
 

@@ -50,19 +50,12 @@ def noise_args(
     """The trailing arguments that every operator shares, in the schema's order."""
     if not isinstance(noise, Noise):
         raise TypeError(f"{op}: noise must be a Noise, got {type(noise).__name__}")
-    if rows is not None and not (isinstance(first_row, int) and first_row == 0):
-        raise ValueError(f"{op}: give rows or first_row, not both")
-    if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
-        raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
     if not torch.compiler.is_compiling() and FLOAT32_MAX < noise.largest > largest_level(x.dtype):
         raise ValueError(f"{op}: a level must be finite in {x.dtype}, got {noise.largest}")
-    device = x.device
     return (
         level_tensor(op, "add", noise.add, x, noise.trusted),
         level_tensor(op, "mul", noise.mul, x, noise.trusted),
-        seed_tensor(op, seed, device),
-        ids_tensor(op, "draws", draws, device),
-        ids_tensor(op, "rows", rows, device),
+        *key_args(op, x, seed, draws, rows, first_row),
         first_row,
         site,
         noise.mode_index,
@@ -76,6 +69,22 @@ def operand_number(op: str, operand: str) -> int:
     if operand not in OPERANDS:
         raise ValueError(f"{op}: operand must be one of {', '.join(OPERANDS)}, got {operand!r}")
     return OPERANDS.index(operand)
+
+
+def key_args(
+    op: str, x: Tensor, seed: Seed, draws: Ids, rows: Ids, first_row: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Seed, draws and rows of a call as the operators take them."""
+    if rows is not None and not (isinstance(first_row, int) and first_row == 0):
+        raise ValueError(f"{op}: give rows or first_row, not both")
+    if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
+        raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
+    device = x.device
+    return (
+        seed_tensor(op, seed, device),
+        ids_tensor(op, "draws", draws, device),
+        ids_tensor(op, "rows", rows, device),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- public functions
@@ -271,10 +280,11 @@ def with_hardware(
     first_row: int,
 ) -> Tensor:
     """A contraction as hardware makes it, then noise and a rectifier on its output."""
-    at = noise_args(contraction.name, x, noise or Noise(), seed, site, draws, shared, rows, first_row)
-    key: dict[str, Any] = dict(zip(("seed", "draws", "rows"), at[2:5], strict=True), site=site, first_row=first_row)
+    seed, draws, rows = key_args(contraction.name, x, seed, draws, rows, first_row)
+    key: dict[str, Any] = dict(seed=seed, draws=draws, rows=rows, site=site, first_row=first_row)
     batched = x.dim() > 1 if contraction.geometry is None else x.dim() == weight.dim()
-    if not batched and key["draws"] is not None and (count := key["draws"].shape[0]) != 1:
+    if not batched and draws is not None and draws.shape[0] != 1:
+        count = draws.shape[0]
         raise ValueError(f"{contraction.name}: an unbatched value is one row and takes one draw, got {count}")
     y = run(contraction, x if batched else x.unsqueeze(0), weight, bias, hardware, shared=shared, **key)
     if noise is not None:

@@ -31,24 +31,31 @@ void store_some(float* x, V v, int count) {
   std::memcpy(x, tail, sizeof(float) * count);
 }
 
-// y = (x s)^2, s a power of two that brings the largest magnitude near one (1 where that is infinite); returns 1 / s.
-// Magnitudes below 2^-63 of the largest count as zero.
+// y = (x s)^2; returns the largest magnitude of x.
 template <class A>
-float square_row(const float* x, int64_t n, float* y) {
+float square_scaled(const float* x, int64_t n, float s, float* y) {
   using L = typename A::template Lanes<float>;
+  const typename L::V scale = L::splat(s);
   typename L::V most = L::splat(0.0f);
-  for_lanes<A>(n, [&](int64_t i, int count) { most = larger(abs_of(load_some<A>(x + i, count)), most); });
-  float lanes[L::kWidth];
-  L::store(lanes, most);
-  float largest = 0;
-  for (int k = 0; k < L::kWidth; ++k) largest = larger(lanes[k], largest);
-  const uint32_t field = float_bits(largest) >> 23;
-  const uint32_t exponent = field == 255 ? 127 : (field < 1 ? 1 : (field > 253 ? 253 : field));
-  const typename L::V scale = L::splat(bits_float((254 - exponent) << 23));
   for_lanes<A>(n, [&](int64_t i, int count) {
-    const typename L::V v = mul_rn(load_some<A>(x + i, count), scale);
+    const typename L::V value = load_some<A>(x + i, count), v = mul_rn(value, scale);
+    most = larger(abs_of(value), most);
     store_some<A>(y + i, mul_rn(v, v), count);
   });
+  float lanes[L::kWidth], largest = 0;
+  L::store(lanes, most);
+  for (int k = 0; k < L::kWidth; ++k) largest = larger(lanes[k], largest);
+  return largest;
+}
+
+// y = (x s)^2; returns 1 / s. s is 1, or, where the largest magnitude is not of a middle size (or infinite), the power
+// of two that brings it near one. Magnitudes below 2^-43 of the largest may count as zero.
+template <class A>
+float square_row(const float* x, int64_t n, float* y) {
+  const float largest = square_scaled<A>(x, n, 1.0f, y);
+  if ((largest > 0x1p-20f && largest < 0x1p40f) || largest == kInfinity<float>) return 1.0f;
+  const uint32_t field = float_bits(largest) >> 23, exponent = field < 1 ? 1 : (field > 253 ? 253 : field);
+  square_scaled<A>(x, n, bits_float((254 - exponent) << 23), y);
   return bits_float(exponent << 23);
 }
 

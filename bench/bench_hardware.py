@@ -1,0 +1,157 @@
+"""Noise inside a contraction, against the noiseless torch layer and plain torch's noise, in the same rounds.
+
+Weights: 1 + c F / M for M rows that share them (c cycles per normal, F multiply-adds per cycle, both per core). Noise of
+every product, folded: a second product, of the squares. Input: 1 + c F / N.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import noisykernels as nk
+
+SEED = torch.tensor(1)
+WEIGHT_BARS = {1: 7.0, 32: 1.8, 256: 1.3}
+
+
+def layer(n: int, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.set_num_threads(2)
+    return torch.randn(batch, n), torch.randn(n, n), torch.randn(n)
+
+
+@pytest.mark.parametrize("relative", [None, "layer", "channel"])
+@pytest.mark.parametrize("batch", [1, 32, 256])
+@pytest.mark.parametrize("n", [512, 1024])
+def test_weights(contest: Any, n: int, batch: int, relative: str | None) -> None:
+    x, w, b = layer(n, batch)
+    hardware = [nk.WeightNoise(add=0.1, relative=relative)]
+    unit = {None: lambda: 1.0, "layer": lambda: w.abs().max(), "channel": lambda: w.abs().amax(1, keepdim=True)}[
+        relative
+    ]
+    contest(
+        f"weights {n}->{n} batch {batch}, {f'relative to {relative}' if relative else 'absolute'}",
+        ours=lambda: nk.linear(x, w, b, hardware=hardware, seed=SEED),
+        baseline=lambda: F.linear(x, w, b),
+        bar=WEIGHT_BARS[batch] if relative is None else None,
+        **{
+            "plain normal": lambda: F.linear(x, w + unit() * torch.normal(0.0, 0.1, w.shape), b),
+            "plain randn": lambda: F.linear(x, w + unit() * 0.1 * torch.randn_like(w), b),
+        },
+    )
+
+
+@pytest.mark.parametrize("draws", [8])
+def test_weights_of_several_chips(contest: Any, draws: int) -> None:
+    """Eight chips on the same rows, against eight noiseless layers."""
+    x, w, b = layer(512, 32)
+    hardware, ids = [nk.WeightNoise(add=0.1)], torch.arange(draws)
+    contest(
+        f"weights 512->512 batch 32, {draws} chips at once",
+        ours=lambda: nk.linear(x, w, b, hardware=hardware, seed=SEED, draws=ids, shared=True),
+        baseline=lambda: [F.linear(x, w, b) for _ in range(draws)],
+        **{"plain randn": lambda: [F.linear(x, w + 0.1 * torch.randn_like(w), b) for _ in range(draws)]},
+    )
+
+
+def test_weights_of_a_convolution(contest: Any) -> None:
+    torch.set_num_threads(2)
+    x, w, b = torch.randn(32, 64, 32, 32), torch.randn(64, 64, 3, 3), torch.randn(64)
+    hardware = [nk.WeightNoise(add=0.1, relative="channel")]
+    contest(
+        "weights, conv 64->64 3x3 @32 batch 32",
+        ours=lambda: nk.conv2d(x, w, b, padding=1, hardware=hardware, seed=SEED),
+        baseline=lambda: F.conv2d(x, w, b, padding=1),
+        **{"plain randn": lambda: F.conv2d(x, w + 0.1 * torch.randn_like(w), b, padding=1)},
+    )
+
+
+def plain_fold(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The exact fold as one writes it in torch."""
+    mean, variance = F.linear(x, w, b), F.linear(x * x, w * w)
+    return mean + 0.1 * variance.sqrt() * torch.randn_like(mean)
+
+
+@pytest.mark.parametrize("batch", [1, 32, 256])
+@pytest.mark.parametrize("n", [512, 1024])
+def test_products(contest: Any, n: int, batch: int) -> None:
+    x, w, b = layer(n, batch)
+    hardware = [nk.MacNoise(per_product=0.1)]
+    contest(
+        f"per product, folded, {n}->{n} batch {batch}",
+        ours=lambda: nk.linear(x, w, b, hardware=hardware, seed=SEED),
+        baseline=lambda: F.linear(x, w, b),
+        bar=2.1,
+        **{"plain fold": lambda: plain_fold(x, w, b)},
+    )
+
+
+def test_products_one_by_one(contest: Any) -> None:
+    """Every product drawn, by our reference and by plain torch, where that is still possible."""
+    x, w, b = layer(256, 32)
+    folded, explicit = [nk.MacNoise(per_product=0.1)], [nk.MacNoise(per_product=0.1, explicit=True)]
+    contest(
+        "per product, folded, 256->256 batch 32",
+        ours=lambda: nk.linear(x, w, b, hardware=folded, seed=SEED),
+        baseline=lambda: F.linear(x, w, b),
+        bar=2.1,
+        **{
+            "plain fold": lambda: plain_fold(x, w, b),
+            "explicit": lambda: nk.linear(x, w, b, hardware=explicit, seed=SEED),
+            "plain explicit": lambda: (x[:, None] * w * (1 + 0.1 * torch.randn(32, 256, 256))).sum(-1) + b,
+        },
+    )
+
+
+@pytest.mark.parametrize("form", ["per_step", "read"])
+def test_steps_and_readings(contest: Any, form: str) -> None:
+    """No product of squares: the deviation is constant, or the length of the row."""
+    x, w, b = layer(512, 256)
+    hardware = [nk.MacNoise(**{form: 0.1})]
+    contest(
+        f"{form}, folded, 512->512 batch 256",
+        ours=lambda: nk.linear(x, w, b, hardware=hardware, seed=SEED),
+        baseline=lambda: F.linear(x, w, b),
+    )
+
+
+def test_products_of_a_convolution(contest: Any) -> None:
+    torch.set_num_threads(2)
+    x, w, b = torch.randn(32, 64, 32, 32), torch.randn(64, 64, 3, 3), torch.randn(64)
+    hardware = [nk.MacNoise(per_product=0.1)]
+    contest(
+        "per product, folded, conv 64->64 3x3 @32 batch 32",
+        ours=lambda: nk.conv2d(x, w, b, padding=1, hardware=hardware, seed=SEED),
+        baseline=lambda: F.conv2d(x, w, b, padding=1),
+    )
+
+
+def test_input(contest: Any) -> None:
+    x, w, b = layer(512, 256)
+    hardware = [nk.InputNoise(add=0.1)]
+    contest(
+        "input 512->512 batch 256",
+        ours=lambda: nk.linear(x, w, b, hardware=hardware, seed=SEED),
+        baseline=lambda: F.linear(x, w, b),
+        **{"plain randn": lambda: F.linear(x + 0.1 * torch.randn_like(x), w, b)},
+    )
+
+
+def test_training_step(contest: Any) -> None:
+    """Forward and backward, weights and inputs: the weight is drawn twice, and never kept."""
+    x, w, b = (t.requires_grad_() for t in layer(512, 256))
+    hardware = [nk.WeightNoise(add=0.1)]
+    with torch.inference_mode(False):
+        contest(
+            "weights 512->512 batch 256, forward and backward",
+            ours=lambda: gradients(nk.linear(x, w, b, hardware=hardware, seed=SEED), (x, w, b)),
+            baseline=lambda: gradients(F.linear(x, w, b), (x, w, b)),
+            **{"plain randn": lambda: gradients(F.linear(x, w + 0.1 * torch.randn_like(w), b), (x, w, b))},
+        )
+
+
+def gradients(y: torch.Tensor, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(y, operands, torch.ones_like(y))
