@@ -97,7 +97,7 @@ struct ArrayParts {
   float *y, *v, *w_scale;      // [M, N], [M, N], [N], multiplied with the scales of the squares
   int64_t draw, M, K, N;
 
-  static constexpr int64_t kPanelBytes = int64_t{1} << 18;  // beside the rows of x and y in a second-level cache
+  static constexpr int64_t kPanelBytes = int64_t{1} << 19;  // beside the rows of x and y in a second-level cache
 
   void product(const float* rows, const float* panel, int64_t columns, float* out) const {
     const int m = static_cast<int>(columns), n = static_cast<int>(M), k = static_cast<int>(K),
@@ -107,8 +107,9 @@ struct ArrayParts {
   }
   static void by_columns(void* context, int64_t begin, int64_t end) {
     const auto& self = *static_cast<const ArrayParts*>(context);
-    const int64_t most = self.weight->together(kPanelBytes), K = self.K;
-    const cpu::Scratch scratch(sizeof(float) * 2 * most * K);
+    const bool in_panels = self.weight->noisy() || self.x_squared != nullptr;
+    const int64_t most = in_panels ? self.weight->together(kPanelBytes) : end - begin, K = self.K;
+    const cpu::Scratch scratch(in_panels ? sizeof(float) * 2 * most * K : 0);
     float *noisy = scratch.as<float>(), *squared = noisy + most * K;
     for (int64_t c = begin; c < end; c += most) {
       const int64_t columns = std::min(most, end - c);
@@ -277,50 +278,53 @@ std::vector<float> feature_levels(const char* op, const char* name, const OptTen
   return levels;
 }
 
-Tensor array_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, OptTensor mul, int64_t mode, int64_t kind,
-                    OptTensor per_product, OptTensor per_step, OptTensor read, Tensor seed, OptTensor draws,
-                    OptTensor rows, int64_t first_row, int64_t site, bool shared) {
-  const char* op = "linear";
-  const DType type = check_linear(op, x, weight, bias);
-  const int64_t N = weight.size(0), K = weight.size(1);
-  const ArrayWeight noisy(op, weight, {add, mul, seed, draws, {}, 0, site, mode, kind, true});
-  const bool noisy_macs = per_product || per_step || read;
-  const bool here = x.is_cpu() && type == DType::kFloat32 && find_sgemm() != nullptr && std::max({N, K}) <= INT_MAX;
-  NK_CHECK(!noisy_macs || here, op, ": noise of products, steps and readings is for float32 on the CPU here");
-  return with_rows(op, x, x.dim() > 1, draws, [&](Tensor part) {
-    check_draws(op, part, draws, shared);
-    if (!here || part.numel() == 0 || N == 0 || noisy.draws() == 0) {
-      return by_panels(op, part, noisy, bias, -1, true, shared,
-                       [&](const Tensor& some, const Tensor& panel, const OptTensor& part_of_bias) {
-                         return call(op, "aten::linear", some, panel, part_of_bias);
-                       });
-    }
-    part = as_contiguous(part);
-    if (bias) bias = as_contiguous(*bias);
-    const int64_t D = noisy.noisy() ? noisy.draws() : 1;  // contractions that differ
-    const bool expands = noisy.noisy() && shared;         // from the same rows
-    const int64_t M_all = part.numel() / K, M = expands ? M_all : M_all / D;
+// Levels of the noise of products, steps and readings; without any there is none.
+struct MacLevels {
+  OptTensor per_product, per_step, read;
+  bool any() const { return per_product || per_step || read; }
+};
+
+// Products of float32 rows x [.., K] with the array's weights on the CPU, draw by draw, and the deviations of their
+// noise in a tensor of the same shape, where it differs from output to output.
+struct ArrayProducts {
+  Tensor clean, deviation;
+  float constant = 0;  // the deviation where it is the same everywhere
+
+  ArrayProducts(const char* op, const Tensor& x, const ArrayWeight& weight, const MacLevels& levels, bool shared)
+      : clean(x), deviation(x) {
+    const int64_t N = weight.tensor().size(0), K = weight.tensor().size(1);
+    const int64_t D = weight.noisy() ? weight.draws() : 1;  // contractions that differ
+    const bool same_rows = weight.noisy() && shared;
+    const int64_t M_all = x.numel() / K, M = same_rows ? M_all : M_all / D;
     NK_CHECK(M <= INT_MAX, op, ": ", M, " rows of a draw are too many for the library");
-    Ints shape = shape_of(part);
+    Ints shape = shape_of(x);
     shape.back() = N;
-    if (expands) shape[0] *= D;
-    Tensor clean = empty_as(part, shape, false);
-    Tensor deviation = noisy_macs ? empty_as(part, shape, false) : clean;
-    const auto* from = static_cast<const float*>(part.data_ptr());
+    if (same_rows) shape[0] *= D;
+    clean = empty_as(x, shape, false);
+    const bool varies = levels.per_product || levels.read;
+    deviation = varies ? empty_as(x, shape, false) : clean;
+    Deviations of_row;
+    of_row.n = N;
+    const std::vector<float> read = feature_levels(op, "read", levels.read, N);
+    if (levels.read) of_row.read = read.data();
+    if (levels.per_step) {
+      of_row.per_step =
+          feature_levels(op, "per_step", levels.per_step, 1)[0] * static_cast<float>(std::sqrt(static_cast<double>(K)));
+      constant = of_row.per_step;
+    }
+    const auto* from = static_cast<const float*>(x.data_ptr());
     auto* to = static_cast<float*>(clean.mutable_data_ptr());
     auto* v = static_cast<float*>(deviation.mutable_data_ptr());
-    const std::vector<float> read_levels = feature_levels(op, "read", read, N);
-    const float root_of_steps = static_cast<float>(std::sqrt(static_cast<double>(K)));
     std::optional<SquaredRows> squares;
-    if (per_product || read) squares.emplace(kernels(), from, M_all, K, read.has_value(), threads());
+    if (varies) squares.emplace(kernels(), from, M_all, K, levels.read.has_value(), threads());
     for (int64_t d = 0; d < D; ++d) {
-      const int64_t row = expands ? 0 : d * M;
-      std::vector<float> w_scale = feature_levels(op, "per_product", per_product, N);
+      const int64_t row = same_rows ? 0 : d * M;
+      std::vector<float> w_scale = feature_levels(op, "per_product", levels.per_product, N);
       ArrayParts parts{find_sgemm(),
                        &kernels(),
-                       &noisy,
+                       &weight,
                        from + row * K,
-                       per_product ? squares->squares.as<float>() + row * K : nullptr,
+                       nullptr,
                        to + d * M * N,
                        v + d * M * N,
                        w_scale.data(),
@@ -328,39 +332,68 @@ Tensor array_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, OptT
                        M,
                        K,
                        N};
-      const int64_t work = N * K * (M + 8 * noisy.noisy());  // a normal costs some eight multiply-adds
+      if (levels.per_product) {
+        parts.x_squared = squares->squares.as<float>() + row * K;
+        of_row.per_product = w_scale.data();
+      }
+      const int64_t work = N * K * (M + 8 * weight.noisy());  // a normal costs some eight multiply-adds
       cpu::parallel(N, 16, static_cast<int>(std::min<int64_t>(threads(), 1 + work / kWorthAThread)),
                     &ArrayParts::by_columns, &parts);
-      if (!noisy_macs) continue;
-      Deviations of_row;
-      of_row.n = N;
-      if (per_product) of_row.per_product = w_scale.data();
-      if (read) of_row.read = read_levels.data();
-      if (per_step) of_row.per_step = feature_levels(op, "per_step", per_step, 1)[0] * root_of_steps;
-      Roots roots{&kernels(), of_row, squares ? &*squares : nullptr, v + d * M * N, row};
+      if (!varies) continue;
+      Roots roots{&kernels(), of_row, &*squares, v + d * M * N, row};
       cpu::parallel(M, 1 + 8192 / N, threads(), &Roots::rows, &roots);
     }
-    if (!noisy_macs) {
-      if (bias) add_rows(to, static_cast<const float*>(bias->data_ptr()), clean.numel() / N, N);
+  }
+};
+
+Tensor array_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, OptTensor mul, int64_t mode, int64_t kind,
+                    OptTensor per_product, OptTensor per_step, OptTensor read, Tensor seed, OptTensor draws,
+                    OptTensor rows, int64_t first_row, int64_t site, bool shared) {
+  const char* op = "linear";
+  const DType type = check_linear(op, x, weight, bias);
+  const int64_t N = weight.size(0), K = weight.size(1);
+  const ArrayWeight noisy(op, weight, {add, mul, seed, draws, {}, 0, site, mode, kind, true});
+  const MacLevels levels{per_product, per_step, read};
+  const bool here = x.is_cpu() && type == DType::kFloat32 && find_sgemm() != nullptr && std::max({N, K}) <= INT_MAX;
+  NK_CHECK(!levels.any() || here, op, ": noise of products, steps and readings is for float32 on the CPU here");
+  return with_rows(op, x, x.dim() > 1, draws, [&](const Tensor& part) {
+    check_draws(op, part, draws, shared);
+    if (!here || part.numel() == 0 || N == 0 || (noisy.noisy() && noisy.draws() == 0)) {
+      return by_panels(op, part, noisy, bias, -1, true, shared,
+                       [&](const Tensor& some, const Tensor& panel, const OptTensor& part_of_bias) {
+                         return call(op, "aten::linear", some, panel, part_of_bias);
+                       });
+    }
+    if (bias) bias = as_contiguous(*bias);
+    const ArrayProducts products(op, as_contiguous(part), noisy, levels, shared);
+    Tensor clean = products.clean;
+    if (!levels.any()) {
+      if (bias) {
+        add_rows(static_cast<float*>(clean.mutable_data_ptr()), static_cast<const float*>(bias->data_ptr()),
+                 clean.numel() / N, N);
+      }
       return clean;
     }
     // One eps for each output; where the draws share the weights, they share the deviations too.
-    Tensor level = empty({}, ScalarType::Double, x.device(), false);
+    const bool shared_values = shared && !noisy.noisy();
+    Tensor level = empty({}, ScalarType::Double, x.device(), false);  // the deviations stand in for it
     torch::stable::zero_(level);
-    const bool shared_values = shared && !expands;
     const NoiseArgs args{level, {},           seed, draws, rows, first_row, site, static_cast<int64_t>(Mode::kAdd),
                          0,     shared_values};
+    Ints shape = shape_of(clean);
     const BoundNoise noise(op, args, shape, true, clean, false);
-    Ints out_shape = shape;
-    out_shape[0] = noise.rows_out;
-    Tensor out = shared_values ? empty_as(clean, out_shape, false) : clean;
+    shape[0] = noise.rows_out;
+    Tensor out = shared_values ? empty_as(clean, shape, false) : clean;
     Epilogue e = make_epilogue(noise, clean, out, type, false);
     e.noise.operand = Operand::kPerProduct;
     e.noise.add = Level{};
-    e.noise.add.data = v;
-    e.noise.add.item_stride = 1;
-    e.noise.add.row_stride = e.n;
-    e.noise.add.draw_stride = shared_values ? 0 : e.n * noise.params.B;
+    e.noise.add.value = products.constant;
+    if (per_product || read) {
+      e.noise.add.data = products.deviation.data_ptr();
+      e.noise.add.item_stride = 1;
+      e.noise.add.row_stride = e.n;
+      e.noise.add.draw_stride = shared_values ? 0 : e.n * noise.params.B;
+    }
     if (bias) {
       e.bias = bias->data_ptr();
       e.bias_size = N;
