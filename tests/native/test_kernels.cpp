@@ -207,6 +207,54 @@ TEST(threads) {
   }
 }
 
+// Squares of a row and the deviations made of their sums: against float64, and the same bits on every level.
+TEST(squares) {
+  Random r{11};
+  for (const int64_t n : {1, 7, 16, 33, 100}) {
+    for (const int exponent : {-140, -60, -30, 0, 30, 60, 120}) {
+      std::vector<float> x(static_cast<size_t>(n)), want = blank<float>(n);
+      for (float& v : x) v = std::ldexp(static_cast<float>(r.below(2001) - 1000) / 1000.0f, exponent);
+      const float scale = levels().back()->square_row(x.data(), n, want.data());
+      double largest = 0;
+      for (const float v : x) largest = std::max(largest, std::fabs(static_cast<double>(v)));
+      for (int64_t k = 0; k < n; ++k) {
+        const double back = std::sqrt(static_cast<double>(want[k])) * scale,
+                     exact = std::fabs(static_cast<double>(x[k]));
+        CHECK(std::fabs(back - exact) <= 1e-6 * exact + 0x1p-43 * largest, "2^%d: %g for %g", exponent, back, exact);
+      }
+      for (const cpu::Kernels* k : levels()) {
+        std::vector<float> y = blank<float>(n);
+        CHECK(k->square_row(x.data(), n, y.data()) == scale && y == want, "%s, n %lld", k->name,
+              static_cast<long long>(n));
+      }
+    }
+    for (int which = 1; which < 8; ++which) {
+      std::vector<float> v(static_cast<size_t>(n)), product(v), read(v);
+      for (int64_t j = 0; j < n; ++j) {
+        v[j] = static_cast<float>(r.below(1000)), product[j] = static_cast<float>(r.below(1000)) * 1e17f;
+        read[j] = static_cast<float>(r.below(3)) * 1e18f;
+      }
+      Deviations d;
+      d.n = n, d.row_scale = 0.5f, d.row_length = 3.0f;
+      if (which & 1) d.per_product = product.data();
+      if (which & 2) d.read = read.data();
+      if (which & 4) d.per_step = 1e19f;
+      std::vector<float> want = v;
+      levels().back()->deviations(d, want.data());
+      for (int64_t j = 0; j < n; ++j) {
+        const double p = which & 1 ? std::sqrt(static_cast<double>(v[j])) * product[j] * 0.5 : 0,
+                     s = which & 2 ? 3.0 * read[j] : 0, a = which & 4 ? 1e19 : 0;
+        CHECK(std::fabs(want[j] - std::sqrt(p * p + s * s + a * a)) <= 1e-6 * want[j], "%d: %g", which, want[j]);
+      }
+      for (const cpu::Kernels* k : levels()) {
+        std::vector<float> y = v;
+        k->deviations(d, y.data());
+        CHECK(y == want, "%s, %d", k->name, which);
+      }
+    }
+  }
+}
+
 TEST(level_choice) {
   for (const cpu::Kernels* k : levels()) {
     CHECK(cpu::set_level(k->name) && cpu::current_level() == k, "%s", k->name);
