@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels.mode import offered
+from noisykernels.operations import offered
 from noisykernels.tape import Step, Tape, Value
 
 

@@ -15,7 +15,8 @@ from torch.overrides import _get_current_function_mode_stack, get_overridable_fu
 from torch.utils import checkpoint
 
 from noisykernels.injected import Injected, announce, silence
-from noisykernels.mode import KINDS, SiteMode
+from noisykernels.mode import SiteMode
+from noisykernels.operations import KINDS
 
 __all__ = ["keep_noise"]
 

@@ -18,8 +18,9 @@ from torch.utils import _pytree as pytree
 
 from noisykernels.attention import multi_head_attention_forward
 from noisykernels.injected import begin, original_class, state_of
-from noisykernels.mode import INPLACE_AT, RECURRENT, SiteMode, draw_layer
+from noisykernels.mode import SiteMode, draw_layer
 from noisykernels.noise import Noise
+from noisykernels.operations import INPLACE_AT, RECURRENT
 from noisykernels.sites import Placement, kind_of
 from noisykernels.trace import evaluating
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels.injected import begin, original_class, state_of
-from noisykernels.mode import KINDS, Record
+from noisykernels.mode import Record
+from noisykernels.operations import KINDS
 from noisykernels.sites import Placement, Site, kind_of, matches, site_ids
 
 __all__ = ["evaluating", "keeping_modes", "refuse_hidden_rows", "refuse_unmatched", "trace"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from noisykernels.contraction import Contraction
 from noisykernels.hardware import WeightNoise
 from noisykernels.linearity import CONTRACTIONS, takes_first, without_bias
-from noisykernels.mode import CONTRACTION_KINDS
 from noisykernels.noise import Noise
+from noisykernels.operations import CONTRACTION_KINDS
 from noisykernels.ops import eps
 from noisykernels.sites import Site
 from noisykernels.tape import Step, Tape, Value
