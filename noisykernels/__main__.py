@@ -1,4 +1,4 @@
-"""The command line: `python -m noisykernels walk | grid | vote | report | compare | resume | train | sites | info`.
+"""The command line: `python -m noisykernels walk | grid | mixed | vote | chips | report | compare | ...`.
 
 Every flag is also an argument of a Python function.
 """
@@ -30,7 +30,7 @@ from noisykernels.study import Study, exporter
 from noisykernels.train import accuracy, trained
 from noisykernels.workers import torch_threads
 
-COMMANDS = "walk | grid | mixed | vote | report | compare | resume | train | sites | info"
+COMMANDS = "walk | grid | mixed | vote | chips | report | compare | resume | train | sites | info"
 NOTE = "command"  # under which a store keeps the command that filled it
 
 
@@ -149,6 +149,17 @@ def parser() -> argparse.ArgumentParser:
     vote = commands.add_parser("vote", parents=[shared, noisy, terms], help="accuracy against number of executions")
     vote.add_argument("--level", type=float, default=0.5, help="level of the noise everywhere (default: %(default)s)")
     vote.add_argument("--draws", type=int, default=20, help="executions of the network (default: %(default)s)")
+
+    chips = commands.add_parser("chips", parents=[shared], help="spread of accuracy over chips with noisy weights")
+    chips.add_argument("--noise", default="add", choices=("add", "mul"), help="kind of noise (default: %(default)s)")
+    chips.add_argument("--level", type=float, default=0.05, help="of all weights (default: %(default)s)")
+    chips.add_argument(
+        "--relative", choices=("layer", "channel"), help="the level is a share of max|W| of the layer or channel"
+    )
+    chips.add_argument("--draws", type=int, default=100, help="number of chips (default: %(default)s)")
+    chips.add_argument("--limits", type=numbers, default=[], help="accuracies to tell the yield at (default: three)")
+    chips.add_argument("--rows", type=int, help="first so many test images (default: all)")
+    chips.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
 
     told = commands.add_parser("report", help="one HTML file that shows and explains a study")
     told.add_argument("study", type=Path, help="what --out wrote")
@@ -349,6 +360,19 @@ def run_vote(args: argparse.Namespace) -> Any:
     return None
 
 
+def run_chips(args: argparse.Namespace) -> Any:
+    """Runs the network on many chips, and says how their accuracy spreads."""
+    model = _trained(args)
+    data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    noise = nk.WeightNoise(**{args.noise: args.level}, relative=args.relative)
+    found = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
+    if args.json:
+        return {"clean": found.clean, "mean": found.mean, "std": found.std, "accuracy": found.accuracy.tolist()}
+    print(f"{args.model} on {args.data}; {noise!r}")
+    print(found.table(args.limits))
+    return None
+
+
 def run_report(args: argparse.Namespace) -> None:
     """Writes a study as HTML."""
     out = args.out if args.out is not None else args.study.with_suffix(".html")
@@ -443,8 +467,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     runs = {
-        "walk": run_walk, "grid": run_walk, "mixed": run_mixed, "vote": run_vote, "report": run_report,
-        "compare": run_compare, "train": run_train, "sites": run_sites, "info": run_info,
+        "walk": run_walk, "grid": run_walk, "mixed": run_mixed, "vote": run_vote, "chips": run_chips,
+        "report": run_report, "compare": run_compare, "train": run_train, "sites": run_sites, "info": run_info,
     }  # fmt: skip
     before = len(WRITTEN)
     try:

@@ -81,6 +81,7 @@ def vote(
     data: Data,
     *,
     noise: Noise | dict[str, Noise] | None,
+    hardware: Any = None,
     draws: int | Sequence[int],
     seed: int,
     sites: Sequence[str | int] | str | None = None,
@@ -102,6 +103,7 @@ def vote(
         data: (inputs, labels), or an iterable of such batches; held in memory.
         noise: the noise of all chosen sites, or a dict from name patterns to noises; None: that of the model's own
             noisy layers, which keep theirs in any case.
+        hardware: what is inside contractions, as for `inject`.
         draws: number D of draws (ids 0, 1, ...), or the ids.
         seed: 64-bit seed of the noise; also of the random subsets.
         sites: names, name patterns or indices of the noisy sites; None: all. Not with a dict.
@@ -134,8 +136,8 @@ def vote(
         raise ValueError(f"vote: kinds must be some of {KINDS}, each once, got {kinds!r}")
     if isinstance(noise, dict) and sites is not None:
         raise ValueError("vote: a dict of noises says where they enter; leave out sites=")
-    if noise is None and not any(isinstance(m, NoisyLayer) for m in model.modules()):
-        raise ValueError("vote: noise is None, and the model has no noisy layer")
+    if noise is None and hardware is None and not any(isinstance(m, NoisyLayer) for m in model.modules()):
+        raise ValueError("vote: noise is None, there is no hardware, and the model has no noisy layer")
     device = place_of(model)
     batch_rows = pass_rows("vote", batch_rows, device)
     draws_per_pass = whole_size("vote", "draws_per_pass", draws_per_pass)
@@ -149,7 +151,8 @@ def vote(
         if sites is not None:
             where = [site.name for site in chosen_sites("vote", sites_of(model, inputs[:2]), sites)]
         stack.enter_context(evaluating(model))
-        injected = stack.enter_context(inject(model, noise, where, example_input=inputs[:2], repeats=repeats))
+        how = dict(example_input=inputs[:2], repeats=repeats, hardware=hardware)
+        injected = stack.enter_context(inject(model, noise, where, **how))
         stack.enter_context(torch.inference_mode())
         state = state_of(injected)
         size = choose_passes(state.traced, pass_memory("vote", None, device), batch_rows, draws_per_pass)

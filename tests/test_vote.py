@@ -402,7 +402,7 @@ def test_bad_input(call, message) -> None:
         ({"kinds": []}, ValueError, "vote: kinds must be some of"),
         ({"kinds": ["logit", "logit"]}, ValueError, "vote: kinds .* each once"),
         ({"kinds": "plurality"}, ValueError, "vote: kinds must be some of .* got 'plurality'"),
-        ({"noise": None}, ValueError, "vote: noise is None, and the model has no noisy layer"),
+        ({"noise": None}, ValueError, "vote: noise is None, there is no hardware, and the model has no noisy layer"),
         ({"noise": 0.1}, TypeError, "noise must be a Noise, .* got float"),
         ({"noise": {"input": nk.Noise(add=1.0)}, "sites": "input"}, ValueError, "vote: a dict of noises .* sites="),
         ({"noise": {"nothing": nk.Noise(add=1.0)}}, ValueError, "'nothing' matches no site"),
