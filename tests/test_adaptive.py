@@ -128,8 +128,8 @@ def test_nan_counts_as_wrong() -> None:
 
 
 class MadeChips(Made):
-    """Chips that hold each row up to a level of their own: ln(level) is normal around the row's place, in part alike for
-    all rows of a chip."""
+    """Chips that hold each row up to a level of their own: ln(level) is normal around the row's place, in part alike
+    for all rows of a chip."""
 
     def __init__(self, seed: int, rows: int = ROWS, chip: float = 0.2, own: float = 0.3) -> None:
         rng = np.random.default_rng(1)

@@ -334,7 +334,9 @@ def test_the_noise_is_a_direction_at_the_contraction(name: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("chosen", "expected"), [(None, [1, 5, 9, 12, 15]), ([5, "fc*"], [5, 9, 12, 15]), (1, [1]), ("*:conv2d", [1, 5])], ids=str
+    ("chosen", "expected"),
+    [(None, [1, 5, 9, 12, 15]), ([5, "fc*"], [5, 9, 12, 15]), (1, [1]), ("*:conv2d", [1, 5])],
+    ids=str,
 )  # fmt: skip
 def test_sites_keep_their_numbers(chosen: Any, expected: list[int]) -> None:
     model, data = problem("lenet", 10)
@@ -455,7 +457,7 @@ def test_a_store_refuses_another_target_or_unit(tmp_path: Path) -> None:
     before = file.read_bytes()
     same = nk.WeightNoise(add=0.3, relative="channel")
     for noise in (same, nk.WeightNoise(add=0.3), nk.WeightNoise(add=0.4, relative="layer")):
-        with pytest.raises(StoreError, match="target|noise"):
+        with pytest.raises(StoreError, match=r"target|noise"):
             walk(model, data, noise, store=file)
     with pytest.raises(StoreError, match="target"):
         nk.walk(model, data, noise=nk.Noise(add=0.3), levels=LEVELS, draws=DRAWS, seed=SEED, store=file)
