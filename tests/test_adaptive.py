@@ -176,14 +176,14 @@ def hits_of(chips: bool, rows: int, chip: float, studies: int) -> int:
 @pytest.mark.parametrize("rows", [120, 490, 1500])
 @pytest.mark.parametrize("chip", [0.05, 0.2])
 def test_intervals_over_chips_hold_the_truth(chip: float, rows: int) -> None:
-    """Of 100 studies at least so many that true coverage of 93 % would give fewer once in a million. 490 rows: those
+    """Of 60 studies at least so many that true coverage of 93 % would give fewer once in a million. 490 rows: those
     beyond the first 250 must be seen too."""
-    assert hits_of(True, rows, chip, 100) >= stats.binom.ppf(1e-6, 100, 0.93)
+    assert hits_of(True, rows, chip, 60) >= stats.binom.ppf(1e-6, 60, 0.93)
 
 
 def test_intervals_over_rows_do_not_where_rows_share_their_noise() -> None:
     """The same law, each row taken for itself: so the test above can fail."""
-    assert hits_of(False, 1500, 0.2, 100) < stats.binom.ppf(1e-6, 100, 0.93)
+    assert hits_of(False, 1500, 0.2, 60) < stats.binom.ppf(1e-6, 60, 0.93)
 
 
 def test_blocks_of_chips_are_all_rows_and_their_draws_are_new() -> None:
