@@ -220,11 +220,20 @@ def _check_folders(*paths: Path | None) -> None:
             raise FileNotFoundError(f"{path}: the folder does not exist")
 
 
-def _noise(args: argparse.Namespace) -> nk.Noise:
+def _terms(args: argparse.Namespace) -> nk.Noise:
     """The noise asked for, at level 1."""
     if args.noise == "mixed":
         return nk.Noise.amplitude(1.0, args.ratio, order=args.order, kind=args.kind)
     return nk.Noise(add=float(args.noise == "add"), mul=float(args.noise == "mul"), kind=args.kind)
+
+
+def _noise(args: argparse.Namespace) -> nk.Noise | nk.WeightNoise:
+    """The noise of a walk, where it enters."""
+    if args.target == "weight":
+        return nk.WeightNoise.of(_terms(args), args.relative)
+    if args.relative is not None:
+        raise ValueError("--relative goes with --target weight")
+    return _terms(args)
 
 
 def _sites(args: argparse.Namespace) -> list[str | int] | None:
@@ -239,14 +248,9 @@ def run_walk(args: argparse.Namespace) -> None:
         exporter(path)
     if args.report is not None:
         optional("matplotlib", "plot")
+    noise = _noise(args)
     model = _trained(args)
     inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
-    noise: nk.Noise | nk.WeightNoise = _noise(args)
-    if args.target == "weight":
-        assert isinstance(noise, nk.Noise)
-        noise = nk.WeightNoise.of(noise, args.relative)
-    elif args.relative is not None:
-        raise ValueError("--relative goes with --target weight")
     with noting(NOTE, _again(args)):
         study = nk.walk(
             model,
@@ -344,7 +348,7 @@ def run_vote(args: argparse.Namespace) -> Any:
     votes = nk.vote(
         model,
         data,
-        noise=_noise(args).scaled(args.level),
+        noise=_terms(args).scaled(args.level),
         draws=args.draws,
         seed=args.seed,
         sites=_sites(args),

@@ -46,8 +46,8 @@ WINDOW = 0.25  # of ln(level), on either side of the located midpoint
 MEASUREMENTS = 6
 # Rows of a measurement are at least so many: the normal approximation of the interval needs them.
 LEAST_ROWS = 400
-# Chips of the first two phases, and of a measurement at least; rows that each of the latter is measured on. These few
-# add little to the chips' own spread, and other chips see other rows.
+# Chips of the first two phases, and of a measurement at least; rows that each of the latter is measured on, at least.
+# These few add little to the chips' own spread, and other chips see other rows.
 FIRST_CHIPS, LEAST_CHIPS, CHIP_ROWS = 4, 8, 250
 
 
@@ -125,11 +125,11 @@ class Search:
             return [self._asked(levels, self._first_draws, min(self.total, LOCATE_ROWS))]
         levels = self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 3))
         if self.chips:
-            rows = min(self.total, CHIP_ROWS)
-            blocks = self.total // rows
+            blocks = max(1, self.total // CHIP_ROWS)  # all rows are in one
+            starts = [b * self.total // blocks for b in range(blocks + 1)]
             draws = range(self.next_draw, self.next_draw + max(LEAST_CHIPS, self.want))
             parts = [(b, tuple(d for d in draws if d % blocks == b)) for b in range(blocks)]
-            return [self._asked(levels, ids, rows, b * rows) for b, ids in parts if ids]
+            return [self._asked(levels, ids, starts[b + 1] - starts[b], starts[b]) for b, ids in parts if ids]
         rows = min(self.total, max(LEAST_ROWS, math.ceil(self.want / 2)))
         count = max(2, math.ceil(self.want / rows))
         return [self._asked(levels, tuple(range(self.next_draw, self.next_draw + count)), rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,24 @@ from torch import Tensor
 
 from noisykernels.noise import KINDS, OPERANDS
 
-__all__ = ["Contraction", "Device", "Draw"]
+__all__ = ["Contraction", "Device", "Draw", "as_autocast", "as_given"]
 
 _ops = torch.ops.noisykernels
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """What a contraction takes instead of x where autocast is on: a value of the half type, but for float64."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def as_given(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A block in which operations compute in the types of their arguments: without autocast, where it is on."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -33,9 +49,8 @@ class Contraction:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.geometry is None:
             return F.linear(x, weight, bias)
-        if x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
-            half = torch.get_autocast_dtype("cpu")  # torch casts for this operator on CUDA only
-            x, weight, bias = x.to(half), weight.to(half), None if bias is None else bias.to(half)
+        if x.device.type == "cpu":  # torch casts for this operator on CUDA only
+            x, weight, bias = as_autocast(x), as_autocast(weight), None if bias is None else as_autocast(bias)
         return torch.ops.aten.convolution(x, weight, bias, *self.geometry)
 
     @property

@@ -326,8 +326,9 @@ def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site], target: str)
         return None
     refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
     if target == "weight":
-        reached = [s for s in chosen if s.name in tape.sites]
-        refused += [f"{s.name} (its weight is computed)" for s in reached if step_of(tape, s.name) is None]
+        why = "its weight is computed, or its input given by name"
+        reached = [s.name for s in chosen if s.name in tape.sites]
+        refused += [f"{name} ({why})" for name in reached if step_of(tape, name) is None]
     if refused:
         warnings.warn(f"walk: for these sites every pass runs the whole model: {', '.join(refused)}", stacklevel=3)
     return tape if tape.sites else None

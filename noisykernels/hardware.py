@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels.contraction import Contraction, Device, Draw, largest_of
+from noisykernels.contraction import Contraction, Device, Draw, as_autocast, as_given, largest_of
 from noisykernels.macs import MacNoise, deviation, explicit_products
 from noisykernels.noise import OPERANDS, Noise, level_tensor
 
@@ -39,6 +39,8 @@ class InputNoise(Device):
         >>> InputNoise(add=0.1)
         InputNoise(add=0.1)
     """
+
+    operands = ("input",)
 
     def __init__(
         self, add: float | Tensor = 0.0, mul: float | Tensor = 0.0, *, kind: str = "gaussian", fold: bool = False
@@ -91,6 +93,8 @@ class WeightNoise(Device):
         >>> bool((y[:3] == y[3:]).all())  # all rows see the same weights
         True
     """
+
+    operands = ("weight",)
 
     def __init__(
         self,
@@ -201,13 +205,15 @@ def run(
         value, held = (x if shared or count == 1 else x.narrow(0, d * each, each)), weight
         for device in devices:
             value, held = device.input(value, draw), device.weight(held, draw)
-        if macs is not None and macs.explicit:
-            y = explicit_products(macs.levels(contraction, weight), contraction, value, held, draw)
-        else:
-            y = contraction(value, held)
-            if macs is not None:
-                spread = deviation(macs.levels(contraction, weight), contraction, value, held)
-                y = (y + spread * draw.fresh(y.to(spread.dtype), "per_product")).to(y.dtype)
+        value, held = as_autocast(value), as_autocast(held)
+        with as_given(x.device):
+            if macs is not None and macs.explicit:
+                y = explicit_products(macs.levels(contraction, weight), contraction, value, held, draw)
+            else:
+                y = contraction(value, held)
+                if macs is not None:
+                    spread = deviation(macs.levels(contraction, weight), contraction, value, held)
+                    y = (y + spread * draw.fresh(y.to(spread.dtype), "per_product")).to(y.dtype)
         for device in devices:
             y = device.output(y, draw)
         parts.append(y)
@@ -218,16 +224,15 @@ def run(
 
 
 def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
-    """The devices, at most one of each kind of noise: two would draw from the same stream."""
+    """The devices, no two of which draw from the same stream: they would have the same noise."""
     devices = (hardware,) if isinstance(hardware, Device) else hardware
     if not isinstance(devices, list | tuple) or not all(isinstance(d, Device) for d in devices):
         raise TypeError(f"{op}: hardware must be a list of devices, got {hardware!r}")
-    for kind in (InputNoise, WeightNoise, MacNoise):
-        if sum(isinstance(d, kind) for d in devices) > 1:
-            raise ValueError(f"{op}: hardware must have at most one {kind.__name__}, got {hardware!r}")
-    for name in OPERANDS:
-        if len(sharing := [d for d in devices if name in d.operands]) > 1:
-            raise ValueError(f"{op}: hardware must have at most one device that draws {name!r}, got {sharing!r}")
+    drawn = [name for device in devices for name in device.operands]
+    if len(set(drawn)) < len(drawn):
+        twice = next(name for name in drawn if drawn.count(name) > 1)
+        sharing = [d for d in devices if twice in d.operands]
+        raise ValueError(f"{op}: hardware must have at most one device that draws {twice!r}, got {sharing!r}")
     return tuple(devices)
 
 

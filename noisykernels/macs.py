@@ -175,7 +175,8 @@ def deviation(levels: Levels, contraction: Contraction, x: Tensor, weight: Tenso
 def explicit_products(
     given: Levels, contraction: Contraction, x: Tensor, weight: Tensor, draw: Draw, elements: int = 1 << 24
 ) -> Tensor:
-    """The contraction with the noise of every product, step and reading drawn by itself.
+    """The contraction with the noise of every product, step and reading drawn by itself, computed in float32 (float64
+    for such data) and rounded once.
 
     The eps of product k of output i is element ``i * K + k`` of its row, k in the weight's natural order.
 
@@ -185,6 +186,8 @@ def explicit_products(
         draw: whose noise it is.
         elements: products worked on at once.
     """
+    kind = x.dtype
+    x, weight = (t.to(torch.float64 if kind == torch.float64 else torch.float32) for t in (x, weight))
     per_product, per_step, read = (None if level is None else level.to(x.device, x.dtype) for level in given)
     clean = contraction(x[:1], weight)
     features, positions = contraction.features(weight), (clean[0].numel() // max(1, contraction.features(weight)))
@@ -214,7 +217,7 @@ def explicit_products(
             products = products + (read.view(-1, 1, 1) if read.dim() else read) * taken * eps("read")
         y = products.sum(-1)  # (rows, N, positions)
         parts.append((y.transpose(1, 2) if linear else y).reshape(len(part), *clean.shape[1:]))
-    return torch.cat(parts) if parts else contraction(x, weight)
+    return (torch.cat(parts) if parts else contraction(x, weight)).to(kind)
 
 
 def _by_feature(contraction: Contraction, weight: Tensor) -> Tensor:

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 import noisykernels as nk
 from noisykernels.__main__ import main
 from noisykernels.checkpoint import CheckpointError, checkpoint_path
+from noisykernels.chip_study import worst_of
 from noisykernels.data import DataError, load
 from noisykernels.store import Store
 from noisykernels.train import accuracy, train, trained
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "errors.md"
 NOISE = nk.Noise(add=0.1)
+WEIGHTS = nk.WeightNoise(add=0.1, relative="layer")
 NAN = float("nan")
 Action = Callable[[Path], object]
 
@@ -51,6 +53,14 @@ def stated(model: nn.Module | None = None, x: Tensor = X, **state: object) -> ob
 def walk(model: nn.Module | None = None, data: object = (X, Y), **options: object) -> object:
     settings = dict(noise=NOISE, levels=[1.0], draws=1, seed=0) | options
     return nk.walk(net() if model is None else model, data, **settings)
+
+
+def searched() -> nk.Study:
+    """A search that has found a midpoint."""
+    x = torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0]]).repeat(20, 1)
+    model = nn.Linear(4, 2, bias=False)
+    nn.init.eye_(model.weight)
+    return nk.walk(model, (x, (x[:, 0] < 0).long()), noise=WEIGHTS, target="weight", rel_ci=0.9, seed=0)
 
 
 def cli(*arguments: object) -> None:
@@ -281,6 +291,15 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("rounding of another name", lambda _: nk.DAC(8, 1.0, rounding="up"), ValueError),
         ("a level for each column", lambda _: nk.ColumnOffset(torch.ones(3)), ValueError),
         ("the same stream twice", lambda _: hardware(nk.ColumnGain(0.1), nk.ColumnGain(0.2)), ValueError),
+        ("two noises of the weights", lambda _: hardware(*[nk.WeightNoise(add=0.1)] * 2), ValueError),
+        ("both terms, not folded", lambda _: nk.WeightNoise(add=0.1, mul=0.1), ValueError),
+        ("negative noise of products", lambda _: nk.MacNoise(per_product=-0.1), ValueError),
+        ("a reading for each channel", lambda _: nk.MacNoise(read=torch.ones(3)), ValueError),
+        ("hardware of no site", lambda _: injected(noise=None, hardware={"fc1": [nk.DAC(6, "row")]}), ValueError),
+        ("chips that are all the same", lambda _: nk.chips(net(), (X, Y), seed=0), ValueError),
+        ("no chip", lambda _: nk.chips(net(), (X, Y), hardware=[WEIGHTS], draws=0, seed=0), ValueError),
+        ("worst of no chip", lambda _: worst_of([0.9, 0.8], 0), ValueError),
+        ("chips of a search", lambda _: searched().chips(), ValueError),
     ],
     "Seed, draws, rows": [
         ("negative seed", lambda _: stated(seed=-1), ValueError),
@@ -321,7 +340,17 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("no draws in a pass", lambda _: walk(draws_per_pass=0), ValueError),
         ("unknown site", lambda _: walk(sites=["fc1"]), ValueError),
         ("unknown site index", lambda _: walk(sites=[9]), ValueError),
-        ("unknown target", lambda _: walk(target="weight"), ValueError),
+        ("unknown target", lambda _: walk(target="bias"), ValueError),
+        ("noise of weights at activations", lambda _: walk(noise=WEIGHTS), ValueError),
+        ("mixed noise of weights", lambda _: walk(target="weight", noise=nk.Noise(1.0, 1.0)), ValueError),
+        (
+            "noise of weights that differs by channel",
+            lambda _: walk(target="weight", noise=nk.Noise(add=torch.ones(1, 1, 4))),
+            ValueError,
+        ),
+        ("weights of a model that has none", lambda _: walk(nn.ReLU(), target="weight"), ValueError),
+        ("weights of a site that has none", lambda _: walk(target="weight", sites="1:relu"), ValueError),
+        ("plateaus of noise on weights", lambda _: walk(target="weight", plateaus=0.03), ValueError),
         ("an empty list of noises", lambda _: walk(noise=[]), TypeError),
         ("plateaus of a search", lambda _: walk(levels=None, draws=None, plateaus=0.03), ValueError),
         ("plateaus that are everything", lambda _: walk(plateaus=1.0), ValueError),
@@ -396,6 +425,11 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         (
             "missing folder of the output",
             lambda f: cli("walk", "--out", f / "none" / "a.json"),
+            SystemExit,
+        ),
+        (
+            "levels of activations relative to weights",
+            lambda f: cli("walk", "--relative", "layer", "--epochs", 0, "--cache", f),
             SystemExit,
         ),
         ("records of an unknown format", lambda _: cli("walk", "--export", "a.xls"), SystemExit),

@@ -99,6 +99,38 @@ def test_a_search_and_the_plain_engine(cache: str, capsys, tmp_path: Path) -> No
     assert {m["method"] for m in json.loads(capsys.readouterr().out)["midpoints"]} == {"rows"}
 
 
+def test_a_walk_over_weights(cache: str, capsys, tmp_path: Path) -> None:
+    """A grid with its report, and a search; the store, and what does not go together."""
+    pytest.importorskip("matplotlib")
+    out, page, store = tmp_path / "w.json", tmp_path / "w.html", tmp_path / "w.db"
+    flags = ["--target", "weight", "--relative", "layer"]
+    assert walk(cache, *flags, "--out", out, "--report", page, "--store", store) == 0
+    text = capsys.readouterr().out
+    assert "noise WeightNoise(add=1.0, relative='layer') times the level" in text and "relu" not in text
+    study = nk.Study.load(out)
+    assert study.meta.target == "weight" and study.meta.noise["relative"] == "layer"
+    assert [r.site_index for r in study.records if r.level == 1] == [1, 3, 5, 7] and len(study.records) == 12
+    assert "--target weight --relative layer" in page.read_text() and "nk.WeightNoise(add=1.0" in page.read_text()
+    assert main(["resume", str(store)]) == 0
+    assert text.splitlines()[1] in capsys.readouterr().out and nk.Study.load(out) == study
+    assert walk(cache, "--target", "weight", "--relative", "channel", "--store", store) == 1
+    assert "target" in capsys.readouterr().err
+    fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--json", "--rel-ci", "0.3", "--sites", "fc1"]
+    assert main(["walk", *fixed, "--target", "weight", "--noise", "mul", "--kind", "uniform"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["midpoints"]
+    assert found["method"] == "adaptive" and found["site"] == "fc1:linear#0"
+    for wrong, said in (
+        (["--relative", "layer"], "--relative goes with --target weight"),
+        (["--target", "weight", "--noise", "mixed"], "WeightNoise: give add or mul, or both with fold=True"),
+        (["--target", "weight", "--sites", "relu1"], "no site 'relu1'; the model has 1 fc1:linear#0"),
+    ):
+        assert walk(cache, *wrong) == 1
+        assert said in capsys.readouterr().err
+    grid = ["grid", "--epochs", "1", "--cache", cache, "--quiet", "--levels", "1", "--target", "weight"]
+    assert main([*grid, "--plateaus", "0.1"]) == 1
+    assert "walk: plateaus are for noise on activations" in capsys.readouterr().err
+
+
 def test_votes(cache: str, capsys, tmp_path: Path) -> None:
     fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--level", "0.5", "--draws", "5", "--rows", "80"]
     assert main(["vote", *fixed, "--picture", str(tmp_path / "v.png")]) == 0

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
-from noisykernels import reference
+from noisykernels import _C, reference
 from noisykernels.contraction import Contraction
 from noisykernels.macs import deviation
 
@@ -392,6 +392,43 @@ def test_streams_of_a_site_are_apart() -> None:
         assert abs(c) < 5.2 / 64, (a, b)  # 5.2 standard errors: 2e-7 a pair
 
 
+def test_every_cpu_level_gives_the_same_bits() -> None:
+    """Inputs, weights and levels are powers of two or 0, so that sums are exact in any order: what is left is noise."""
+    before = _C.cpu_level()
+    g = torch.Generator().manual_seed(2)
+    x = 2.0 ** torch.randint(-1, 2, (7, 37), generator=g) * torch.randint(-1, 2, (7, 37), generator=g)
+    w = 2.0 ** torch.randint(-1, 2, (33, 37), generator=g) * torch.randint(-1, 2, (33, 37), generator=g)
+    images, kernel = x[:, :36].reshape(7, 1, 6, 6), w[:, :36].reshape(33, 1, 6, 6)
+    lists = {
+        "weight": [nk.WeightNoise(add=0.25)],
+        "weight, channel": [nk.WeightNoise(add=0.3, relative="channel")],
+        "weight, mul": [nk.WeightNoise(mul=0.3)],
+        "weight, fold": [nk.WeightNoise(add=0.3, mul=0.2, fold=True)],
+        "weight, uniform": [nk.WeightNoise(add=0.3, kind="uniform")],
+        "products": [nk.MacNoise(per_product=0.3)],
+        "all products": [nk.MacNoise(0.5, 0.25, 0.125, relative="layer")],
+        "explicit": [nk.MacNoise(0.5, 0.25, 0.125, explicit=True)],
+    }
+    seen: dict[tuple[str, str], Tensor] = {}
+    try:
+        for level in _C.cpu_levels():
+            _C.set_cpu_level(level)
+            for name, hardware in lists.items():
+                ids = dict(KEY, draws=[4, 2**32 - 1], shared=True)
+                given = torch.eye(37) if name.startswith("weight") else x  # the noisy weights themselves
+                outs = [nk.linear(given, w, hardware=hardware, **ids)]
+                if name.startswith("weight"):
+                    hot = torch.eye(36).view(36, 1, 6, 6)
+                    outs.append(nk.conv2d(hot, kernel, hardware=hardware, **ids))
+                else:
+                    outs.append(nk.conv2d(images, kernel, hardware=hardware, **ids))
+                value = torch.cat([y.flatten() for y in outs])
+                assert_same_bits(seen.setdefault((name, "bits"), value), value)
+    finally:
+        _C.set_cpu_level("auto")
+    assert _C.cpu_level() == before and len({v.sum().item() for v in seen.values()}) == len(lists)
+
+
 def test_noise_of_the_output_comes_after_bias_then_relu() -> None:
     x, w, b, noise = torch.randn(4, 5), torch.randn(3, 5), torch.randn(3), nk.Noise(add=0.5, mul=0.25)
     hardware = [nk.WeightNoise(add=0.1)]
@@ -479,6 +516,40 @@ def test_vmap_autocast_checkpoint_and_functional_gradients() -> None:
     torch.testing.assert_close(functional, kept, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("explicit", [False, True], ids=["folded", "explicit"])
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv_transpose2d"])
+def test_noise_of_products_under_autocast(name: str, explicit: bool) -> None:
+    """What comes out is of the half type, the noise within is that of float32. The operands have no more digits."""
+    op, operands, how = layer(name)
+    x, w, b = (t.detach().bfloat16().float() for t in operands)
+    hardware = [nk.MacNoise(0.3, 0.2, 0.1, relative="channel", explicit=explicit)]
+    ids: dict[str, Any] = dict(how, hardware=hardware, **KEY, draws=[3, 1], shared=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        low, biased = op(x, w, **ids), op(x, w, b, **ids)
+    wide, clean = op(x, w, **ids), op(x, w, **{**ids, "hardware": [Neutral()]})
+    assert low.dtype == biased.dtype == torch.bfloat16
+    if explicit:
+        assert_same_bits(low, wide.bfloat16())
+    else:  # the product is rounded, then its sum with the noise
+        assert ((low.float() - wide).abs() <= 1.01 * 2.0**-8 * (wide.abs() + clean.abs())).all()
+    assert_same_bits(op(x.bfloat16(), w.bfloat16(), **ids), low)  # half types without autocast
+
+    def f(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return op(x, w, **how, hardware=hardware, seed=torch.tensor(5), site=2)
+
+    torch._dynamo.reset()
+    assert_same_bits(torch.compile(f, fullgraph=True, backend="eager")(x), f(x))
+
+
+def test_noise_of_half_types_is_not_rounded_product_by_product() -> None:
+    """Steps of 2^-7 in bfloat16: the sum of 512 explicit products is that of float32, rounded once."""
+    x, w = torch.randn(2, 512).bfloat16(), torch.randn(3, 512).bfloat16()
+    device = [nk.MacNoise(0.3, 0.2, 0.1, explicit=True)]
+    wide = nk.linear(x.float(), w.float(), hardware=device, **KEY)
+    assert_same_bits(nk.linear(x, w, hardware=device, **KEY), wide.bfloat16())
+
+
 def test_forward_derivatives_are_refused() -> None:
     x, w = torch.randn(2, 3), torch.randn(4, 3)
     with pytest.raises(NotImplementedError, match="forward-mode"):
@@ -501,12 +572,39 @@ def test_fake_tensors_of_a_device_that_is_not_there() -> None:
 # ----------------------------------------------------------------------------------------------------- errors
 
 
+class Draws(nk.Device):
+    """A device of a user that draws from given streams."""
+
+    def __init__(self, *operands: str) -> None:
+        self.operands = operands
+
+
+@pytest.mark.parametrize(
+    ("noise", "stream"),
+    [
+        (nk.InputNoise(add=0.1), "input"), (nk.WeightNoise(add=0.1), "weight"), (nk.MacNoise(0.1), "per_product"),
+        (nk.MacNoise(0.1, explicit=True), "per_step"), (nk.ColumnGain(0.1), "column_gain"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_devices_of_one_stream_are_refused(noise: nk.Device, stream: str) -> None:
+    """Two of a kind, and a user's own beside ours; others go together."""
+    x, w = torch.ones(4, 3), torch.ones(2, 3)
+    said = "linear: hardware must have at most one device that draws "
+    with pytest.raises(ValueError, match=said):
+        nk.linear(x, w, hardware=[noise, noise])
+    for pair in ([noise, Draws("drift", stream)], [Draws(stream), noise.scaled(2.0)]):
+        with pytest.raises(ValueError, match=f"{said}'{stream}'"):
+            nk.linear(x, w, hardware=pair)
+    assert nk.linear(x, w, hardware=[noise, Draws("drift")], seed=1).shape == (4, 2)
+
+
 def test_errors_name_what_is_wrong() -> None:
     x, w = torch.ones(4, 3), torch.ones(2, 3)
     for wrong, kind, said in (
         (lambda: nk.linear(x, w), TypeError, "noise must be a Noise"),
         (lambda: nk.linear(x, w, hardware=[nk.Noise(add=1.0)]), TypeError, "hardware must be a list of devices"),
-        (lambda: nk.linear(x, w, hardware=[nk.WeightNoise(add=0.1)] * 2), ValueError, "at most one WeightNoise"),
+        (lambda: nk.linear(x, w, hardware=[nk.WeightNoise(add=0.1)] * 2), ValueError, "draws 'weight'"),
         (lambda: nk.WeightNoise(add=0.1, mul=0.1), ValueError, "give add or mul"),
         (lambda: nk.WeightNoise(add=-1.0), ValueError, "finite and not negative"),
         (lambda: nk.WeightNoise(add=0.1, relative="column"), ValueError, "relative must be None, 'layer' or 'channel'"),
