@@ -29,10 +29,10 @@ def weights(network: nn.Module) -> dict[str, tuple[float, float]]:
     return {name: (float(w.square().mean().sqrt()), float(w.abs().max())) for name, w in layers.items()}
 
 
-def layer_before(site: str, layers: list[str], sites: list[str]) -> str:
-    """The last layer with weights at or before a site; of the input, the first."""
+def layers_before(site: str, layers: list[str], sites: list[str]) -> list[str]:
+    """The layers with weights at or before a site; of the input, the first."""
     passed = [s.partition(":")[0] for s in sites[: sites.index(site) + 1]]
-    return next((name for name in reversed(passed) if name in layers), layers[0])
+    return [name for name in passed if name in layers] or layers[:1]
 
 
 def climb(recipe: dict[str, Any], site: str, test: Any, half: float, start: float, highest: float, draws: int) -> Any:
@@ -78,6 +78,7 @@ def run(
     clamp: float = 0.2,
     highest: float = 1e6,
     lengths: tuple[int, ...] = (1, 10),
+    precision: float = 0.1,
 ) -> dict[str, Any]:
     """The profiles of each model; lengths: further numbers of epochs, for three sites of the last model."""
     test = load(data, "test", limit=rows)
@@ -89,16 +90,17 @@ def run(
         for limit in (None, clamp):
             recipe: dict[str, Any] = {"model": model, "data": data, "epochs": epochs, "clamp": limit}
             network = noisy_trained(**recipe)
-            study = nk.walk(network, test, noise=nk.Noise(add=1.0), seed=TEST_SEED, rel_ci=0.1)
+            study = nk.walk(network, test, noise=nk.Noise(add=1.0), seed=TEST_SEED, rel_ci=precision)
             clean, before = study.meta.clean, weights(network)
             half = floor + (clean - floor) / 2
             sites = [m.site for m in study.midpoints()]
             noisy = {s: climb(recipe, s, test, half, 1.0, highest, draws) for s in sites}
-            growth = {}
+            growth: dict[str, list[float]] = {}  # of the layer before the site, and of all before it
             for s in sites:
-                layer = layer_before(s, list(before), sites)
                 best = max(range(len(noisy[s]["accuracy"])), key=lambda i: (noisy[s]["accuracy"][i] >= half, i))
-                growth[s] = noisy[s]["weights"][best][layer][0] / before[layer][0]
+                after = noisy[s]["weights"][best]
+                factors = [after[layer][0] / before[layer][0] for layer in layers_before(s, list(before), sites)]
+                growth[s] = [factors[-1], math.prod(factors)]
             name = "free" if limit is None else f"clamped to {limit:g}"
             of_model[name] = {
                 "clean accuracy": clean,
@@ -109,7 +111,7 @@ def run(
                 "growth": growth,
             }
             lines = [
-                [i, s, m.level, cell(noisy[s]), value(noisy[s]) / m.level, growth[s]]
+                [i, s, m.level, cell(noisy[s]), value(noisy[s]) / m.level, *growth[s]]
                 for i, (s, m) in enumerate(zip(sites, study.midpoints(), strict=True))
             ]
             this = of_model[name]
@@ -117,7 +119,7 @@ def run(
                 f"{model}, weights {name}: clean accuracy {clean:.4f}, {epochs} epochs, {rows} test rows, "
                 f"largest weight {this['largest weight']:.2f} after clean, {this['largest weight, noisy']:.2f} after "
                 "noisy training",
-                ["#", "site", "clean-trained", "noisy-trained", "ratio", "weights grew by"],
+                ["#", "site", "clean-trained", "noisy-trained", "ratio", "weights grew by", "all before, product"],
                 lines,
                 (1,),
             )
@@ -125,7 +127,7 @@ def run(
             x = range(len(sites))
             column[0].plot(x, [m.level for m in study.midpoints()], "o--", color=colour, label=f"clean-trained, {name}")
             column[0].plot(x, [value(noisy[s]) for s in sites], "s-", color=colour, label=f"noisy-trained, {name}")
-            column[1].plot(x, list(growth.values()), "s-", color=colour, label=name)
+            column[1].plot(x, [g[0] for g in growth.values()], "s-", color=colour, label=name)
         for axis, label in zip(column, ("midpoint noise level", "growth of the weights before the site"), strict=True):
             axis.set(yscale="log", ylabel=label, title=f"{model}, {epochs} epochs")
             axis.set_xticks(range(len(sites)), short_names(sites), rotation=60, ha="right")
