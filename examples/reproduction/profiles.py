@@ -73,22 +73,29 @@ def run(
     data: str = "fashion-mnist",
     models: tuple[str, ...] = ("mlp", "mlp-bn"),
     epochs: int = 3,
+    limit: int = 0,
     rows: int = 2000,
     draws: int = 3,
     clamp: float = 0.2,
     highest: float = 1e6,
     lengths: tuple[int, ...] = (1, 10),
     precision: float = 0.1,
+    name: str = "profiles",
 ) -> dict[str, Any]:
-    """The profiles of each model; lengths: further numbers of epochs, for three sites of the last model."""
+    """The profiles of each model; lengths: further numbers of epochs, for three sites of the last model.
+
+    limit: of the training rows, 0 for all; clamp: of the weights, 0 for none; name: of the files.
+    """
     test = load(data, "test", limit=rows)
     floor = info(data).chance
     results: dict[str, Any] = {"epochs": epochs, "rows": rows, "draws": draws, "clamp": clamp, "models": {}}
-    figure, axes = pyplot().subplots(2, len(models), figsize=(6.5 * len(models), 9), layout="constrained", sharey="row")
+    size = (6.5 * len(models), 9)
+    figure, axes = pyplot().subplots(2, len(models), figsize=size, layout="constrained", sharey="row")
     for model, column in zip(models, axes.reshape(2, -1).T, strict=True):
         results["models"][model] = of_model = {}
-        for limit in (None, clamp):
-            recipe: dict[str, Any] = {"model": model, "data": data, "epochs": epochs, "clamp": limit}
+        for bound in (None, clamp) if clamp else (None,):
+            recipe: dict[str, Any] = {"model": model, "data": data, "epochs": epochs, "clamp": bound}
+            recipe["limit"] = limit or None
             network = noisy_trained(**recipe)
             study = nk.walk(network, test, noise=nk.Noise(add=1.0), seed=TEST_SEED, rel_ci=precision)
             clean, before = study.meta.clean, weights(network)
@@ -101,8 +108,8 @@ def run(
                 after = noisy[s]["weights"][best]
                 factors = [after[layer][0] / before[layer][0] for layer in layers_before(s, list(before), sites)]
                 growth[s] = [factors[-1], math.prod(factors)]
-            name = "free" if limit is None else f"clamped to {limit:g}"
-            of_model[name] = {
+            kind = "free" if bound is None else f"clamped to {bound:g}"
+            of_model[kind] = {
                 "clean accuracy": clean,
                 "largest weight": max(m for _, m in before.values()),
                 "largest weight, noisy": max(m for n in noisy.values() for w in n["weights"] for _, m in w.values()),
@@ -114,29 +121,30 @@ def run(
                 [i, s, m.level, cell(noisy[s]), value(noisy[s]) / m.level, *growth[s]]
                 for i, (s, m) in enumerate(zip(sites, study.midpoints(), strict=True))
             ]
-            this = of_model[name]
+            this = of_model[kind]
             show(
-                f"{model}, weights {name}: clean accuracy {clean:.4f}, {epochs} epochs, {rows} test rows, "
+                f"{model}, weights {kind}: clean accuracy {clean:.4f}, {epochs} epochs, {rows} test rows, "
                 f"largest weight {this['largest weight']:.2f} after clean, {this['largest weight, noisy']:.2f} after "
                 "noisy training",
                 ["#", "site", "clean-trained", "noisy-trained", "ratio", "weights grew by", "all before, product"],
                 lines,
                 (1,),
             )
-            colour = "C0" if limit is None else "C1"
+            colour = "C0" if bound is None else "C1"
             x = range(len(sites))
-            column[0].plot(x, [m.level for m in study.midpoints()], "o--", color=colour, label=f"clean-trained, {name}")
-            column[0].plot(x, [value(noisy[s]) for s in sites], "s-", color=colour, label=f"noisy-trained, {name}")
-            column[1].plot(x, [g[0] for g in growth.values()], "s-", color=colour, label=name)
+            column[0].plot(x, [m.level for m in study.midpoints()], "o--", color=colour, label=f"clean-trained, {kind}")
+            column[0].plot(x, [value(noisy[s]) for s in sites], "s-", color=colour, label=f"noisy-trained, {kind}")
+            column[1].plot(x, [g[0] for g in growth.values()], "s-", color=colour, label=kind)
         for axis, label in zip(column, ("midpoint noise level", "growth of the weights before the site"), strict=True):
             axis.set(yscale="log", ylabel=label, title=f"{model}, {epochs} epochs")
             axis.set_xticks(range(len(sites)), short_names(sites), rotation=60, ha="right")
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=9)
 
+    for axis in axes.reshape(2, -1)[:, 0]:
+        axis.legend(fontsize=9)
     results["lengths"] = table = {}
     chosen = ["input", *(s for s in sites if s.partition(":")[0] in ("fc2", "fc_out"))]
-    recipe = {"model": model, "data": data}
+    recipe = {"model": model, "data": data, "limit": limit or None}
     done = results["models"][model]["free"]
     for length in sorted({*lengths, epochs}):
         clean = accuracies(noisy_trained(**recipe, epochs=length), test)[0]
@@ -153,7 +161,7 @@ def run(
         [[n, v["clean accuracy"], *(cell(v[s]) for s in chosen)] for n, v in table.items()],
         (),
     )
-    write(out, "profiles", results, figure)
+    write(out, name, results, figure)
     return results
 
 

@@ -87,7 +87,7 @@ def accuracies(
             with nk.noise_state(network, seed=TEST_SEED, draws=range(draws), rows=rows):
                 found = network(inputs[rows]).view(draws, len(rows), -1).argmax(-1)
             correct += (found == labels[rows]).sum(1)
-    return (correct / len(labels)).tolist()
+    return (correct.double() / len(labels)).tolist()
 
 
 def mean(values: Sequence[float]) -> float:
@@ -126,14 +126,18 @@ def write(out: Path, name: str, results: dict[str, Any], figure: Any) -> None:
 
 
 def main(run: Callable[..., Any]) -> None:
-    """Command line of a script: its `run`, with every number among its arguments as an option. One thread."""
+    """Command line of a script: its `run`, with the arguments that have a default as options. One thread."""
     start = time.perf_counter()
     flags = argparse.ArgumentParser(description=inspect.getmodule(run).__doc__)
     flags.add_argument("--out", type=Path, default=Path("results"))
     for name, parameter in inspect.signature(run).parameters.items():
-        if type(parameter.default) in (int, str):
-            kind = type(parameter.default)
-            flags.add_argument(f"--{name}", type=kind, default=parameter.default, help="(default: %(default)s)")
+        if name != "out":
+            several = isinstance(parameter.default, tuple)
+            kind = type(parameter.default[0] if several else parameter.default)
+            count = {"nargs": "*"} if several else {}
+            flags.add_argument(
+                f"--{name}", type=kind, default=parameter.default, help="(default: %(default)s)", **count
+            )
     torch.set_num_threads(1)  # small layers: a second thread costs more than it brings
     run(**vars(flags.parse_args()))
     print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes")
