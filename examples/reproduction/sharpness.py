@@ -4,7 +4,7 @@ LeNet-5 with batch norm, SGD with momentum. The weights of each layer get Gaussi
 largest weight; a draw is one chip, the same for all test images. rho is chosen for each optimizer by the accuracy
 under noise on training images that were set aside. Prints accuracy against level, mean and spread over chips and
 trainings.
-Some 35 trainings on a third of Fashion-MNIST; about 14 minutes on one core.
+Some 30 trainings on a sixth of Fashion-MNIST; about 12 minutes on one core.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def run(
     out: Path,
     data: str = "fashion-mnist",
     model: str = "lenet5-bn",
-    epochs: int = 6,
-    limit: int = 20000,
+    epochs: int = 8,
+    limit: int = 10000,
     rows: int = 2000,
     chips: int = 20,
     trainings: int = 3,
