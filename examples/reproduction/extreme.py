@@ -104,7 +104,7 @@ def run(
 ) -> dict[str, Any]:
     """Accuracies and shares of zeros for each site and level of training."""
     test = load(data, "test", limit=rows)
-    size = (6.5 * len(sites), 8.5)
+    size = (6 * len(sites) + 1.5, 8.5)
     figure, axes = pyplot().subplots(2, len(sites), figsize=size, layout="constrained", squeeze=False)
     results: dict[str, Any] = {"model": model, "epochs": epochs, "limit": limit, "rows": rows, "sites": {}}
     for site, column in zip(sites, axes.T, strict=True):
@@ -162,8 +162,8 @@ def run(
         column[0].axhline(info(data).chance, color="0.5", ls=":")
         column[0].set_ylabel("accuracy")
         column[1].set_ylabel("share")
-    for axis in axes[:, 0]:
-        axis.legend()
+    for axis in axes[:, -1]:
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     write(out, "extreme", results, figure)
     return results
 

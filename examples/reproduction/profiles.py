@@ -161,6 +161,11 @@ def run(
         [[n, v["clean accuracy"], *(cell(v[s]) for s in chosen)] for n, v in table.items()],
         (),
     )
+    climbs = [
+        found for m in results["models"].values() for kind in m.values() for found in kind["noisy-trained"].values()
+    ]
+    climbs += [v for n, row in table.items() if n != epochs for v in row.values() if isinstance(v, dict)]
+    print(f"{sum(len(found['levels']) for found in climbs)} noisy trainings")
     write(out, name, results, figure)
     return results
 
