@@ -72,7 +72,15 @@ def run(
             axis.imshow(values, cmap=colours, vmin=low, vmax=high, origin="lower", aspect="auto")
             for (i, j), v in np.ndenumerate(values):
                 dark = colours == "viridis" and v < 0.5
-                axis.text(j, i, f"{v:.2f}", ha="center", va="center", color="white" if dark else "black", fontsize=9)
+                axis.text(
+                    j,
+                    i,
+                    f"{round(v, 2) + 0.0:.2f}",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                    fontsize=9,
+                )
             axis.set_xticks(range(len(across_values)), [f"{v:g}" for v in across_values])
             axis.set_yticks(range(len(down_values)), [f"{v:g}" for v in down_values])
             axis.set(xlabel=across, ylabel=down, title=f"{name}: {title}")

@@ -3,7 +3,7 @@
 Noise of growing level is put at one site at a time, and the network is trained anew with it, as published; the midpoint
 is the level at which a network that was trained with the noise loses half of what a clean one is above chance, by
 interpolation on a log axis. With and without batch norm, with and without clamped weights; then three sites again with
-shorter and longer trainings. Prints the profiles and how much the weights before each site have grown. Some 150
+shorter and longer trainings. Prints the profiles and how much the weights before each site have grown. Some 200
 trainings of MLPs on Fashion-MNIST; about 12 minutes on one core.
 """
 
@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from scaffold import TEST_SEED, accuracies, main, mean, noisy_trained, pyplot, show, write
+from scaffold import TEST_SEED, Data, accuracies, main, mean, noisy_trained, pyplot, show, write
 from torch import nn
 
 import noisykernels as nk
@@ -68,6 +68,59 @@ def value(found: dict[str, Any]) -> float:
     return float(found["midpoint"] or found["levels"][-1])
 
 
+def profile(recipe: dict[str, Any], test: Data, floor: float, **how: Any) -> dict[str, Any]:
+    """Midpoints of all sites of a network, trained clean and trained with the noise, and the growth of its weights."""
+    network = noisy_trained(**recipe)
+    study = nk.walk(network, test, noise=nk.Noise(add=1.0), seed=TEST_SEED, rel_ci=how.pop("precision"))
+    clean, before = study.meta.clean, weights(network)
+    half = floor + (clean - floor) / 2
+    sites = [m.site for m in study.midpoints()]
+    noisy = {s: climb(recipe, s, test, half, 1.0, **how) for s in sites}
+    growth: dict[str, list[float]] = {}  # of the layer before the site, and of all before it
+    for s in sites:
+        best = max(range(len(noisy[s]["accuracy"])), key=lambda i: (noisy[s]["accuracy"][i] >= half, i))
+        after = noisy[s]["weights"][best]
+        factors = [after[layer][0] / before[layer][0] for layer in layers_before(s, list(before), sites)]
+        growth[s] = [factors[-1], math.prod(factors)]
+    return {
+        "clean accuracy": clean,
+        "largest weight": max(m for _, m in before.values()),
+        "largest weight, noisy": max(m for n in noisy.values() for w in n["weights"] for _, m in w.values()),
+        "clean-trained": {m.site: m.level for m in study.midpoints()},
+        "noisy-trained": noisy,
+        "growth": growth,
+    }
+
+
+def by_length(recipe: dict[str, Any], lengths: list[int], done: Any, test: Data, floor: float, **how: Any) -> Any:
+    """Accuracy and midpoints after so many epochs, for the input, a layer before a norm, and the logits."""
+    table: dict[int, dict[str, Any]] = {}
+    for length in lengths:
+        clean = accuracies(noisy_trained(**recipe | {"epochs": length}), test)[0]
+        table[length] = {"clean accuracy": clean}
+        for s, found in done["noisy-trained"].items():
+            if s.partition(":")[0] in ("input", "fc2", "fc_out"):
+                # A longer training begins where the one that is known was still good.
+                start = max(1.0, found["levels"][-1] / STEP) if length > recipe["epochs"] else 1.0
+                half = floor + (clean - floor) / 2
+                table[length][s] = climb(recipe | {"epochs": length}, s, test, half, start, **how)
+    return table
+
+
+def draw(column: Any, title: str, found: dict[str, dict[str, Any]]) -> None:
+    """Midpoints above, growth of the weights below."""
+    for colour, (kind, this) in zip(("C0", "C1"), found.items(), strict=False):
+        sites = list(this["growth"])
+        column[0].plot(list(this["clean-trained"].values()), "o--", color=colour, label=f"clean-trained, {kind}")
+        noisy = [value(v) for v in this["noisy-trained"].values()]
+        column[0].plot(noisy, "s-", color=colour, label=f"noisy-trained, {kind}")
+        column[1].plot([g[0] for g in this["growth"].values()], "s-", color=colour, label=kind)
+    for axis, label in zip(column, ("midpoint noise level", "growth of the weights before the site"), strict=True):
+        axis.set(yscale="log", ylabel=label, title=title)
+        axis.set_xticks(range(len(sites)), short_names(sites), rotation=60, ha="right")
+        axis.grid(alpha=0.3)
+
+
 def run(
     out: Path,
     data: str = "fashion-mnist",
@@ -86,86 +139,49 @@ def run(
 
     limit: of the training rows, 0 for all; clamp: of the weights, 0 for none; name: of the files.
     """
-    test = load(data, "test", limit=rows)
-    floor = info(data).chance
-    results: dict[str, Any] = {"epochs": epochs, "rows": rows, "draws": draws, "clamp": clamp, "models": {}}
+    test, floor = load(data, "test", limit=rows), info(data).chance
+    how: dict[str, Any] = {"highest": highest, "draws": draws}
+    results: dict[str, Any] = {"epochs": epochs, "limit": limit, "rows": rows, "draws": draws, "models": {}}
     size = (6.5 * len(models), 9)
-    figure, axes = pyplot().subplots(2, len(models), figsize=size, layout="constrained", sharey="row")
-    for model, column in zip(models, axes.reshape(2, -1).T, strict=True):
+    figure, axes = pyplot().subplots(2, len(models), figsize=size, layout="constrained", sharey="row", squeeze=False)
+    for model, column in zip(models, axes.T, strict=True):
+        recipe: dict[str, Any] = {"model": model, "data": data, "epochs": epochs, "limit": limit or None}
         results["models"][model] = of_model = {}
         for bound in (None, clamp) if clamp else (None,):
-            recipe: dict[str, Any] = {"model": model, "data": data, "epochs": epochs, "clamp": bound}
-            recipe["limit"] = limit or None
-            network = noisy_trained(**recipe)
-            study = nk.walk(network, test, noise=nk.Noise(add=1.0), seed=TEST_SEED, rel_ci=precision)
-            clean, before = study.meta.clean, weights(network)
-            half = floor + (clean - floor) / 2
-            sites = [m.site for m in study.midpoints()]
-            noisy = {s: climb(recipe, s, test, half, 1.0, highest, draws) for s in sites}
-            growth: dict[str, list[float]] = {}  # of the layer before the site, and of all before it
-            for s in sites:
-                best = max(range(len(noisy[s]["accuracy"])), key=lambda i: (noisy[s]["accuracy"][i] >= half, i))
-                after = noisy[s]["weights"][best]
-                factors = [after[layer][0] / before[layer][0] for layer in layers_before(s, list(before), sites)]
-                growth[s] = [factors[-1], math.prod(factors)]
             kind = "free" if bound is None else f"clamped to {bound:g}"
-            of_model[kind] = {
-                "clean accuracy": clean,
-                "largest weight": max(m for _, m in before.values()),
-                "largest weight, noisy": max(m for n in noisy.values() for w in n["weights"] for _, m in w.values()),
-                "clean-trained": {m.site: m.level for m in study.midpoints()},
-                "noisy-trained": noisy,
-                "growth": growth,
-            }
+            of_model[kind] = this = profile(recipe | {"clamp": bound}, test, floor, precision=precision, **how)
             lines = [
-                [i, s, m.level, cell(noisy[s]), value(noisy[s]) / m.level, *growth[s]]
-                for i, (s, m) in enumerate(zip(sites, study.midpoints(), strict=True))
+                [i, s, m, cell(found), value(found) / m, *this["growth"][s]]
+                for i, ((s, m), found) in enumerate(
+                    zip(this["clean-trained"].items(), this["noisy-trained"].values(), strict=True)
+                )
             ]
-            this = of_model[kind]
             show(
-                f"{model}, weights {kind}: clean accuracy {clean:.4f}, {epochs} epochs, {rows} test rows, "
-                f"largest weight {this['largest weight']:.2f} after clean, {this['largest weight, noisy']:.2f} after "
-                "noisy training",
+                f"{model}, weights {kind}: clean accuracy {this['clean accuracy']:.4f}, {epochs} epochs, {rows} test "
+                f"rows, largest weight {this['largest weight']:.2f} after clean, {this['largest weight, noisy']:.2f} "
+                "after noisy training",
                 ["#", "site", "clean-trained", "noisy-trained", "ratio", "weights grew by", "all before, product"],
                 lines,
                 (1,),
             )
-            colour = "C0" if bound is None else "C1"
-            x = range(len(sites))
-            column[0].plot(x, [m.level for m in study.midpoints()], "o--", color=colour, label=f"clean-trained, {kind}")
-            column[0].plot(x, [value(noisy[s]) for s in sites], "s-", color=colour, label=f"noisy-trained, {kind}")
-            column[1].plot(x, [g[0] for g in growth.values()], "s-", color=colour, label=kind)
-        for axis, label in zip(column, ("midpoint noise level", "growth of the weights before the site"), strict=True):
-            axis.set(yscale="log", ylabel=label, title=f"{model}, {epochs} epochs")
-            axis.set_xticks(range(len(sites)), short_names(sites), rotation=60, ha="right")
-            axis.grid(alpha=0.3)
-
-    for axis in axes.reshape(2, -1)[:, 0]:
+        draw(column, f"{model}, {epochs} epochs", of_model)
+    for axis in axes[:, 0]:
         axis.legend(fontsize=9)
-    results["lengths"] = table = {}
-    chosen = ["input", *(s for s in sites if s.partition(":")[0] in ("fc2", "fc_out"))]
-    recipe = {"model": model, "data": data, "limit": limit or None}
-    done = results["models"][model]["free"]
-    for length in sorted({*lengths, epochs}):
-        clean = accuracies(noisy_trained(**recipe, epochs=length), test)[0]
-        half = floor + (clean - floor) / 2
-        table[length] = {"clean accuracy": clean}
-        for s in chosen:
-            start = 1.0  # a longer training begins where a shorter one was still good
-            if length > epochs:
-                start = max(1.0, done["noisy-trained"][s]["levels"][-1] / STEP)
-            table[length][s] = climb(recipe | {"epochs": length}, s, test, half, start, highest, draws)
-    show(
-        f"{model}: midpoints of noisy-trained networks against the length of the training",
-        ["epochs", "clean accuracy", *chosen],
-        [[n, v["clean accuracy"], *(cell(v[s]) for s in chosen)] for n, v in table.items()],
-        (),
-    )
     climbs = [
         found for m in results["models"].values() for kind in m.values() for found in kind["noisy-trained"].values()
     ]
-    climbs += [v for n, row in table.items() if n != epochs for v in row.values() if isinstance(v, dict)]
-    print(f"{sum(len(found['levels']) for found in climbs)} noisy trainings")
+    if lengths:
+        every = sorted({*lengths, epochs})
+        results["lengths"] = table = by_length(recipe, every, of_model["free"], test, floor, **how)
+        chosen = list(table[epochs])
+        show(
+            f"{model}: midpoints of noisy-trained networks against the length of the training",
+            ["epochs", *chosen],
+            [[n, row[chosen[0]], *(cell(row[s]) for s in chosen[1:])] for n, row in table.items()],
+            (),
+        )
+        climbs += [row[s] for n, row in table.items() if n != epochs for s in chosen[1:]]
+    print(f"{sum(len(found['levels']) for found in climbs)} trainings with noise")
     write(out, name, results, figure)
     return results
 
