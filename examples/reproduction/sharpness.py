@@ -29,8 +29,8 @@ METHODS: dict[
     "SGD": (None, {}, (0.0,)),
     "SAM": (nk.SAM, {}, (0.05, 0.1, 0.2, 0.4)),
     "ASAM": (nk.ASAM, {"eta": ETA}, (0.5, 1.0, 2.0, 4.0)),
-    "SAMSON p=2": (nk.SAMSON, {"eta": ETA, "p": 2.0}, (0.1, 0.2, 0.4, 0.8)),
-    "SAMSON p=inf": (nk.SAMSON, {"eta": ETA, "p": math.inf}, (0.2, 0.5, 1.0, 2.0)),
+    "SAMSON p=2": (nk.SAMSON, {"eta": ETA, "p": 2.0}, (0.2, 0.4, 0.8, 1.6)),
+    "SAMSON p=inf": (nk.SAMSON, {"eta": ETA, "p": math.inf}, (0.1, 0.2, 0.5, 1.0)),
     "SGD, noisy weights": (None, {}, (0.0,)),
 }
 
@@ -139,7 +139,7 @@ def run(
         ["method", *(["rho: accuracy"] * choices)],
         tuning,
     )
-    lines = []
+    lines, differences = [], []
     figure, axes = pyplot().subplots(1, 2, figsize=(13, 4.8), layout="constrained")
     for (method, chosen), marker in zip(results["chosen"].items(), "osD^vP", strict=True):
         found = []
@@ -154,12 +154,18 @@ def run(
         axes[0].errorbar(levels, [mean(m) for m in means], between_chips, marker=marker, ms=5, label=method, capsize=2)
         base = [[mean(f[i]) for f in results["methods"]["SGD"]] for i in range(len(levels))]
         gains = [[a - b for a, b in zip(m, n, strict=True)] for m, n in zip(means, base, strict=True)]
+        differences.append([method, *(f"{mean(g):+.3f} ±{spread(g):.3f}" for g in gains)])
         axes[1].errorbar(levels, [mean(g) for g in gains], [spread(g) for g in gains], marker=marker, ms=5, capsize=2)
     show(
         f"{model}: accuracy under weight noise, mean ± spread between {trainings} trainings (spread between {chips} "
         f"chips); {epochs} epochs of {limit} rows, {rows} test rows",
         ["method", "rho", *(f"level {v:g}" for v in levels)],
         lines,
+    )
+    show(
+        f"gain over SGD, mean ± spread between {trainings} trainings",
+        ["method", *(f"{v:g}" for v in levels)],
+        differences,
     )
     what = "noise on the weights, relative to the layer's largest"
     axes[0].set(xlabel=what, ylabel="accuracy; bars: spread between chips", ylim=(0, 1))
