@@ -119,15 +119,9 @@ def several(
     repeats: Sequence[int] = REPEATS[1:],
 ) -> dict[str, dict[str, list[list[float]]]]:
     """Accuracies [training][R] of uniform, tailored and allocated repeats; also as a file and a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     test = load(data, "test", limit=rows)
     found: dict[str, dict[str, list[list[float]]]] = {}
-    figure, axes = plt.subplots(1, len(models), figsize=(4.6 * len(models), 4.2), layout="constrained", sharey=True)
-    for model, axis in zip(models, np.atleast_1d(axes), strict=True):
+    for model in models:
         ways: dict[str, list[list[float]]] = {name: [] for name in ("uniform", *mappings, "allocated")}
         levels = []
         for seed in range(trainings):
@@ -151,20 +145,38 @@ def several(
         for name in (*mappings, "allocated"):
             gain = np.array(ways[name]) - base
             print(f"{name} - uniform".ljust(26), *(f"{m:+8.4f} ±{v:.4f}" for m, v in _moments(gain)), flush=True)
-            middle, bars = zip(*_moments(gain), strict=True)
-            axis.errorbar(repeats, middle, bars, marker="o", ms=4, capsize=2, label=name)
-        axis.axhline(0, color="0.4", lw=1)
-        axis.set(xscale="log", xlabel="mean executions R", title=model)
-        axis.set_xticks(repeats, [str(r) for r in repeats])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("gain in accuracy over uniform repeats")
-    np.atleast_1d(axes)[-1].legend(fontsize=8)
     out.mkdir(parents=True, exist_ok=True)
     (out / "reproduction_executions.json").write_text(json.dumps({"repeats": list(repeats), "models": found}) + "\n")
-    figure.savefig(out / "reproduction_executions.png", dpi=65)
-    plt.close(figure)
+    draw_gains(out / "reproduction_executions.png", found, repeats)
     return found
+
+
+def draw_gains(path: Path, found: dict[str, dict[str, list[list[float]]]], repeats: Sequence[int]) -> None:
+    """Gain over uniform repeats for each network, against R; the ways stand side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    across = min(2, len(found))
+    down = -(-len(found) // across)
+    size = (6.5 * across, 4.2 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axis, (model, ways) in zip(axes.flat, found.items(), strict=False):
+        for i, (name, values) in enumerate(ways.items()):
+            if name != "uniform":
+                middle, bars = zip(*_moments(np.array(values) - np.array(ways["uniform"])), strict=True)
+                places = np.arange(len(repeats)) + 0.09 * (i - len(ways) / 2)
+                axis.errorbar(places, middle, bars, fmt="o", ms=4.5, capsize=2, label=name)
+        axis.axhline(0, color="0.4", lw=1)
+        axis.set(xlabel="mean executions R", title=model)
+        axis.set_xticks(range(len(repeats)), [str(r) for r in repeats])
+        axis.grid(alpha=0.3, axis="y")
+    for row in axes:
+        row[0].set_ylabel("gain in accuracy over uniform repeats")
+    axes[0, -1].legend(fontsize=9)
+    figure.savefig(path, dpi=65)
+    plt.close(figure)
 
 
 def _moments(values: np.ndarray) -> list[tuple[float, float]]:

@@ -170,7 +170,7 @@ def run(
     what = "noise on the weights, relative to the layer's largest"
     axes[0].set(xlabel=what, ylabel="accuracy; bars: spread between chips", ylim=(0, 1))
     axes[1].set(xlabel=what, ylabel="gain over SGD; bars: spread between trainings")
-    axes[0].legend()
+    axes[0].legend(loc="lower left")
     for axis in axes:
         axis.grid(alpha=0.3)
     write(out, "sharpness", results, figure)
