@@ -1,0 +1,131 @@
+"""The scripts that rerun published experiments, each at a size that says nothing but that it runs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FOLDER = EXAMPLES / "reproduction"
+SMALL: dict[str, Any] = {"data": "digits", "epochs": 1, "rows": 60}
+BN: dict[str, Any] = {"model": "mlp-bn", "limit": 200, "trainings": 2}
+SITE = "fc2:linear#0"
+SIZES: dict[str, dict[str, Any]] = {
+    "profiles": {"models": ("mlp-bn",), "draws": 1, "highest": 2.0, "lengths": (2,), "precision": 0.5},
+    "extreme": {**BN, "sites": (SITE, "relu2:relu#0"), "levels": (0.0, 1e10), "draws": 1},
+    "mixed_noise": {"model": "mlp-bn", "limit": 200, "site": SITE, "mul": (0.0, 1.0), "add": (0.0, 1.0), "draws": 1,
+                    "amplitudes": (1.0, 10.0), "ratios": (0.1, 0.9)},
+    "recalibration": {"models": ("mlp-bn",), "fitted": 200, "draws": 1, "trainings": 2},
+    "sharpness": {**BN, "chips": 2, "choices": 2, "levels": (0.0, 0.1)},
+    "unstable": {**BN, "draws": 1, "levels": (0.0, 1.0), "fluctuations": (1.0,)},
+}  # fmt: skip
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[str], ModuleType]:
+    """Imports a script as a run of it would, with a cache of its own."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.setenv("NOISYKERNELS_DATA", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = [path.stem for path in FOLDER.glob("*.py")]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module
+
+
+def test_every_script_is_listed() -> None:
+    assert sorted(SIZES) == sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "scaffold")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_script(name: str, script: Callable[[str], ModuleType], tmp_path: Path, capsys: Any) -> None:
+    results = script(name).run(tmp_path / "out", **(SMALL | SIZES[name]))
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) > 5 and "60 test rows" in text
+    (picture,) = (tmp_path / "out").glob("reproduction_*.png")
+    written = json.loads(picture.with_suffix(".json").read_text())
+    assert written.keys() == results.keys()
+    again = script(name).run(tmp_path / "again", **(SMALL | SIZES[name]))  # from the checkpoints
+    assert json.dumps(again) == json.dumps(results) and capsys.readouterr().out == text
+
+
+def test_scaffold(script: Callable[[str], ModuleType]) -> None:
+    scaffold = script("scaffold")
+    recipe: dict[str, Any] = {"model": "mlp", "data": "digits", "epochs": 1, "limit": 200}
+    clean = scaffold.noisy_trained(**recipe)
+    noisy = scaffold.noisy_trained(**recipe, where=SITE, add=1.0)
+    assert not torch.equal(clean.fc1.weight, noisy.fc1.weight)
+    assert bool(torch.equal(noisy.fc1.weight, scaffold.noisy_trained(**recipe, where=SITE, add=1.0).fc1.weight))
+    assert float(scaffold.noisy_trained(**recipe, clamp=0.01).fc2.weight.detach().abs().max()) == pytest.approx(0.01)
+    test = scaffold.load("digits", "test", limit=50)
+    (plain,) = scaffold.accuracies(clean, test)
+    assert plain == scaffold.accuracies(clean, test, scaffold.nk.Noise(add=0.0), SITE)[0]
+    assert len(set(scaffold.accuracies(clean, test, scaffold.nk.Noise(add=3.0), draws=5))) > 1
+    assert scaffold.spread([1.0, 3.0]) == math.sqrt(2) and scaffold.spread([1.0]) == 0
+
+
+def test_climb_finds_the_crossing(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an accuracy that is known for each level."""
+    profiles = script("profiles")
+    monkeypatch.setattr(profiles, "noisy_trained", lambda **recipe: recipe["add"])
+    monkeypatch.setattr(profiles, "weights", lambda network: {})
+    monkeypatch.setattr(profiles, "accuracies", lambda level, *rest, **how: [0.9 - 0.1 * math.log10(level)])
+    found = profiles.climb({}, SITE, None, 0.65, 1.0, 1e6, 1)
+    assert found["midpoint"] == pytest.approx(10**2.5) and profiles.cell(found) == "316.2"
+    assert profiles.cell(profiles.climb({}, SITE, None, 0.65, 1.0, 10.0, 1)) == "> 10"
+    assert profiles.cell(profiles.climb({}, SITE, None, 0.95, 1.0, 10.0, 1)) == "< 1"
+
+
+def test_levels_of_images(script: Callable[[str], ModuleType]) -> None:
+    """Each image gets the noise of its own level, whatever the batch."""
+    unstable, nk = script("unstable"), script("scaffold").nk
+    network = script("scaffold").fresh("lenet5-bn", "fashion-mnist").eval()
+    x = torch.randn(3, 1, 28, 28)
+    noise = unstable.PerImage(network, x[:2])
+    with noise.injected(), torch.inference_mode():
+        noise.set(torch.tensor([0.0, 0.5, 2.0]))
+        with nk.noise_state(network, seed=1, rows=[5, 6, 7]):
+            together = network(x)
+        noise.set(torch.tensor([0.5]))
+        with nk.noise_state(network, seed=1, rows=[6]):
+            alone = network(x[1:2])
+    assert torch.allclose(together[1], alone[0], atol=1e-4)
+    assert torch.allclose(together[0], network(x[:1])[0], atol=1e-4)
+    assert not torch.allclose(together[2], network(x[2:])[0], atol=0.1)
+
+
+def test_weight_noise(script: Callable[[str], ModuleType]) -> None:
+    """In units of the layer's largest weight, one value for each weight and chip."""
+    sharpness = script("sharpness")
+    network = torch.nn.Sequential(torch.nn.Linear(200, 300), torch.nn.BatchNorm1d(300))
+    one, other = (sharpness.noisy_weights(network, 0.1, seed=1, draw=draw)["0.weight"] for draw in (0, 1))
+    weight = network[0].weight
+    deviation = float((one - weight).detach().std() / weight.detach().abs().max())
+    assert abs(deviation - 0.1) < 0.1 * 5 / math.sqrt(2 * weight.numel())  # five standard errors
+    assert not torch.equal(one, other)
+
+
+def test_repeats_on_several_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.setenv("NOISYKERNELS_DATA", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location("executions", EXAMPLES / "executions.py")
+    assert spec is not None and spec.loader is not None
+    executions = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(executions)
+    how: dict[str, Any] = {"rows": 60, "draws": 2, "trainings": 2, "mappings": ("rank",), "repeats": (2, 10)}
+    found = executions.several(tmp_path, models=("mlp",), data="digits", epochs=5, **how)
+    assert found["mlp"].keys() == {"uniform", "rank", "allocated"}
+    assert all(accuracy[1] > accuracy[0] for accuracy in found["mlp"]["uniform"])  # more help more
+    assert "rank - uniform" in capsys.readouterr().out and (tmp_path / "reproduction_executions.png").exists()
