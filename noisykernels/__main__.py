@@ -366,9 +366,9 @@ def run_vote(args: argparse.Namespace) -> Any:
 
 def run_chips(args: argparse.Namespace) -> Any:
     """Runs the network on many chips, and says how their accuracy spreads."""
+    noise = nk.WeightNoise(**{args.noise: args.level}, relative=args.relative)
     model = _trained(args)
     data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
-    noise = nk.WeightNoise(**{args.noise: args.level}, relative=args.relative)
     found = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
     if args.json:
         return {"clean": found.clean, "mean": found.mean, "std": found.std, "accuracy": found.accuracy.tolist()}

@@ -18,8 +18,10 @@ import torch
 
 import noisykernels as nk
 from noisykernels.__main__ import main, numbers, parser
+from noisykernels.data import load
 from noisykernels.store import Store, noting
 from noisykernels.study import Study
+from noisykernels.train import trained
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,6 +140,21 @@ def test_votes(cache: str, capsys, tmp_path: Path) -> None:
     assert main(["vote", *fixed, "--json"]) == 0
     curves = json.loads(capsys.readouterr().out)["curves"]
     assert set(curves) == {"majority", "logit", "probability"} and len(curves["majority"]) == 5
+
+
+def test_chips(cache: str, capsys) -> None:
+    fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--level", "0.1", "--draws", "5", "--rows", "80"]
+    assert main(["chips", *fixed, "--noise", "mul", "--limits", "0.1,0.99", "--seed", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "WeightNoise(mul=0.1)" in told and "5 chips, seed 3" in told and "yield at 0.9900: 0.000" in told
+    assert main(["chips", *fixed, "--relative", "channel", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = trained("mlp", "digits", epochs=1, cache=cache)
+    noise = nk.WeightNoise(add=0.1, relative="channel")
+    expected = nk.chips(model, load("digits", "test", limit=80), hardware=[noise], draws=5, seed=0)
+    assert found["accuracy"] == expected.accuracy.tolist() and found["mean"] == expected.mean
+    assert main(["chips", *fixed, "--level", "-1"]) == 1
+    assert "must be finite and not negative" in capsys.readouterr().err
 
 
 def test_records_and_report_of_a_walk(cache: str, capsys, tmp_path: Path) -> None:
