@@ -88,60 +88,13 @@ class ArrayWeight {
 // ------------------------------------------------------------------------------------------- linear, on the CPU in
 // float
 
-// y = x w^T and v = x^2 (w^2)^T of one draw, panel by panel of w's output features.
-struct ArrayParts {
-  Sgemm sgemm;
-  const cpu::Kernels* kernels;
-  const ArrayWeight* weight;
-  const float *x, *x_squared;  // [M, K]; x_squared: null where no products of squares are wanted
-  float *y, *v, *w_scale;      // [M, N], [M, N], [N], multiplied with the scales of the squares
-  int64_t draw, M, K, N;
-
-  static constexpr int64_t kPanelBytes = int64_t{1} << 19;  // beside the rows of x and y in a second-level cache
-
-  void product(const float* rows, const float* panel, int64_t columns, float* out) const {
-    const int m = static_cast<int>(columns), n = static_cast<int>(M), k = static_cast<int>(K),
-              ldy = static_cast<int>(N);
-    const float one = 1, zero = 0;
-    sgemm("T", "N", &m, &n, &k, &one, panel, &k, rows, &k, &zero, out, &ldy);
-  }
-  static void by_columns(void* context, int64_t begin, int64_t end) {
-    const auto& self = *static_cast<const ArrayParts*>(context);
-    const bool in_panels = self.weight->noisy() || self.x_squared != nullptr;
-    const int64_t most = in_panels ? self.weight->together(kPanelBytes) : end - begin, K = self.K;
-    const cpu::Scratch scratch(in_panels ? sizeof(float) * 2 * most * K : 0);
-    float *noisy = scratch.as<float>(), *squared = noisy + most * K;
-    for (int64_t c = begin; c < end; c += most) {
-      const int64_t columns = std::min(most, end - c);
-      const float* panel = static_cast<const float*>(self.weight->tensor().data_ptr()) + c * K;
-      if (self.weight->noisy()) {
-        self.kernels->epilogue(self.weight->panel(self.draw, c, columns, noisy), 0, columns * K);
-        panel = noisy;
-      }
-      self.product(self.x, panel, columns, self.y + c);
-      if (self.x_squared == nullptr) continue;
-      for (int64_t j = 0; j < columns; ++j) {
-        self.w_scale[c + j] *= self.kernels->square_row(panel + j * K, K, squared + j * K);
-      }
-      self.product(self.x_squared, squared, columns, self.v + c);
-    }
-  }
-};
-
-// Adds the bias to every row.
-inline void add_rows(float* y, const float* bias, int64_t rows, int64_t N) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < N; ++j) y[i * N + j] += bias[j];
-  }
-}
-
 // Squares of the rows of x [M, K], with their scales and, where wanted, their lengths.
 struct SquaredRows {
-  cpu::Scratch squares;
+  cpu::Scratch values;
   std::vector<float> scale, length;
 
   SquaredRows(const cpu::Kernels& kernels, const float* x, int64_t M, int64_t K, bool lengths, int threads)
-      : squares(static_cast<int64_t>(sizeof(float)) * M * K),
+      : values(static_cast<int64_t>(sizeof(float)) * M * K),
         scale(static_cast<size_t>(M)),
         length(static_cast<size_t>(M)),
         kernels_(kernels),
@@ -155,7 +108,7 @@ struct SquaredRows {
   static void rows(void* context, int64_t begin, int64_t end) {
     auto& self = *static_cast<SquaredRows*>(context);
     for (int64_t i = begin; i < end; ++i) {
-      float* row = self.squares.as<float>() + i * self.K_;
+      float* row = self.values.as<float>() + i * self.K_;
       self.scale[i] = self.kernels_.square_row(self.x_ + i * self.K_, self.K_, row);
       if (!self.lengths_) continue;
       constexpr int kSums = 16;  // side by side, so that the compiler may use lanes
@@ -176,26 +129,72 @@ struct SquaredRows {
   bool lengths_;
 };
 
-// The squares' product v [M, N] becomes deviations.
-struct Roots {
+// y = x w^T and v = x^2 (w^2)^T of one draw, panel by panel of w's output features, then what becomes of them.
+struct ArrayParts {
+  Sgemm sgemm;
   const cpu::Kernels* kernels;
-  Deviations of_row;
-  const SquaredRows* squares;  // null where not needed
-  float* v;
-  int64_t first;  // row of the squares
+  const ArrayWeight* weight;
+  const SquaredRows* squares;    // of all rows; null where none are wanted
+  const Epilogue* epilogue;      // of all outputs; null: none here
+  Deviations of_row;             // per_product: [N] levels, multiplied with the scales of the weights' squares
+  const float* x;                // [M, K]
+  float *y, *v, *w_scale;        // [M, N], [M, N], of_row.per_product
+  int64_t draw, first, M, K, N;  // first: row of the squares
+  int64_t at = 0;                // place of y in the whole output
 
-  static void rows(void* context, int64_t begin, int64_t end) {
-    const auto& self = *static_cast<const Roots*>(context);
-    Deviations d = self.of_row;
-    for (int64_t i = begin; i < end; ++i) {
-      if (self.squares != nullptr) {
-        d.row_scale = self.squares->scale[self.first + i];
-        d.row_length = self.squares->length[self.first + i];
+  static constexpr int64_t kPanelBytes = int64_t{1} << 19;  // beside the rows of x and y in a second-level cache
+
+  void product(const float* rows, const float* panel, int64_t columns, float* out) const {
+    const int m = static_cast<int>(columns), n = static_cast<int>(M), k = static_cast<int>(K),
+              ldy = static_cast<int>(N);
+    const float one = 1, zero = 0;
+    sgemm("T", "N", &m, &n, &k, &one, panel, &k, rows, &k, &zero, out, &ldy);
+  }
+  static void by_columns(void* context, int64_t begin, int64_t end) {
+    const auto& self = *static_cast<const ArrayParts*>(context);
+    const bool squared_too = self.of_row.per_product != nullptr, in_panels = self.weight->noisy() || squared_too;
+    const int64_t most = in_panels ? self.weight->together(kPanelBytes) : end - begin, K = self.K;
+    const cpu::Scratch scratch(in_panels ? static_cast<int64_t>(sizeof(float)) * 2 * most * K : 0);
+    float *noisy = scratch.as<float>(), *squared = noisy + most * K;
+    for (int64_t c = begin; c < end; c += most) {
+      const int64_t columns = std::min(most, end - c);
+      const float* panel = static_cast<const float*>(self.weight->tensor().data_ptr()) + c * K;
+      if (self.weight->noisy()) {
+        self.kernels->epilogue(self.weight->panel(self.draw, c, columns, noisy), 0, columns * K);
+        panel = noisy;
       }
-      self.kernels->deviations(d, self.v + i * d.n);
+      self.product(self.x, panel, columns, self.y + c);
+      if (!squared_too) continue;
+      for (int64_t j = 0; j < columns; ++j) {
+        self.w_scale[c + j] *= self.kernels->square_row(panel + j * K, K, squared + j * K);
+      }
+      self.product(self.squares->values.as<float>() + self.first * K, squared, columns, self.v + c);
+    }
+    if (begin < end) self.finish(begin, end);
+  }
+  // Products of squares become deviations, and those the noise.
+  void finish(int64_t begin, int64_t end) const {
+    Deviations d = of_row;
+    d.n = end - begin;
+    if (d.per_product != nullptr) d.per_product += begin;
+    if (d.read != nullptr) d.read += begin;
+    for (int64_t i = 0; i < M; ++i) {
+      if (squares != nullptr) {
+        d.row_scale = squares->scale[first + i];
+        d.row_length = squares->length[first + i];
+        kernels->deviations(d, v + i * N + begin);
+      }
+      if (epilogue != nullptr) kernels->epilogue(*epilogue, at + i * N + begin, at + i * N + end);
     }
   }
 };
+
+// Adds the bias to every row.
+inline void add_rows(float* y, const float* bias, int64_t rows, int64_t N) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < N; ++j) y[i * N + j] += bias[j];
+  }
+}
 
 // ---------------------------------------------------------------------------------------------------- the operators
 
@@ -291,59 +290,68 @@ struct ArrayProducts {
   float constant = 0;  // the deviation where it is the same everywhere
 
   ArrayProducts(const char* op, const Tensor& x, const ArrayWeight& weight, const MacLevels& levels, bool shared)
-      : clean(x), deviation(x) {
-    const int64_t N = weight.tensor().size(0), K = weight.tensor().size(1);
-    const int64_t D = weight.noisy() ? weight.draws() : 1;  // contractions that differ
-    const bool same_rows = weight.noisy() && shared;
-    const int64_t M_all = x.numel() / K, M = same_rows ? M_all : M_all / D;
-    NK_CHECK(M <= INT_MAX, op, ": ", M, " rows of a draw are too many for the library");
+      : clean(x),
+        deviation(x),
+        op_(op),
+        x_(x),
+        weight_(weight),
+        levels_(levels),
+        varies_(levels.per_product || levels.read),
+        same_rows_(weight.noisy() && shared),
+        N_(weight.tensor().size(0)),
+        K_(weight.tensor().size(1)),
+        D_(weight.noisy() ? weight.draws() : 1) {
     Ints shape = shape_of(x);
-    shape.back() = N;
-    if (same_rows) shape[0] *= D;
+    shape.back() = N_;
+    if (same_rows_) shape[0] *= D_;
     clean = empty_as(x, shape, false);
-    const bool varies = levels.per_product || levels.read;
-    deviation = varies ? empty_as(x, shape, false) : clean;
-    Deviations of_row;
-    of_row.n = N;
-    const std::vector<float> read = feature_levels(op, "read", levels.read, N);
-    if (levels.read) of_row.read = read.data();
+    deviation = varies_ ? empty_as(x, shape, false) : clean;
     if (levels.per_step) {
-      of_row.per_step =
-          feature_levels(op, "per_step", levels.per_step, 1)[0] * static_cast<float>(std::sqrt(static_cast<double>(K)));
-      constant = of_row.per_step;
-    }
-    const auto* from = static_cast<const float*>(x.data_ptr());
-    auto* to = static_cast<float*>(clean.mutable_data_ptr());
-    auto* v = static_cast<float*>(deviation.mutable_data_ptr());
-    std::optional<SquaredRows> squares;
-    if (varies) squares.emplace(kernels(), from, M_all, K, levels.read.has_value(), threads());
-    for (int64_t d = 0; d < D; ++d) {
-      const int64_t row = same_rows ? 0 : d * M;
-      std::vector<float> w_scale = feature_levels(op, "per_product", levels.per_product, N);
-      ArrayParts parts{find_sgemm(),
-                       &kernels(),
-                       &weight,
-                       from + row * K,
-                       nullptr,
-                       to + d * M * N,
-                       v + d * M * N,
-                       w_scale.data(),
-                       d,
-                       M,
-                       K,
-                       N};
-      if (levels.per_product) {
-        parts.x_squared = squares->squares.as<float>() + row * K;
-        of_row.per_product = w_scale.data();
-      }
-      const int64_t work = N * K * (M + 8 * weight.noisy());  // a normal costs some eight multiply-adds
-      cpu::parallel(N, 16, static_cast<int>(std::min<int64_t>(threads(), 1 + work / kWorthAThread)),
-                    &ArrayParts::by_columns, &parts);
-      if (!varies) continue;
-      Roots roots{&kernels(), of_row, &*squares, v + d * M * N, row};
-      cpu::parallel(M, 1 + 8192 / N, threads(), &Roots::rows, &roots);
+      constant = feature_levels(op, "per_step", levels.per_step, 1)[0] *
+                 static_cast<float>(std::sqrt(static_cast<double>(K_)));
     }
   }
+
+  // epilogue: of the whole output, to be applied where the products are still in the cache; or null.
+  void run(const Epilogue* epilogue) {
+    const int64_t M_all = x_.numel() / K_, M = same_rows_ ? M_all : M_all / D_;
+    NK_CHECK(M <= INT_MAX, op_, ": ", M, " rows of a draw are too many for the library");
+    const std::vector<float> read = feature_levels(op_, "read", levels_.read, N_);
+    const auto* from = static_cast<const float*>(x_.data_ptr());
+    std::optional<SquaredRows> squares;
+    if (varies_) squares.emplace(kernels(), from, M_all, K_, levels_.read.has_value(), threads());
+    for (int64_t d = 0; d < D_; ++d) {
+      std::vector<float> w_scale = feature_levels(op_, "per_product", levels_.per_product, N_);
+      ArrayParts parts{};
+      parts.sgemm = find_sgemm();
+      parts.kernels = &kernels();
+      parts.weight = &weight_;
+      parts.squares = squares ? &*squares : nullptr;
+      parts.epilogue = epilogue;
+      parts.of_row.per_product = levels_.per_product ? w_scale.data() : nullptr;
+      parts.of_row.read = levels_.read ? read.data() : nullptr;
+      parts.of_row.per_step = constant;
+      parts.first = same_rows_ ? 0 : d * M;
+      parts.at = d * M * N_;
+      parts.x = from + parts.first * K_;
+      parts.y = static_cast<float*>(clean.mutable_data_ptr()) + parts.at;
+      parts.v = static_cast<float*>(deviation.mutable_data_ptr()) + parts.at;
+      parts.w_scale = w_scale.data();
+      parts.draw = d;
+      parts.M = M, parts.K = K_, parts.N = N_;
+      const int64_t work = N_ * K_ * (M + 8 * weight_.noisy());  // a normal costs some eight multiply-adds
+      cpu::parallel(N_, 16, static_cast<int>(std::min<int64_t>(threads(), 1 + work / kWorthAThread)),
+                    &ArrayParts::by_columns, &parts);
+    }
+  }
+
+ private:
+  const char* op_;
+  const Tensor& x_;
+  const ArrayWeight& weight_;
+  const MacLevels& levels_;
+  bool varies_, same_rows_;
+  int64_t N_, K_, D_;
 };
 
 Tensor array_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, OptTensor mul, int64_t mode, int64_t kind,
@@ -365,13 +373,13 @@ Tensor array_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, OptT
                        });
     }
     if (bias) bias = as_contiguous(*bias);
-    const ArrayProducts products(op, as_contiguous(part), noisy, levels, shared);
+    const auto* added = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
+    const Tensor rows_of_x = as_contiguous(part);
+    ArrayProducts products(op, rows_of_x, noisy, levels, shared);
     Tensor clean = products.clean;
     if (!levels.any()) {
-      if (bias) {
-        add_rows(static_cast<float*>(clean.mutable_data_ptr()), static_cast<const float*>(bias->data_ptr()),
-                 clean.numel() / N, N);
-      }
+      products.run(nullptr);
+      if (bias) add_rows(static_cast<float*>(clean.mutable_data_ptr()), added, clean.numel() / N, N);
       return clean;
     }
     // One eps for each output; where the draws share the weights, they share the deviations too.
@@ -395,10 +403,12 @@ Tensor array_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, OptT
       e.noise.add.draw_stride = shared_values ? 0 : e.n * noise.params.B;
     }
     if (bias) {
-      e.bias = bias->data_ptr();
+      e.bias = added;
       e.bias_size = N;
     }
-    run(op, out, e);
+    const bool together = !shared_values && !cpu::short_rows(e.n);
+    products.run(together ? &e : nullptr);
+    if (!together) run(op, out, e);
     return out;
   });
 }
