@@ -5,7 +5,7 @@
 
 #include <climits>
 
-#include "array.h"
+#include "array_ops.h"
 
 namespace noisykernels {
 namespace {

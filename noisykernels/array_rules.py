@@ -103,6 +103,11 @@ def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
         one = torch.ones((), dtype=torch.float64)
         of_outputs = (*key, a["rows"], a["first_row"], a["site"])
         eps = _ops.perturb(torch.zeros_like(grad), _PER_PRODUCT, one, None, *of_outputs, 0, 0, False) * grad
+    if count == 0:  # nothing came of them
+        shapes = (x.shape, weight.shape, (_contraction(a).features(weight),))
+        return tuple(
+            grad.new_zeros(s) if need else None for s, need in zip(shapes, ctx.needs_input_grad[:3], strict=True)
+        )
     # Draws that share their weights are one contraction.
     parts = count if noisy else 1
     if shared and not noisy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ class Contraction:
         if self.transposed:
             weight = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
         weight = weight.flatten(1)
+        if weight.shape[1] == 0:
+            return weight.new_zeros(weight.shape[0])
         return torch.maximum(weight.amax(1), -weight.amin(1))  # the norm of order infinity takes ten times as long
 
     def beside_weight(self, values: Tensor, weight: Tensor) -> Tensor:
@@ -95,6 +98,8 @@ class Contraction:
 
 def largest_of(weight: Tensor) -> Tensor:
     """max |W|, 0-d, without a gradient."""
+    if weight.numel() == 0:
+        return weight.new_zeros(())
     low, high = torch.aminmax(weight.detach())
     return torch.maximum(high, -low)
 
@@ -176,9 +181,20 @@ class Device:
     operands: tuple[str, ...] = ()
     """The streams it draws from; two devices of a list may not share one."""
 
+    level_names: tuple[str, ...] = ()
+    """The attributes that are levels of its noise."""
+
     def scaled(self, factor: float | Tensor) -> Device:
-        """This device with the levels of its noise multiplied, as ``noise_state(level=...)`` does; most have none."""
-        return self
+        """This device with the levels of its noise multiplied, as ``noise_state(level=...)`` does."""
+        if self.operands and not self.level_names:
+            raise RuntimeError(f"{type(self).__name__}: a level needs `level_names` or `scaled` of a device that draws")
+        if not isinstance(factor, Tensor) and not 0 <= factor < math.inf:
+            raise ValueError(f"{type(self).__name__}.scaled: factor must be finite and not negative, got {factor}")
+        made = copy.copy(self)
+        for name in self.level_names:
+            level = getattr(self, name)
+            setattr(made, name, None if level is None else level * factor)
+        return made
 
     def input(self, x: Tensor, draw: Draw) -> Tensor:
         """What the contraction gets instead of the input x (rows, ...)."""

@@ -137,6 +137,8 @@ class ADC(_Converter):
 
 
 class _Column(Device):
+    level_names = ("sigma",)
+
     def __init__(self, sigma: float | Tensor) -> None:
         self.sigma = number(type(self).__name__, "sigma", sigma)
 

@@ -126,6 +126,7 @@ class DifferentialPair(Device):
     """
 
     operands = ("g_plus", "g_minus")
+    level_names = ("sigma",)
 
     def __init__(
         self,
@@ -150,7 +151,10 @@ class DifferentialPair(Device):
         held = weight.to(kept)
         largest = draw.largest(held, self.over)
         if self.levels is not None:
-            steps = ROUND[self.rounding](held / or_one(largest) * self.levels)
+            steps = held.double() / or_one(largest) * self.levels
+            if self.rounding == "floor":  # a weight that is on the grid but for its last bits stays there
+                steps = steps + 1e-6
+            steps = ROUND[self.rounding](steps).to(kept)
             held = straight_through(steps * (largest / self.levels), held)
         spread = (self.sigma / self.g_max).to(held.device, kept) * largest
         plus = torch.where(held >= 0, held, 0) + spread * draw.fixed(held.shape, "g_plus", dtype=kept)
@@ -206,6 +210,7 @@ class PCM(Device):
     """
 
     operands = ("programming", "drift", "read")
+    level_names = ("programming", "drift", "read")
     largest_conductance = 25.0  # microsiemens
     first_reading = 20.0  # seconds after programming
     reading = 250e-9  # seconds that one takes

@@ -7,6 +7,7 @@ of its own; any other device is a subclass of `Device` in plain torch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from noisykernels.contraction import Contraction, Device, Draw, as_autocast, as_given, largest_of
 from noisykernels.macs import MacNoise, deviation, explicit_products
-from noisykernels.noise import OPERANDS, Noise, level_tensor
+from noisykernels.noise import ID_LIMIT, OPERANDS, Noise, level_tensor
+from noisykernels.sites import SITE_LIMIT
 
 __all__ = ["InputNoise", "WeightNoise", "checked", "run"]
 
@@ -49,7 +51,7 @@ class InputNoise(Device):
 
     def scaled(self, factor: float | Tensor) -> InputNoise:
         """This noise with its levels multiplied."""
-        made = InputNoise()
+        made = copy.copy(self)
         made.noise = self.noise.scaled(factor)
         return made
 
@@ -108,6 +110,8 @@ class WeightNoise(Device):
         if relative not in (None, "layer", "channel"):
             raise ValueError(f"WeightNoise: relative must be None, 'layer' or 'channel', got {relative!r}")
         self.noise = _one_term("WeightNoise", Noise(add, mul, kind=kind, fold=fold))
+        if relative is not None and self.noise.add is None:
+            raise ValueError(f"WeightNoise: relative={relative!r} is about the level add, which is not given")
         self.relative = relative
 
     @classmethod
@@ -120,11 +124,15 @@ class WeightNoise(Device):
         """
         made = cls(relative=relative)
         made.noise = _one_term("WeightNoise", noise)
+        if relative is not None and noise.add is None:
+            raise ValueError(f"WeightNoise: relative={relative!r} is about the level add, which is not given")
         return made
 
     def scaled(self, factor: float | Tensor) -> WeightNoise:
         """This noise with its levels multiplied."""
-        return WeightNoise.of(self.noise.scaled(factor), self.relative)
+        made = copy.copy(self)
+        made.noise = self.noise.scaled(factor)
+        return made
 
     def levels(self, contraction: Contraction, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Levels as the operators take them for a weight."""
@@ -182,6 +190,13 @@ def run(
             f"{contraction.name}: dimension 0 holds draws x rows and must be a multiple of {count} draws, got "
             f"{x.shape[0]} (shared=True gives every draw the same rows)"
         )
+    each = x.shape[0] if shared or count == 0 else x.shape[0] // count
+    if rows is not None and rows.shape[0] != each:
+        raise ValueError(f"{contraction.name}: rows must hold one id for each of {each} rows, got {rows.shape[0]}")
+    if rows is None and isinstance(first_row, int) and first_row + each > ID_LIMIT:
+        raise ValueError(f"{contraction.name}: first_row and the {each} rows from it on must lie in [0, 2^32)")
+    if not 0 <= site < SITE_LIMIT:
+        raise ValueError(f"{contraction.name}: site must lie in [0, 2^24), got {site}")
     macs = next((d for d in devices if isinstance(d, MacNoise) and d.noisy), None)
     native = macs is None or (
         contraction.geometry is None
@@ -197,7 +212,6 @@ def run(
                 shared = False
         noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
         return _array(contraction, x, weight, bias, noise, macs, seed, site, draws, shared, rows, first_row)
-    each = x.shape[0] if shared or count == 0 else x.shape[0] // count
     whole = Draw(contraction, seed, site, None, rows, first_row, x.device)
     parts = []
     for d in range(count):
@@ -213,7 +227,8 @@ def run(
                 y = contraction(value, held)
                 if macs is not None:
                     spread = deviation(macs.levels(contraction, weight), contraction, value, held)
-                    y = (y + spread * draw.fresh(y.to(spread.dtype), "per_product")).to(y.dtype)
+                    mean = y.to(spread.dtype)
+                    y = torch.addcmul(mean, spread, draw.fresh(mean, "per_product")).to(y.dtype)
         for device in devices:
             y = device.output(y, draw)
         parts.append(y)

@@ -34,7 +34,7 @@ from noisykernels.nn import NoisyLayer
 from noisykernels.noise import Noise, factor_tensor, ids_tensor, seed_tensor
 from noisykernels.patches import keep_noise
 from noisykernels.sites import Placement, Site
-from noisykernels.trace import refuse_hidden_rows, refuse_unmatched, trace
+from noisykernels.trace import refuse_hidden_rows, refuse_idle_hardware, refuse_unmatched, trace
 
 __all__ = ["NoiseState", "inject", "noise_state", "remove", "sites"]
 
@@ -128,7 +128,9 @@ class inject:
                 refuse_hidden_rows(target, placement)
                 refuse_unmatched(target, placement)
             else:
-                refuse_unmatched(target, placement, trace(target, example_input))
+                traced = trace(target, example_input)
+                refuse_unmatched(target, placement, traced)
+                refuse_idle_hardware(placement, traced)
         except BaseException:
             remove(target)
             raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from noisykernels.contraction import Contraction, Device, Draw
-from noisykernels.noise import Noise, can_look
+from noisykernels.noise import Noise, can_look, level_tensor
 
 __all__ = ["MacNoise", "deviation", "explicit_products"]
 
@@ -50,6 +50,8 @@ class MacNoise(Device):
         torch.Size([2, 3])
     """
 
+    level_names = ("per_product", "per_step", "read")
+
     def __init__(
         self,
         per_product: float | Tensor = 0.0,
@@ -61,19 +63,14 @@ class MacNoise(Device):
     ) -> None:
         if relative not in (None, "layer", "channel"):
             raise ValueError(f"MacNoise: relative must be None, 'layer' or 'channel', got {relative!r}")
+        if relative is not None and not isinstance(read, Tensor) and read == 0:
+            raise ValueError(f"MacNoise: relative={relative!r} is about the level read, which is not given")
         self.relative, self.explicit = relative, bool(explicit)
         self.operands = ("per_product", "per_step", "read") if explicit else ("per_product",)
         self.per_product, self.per_step, self.read = (
             _number(name, value)
             for name, value in (("per_product", per_product), ("per_step", per_step), ("read", read))
         )
-
-    def scaled(self, factor: float | Tensor) -> MacNoise:
-        """This noise with its levels multiplied."""
-        made = MacNoise(relative=self.relative, explicit=self.explicit)
-        levels = (self.per_product, self.per_step, self.read)
-        made.per_product, made.per_step, made.read = (None if level is None else level * factor for level in levels)
-        return made
 
     @property
     def noisy(self) -> bool:
@@ -82,15 +79,17 @@ class MacNoise(Device):
 
     def levels(self, contraction: Contraction, weight: Tensor) -> Levels:
         """The levels of products, steps and readings: float64, 0-d or, of readings, (N)."""
-        read = self.read
+        per_product, per_step, read = (
+            level_tensor(contraction.name, name, getattr(self, name), weight, False) for name in self.level_names
+        )
         if read is not None and self.relative is not None:
             largest = contraction.largest(weight)
             read = read.to(largest.device) * (largest.max() if self.relative == "layer" else largest).double()
-        return self.per_product, self.per_step, read
+        return per_product, per_step, read
 
     def __repr__(self) -> str:
-        named = (("per_product", self.per_product), ("per_step", self.per_step), ("read", self.read))
-        parts = [f"{name}={level.item()!r}" for name, level in named if level is not None]
+        given = [(name, level) for name in self.level_names if (level := getattr(self, name)) is not None]
+        parts = [f"{name}={level.item()!r}" if can_look(level) else f"{name}=<[]>" for name, level in given]
         parts += [f"relative={self.relative!r}"] if self.relative else []
         parts += ["explicit=True"] if self.explicit else []
         return f"MacNoise({', '.join(parts)})"
@@ -117,10 +116,17 @@ def _power_of_two(largest: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(largest), torch.where(good, exponent, 0).clamp(-126, 126))
 
 
+def _good(level: Tensor) -> Tensor:
+    """NaN for a level that is NaN, negative or infinite, as in the kernels."""
+    return torch.where((level >= 0) & level.isfinite(), level, math.nan)
+
+
 def _root(square: Tensor) -> Tensor:
-    """Square root whose derivative at 0 is 0."""
+    """Square root whose derivatives at 0 are 0."""
+    if not square.requires_grad:
+        return square.sqrt()
     some = square > 0
-    return torch.where(some, torch.where(some, square, 1).sqrt(), square)
+    return torch.where(some, torch.where(some, square, 1).sqrt(), square.detach())  # 0, or NaN
 
 
 def deviation(levels: Levels, contraction: Contraction, x: Tensor, weight: Tensor) -> Tensor:
@@ -137,10 +143,10 @@ def deviation(levels: Levels, contraction: Contraction, x: Tensor, weight: Tenso
     """
     kept = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, weight = x.to(kept), weight.to(kept)
-    per_product, per_step, read = (None if level is None else level.to(x.device, kept) for level in levels)
+    per_product, per_step, read = (None if level is None else _good(level.to(x.device, kept)) for level in levels)
     linear = contraction.geometry is None
     item = (-1,) if linear else tuple(range(1, x.dim()))
-    size_x = _power_of_two(x.detach().abs().amax(item, keepdim=True))
+    size_x = x.new_ones(()) if x.numel() == 0 else _power_of_two(x.detach().abs().amax(item, keepdim=True))
     square_x = (x / size_x).square()
     terms: list[tuple[Tensor, Tensor]] = []  # factor and square of which it multiplies the root
     if per_product is not None:
@@ -164,6 +170,9 @@ def deviation(levels: Levels, contraction: Contraction, x: Tensor, weight: Tenso
         terms.append((per_step * math.sqrt(contraction.steps(weight)), x.new_ones(())))
     if not terms:
         return contraction(x, weight).new_zeros(())
+    if len(terms) == 1:
+        factor, square = terms[0]
+        return factor * _root(square)
     # sqrt(sum of factor^2 square), in units of the largest term.
     with torch.no_grad():
         unit = torch.stack(torch.broadcast_tensors(*(f * s.sqrt() for f, s in terms))).amax(0)
@@ -188,7 +197,9 @@ def explicit_products(
     """
     kind = x.dtype
     x, weight = (t.to(torch.float64 if kind == torch.float64 else torch.float32) for t in (x, weight))
-    per_product, per_step, read = (None if level is None else level.to(x.device, x.dtype) for level in given)
+    per_product, per_step, read = (None if level is None else _good(level.to(x.device, x.dtype)) for level in given)
+    if x.numel() == 0:
+        return contraction(x, weight).to(kind)
     clean = contraction(x[:1], weight)
     features, positions = contraction.features(weight), (clean[0].numel() // max(1, contraction.features(weight)))
     steps = contraction.steps(weight)

@@ -131,6 +131,11 @@ class SiteMode(TorchFunctionMode):
         self.modules: list[tuple[str, nn.Module]] = [("", root)]
         self.calls: dict[str, int] = {}
 
+    @property
+    def tracing(self) -> bool:
+        """Whether sites are only listed: then hardware is left out, as noise is."""
+        return self.record is not None
+
     def resumed(self) -> SiteMode:
         """A mode that goes on from here, for a later recomputation of what follows."""
         root = self.modules[0][1]
@@ -187,7 +192,7 @@ class SiteMode(TorchFunctionMode):
         noise = self.noise_at(name)
         if kind == "batch_norm":
             self._refuse_mixed_draws(name, args, kwargs)
-        if kind in CONTRACTION_KINDS and self.record is None:
+        if kind in CONTRACTION_KINDS and not self.tracing:
             hardware = self.placement.hardware_at(name, self.modules[-1][1])
             if hardware is not None:
                 return self._on_hardware(name, CONTRACTION_KINDS[kind], noise, hardware, args, kwargs, row_dim)
@@ -294,7 +299,7 @@ class SiteMode(TorchFunctionMode):
         own, hardware = self.placement.layers_own, kwargs.pop("hardware", None)
         chosen = noise if own else self.noise_at(name)
         hardware = hardware if own else self.placement.hardware_at(name, self.modules[-1][1])
-        if hardware is not None and self.record is None:
+        if hardware is not None and not self.tracing:
             return self._on_hardware(name, op, chosen, hardware, (x, *args), kwargs)
         alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
         if chosen is not None and self.record is None and not alone:

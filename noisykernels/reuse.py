@@ -92,6 +92,8 @@ class Reuse:
             size = (len(one.draws), one.rows)
             found = {k: labels.new_zeros((len(requests[k].levels), *size), dtype=torch.int8) for k in group}
             step = max(1, self.plan.near // (2 * self.suffix(one.site.name).near))
+            if isinstance(self.noises[one.which], WeightNoise):  # drawn anew for each part, whatever its rows
+                step = max(step, ROWS)
             for low in range(one.start - first, one.end - first, step):
                 high = min(low + step, one.end - first)
                 part = self._cut(one.site.name, clean, low, high, len(labels))

@@ -154,6 +154,8 @@ class VarianceAware:
             raise ValueError(f"VarianceAware: form must be one of {', '.join(FORMS)}, got {self.form!r}")
         if self.every is not None and self.every < 1:
             raise ValueError(f"VarianceAware: every must be at least 1 or None, got {self.every}")
+        if self.seed is None:
+            raise TypeError("VarianceAware: seed must be an int, got None: levels are a pure function of it")
         seed_tensor("VarianceAware", self.seed, torch.device("cpu"))
 
     def __call__(self, step: int, rows: Tensor | None = None) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from noisykernels.injected import begin, original_class, state_of
 from noisykernels.mode import Record
-from noisykernels.operations import KINDS
+from noisykernels.operations import CONTRACTION_KINDS, KINDS
 from noisykernels.sites import Placement, Site, kind_of, matches, site_ids
 
-__all__ = ["evaluating", "keeping_modes", "refuse_hidden_rows", "refuse_unmatched", "trace"]
+__all__ = ["evaluating", "keeping_modes", "refuse_hidden_rows", "refuse_idle_hardware", "refuse_unmatched", "trace"]
 
 
 @contextlib.contextmanager
@@ -118,6 +118,17 @@ def refuse_unmatched(model: nn.Module, placement: Placement, traced: list[Site] 
         if not any(matches(name, pattern) for name in names):
             known = names if traced is not None else ["input", *(p for p, _ in model.named_modules() if p)]
             raise ValueError(f"inject: {pattern!r} matches no site; the model has {', '.join(known)}")
+
+
+def refuse_idle_hardware(placement: Placement, traced: list[Site]) -> None:
+    """Hardware that no linear layer or convolution of the model would get is a mistake."""
+    contractions = [site.name for site in traced if site.kind in CONTRACTION_KINDS]
+    patterns = list(placement.hardware) if isinstance(placement.hardware, dict) else ["*"]
+    for pattern in patterns if placement.hardware is not None else ():
+        if not any(matches(name, pattern) for name in contractions):
+            known = ", ".join(contractions) or "none"
+            which = "" if pattern == "*" else f"that {pattern!r} matches "
+            raise ValueError(f"inject: hardware needs a linear layer or convolution {which}; the model has {known}")
 
 
 def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:

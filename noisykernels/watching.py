@@ -42,6 +42,7 @@ class _Watching(SiteMode):
 
     look: Look | None
     gradients: bool
+    tracing = False
 
     def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         self.record = None  # which is there only to have every site come here

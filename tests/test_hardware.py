@@ -90,7 +90,8 @@ def test_noisy_weights_are_the_oracles(case: dict[str, Any]) -> None:
     count = len(how.get("draws", [0]))
     eye = torch.eye(k, dtype=case["dtype"])
     x = eye if how.get("shared") or count == 1 else eye.repeat(count, 1)
-    device = nk.WeightNoise(**NOISES[case["noise"]], relative=case["relative"])
+    relative = None if case["noise"] == "mul" else case["relative"]
+    device = nk.WeightNoise(**NOISES[case["noise"]], relative=relative)
     before = torch.get_num_threads()
     torch.set_num_threads(case["threads"])
     try:
@@ -98,9 +99,7 @@ def test_noisy_weights_are_the_oracles(case: dict[str, Any]) -> None:
     finally:
         torch.set_num_threads(before)
     seen = y.view(count, k, n).transpose(1, 2).reshape(count * n, k)
-    assert_same_bits(
-        seen + 0.0, expected_weights(weight, NOISES[case["noise"]], case["relative"], how.get("draws")) + 0.0
-    )
+    assert_same_bits(seen + 0.0, expected_weights(weight, NOISES[case["noise"]], relative, how.get("draws")) + 0.0)
 
 
 @pytest.mark.parametrize("draws", list(DRAWS))
@@ -740,3 +739,131 @@ def test_training_with_noisy_weights_learns() -> None:
             optimizer.step()
             losses.append(float(loss.detach()))
     assert losses[-1] < 0.3 * losses[0]
+
+
+# --------------------------------------------------------------------------------------- levels and mistakes
+
+
+def test_bad_levels_in_a_graph_show() -> None:
+    """Where a level cannot be looked at, a bad one makes NaN, as everywhere; also beside good ones."""
+    x, w = torch.ones(2, 3), torch.ones(4, 3)
+    image, kernel = torch.ones(2, 3, 4, 4), torch.ones(4, 3, 3, 3)
+    for bad in (math.nan, -1.0, math.inf):
+        level = torch.tensor(1.0, dtype=torch.float64)
+        devices = [nk.MacNoise(per_product=level, per_step=0.1), nk.MacNoise(per_step=0.1, read=level)]
+        level.fill_(bad)
+        for device in devices:
+            with pytest.raises(ValueError, match="must be finite"):
+                nk.linear(x, w, hardware=[device], seed=1)
+            torch._dynamo.reset()
+            f = torch.compile(lambda device: nk.linear(x, w, hardware=[device], seed=1), backend="eager")
+            g = torch.compile(lambda device: nk.conv2d(image, kernel, hardware=[device], seed=1), backend="eager")
+            assert f(device).isnan().all() and g(device).isnan().all()
+
+
+def test_large_operands_are_no_nan() -> None:
+    x, w = torch.full((2, 50), 1e11), torch.full((3, 50), 1e8)
+    y = nk.linear(x, w, hardware=[nk.MacNoise(0.1, 0.0, 0.01)], **KEY)
+    assert y.isfinite().all() and not torch.equal(y, F.linear(x, w))
+
+
+def test_second_derivatives_where_there_is_no_noise_are_zero() -> None:
+    x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+    y = nk.linear(x, w, hardware=[nk.MacNoise(per_product=0.5)], seed=1)
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x, allow_unused=True)
+    assert second is None or (second == 0).all()
+
+
+def test_what_is_empty() -> None:
+    """No inputs, no outputs, no rows, no draws: sums of nothing, and gradients of zeros."""
+    for n, k in ((3, 0), (0, 3)):
+        for device in (
+            nk.WeightNoise(add=1.0, relative="layer"),
+            nk.WeightNoise(add=1.0, relative="channel"),
+            nk.PCM(),
+        ):
+            y = nk.linear(torch.ones(2, k), torch.ones(n, k), hardware=[device], seed=1)
+            assert y.shape == (2, n) and (y == 0).all()
+    explicit = [nk.MacNoise(0.1, 0.1, 0.1, explicit=True)]
+    assert nk.linear(torch.ones(0, 3), torch.ones(4, 3), hardware=explicit, seed=1).shape == (0, 4)
+    x, w, b = (
+        torch.ones(2, 3, requires_grad=True),
+        torch.ones(4, 3, requires_grad=True),
+        torch.ones(4, requires_grad=True),
+    )
+    nk.linear(x, w, b, hardware=[nk.WeightNoise(add=1.0)], seed=1, draws=[], shared=True).sum().backward()
+    assert all((t.grad == 0).all() for t in (x, w, b))
+
+
+def test_devices_that_are_subclasses_stay_so_at_another_level() -> None:
+    class Bounded(nk.WeightNoise):
+        def weight(self, weight: Tensor, draw: nk.Draw) -> Tensor:
+            return super().weight(weight, draw).clamp(-0.1, 0.1)
+
+    assert isinstance(Bounded(add=1.0).scaled(2.0), Bounded)
+    model, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
+    with nk.inject(model, None, hardware=[Bounded(add=1.0)], example_input=x):
+        with nk.noise_state(model, seed=1):
+            plain = model(x)
+        with nk.noise_state(model, seed=1, level=1.0):
+            assert_same_bits(model(x), plain)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [nk.PCM(), nk.DifferentialPair(0.2), nk.ColumnOffset(0.5), nk.ColumnGain(0.5)],
+    ids=lambda d: type(d).__name__,
+)
+def test_a_level_reaches_every_device(device: nk.Device) -> None:
+    model, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
+    with nk.inject(model, None, hardware=[device], example_input=x):
+        with nk.noise_state(model, seed=1, level=0.0):
+            silent = model(x)
+        with nk.noise_state(model, seed=1):
+            noisy = model(x)
+    torch.testing.assert_close(silent, model(x), rtol=0, atol=1e-6)
+    assert not torch.allclose(noisy, silent, atol=1e-3)
+
+    class Unscaled(nk.Device):
+        operands = ("programming",)
+
+    with nk.inject(model, None, hardware=[Unscaled()], example_input=x), nk.noise_state(model, seed=1, level=0.5):
+        with pytest.raises(RuntimeError, match="level_names"):
+            model(x)
+
+
+def test_measures_see_the_hardware() -> None:
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval(), torch.randn(50, 4)
+
+    def variance() -> float:
+        return next(r.variance for r in nk.site_statistics(model, x, seed=1) if r.site == "0:linear#0")
+
+    plain = variance()
+    with nk.inject(model, None, hardware=[nk.ColumnGain(30.0)], example_input=x):
+        assert variance() > 20 * plain
+    model[0] = nk.NoisyLinear(4, 3, hardware=[nk.ColumnGain(30.0)])
+    assert variance() > 20 * plain
+
+
+def test_hardware_that_nothing_gets_is_a_mistake() -> None:
+    x = torch.randn(2, 4)
+    noise = [nk.WeightNoise(add=0.1)]
+    for model, hardware in (
+        (torch.nn.Sequential(torch.nn.ReLU()), noise),
+        (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), {"1": noise}),
+    ):
+        with pytest.raises(ValueError, match="hardware needs a linear layer or convolution"):
+            nk.inject(model, None, hardware=hardware, example_input=x)
+    for wrong in (
+        lambda: nk.WeightNoise(mul=0.1, relative="layer"),
+        lambda: nk.MacNoise(per_product=0.1, relative="layer"),
+        lambda: nk.linear(x, torch.ones(3, 4), hardware=noise, rows=[1, 2, 3]),
+        lambda: nk.linear(x, torch.ones(3, 4), hardware=noise, first_row=2**32 - 1),
+        lambda: nk.linear(x, torch.ones(3, 4), hardware=[Neutral()], site=2**24),
+        lambda: nk.linear(x, torch.ones(3, 4), hardware=[nk.MacNoise(1e39)], seed=1),
+        lambda: nk.WeightNoise(add=0.1).scaled(-1.0),
+    ):
+        with pytest.raises(ValueError):
+            wrong()

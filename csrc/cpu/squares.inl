@@ -49,20 +49,21 @@ float square_scaled(const float* x, int64_t n, float s, float* y) {
 }
 
 // y = (x s)^2; returns 1 / s. s is 1, or, where the largest magnitude is not of a middle size (or infinite), the power
-// of two that brings it near one. Magnitudes below 2^-43 of the largest may count as zero.
+// of two that brings it near one: the sum of 2^32 products of two such squares is finite. Magnitudes below 2^-43 of the
+// largest may count as zero.
 template <class A>
 float square_row(const float* x, int64_t n, float* y) {
   const float largest = square_scaled<A>(x, n, 1.0f, y);
-  if ((largest > 0x1p-20f && largest < 0x1p40f) || largest == kInfinity<float>) return 1.0f;
+  if ((largest > 0x1p-20f && largest < 0x1p24f) || largest == kInfinity<float>) return 1.0f;
   const uint32_t field = float_bits(largest) >> 23, exponent = field < 1 ? 1 : (field > 253 ? 253 : field);
   square_scaled<A>(x, n, bits_float((254 - exponent) << 23), y);
   return bits_float(exponent << 23);
 }
 
-// sqrt(a^2 + b^2) for a, b >= 0, without overflow of the squares.
+// sqrt(a^2 + b^2) for a, b >= 0, without overflow of the squares; NaN if one of them is.
 template <class F>
 NK_HD F hypotenuse(F a, F b) {
-  const F h = larger(a, b), q = where_positive(h, div_rn(smaller(a, b), h));
+  const F h = max_or_nan(a, b), q = where_positive(h, div_rn(smaller(a, b), h));
   return mul_rn(h, sqrt_rn(fma_rn(q, q, splat<F>(1.0f))));
 }
 
