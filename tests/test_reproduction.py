@@ -87,33 +87,27 @@ def test_climb_finds_the_crossing(script: Callable[[str], ModuleType], monkeypat
     assert profiles.cell(profiles.climb({}, SITE, None, 0.95, 1.0, 10.0, 1)) == "< 1"
 
 
-def test_levels_of_images(script: Callable[[str], ModuleType]) -> None:
-    """Each image gets the noise of its own level, whatever the batch."""
-    unstable, nk = script("unstable"), script("scaffold").nk
-    network = script("scaffold").fresh("lenet5-bn", "fashion-mnist").eval()
-    x = torch.randn(3, 1, 28, 28)
-    noise = unstable.PerImage(network, x[:2])
-    with noise.injected(), torch.inference_mode():
-        noise.set(torch.tensor([0.0, 0.5, 2.0]))
-        with nk.noise_state(network, seed=1, rows=[5, 6, 7]):
-            together = network(x)
-        noise.set(torch.tensor([0.5]))
-        with nk.noise_state(network, seed=1, rows=[6]):
-            alone = network(x[1:2])
-    assert torch.allclose(together[1], alone[0], atol=1e-4)
-    assert torch.allclose(together[0], network(x[:1])[0], atol=1e-4)
-    assert not torch.allclose(together[2], network(x[2:])[0], atol=0.1)
+def test_level_that_fluctuates(script: Callable[[str], ModuleType]) -> None:
+    """Around a level of zero nothing fluctuates; else each image has a level of its own, new for each draw."""
+    unstable, scaffold = script("unstable"), script("scaffold")
+    network = scaffold.fresh("mlp-bn", "digits").eval()
+    data = scaffold.load("digits", "test", limit=50)
+    assert unstable.after_operations(network, data[0])[:2] == ["fc1:linear#0", "relu1:relu#0"]
+    assert unstable.accuracy(network, data, 0.0, 1.0, 2) == pytest.approx(scaffold.accuracies(network, data)[0])
+    rows = torch.arange(20000)
+    one, other = (unstable.normal(rows, 1, draw) for draw in (0, 1))
+    assert abs(float(one.mean())) < 5 / math.sqrt(len(rows)) and not torch.equal(one, other)  # five standard errors
+    assert torch.equal(unstable.normal(rows[7:9], 1, 0), one[7:9])
 
 
-def test_weight_noise(script: Callable[[str], ModuleType]) -> None:
-    """In units of the layer's largest weight, one value for each weight and chip."""
-    sharpness = script("sharpness")
-    network = torch.nn.Sequential(torch.nn.Linear(200, 300), torch.nn.BatchNorm1d(300))
-    one, other = (sharpness.noisy_weights(network, 0.1, seed=1, draw=draw)["0.weight"] for draw in (0, 1))
-    weight = network[0].weight
-    deviation = float((one - weight).detach().std() / weight.detach().abs().max())
-    assert abs(deviation - 0.1) < 0.1 * 5 / math.sqrt(2 * weight.numel())  # five standard errors
-    assert not torch.equal(one, other)
+def test_accuracies_of_chips(script: Callable[[str], ModuleType]) -> None:
+    """A chip keeps its number; without noise there is one."""
+    sharpness, scaffold = script("sharpness"), script("scaffold")
+    network = scaffold.fresh("mlp-bn", "digits").eval()
+    data = scaffold.load("digits", "test", limit=100)
+    assert sharpness.chip_accuracies(network, data, 0.0, range(4)) == scaffold.accuracies(network, data)
+    found = sharpness.chip_accuracies(network, data, 0.3, range(4))
+    assert len(set(found)) > 1 and sharpness.chip_accuracies(network, data, 0.3, [2]) == found[2:3]
 
 
 def test_repeats_on_several_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -10,17 +10,17 @@ Some 30 trainings on a sixth of Fashion-MNIST; about 12 minutes on one core.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from scaffold import TEST_SEED, Data, cached, main, mean, pyplot, show, spread, write
-from torch import Tensor, nn
+from scaffold import TEST_SEED, Data, accuracies, cached, main, mean, pyplot, show, spread, write
+from torch import nn
 
 import noisykernels as nk
 from noisykernels.augment import augmentation
 from noisykernels.data import load
-from noisykernels.sites import hashed_id
 
 ETA = 0.01
 METHODS: dict[
@@ -35,22 +35,17 @@ METHODS: dict[
 }
 
 
-def noisy_weights(network: nn.Module, level: float, seed: int, draw: int) -> dict[str, Tensor]:
-    """The weights of one chip: each with noise of `level` times the largest weight of its layer."""
-    weights = {f"{n}.weight": m.weight for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    chip = {}
-    for name, w in weights.items():
-        noise = nk.eps(w.shape, seed=seed, site=hashed_id(name), operand="weight", draw=draw)
-        chip[name] = w + level * w.detach().abs().max() * noise
-    return chip
+def array(level: float) -> list[nk.Device] | None:
+    """What holds the weights of a layer: noise of `level` times the largest of them, drawn once for each chip."""
+    return [nk.WeightNoise(add=level, relative="layer")] if level else None
 
 
-@torch.inference_mode()
-def chip_accuracy(network: nn.Module, data: Data, level: float, draw: int) -> float:
-    """Accuracy of one chip on all the data."""
-    chip = noisy_weights(network, level, TEST_SEED, draw)
-    found = [torch.func.functional_call(network, chip, (x,)).argmax(1) for x in data[0].split(1000)]
-    return float((torch.cat(found) == data[1]).float().mean())
+def chip_accuracies(network: nn.Module, data: Data, level: float, draws: Sequence[int]) -> list[float]:
+    """Accuracy of each chip on all the data; without noise there is but one."""
+    if not level:
+        return accuracies(network, data)
+    found: list[float] = nk.chips(network, data, hardware=array(level), draws=draws, seed=TEST_SEED).accuracy.tolist()
+    return found
 
 
 def trained_by(
@@ -61,6 +56,8 @@ def trained_by(
     noisy = level if method.endswith("noisy weights") else 0.0
     settings: dict[str, Any] = {"model": model, "data": data, "epochs": epochs, "limit": limit, "seed": seed}
     settings |= {"method": method, "rho": rho, "rate": rate, "noisy": noisy}
+    if noisy:
+        settings["hardware"] = "WeightNoise relative=layer"
 
     def fit(network: nn.Module) -> None:
         inputs, labels = load(data, "train", limit=limit)
@@ -76,16 +73,17 @@ def trained_by(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         network.train()
         step = 0
-        for _ in range(epochs):
-            for rows in torch.randperm(len(labels), generator=generator).split(128):
-                x, y = augment(inputs[rows], generator), labels[rows]
-                for _ in (0,) if kind is None else optimizer.passes():
-                    changed = noisy_weights(network, noisy, seed, step) if noisy else {}
-                    nn.functional.cross_entropy(torch.func.functional_call(network, changed, (x,)), y).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                step += 1
-            schedule.step()
+        with nk.inject(network, None, hardware=array(noisy), example_input=inputs[:2]):
+            for _ in range(epochs):
+                for rows in torch.randperm(len(labels), generator=generator).split(128):
+                    x, y = augment(inputs[rows], generator), labels[rows]
+                    for _ in (0,) if kind is None else optimizer.passes():
+                        with nk.noise_state(network, seed=seed, draws=[step]):
+                            nn.functional.cross_entropy(network(x), y).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    step += 1
+                schedule.step()
 
     return cached(settings, fit)
 
@@ -125,13 +123,13 @@ def run(
         "chosen": {},
         "methods": {},
     }
-    few = range(min(chips, 10))
+    few = range(1000, 1000 + min(chips, 10))
     tuning = []
     for method, (_, _, radii) in METHODS.items():
         scores = {}
         for rho in radii[:choices]:
             network = trained_by(method, rho, seed=0, **recipe)
-            scores[rho] = mean([chip_accuracy(network, aside, level, 1000 + draw) for draw in few])
+            scores[rho] = mean(chip_accuracies(network, aside, level, few))
         results["chosen"][method] = {"rho": max(scores, key=lambda r: scores[r]), "scores": scores}
         tuning.append([method, *(f"{r:g}: {s:.3f}" for r, s in scores.items()), *[""] * (choices - len(scores))])
     show(
@@ -145,7 +143,7 @@ def run(
         found = []
         for seed in range(trainings):
             network = trained_by(method, chosen["rho"], seed=seed, **recipe)
-            found.append([[chip_accuracy(network, test, v, draw) for draw in range(chips if v else 1)] for v in levels])
+            found.append([chip_accuracies(network, test, v, range(chips)) for v in levels])
         results["methods"][method] = found
         means = [[mean(f[i]) for f in found] for i in range(len(levels))]
         between_chips = [mean([spread(f[i]) for f in found]) for i in range(len(levels))]
