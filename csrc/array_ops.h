@@ -155,7 +155,7 @@ struct ArrayProducts {
       parts.w_scale = w_scale.data();
       parts.draw = d;
       parts.M = M, parts.K = K_, parts.N = N_;
-      const int64_t work = N_ * K_ * (M + 8 * weight_.noisy());  // a normal costs some eight multiply-adds
+      const int64_t work = N_ * K_ * (M + 8 * weight_.noisy());  // a normal costs as much as several multiply-adds
       cpu::parallel(N_, 16, static_cast<int>(std::min<int64_t>(threads(), 1 + work / kWorthAThread)),
                     &ArrayParts::by_columns, &parts);
     }
