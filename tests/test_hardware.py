@@ -10,39 +10,25 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from arrays import DEVICES, DRAWS, KEY, LAYERS, Neutral, layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators import assert_same_bits, covering
-from scipy.stats import chi2
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
 from noisykernels import _C, reference
-from noisykernels.contraction import Contraction
-from noisykernels.macs import deviation
 
-KEY: dict[str, Any] = dict(seed=2**63 + 5, site=9)
-DRAWS: dict[str, dict[str, Any]] = {
-    "one": dict(),
-    "numbered": dict(draws=[7]),
-    "shared": dict(draws=[5, 0, 2**32 - 1], shared=True),
-    "expanded": dict(draws=[3, 9]),
-}
 NOISES: dict[str, dict[str, Any]] = {
     "add": dict(add=0.25),
     "mul": dict(mul=0.5),
     "fold": dict(add=0.25, mul=0.5, fold=True),
     "uniform": dict(add=0.25, kind="uniform"),
 }
-
-
-class Neutral(nk.Device):
-    """Changes nothing, but is no noise of ours: the contraction is then run draw by draw in plain torch."""
 
 
 def scale_of(weight: Tensor, relative: str | None, over: tuple[int, ...]) -> Tensor:
@@ -151,36 +137,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 # ------------------------------------------------------------------------- the kernels against plain torch
 
-LAYERS: dict[str, dict[str, Any]] = {
-    "linear": dict(op=nk.linear, x=(4, 5), w=(3, 5)),
-    "linear 3-d": dict(op=nk.linear, x=(4, 2, 70), w=(33, 70)),
-    "conv2d": dict(op=nk.conv2d, x=(4, 6, 5, 5), w=(8, 3, 3, 3), padding=1, groups=2, stride=2),
-    "conv1d": dict(op=nk.conv1d, x=(4, 3, 9), w=(5, 3, 3), dilation=2),
-    "small conv_transpose2d": dict(op=nk.conv_transpose2d, x=(2, 2, 2, 2), w=(2, 1, 2, 2), groups=2, stride=2),
-    "conv_transpose2d": dict(op=nk.conv_transpose2d, x=(4, 4, 4, 4), w=(4, 3, 3, 3), groups=2, stride=2, padding=1),
-}
-DEVICES: dict[str, list[nk.Device]] = {
-    "weights": [nk.WeightNoise(add=0.1)],
-    "relative weights": [nk.WeightNoise(mul=0.3)],
-    "products": [nk.MacNoise(per_product=0.3)],
-    "reading": [nk.MacNoise(read=0.2, relative="channel")],
-    "steps": [nk.MacNoise(per_step=0.1)],
-    "all": [
-        nk.InputNoise(add=0.2),
-        nk.WeightNoise(add=0.3, relative="channel"),
-        nk.MacNoise(0.3, 0.2, 0.1, relative="layer"),
-    ],
-}
-
-
-def layer(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, list[Tensor], dict[str, Any]]:
-    how = dict(LAYERS[name])
-    op, x, w = how.pop("op"), how.pop("x"), how.pop("w")
-    n = w[1] * how.get("groups", 1) if "transpose" in name else w[0]
-    g = torch.Generator().manual_seed(3)
-    operands = [torch.randn(s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in (x, w, (n,))]
-    return op, operands, how
-
 
 def value_and_gradients(name: str, hardware: list[nk.Device], dtype: torch.dtype = torch.float32, **ids: Any) -> Any:
     op, operands, how = layer(name, dtype)
@@ -234,121 +190,6 @@ def test_input_noise_is_perturb_with_its_own_stream() -> None:
     y = nk.linear(x, w, hardware=[nk.InputNoise(mul=0.5)], **KEY, draws=[2, 4], rows=[7, 0, 3])
     expected = reference.perturb(x, nk.Noise(mul=0.5), **KEY, draws=[2, 4], rows=[7, 0, 3], operand="input")
     assert_same_bits(y, expected)
-
-
-# --------------------------------------------------------------------------- noise of products, steps, readings
-
-
-def products_one_by_one(x: Tensor, w: Tensor, m: float, a: float, s: float, draw: int) -> np.ndarray:
-    """The definition, in float64: eps of product k of output i is element i K + k of its row."""
-    rows, n, k = len(x), *w.shape
-    eps = {
-        name: reference.eps((rows, n * k), **KEY, operand=name, draw=draw).reshape(rows, n, k)
-        for name in ("per_product", "per_step", "read")
-    }
-    xd, wd = x.double().numpy()[:, None, :], w.double().numpy()[None]
-    return (xd * wd * (1 + m * eps["per_product"]) + a * eps["per_step"] + s * xd * eps["read"]).sum(-1)
-
-
-def test_explicit_products_are_the_definition() -> None:
-    x, w = torch.randn(3, 6), torch.randn(4, 6)
-    y = nk.linear(x, w, hardware=[nk.MacNoise(0.3, 0.2, 0.1, explicit=True)], **KEY, draws=[5])
-    assert np.abs(y.numpy() - products_one_by_one(x, w, 0.3, 0.2, 0.1, 5)).max() < 40 * 2**-24 * 30
-
-
-def test_explicit_products_of_a_convolution_are_those_of_its_patches() -> None:
-    """A convolution whose kernel covers the image is a linear layer."""
-    x, w = torch.randn(3, 4, 3, 2), torch.randn(5, 4, 3, 2)
-    device = nk.MacNoise(0.3, 0.2, 0.1, explicit=True)
-    y = nk.conv2d(x, w, hardware=[device], **KEY)
-    flat = nk.linear(x.flatten(1), w.flatten(1), hardware=[device], **KEY)
-    torch.testing.assert_close(y.flatten(1), flat, rtol=0, atol=30 * 24 * 2**-24)
-
-
-MACS = {
-    "product": dict(per_product=0.3),
-    "step": dict(per_step=0.2),
-    "read": dict(read=0.4),
-    "all": dict(per_product=0.2, per_step=0.1, read=0.1, relative="channel"),
-}
-
-
-@pytest.mark.parametrize("explicit", [False, True], ids=["folded", "explicit"])
-@pytest.mark.parametrize("levels", list(MACS))
-@pytest.mark.parametrize("name", ["linear", "conv2d", "conv_transpose2d"])
-def test_variance_of_noisy_products(name: str, levels: str, explicit: bool) -> None:
-    """Over 300 draws, each output's sum of squares over its variance is chi-square; false alarm 1e-6 in all cases."""
-    op, (x, w, _), how = layer(name)
-    x, w, count = x.detach()[:2], w.detach(), 300
-    y = op(
-        x, w, **how, hardware=[nk.MacNoise(**MACS[levels], explicit=explicit)], **KEY, draws=range(count), shared=True
-    )
-    wide = [t.double() for t in (x, w)]
-
-    def clean(p: Tensor, q: Tensor) -> Tensor:
-        name_ = name.removesuffix(" 3-d")
-        return getattr(F, name_)(p, q, **how)
-
-    m, a, s = (MACS[levels].get(key, 0.0) for key in ("per_product", "per_step", "read"))
-    taps = w.shape[0] // how.get("groups", 1) if "transpose" in name else w.shape[1]
-    steps = taps * math.prod(w.shape[2:])
-    n = clean(*wide).shape[1]
-    unit = torch.ones(n, dtype=torch.float64)
-    if MACS[levels].get("relative") == "channel":
-        parts = wide[1]
-        if "transpose" in name:
-            parts = parts.view(2, -1, *w.shape[1:]).transpose(1, 2).flatten(0, 1)
-        unit = parts.flatten(1).abs().amax(1)
-    unit = unit.view(-1, *[1] * (clean(*wide).dim() - 2))
-    squares = wide[0].square()
-    variance = m**2 * clean(squares, wide[1].square()) + a**2 * steps
-    variance = variance + (s * unit) ** 2 * clean(squares, torch.ones_like(wide[1]))
-    ratio = ((y.double().view(count, *variance.shape) - clean(*wide)).square() / variance).sum(0)
-    bound = 1e-6 / (24 * ratio.numel())
-    assert ratio.min() > chi2.ppf(bound, count) and ratio.max() < chi2.isf(bound, count)
-
-
-def test_folded_products_are_one_eps_for_each_output() -> None:
-    """Mean and deviation in float64, and the oracle's eps of operand per_product."""
-    x, w, b = torch.randn(5, 70), torch.randn(33, 70), torch.randn(33)
-    rows = [9, 2, 4, 0, 1]
-    y = nk.linear(x, w, b, hardware=[nk.MacNoise(per_product=0.3)], **KEY, draws=[3, 8], shared=True, rows=rows)
-    xd, wd = x.double(), w.double()
-    spread = 0.3 * (xd.square() @ wd.square().T).sqrt()
-    for i, draw in enumerate((3, 8)):
-        eps = reference.eps((5, 33), **KEY, operand="per_product", draw=draw, rows=np.array(rows))
-        expected = xd @ wd.T + b + spread * torch.from_numpy(eps).double()
-        # 70 products of up to 16, each step rounded once.
-        assert (y[5 * i : 5 * i + 5] - expected).abs().max() < 140 * 2**-24 * 100
-
-
-@pytest.mark.parametrize("x_scale", [1e-30, 1e-19, 1.0, 1e18, 1e30])
-@pytest.mark.parametrize("w_scale", [1e-30, 1e-6, 1.0, 1e7])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_squares_neither_overflow_nor_vanish(x_scale: float, w_scale: float, dtype: torch.dtype) -> None:
-    """A row of x and a feature of w in other units: the noise follows, although squares leave float32's range."""
-    if not 1e-33 < x_scale * w_scale < 1e36:
-        pytest.skip("the products themselves leave the range")
-    x, w = torch.randn(3, 40, dtype=dtype), torch.randn(6, 40, dtype=dtype)
-    of_row, of_feature = torch.ones(3, 1, dtype=dtype), torch.ones(6, 1, dtype=dtype)
-    of_row[1], of_feature[2] = x_scale, w_scale
-
-    def noise(x: Tensor, w: Tensor) -> Tensor:
-        device = nk.MacNoise(per_product=0.5, read=0.25, relative="channel")
-        return nk.linear(x, w, hardware=[device], **KEY) - F.linear(x, w)
-
-    back = noise(x * of_row, w * of_feature) / of_row / of_feature.T
-    spread = 0.5 * F.linear(x.square(), w.square()).sqrt()
-    # Noise is the difference of values some 40 times larger, of 40 products each rounded.
-    assert float(((back - noise(x, w)) / spread).abs().max()) < 40 * 40 * torch.finfo(dtype).eps
-
-
-def test_a_value_that_is_not_finite_shows() -> None:
-    for bad in (math.inf, math.nan):
-        x = torch.ones(2, 3)
-        x[1, 2] = bad
-        y = nk.linear(x, torch.ones(4, 3), hardware=[nk.MacNoise(per_product=0.1)], seed=1)
-        assert y[0].isfinite().all() and not y[1].isfinite().any()
 
 
 # ----------------------------------------------------------------------------------------------- invariances
@@ -515,40 +356,6 @@ def test_vmap_autocast_checkpoint_and_functional_gradients() -> None:
     torch.testing.assert_close(functional, kept, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("explicit", [False, True], ids=["folded", "explicit"])
-@pytest.mark.parametrize("name", ["linear", "conv2d", "conv_transpose2d"])
-def test_noise_of_products_under_autocast(name: str, explicit: bool) -> None:
-    """What comes out is of the half type, the noise within is that of float32. The operands have no more digits."""
-    op, operands, how = layer(name)
-    x, w, b = (t.detach().bfloat16().float() for t in operands)
-    hardware = [nk.MacNoise(0.3, 0.2, 0.1, relative="channel", explicit=explicit)]
-    ids: dict[str, Any] = dict(how, hardware=hardware, **KEY, draws=[3, 1], shared=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        low, biased = op(x, w, **ids), op(x, w, b, **ids)
-    wide, clean = op(x, w, **ids), op(x, w, **{**ids, "hardware": [Neutral()]})
-    assert low.dtype == biased.dtype == torch.bfloat16
-    if explicit:
-        assert_same_bits(low, wide.bfloat16())
-    else:  # the product is rounded, then its sum with the noise
-        assert ((low.float() - wide).abs() <= 1.01 * 2.0**-8 * (wide.abs() + clean.abs())).all()
-    assert_same_bits(op(x.bfloat16(), w.bfloat16(), **ids), low)  # half types without autocast
-
-    def f(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return op(x, w, **how, hardware=hardware, seed=torch.tensor(5), site=2)
-
-    torch._dynamo.reset()
-    assert_same_bits(torch.compile(f, fullgraph=True, backend="eager")(x), f(x))
-
-
-def test_noise_of_half_types_is_not_rounded_product_by_product() -> None:
-    """Steps of 2^-7 in bfloat16: the sum of 512 explicit products is that of float32, rounded once."""
-    x, w = torch.randn(2, 512).bfloat16(), torch.randn(3, 512).bfloat16()
-    device = [nk.MacNoise(0.3, 0.2, 0.1, explicit=True)]
-    wide = nk.linear(x.float(), w.float(), hardware=device, **KEY)
-    assert_same_bits(nk.linear(x, w, hardware=device, **KEY), wide.bfloat16())
-
-
 def test_forward_derivatives_are_refused() -> None:
     x, w = torch.randn(2, 3), torch.randn(4, 3)
     with pytest.raises(NotImplementedError, match="forward-mode"):
@@ -620,250 +427,3 @@ def test_errors_name_what_is_wrong() -> None:
     leaf = w.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="fold=True"):
         nk.linear(x, leaf, hardware=[nk.WeightNoise(add=0.1, mul=0.1, fold=True)], seed=1)
-
-
-def test_a_deviation_is_a_pure_function_of_its_operands() -> None:
-    """The composite form takes any contraction; with one product it is the level times that product."""
-    x, w = torch.tensor([[3.0]]), torch.tensor([[-2.0]])
-    levels = nk.MacNoise(per_product=0.5, per_step=1.5, read=2.0).levels(Contraction("linear"), w)
-    expected = math.sqrt((0.5 * 6) ** 2 + 1.5**2 + (2.0 * 3) ** 2)
-    assert float(deviation(levels, Contraction("linear"), x, w)) == pytest.approx(expected, rel=1e-6)
-
-
-# ------------------------------------------------------------------------------------------ layers and models
-
-
-def network() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(1, 4, 3, padding=1),
-        torch.nn.BatchNorm2d(4),
-        torch.nn.ReLU(),
-        torch.nn.Flatten(),
-        torch.nn.Linear(4 * 64, 10),
-    ).eval()
-
-
-def test_hardware_of_an_injected_model_is_that_of_its_operators() -> None:
-    model, x = network(), torch.randn(3, 1, 8, 8)
-    hardware = DEVICES["all"]
-    ids = {s.name: s.id for s in nk.sites(model, x)}
-    with nk.inject(model, {"0": nk.Noise(add=0.1)}, hardware=hardware, example_input=x):
-        with nk.noise_state(model, seed=4, draws=[2, 5], rows=[8, 1, 3]):
-            y = model(x)
-    key = dict(seed=4, draws=[2, 5], rows=[8, 1, 3])
-    conv, norm, *_, last = model
-    z = nk.conv2d(x, conv.weight, conv.bias, padding=1, hardware=hardware, noise=nk.Noise(add=0.1), shared=True,
-                  site=ids["0:conv2d#0"], **key)  # fmt: skip
-    z = torch.relu(norm(z)).flatten(1)
-    expected = nk.linear(z, last.weight, last.bias, hardware=hardware, site=ids["4:linear#0"], **key)
-    # The injected model's input is repeated before the first layer, so contractions are cut otherwise.
-    torch.testing.assert_close(y, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
-
-
-def test_hardware_of_some_layers() -> None:
-    model, x = network(), torch.randn(3, 1, 8, 8)
-    noise = [nk.WeightNoise(add=0.5)]
-    ways = {
-        "dict": {"0": noise},
-        "function": lambda name, module: noise if isinstance(module, torch.nn.Conv2d) else None,
-    }
-    outs = []
-    for hardware in ways.values():
-        with nk.inject(model, None, hardware=hardware, example_input=x), nk.noise_state(model, seed=4):
-            outs.append(model(x))
-    layers = network()
-    layers[0] = nk.NoisyConv2d(1, 4, 3, padding=1, hardware=noise)
-    layers.load_state_dict(model.state_dict())
-    with nk.inject(layers.eval(), None, example_input=x), nk.noise_state(layers, seed=4):
-        outs.append(layers(x))
-    assert_same_bits(outs[0], outs[1])
-    assert_same_bits(outs[0], outs[2])
-    assert not torch.equal(outs[0], model(x))
-    with pytest.raises(ValueError, match="matches no site"):
-        nk.inject(model, None, hardware={"convolution": noise}, example_input=x)
-    with pytest.raises(TypeError, match="list of devices"):
-        nk.inject(model, None, hardware=nk.Noise(add=1.0))
-
-
-def test_hardware_where_rows_lie_elsewhere() -> None:
-    """Attention's projections have their rows along dimension 1."""
-    torch.manual_seed(0)
-    model = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0).eval()
-    x = torch.randn(5, 3, 8)
-    with nk.inject(model, None, hardware=DEVICES["all"], example_input=x[:, :2], row_dims={"input": 1}):
-        with nk.noise_state(model, seed=4, rows=[0, 1, 2]):
-            whole = model(x)
-        with nk.noise_state(model, seed=4, rows=[2]):
-            alone = model(x[:, 2:])
-    torch.testing.assert_close(alone, whole[:, 2:], rtol=0, atol=1e-5)
-    assert not torch.allclose(whole, model(x), atol=0.01)
-
-
-def test_a_level_scales_the_noise_of_hardware() -> None:
-    model, x = network(), torch.randn(3, 1, 8, 8)
-    scaled = [d.scaled(0.5) for d in DEVICES["all"]]
-    with nk.inject(model, None, hardware=DEVICES["all"], example_input=x):
-        with nk.noise_state(model, seed=4, level=0.5):
-            half = model(x)
-        with pytest.raises(RuntimeError, match="no level for each"), nk.noise_state(model, seed=4, level=torch.ones(3)):
-            model(x)
-    with nk.inject(model, None, hardware=scaled, example_input=x), nk.noise_state(model, seed=4):
-        assert_same_bits(half, model(x))
-
-
-def test_layers_alone_draw_afresh_and_can_be_switched() -> None:
-    x = torch.randn(4, 6)
-    layer = nk.NoisyLinear(6, 3, hardware=[nk.WeightNoise(add=0.5)], in_eval=False)
-    torch.manual_seed(1)
-    first, second = layer(x), layer(x)
-    torch.manual_seed(1)
-    assert_same_bits(layer(x), first)
-    assert not torch.equal(first, second)
-    assert_same_bits(layer.eval()(x), F.linear(x, layer.weight, layer.bias))
-    assert "hardware=[WeightNoise(add=0.5)]" in repr(layer)
-
-
-def test_training_with_noisy_weights_learns() -> None:
-    """Loss falls under the same chips, through every kernel's gradient."""
-    torch.manual_seed(0)
-    model, x, y = network().train(), torch.randn(40, 1, 8, 8), torch.arange(40) % 10
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    losses = []
-    with nk.inject(model, None, hardware=[nk.WeightNoise(add=0.05, relative="layer")], example_input=x[:2]):
-        for step in range(30):
-            with nk.noise_state(model, seed=4, draws=[step]):
-                loss = F.cross_entropy(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-    assert losses[-1] < 0.3 * losses[0]
-
-
-# --------------------------------------------------------------------------------------- levels and mistakes
-
-
-def test_bad_levels_in_a_graph_show() -> None:
-    """Where a level cannot be looked at, a bad one makes NaN, as everywhere; also beside good ones."""
-    x, w = torch.ones(2, 3), torch.ones(4, 3)
-    image, kernel = torch.ones(2, 3, 4, 4), torch.ones(4, 3, 3, 3)
-    for bad in (math.nan, -1.0, math.inf):
-        level = torch.tensor(1.0, dtype=torch.float64)
-        devices = [nk.MacNoise(per_product=level, per_step=0.1), nk.MacNoise(per_step=0.1, read=level)]
-        level.fill_(bad)
-        for device in devices:
-            with pytest.raises(ValueError, match="must be finite"):
-                nk.linear(x, w, hardware=[device], seed=1)
-            torch._dynamo.reset()
-            f = torch.compile(lambda device: nk.linear(x, w, hardware=[device], seed=1), backend="eager")
-            g = torch.compile(lambda device: nk.conv2d(image, kernel, hardware=[device], seed=1), backend="eager")
-            assert f(device).isnan().all() and g(device).isnan().all()
-
-
-def test_large_operands_are_no_nan() -> None:
-    x, w = torch.full((2, 50), 1e11), torch.full((3, 50), 1e8)
-    y = nk.linear(x, w, hardware=[nk.MacNoise(0.1, 0.0, 0.01)], **KEY)
-    assert y.isfinite().all() and not torch.equal(y, F.linear(x, w))
-
-
-def test_second_derivatives_where_there_is_no_noise_are_zero() -> None:
-    x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
-    w = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
-    y = nk.linear(x, w, hardware=[nk.MacNoise(per_product=0.5)], seed=1)
-    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), x, allow_unused=True)
-    assert second is None or (second == 0).all()
-
-
-def test_what_is_empty() -> None:
-    """No inputs, no outputs, no rows, no draws: sums of nothing, and gradients of zeros."""
-    for n, k in ((3, 0), (0, 3)):
-        for device in (
-            nk.WeightNoise(add=1.0, relative="layer"),
-            nk.WeightNoise(add=1.0, relative="channel"),
-            nk.PCM(),
-        ):
-            y = nk.linear(torch.ones(2, k), torch.ones(n, k), hardware=[device], seed=1)
-            assert y.shape == (2, n) and (y == 0).all()
-    explicit = [nk.MacNoise(0.1, 0.1, 0.1, explicit=True)]
-    assert nk.linear(torch.ones(0, 3), torch.ones(4, 3), hardware=explicit, seed=1).shape == (0, 4)
-    x, w, b = (
-        torch.ones(2, 3, requires_grad=True),
-        torch.ones(4, 3, requires_grad=True),
-        torch.ones(4, requires_grad=True),
-    )
-    nk.linear(x, w, b, hardware=[nk.WeightNoise(add=1.0)], seed=1, draws=[], shared=True).sum().backward()
-    assert all((t.grad == 0).all() for t in (x, w, b))
-
-
-def test_devices_that_are_subclasses_stay_so_at_another_level() -> None:
-    class Bounded(nk.WeightNoise):
-        def weight(self, weight: Tensor, draw: nk.Draw) -> Tensor:
-            return super().weight(weight, draw).clamp(-0.1, 0.1)
-
-    assert isinstance(Bounded(add=1.0).scaled(2.0), Bounded)
-    model, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
-    with nk.inject(model, None, hardware=[Bounded(add=1.0)], example_input=x):
-        with nk.noise_state(model, seed=1):
-            plain = model(x)
-        with nk.noise_state(model, seed=1, level=1.0):
-            assert_same_bits(model(x), plain)
-
-
-@pytest.mark.parametrize(
-    "device",
-    [nk.PCM(), nk.DifferentialPair(0.2), nk.ColumnOffset(0.5), nk.ColumnGain(0.5)],
-    ids=lambda d: type(d).__name__,
-)
-def test_a_level_reaches_every_device(device: nk.Device) -> None:
-    model, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
-    with nk.inject(model, None, hardware=[device], example_input=x):
-        with nk.noise_state(model, seed=1, level=0.0):
-            silent = model(x)
-        with nk.noise_state(model, seed=1):
-            noisy = model(x)
-    torch.testing.assert_close(silent, model(x), rtol=0, atol=1e-6)
-    assert not torch.allclose(noisy, silent, atol=1e-3)
-
-    class Unscaled(nk.Device):
-        operands = ("programming",)
-
-    with nk.inject(model, None, hardware=[Unscaled()], example_input=x), nk.noise_state(model, seed=1, level=0.5):
-        with pytest.raises(RuntimeError, match="level_names"):
-            model(x)
-
-
-def test_measures_see_the_hardware() -> None:
-    model, x = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval(), torch.randn(50, 4)
-
-    def variance() -> float:
-        return next(r.variance for r in nk.site_statistics(model, x, seed=1) if r.site == "0:linear#0")
-
-    plain = variance()
-    with nk.inject(model, None, hardware=[nk.ColumnGain(30.0)], example_input=x):
-        assert variance() > 20 * plain
-    model[0] = nk.NoisyLinear(4, 3, hardware=[nk.ColumnGain(30.0)])
-    assert variance() > 20 * plain
-
-
-def test_hardware_that_nothing_gets_is_a_mistake() -> None:
-    x = torch.randn(2, 4)
-    noise = [nk.WeightNoise(add=0.1)]
-    for model, hardware in (
-        (torch.nn.Sequential(torch.nn.ReLU()), noise),
-        (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), {"1": noise}),
-    ):
-        with pytest.raises(ValueError, match="hardware needs a linear layer or convolution"):
-            nk.inject(model, None, hardware=hardware, example_input=x)
-    for wrong in (
-        lambda: nk.WeightNoise(mul=0.1, relative="layer"),
-        lambda: nk.MacNoise(per_product=0.1, relative="layer"),
-        lambda: nk.linear(x, torch.ones(3, 4), hardware=noise, rows=[1, 2, 3]),
-        lambda: nk.linear(x, torch.ones(3, 4), hardware=noise, first_row=2**32 - 1),
-        lambda: nk.linear(x, torch.ones(3, 4), hardware=[Neutral()], site=2**24),
-        lambda: nk.linear(x, torch.ones(3, 4), hardware=[nk.MacNoise(1e39)], seed=1),
-        lambda: nk.WeightNoise(add=0.1).scaled(-1.0),
-    ):
-        with pytest.raises(ValueError):
-            wrong()
