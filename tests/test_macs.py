@@ -204,3 +204,15 @@ def test_second_derivatives_where_there_is_no_noise_are_zero() -> None:
     (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x, allow_unused=True)
     assert second is None or (second == 0).all()
+
+
+def test_scales_of_squares_belong_to_their_features() -> None:
+    """In several panels of features, some of them in other units; against float64."""
+    x, w = torch.randn(4, 1000), torch.randn(300, 1000)
+    units = 10.0 ** (torch.arange(300) % 7 * 4 - 12)[:, None].double()
+    w = (w * units).float()
+    y = nk.linear(x, w, hardware=[nk.MacNoise(per_product=0.5)], **KEY)
+    xd, wd = x.double(), w.double()
+    eps = torch.from_numpy(reference.eps((4, 300), **KEY, operand="per_product", draw=0)).double()
+    expected = xd @ wd.T + 0.5 * (xd.square() @ wd.square().T).sqrt() * eps
+    assert ((y - expected) / units.T).abs().max() < 1000 * 2**-24 * 16  # products of up to 16, each rounded once
