@@ -23,6 +23,7 @@ from noisykernels.convolutions import (
 from noisykernels.denoising import DenoisingBlock, denoising_sites, insert_denoising
 from noisykernels.devices import PCM, DifferentialPair
 from noisykernels.engine import walk
+from noisykernels.flatness import m_sharpness
 from noisykernels.gradients import gradient_norms
 from noisykernels.hardware import InputNoise, WeightNoise
 from noisykernels.headers import get_include
@@ -102,6 +103,7 @@ __all__ = [
     "inject",
     "insert_denoising",
     "linear",
+    "m_sharpness",
     "matmul",
     "noise_state",
     "noisy_steps",
