@@ -127,14 +127,10 @@ class SiteMode(TorchFunctionMode):
         super().__init__()
         self.placement, self.key, self.ids, self.row_dims = placement, key, ids, row_dims
         self.record = record
+        self.tracing = record is not None  # sites are only listed: hardware is left out, as noise is
         self.compiled = torch.compiler.is_compiling()
         self.modules: list[tuple[str, nn.Module]] = [("", root)]
         self.calls: dict[str, int] = {}
-
-    @property
-    def tracing(self) -> bool:
-        """Whether sites are only listed: then hardware is left out, as noise is."""
-        return self.record is not None
 
     def resumed(self) -> SiteMode:
         """A mode that goes on from here, for a later recomputation of what follows."""

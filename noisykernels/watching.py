@@ -42,7 +42,6 @@ class _Watching(SiteMode):
 
     look: Look | None
     gradients: bool
-    tracing = False
 
     def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         self.record = None  # which is there only to have every site come here
@@ -72,7 +71,7 @@ class _Watching(SiteMode):
 def _watching(look: Look | None, gradients: bool) -> Callable[..., SiteMode]:
     def make(*args: Any) -> SiteMode:
         mode = _Watching(*args)
-        mode.look, mode.gradients, mode.record = look, gradients, []
+        mode.look, mode.gradients, mode.record, mode.tracing = look, gradients, [], False
         return mode
 
     return make
