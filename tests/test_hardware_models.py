@@ -211,3 +211,27 @@ def test_hardware_that_nothing_gets_is_a_mistake() -> None:
     ):
         with pytest.raises(ValueError):
             wrong()
+
+
+def test_votes_of_chips() -> None:
+    """One execution is right as often as chips are on average."""
+    model, x = network(), torch.randn(60, 1, 8, 8)
+    data = x, model(x).argmax(1)
+    hardware = [nk.WeightNoise(add=0.3, relative="layer")]
+    votes = nk.vote(model, data, noise=None, hardware=hardware, draws=9, seed=3, kinds="majority")
+    found = nk.chips(model, data, hardware=hardware, draws=9, seed=3)
+    curve = votes.curves["majority"].accuracy
+    assert curve[0] == pytest.approx(found.mean, abs=1e-12) and curve[8] > curve[0]
+
+
+def test_batch_norms_are_recalibrated_under_hardware() -> None:
+    """The statistics are those of the noisy layer."""
+    model, x = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4)), torch.randn(500, 6)
+    hardware = [nk.ColumnOffset(5.0)]
+    with nk.inject(model, None, hardware=hardware, example_input=x[:2]):
+        nk.recalibrate_bn(model, x, seed=4, batch_size=500)
+    sites = {s.name: s.id for s in nk.sites(model, x[:2])}
+    layer = model[0]
+    y = nk.linear(x, layer.weight, layer.bias, hardware=hardware, seed=4, site=sites["0:linear#0"])
+    torch.testing.assert_close(model[1].running_mean, y.mean(0), rtol=1e-5, atol=1e-5)
+    assert float((model[1].running_mean - layer(x).mean(0)).abs().max()) > 1
