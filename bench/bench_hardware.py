@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import noisykernels as nk
+from noisykernels.data import load
+from noisykernels.train import trained
 
 SEED = torch.tensor(1)
 WEIGHT_BARS = {1: 7.0, 32: 1.8, 256: 1.3}
@@ -154,6 +156,40 @@ def test_training_step(contest: Any) -> None:
         ours=lambda: gradients(lambda: nk.linear(x, w, b, hardware=hardware, seed=SEED), (x, w, b)),
         baseline=lambda: gradients(lambda: F.linear(x, w, b), (x, w, b)),
         **{"plain randn": lambda: gradients(lambda: F.linear(x, w + 0.1 * torch.randn_like(w), b), (x, w, b))},
+    )
+
+
+def test_walk(contest: Any) -> None:
+    """A grid over the weights of LeNet-5-BN, against the whole model run for each layer, level and chip in plain torch,
+    and against our engine that runs the whole model too.
+    """
+    torch.set_num_threads(2)
+    model = trained("lenet5-bn", "fashion-mnist", epochs=3).eval()
+    x, y = load("fashion-mnist", "test", limit=1000)
+    levels, count = [0.02, 0.05, 0.1, 0.2, 0.5], 8
+    noise = nk.WeightNoise(add=1.0, relative="layer")
+    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+
+    def walk(engine: str) -> nk.Study:
+        return nk.walk(model, (x, y), noise=noise, target="weight", levels=levels, draws=count, seed=1, engine=engine)
+
+    def plain() -> list[float]:
+        found = []
+        for name in names:
+            weight = model.get_submodule(name).weight
+            for level in levels:
+                for _ in range(count):
+                    chip = {f"{name}.weight": weight + level * weight.abs().max() * torch.randn_like(weight)}
+                    scores = torch.func.functional_call(model, chip, (x,))
+                    found.append(float((scores.argmax(1) == y).float().mean()))
+        return found
+
+    contest(
+        "walk over weights, LeNet-5-BN, 5 levels x 8 chips",
+        ours=lambda: walk("auto"),
+        baseline=plain,
+        rounds=3,
+        **{"whole model": lambda: walk("plain")},
     )
 
 
