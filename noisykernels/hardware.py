@@ -107,12 +107,14 @@ class WeightNoise(Device):
         kind: str = "gaussian",
         fold: bool = False,
     ) -> None:
+        self._hold(Noise(add, mul, kind=kind, fold=fold), relative)
+
+    def _hold(self, noise: Noise, relative: str | None) -> None:
         if relative not in (None, "layer", "channel"):
             raise ValueError(f"WeightNoise: relative must be None, 'layer' or 'channel', got {relative!r}")
-        self.noise = _one_term("WeightNoise", Noise(add, mul, kind=kind, fold=fold))
-        if relative is not None and self.noise.add is None:
+        if relative is not None and noise.add is None:
             raise ValueError(f"WeightNoise: relative={relative!r} is about the level add, which is not given")
-        self.relative = relative
+        self.noise, self.relative = _one_term("WeightNoise", noise), relative
 
     @classmethod
     def of(cls, noise: Noise, relative: str | None = None) -> WeightNoise:
@@ -122,10 +124,8 @@ class WeightNoise(Device):
             >>> WeightNoise.of(Noise(mul=0.1))
             WeightNoise(mul=0.1)
         """
-        made = cls(relative=relative)
-        made.noise = _one_term("WeightNoise", noise)
-        if relative is not None and noise.add is None:
-            raise ValueError(f"WeightNoise: relative={relative!r} is about the level add, which is not given")
+        made = object.__new__(cls)
+        made._hold(noise, relative)
         return made
 
     def scaled(self, factor: float | Tensor) -> WeightNoise:
