@@ -72,6 +72,10 @@ struct Deviations {
   float per_step = 0;                  // level times the root of the number of steps
 };
 
+struct Serial;
+struct SerialGradient;
+struct Quantize;  // serial.h
+
 namespace cpu {
 
 // Whether rows of n values are drawn several at a time. Alone, a row is drawn in steps of 16 blocks of four: wasteful
@@ -91,6 +95,9 @@ struct Kernels {
   void (*separate_pool)(const PoolEpilogue&, int64_t begin_plane, int64_t end_plane);
   float (*square_row)(const float* x, int64_t n, float* y);
   void (*deviations)(const Deviations&, float* v);
+  void (*serial)(const Serial&, int64_t begin, int64_t end);                   // blocks of outputs
+  void (*serial_gradient)(const SerialGradient&, int64_t begin, int64_t end);  // groups of kStepsTogether steps
+  void (*quantize)(const Quantize&, int64_t begin, int64_t end);               // values
 };
 extern const Kernels kPortable;
 extern const Kernels kAvx2;
@@ -106,6 +113,9 @@ bool set_level(const char* name);
 // The whole of an epilogue on at most `threads` threads; serial inside another parallel region or in a forked child.
 void run(const Kernels&, const Epilogue&, int threads);
 void run(const Kernels&, const PoolEpilogue&, int threads);
+void run(const Kernels&, const Serial&, int threads);
+void run(const Kernels&, const SerialGradient&, int threads);
+void run(const Kernels&, const Quantize&, int threads);
 
 // f(begin, end) over [0, total) cut at multiples of grain, one contiguous part for each thread.
 void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context);

@@ -6,6 +6,7 @@
 #include <climits>
 
 #include "array_ops.h"
+#include "serial_ops.h"
 
 namespace noisykernels {
 namespace {
@@ -361,6 +362,13 @@ STABLE_TORCH_LIBRARY(noisykernels, m) {
   m.def(
       "separate_max_pool2d(Tensor x, Tensor? direction, Tensor levels, bool relu, int[] kernel_size, int[] stride, "
       "int[] padding) -> Tensor");
+  m.def("quantize(Tensor x, float[] format, Tensor seed, Tensor? draws, Tensor? rows, SymInt first_row, int site, "
+        "int operand) -> Tensor");
+  m.def(
+      "serial(Tensor a, Tensor b, Tensor? order, float[] product, float[] sum, float low, float high, float leak, "
+      "float synapse_limit, float synapse_decay, bool synapse, Tensor? step_noise, SymInt outputs, Tensor seed, "
+      "Tensor? draws, Tensor? rows, SymInt first_row, int site, bool masked, bool track) -> Tensor");
+  m.def("serial_gradient(Tensor grad, Tensor last, Tensor a, Tensor b, Tensor position) -> (Tensor, Tensor)");
 }
 
 template <class Library>
@@ -375,6 +383,9 @@ void implement(Library& m) {
   m.impl("perturb_relu_max_pool2d", TORCH_BOX(&noisykernels::perturb_relu_max_pool2d));
   m.impl("separate", TORCH_BOX(&noisykernels::separate));
   m.impl("separate_max_pool2d", TORCH_BOX(&noisykernels::separate_max_pool2d));
+  m.impl("quantize", TORCH_BOX(&noisykernels::quantize));
+  m.impl("serial", TORCH_BOX(&noisykernels::serial));
+  m.impl("serial_gradient", TORCH_BOX(&noisykernels::serial_gradient));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) { implement(m); }

@@ -6,7 +6,8 @@ import torch as torch  # the compiled module needs torch's libraries in the proc
 
 from noisykernels import _C as _C
 from noisykernels import array_rules as array_rules
-from noisykernels import rules as rules  # both register autograd, fake, vmap and autocast
+from noisykernels import rules as rules  # these register autograd, fake, vmap and autocast
+from noisykernels import serial_rules as serial_rules
 from noisykernels._C import STREAM_VERSION, build_info
 from noisykernels.chip_study import chips
 from noisykernels.compare import compare

@@ -215,6 +215,7 @@ class Serial(Arithmetic):
                 draw.first_row + (first if rows is None else 0),
                 draw.site,
                 self.gradient == "masked",
+                False,
             )
             parts.append(sums.reshape(shape))
         if not parts:

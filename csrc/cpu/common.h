@@ -7,7 +7,7 @@
 #include <memory>
 #include <new>
 
-#include "../values.h"
+#include "../serial.h"
 
 namespace noisykernels::cpu {
 

@@ -150,4 +150,47 @@ void run(const Kernels& kernels, const PoolEpilogue& e, int threads) {
       &context);
 }
 
+namespace {
+
+// kernel(what, begin, end) over [0, total) on the threads that so many multiply-adds are worth.
+template <class What>
+void on_threads(const What& what, void (*kernel)(const What&, int64_t, int64_t), int64_t total, int64_t grain,
+                int64_t work, int threads) {
+  constexpr int64_t kWorthAThread = int64_t{1} << 15;
+  struct Context {
+    const What* what;
+    void (*kernel)(const What&, int64_t, int64_t);
+  } context{&what, kernel};
+  parallel(
+      total, grain, static_cast<int>(std::min<int64_t>(threads, work / kWorthAThread + 1)),
+      [](void* c, int64_t begin, int64_t end) {
+        const auto* k = static_cast<Context*>(c);
+        if (begin < end) k->kernel(*k->what, begin, end);
+      },
+      &context);
+}
+
+}  // namespace
+
+void run(const Kernels& kernels, const Serial& given, int threads) {
+  Serial s = given;
+  const auto blocks = [&] {
+    return s.T * ((s.I + s.block_i - 1) / s.block_i) * ((s.J + s.block_j - 1) / s.block_j);
+  };
+  s.block_i = std::min<int64_t>(s.block_i, s.I);
+  while (blocks() < 2 * threads && (s.block_i > 16 || s.block_j > 32)) {
+    (s.block_i > 16 ? s.block_i : s.block_j) /= 2;
+  }
+  on_threads(s, kernels.serial, blocks(), 1, s.T * s.I * s.J * s.K, threads);
+}
+
+void run(const Kernels& kernels, const SerialGradient& g, int threads) {
+  on_threads(g, kernels.serial_gradient, g.T * ((g.K + kStepsTogether - 1) / kStepsTogether), 1, g.T * g.I * g.J * g.K, threads);
+}
+
+void run(const Kernels& kernels, const Quantize& q, int threads) {
+  const int64_t total = q.noise.D * q.noise.B * q.n;
+  on_threads(q, kernels.quantize, total, 4096, 4 * total, threads);
+}
+
 }  // namespace noisykernels::cpu

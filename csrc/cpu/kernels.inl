@@ -20,6 +20,14 @@ class Generator {
     Kinds::visit(kind, [&]<class Kind>() { sample_ = &sample_blocks<Kind>; });
   }
 
+  // Of values that another sampler than a kind's makes of the words.
+  template <class Sampler>
+  static Generator of(uint64_t seed) {
+    Generator made(seed, 0);
+    made.sample_ = &sample_blocks<Sampler>;
+    return made;
+  }
+
   // z[0 .. 4 count) (and up to kPad more) = eps of blocks first, first + 1, ... of one row.
   void in_row(uint32_t row, uint32_t draw, uint32_t word3, uint32_t first, int count, float* z) {
     const RowConstants<typename A::Key> constants(seed_, row, draw, word3);

@@ -1,7 +1,7 @@
 // Vector lanes for the x86 levels: the primitives of noise.h on groups of N registers. A step runs over all registers
 // of a group before the next step begins, so that independent chains hide each other's latency. A level's file defines
-// NK_BYTES, the size of a register, NK_WORDS, its type for integer intrinsics, and NK_MM(name), the intrinsic of that
-// name. It includes this inside its region compiled for the wider set, before noise.h's templates are used; everything
+// NK_BYTES, the size of a register, NK_WORDS, its type for integer intrinsics, NK_MM(name), the intrinsic of that
+// name, and NK_ROUND(ps), the one that rounds to whole numbers. It includes this inside its region compiled for the wider set, before noise.h's templates are used; everything
 // here is always inlined, so that no copy compiled for one level can serve another. Includes nothing itself.
 #pragma once
 
@@ -70,6 +70,10 @@ NK_HD Ints<N> operator-(const Ints<N>& a, const Ints<N>& b) {
   return NK_EACH(IntRegister, a.v[i] - b.v[i]);
 }
 template <int N>
+NK_HD Ints<N> operator+(const Ints<N>& a, const Ints<N>& b) {
+  return NK_EACH(IntRegister, a.v[i] + b.v[i]);
+}
+template <int N>
 NK_HD Ints<N> operator<<(const Ints<N>& a, int s) {
   return NK_EACH(IntRegister, a.v[i] << s);
 }
@@ -104,10 +108,6 @@ NK_HD Floats<N> bits_float(const Ints<N>& a) {
   return NK_EACH(FloatRegister, a.v[i]);
 }
 template <int N>
-NK_HD Floats<N> sub_rn(const Floats<N>& a, const Floats<N>& b) {
-  return NK_EACH(FloatRegister, a.v[i] - b.v[i]);
-}
-template <int N>
 NK_HD Floats<N> fma_rn(const Floats<N>& a, const Floats<N>& b, const Floats<N>& c) {
   return NK_EACH(FloatRegister, NK_MM(fmadd_ps)(a.v[i], b.v[i], c.v[i]));
 }
@@ -122,6 +122,10 @@ NK_HD Doubles<N> fma_rn(const Doubles<N>& a, const Doubles<N>& b, const Doubles<
 template <class V, int N>
 NK_HD Group<V, N> mul_rn(const Group<V, N>& a, const Group<V, N>& b) {
   return NK_EACH(V, a.v[i] * b.v[i]);
+}
+template <class V, int N>
+NK_HD Group<V, N> sub_rn(const Group<V, N>& a, const Group<V, N>& b) {
+  return NK_EACH(V, a.v[i] - b.v[i]);
 }
 template <class V, int N>
 NK_HD Group<V, N> add_rn(const Group<V, N>& a, const Group<V, N>& b) {
@@ -153,6 +157,32 @@ NK_HD Group<V, N> div_rn(const Group<V, N>& a, const Group<V, N>& b) {
   template <int N>                                                                                   \
   NK_HD F<N> max_or_nan(const F<N>& a, const F<N>& b) {                                              \
     return NK_EACH(Register, a.v[i] != a.v[i] ? a.v[i] : (Register)NK_MM(max_##ps)(a.v[i], b.v[i])); \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> common_bits(const F<N>& a, const F<N>& b) {                                             \
+    return NK_EACH(Register, (Bits)a.v[i] & (Bits)b.v[i]);                                           \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> with_sign(const F<N>& magnitude, const F<N>& v) {                                       \
+    const Register sign = -Register{};                                                               \
+    return NK_EACH(Register, (Bits)magnitude.v[i] | ((Bits)v.v[i] & (Bits)sign));                    \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> inverse_of_power(const F<N>& e) {                                                       \
+    const Register one = Register{} + 1;                                                             \
+    return NK_EACH(Register, (Bits)one + (Bits)one - (Bits)e.v[i]);                                  \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> where_less(const F<N>& a, const F<N>& b, const F<N>& x, const F<N>& y) {                \
+    return NK_EACH(Register, a.v[i] < b.v[i] ? x.v[i] : y.v[i]);                                     \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> whole_part(const F<N>& a) {                                                             \
+    return NK_EACH(Register, NK_ROUND(ps)(a.v[i], _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC));          \
+  }                                                                                                  \
+  template <int N>                                                                                   \
+  NK_HD F<N> nearest_whole(const F<N>& a) {                                                          \
+    return NK_EACH(Register, NK_ROUND(ps)(a.v[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));   \
   }                                                                                                  \
   template <int N>                                                                                   \
   NK_HD F<N> where_positive(const F<N>& c, const F<N>& a) {                                          \

@@ -22,12 +22,14 @@
 #define NK_BYTES 32
 #define NK_WORDS __m256i
 #define NK_MM(name) _mm256_##name
+#define NK_ROUND(ps) _mm256_round_##ps
 
 #include "common.h"
 #include "kernels.inl"
 #include "lanes_x86.h"
 #include "pool.inl"
 #include "separate.inl"
+#include "serial.inl"
 #include "squares.inl"
 
 namespace noisykernels::cpu {
@@ -173,7 +175,10 @@ const Kernels kAvx2 = {"avx2",
                        &separate_range<Avx2>,
                        &separate_pool_range<Avx2>,
                        &square_row<Avx2>,
-                       &deviations<Avx2>};
+                       &deviations<Avx2>,
+                         &serial_range<Avx2>,
+                         &serial_gradient_range<Avx2>,
+                         &quantize_range<Avx2>};
 
 }  // namespace noisykernels::cpu
 

@@ -27,12 +27,14 @@
 #define NK_BYTES 64
 #define NK_WORDS __m512i
 #define NK_MM(name) _mm512_##name
+#define NK_ROUND(ps) _mm512_roundscale_##ps
 
 #include "common.h"
 #include "kernels.inl"
 #include "lanes_x86.h"
 #include "pool.inl"
 #include "separate.inl"
+#include "serial.inl"
 #include "squares.inl"
 
 namespace noisykernels::cpu {
@@ -175,7 +177,10 @@ const Kernels kAvx512 = {"avx512",
                          &separate_range<Avx512>,
                          &separate_pool_range<Avx512>,
                          &square_row<Avx512>,
-                         &deviations<Avx512>};
+                         &deviations<Avx512>,
+                         &serial_range<Avx512>,
+                         &serial_gradient_range<Avx512>,
+                         &quantize_range<Avx512>};
 
 }  // namespace noisykernels::cpu
 

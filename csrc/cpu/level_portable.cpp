@@ -3,6 +3,7 @@
 #include "kernels.inl"
 #include "pool.inl"
 #include "separate.inl"
+#include "serial.inl"
 #include "squares.inl"
 
 namespace noisykernels::cpu {
@@ -68,6 +69,9 @@ const Kernels kPortable = {"portable",
                            &separate_range<Portable>,
                            &separate_pool_range<Portable>,
                            &square_row<Portable>,
-                           &deviations<Portable>};
+                           &deviations<Portable>,
+                           &serial_range<Portable>,
+                           &serial_gradient_range<Portable>,
+                           &quantize_range<Portable>};
 
 }  // namespace noisykernels::cpu

@@ -1,7 +1,7 @@
 // The CUDA entry points, for the glue to torch; also from a file that no CUDA compiler sees. No torch here.
 #pragma once
 
-#include "../kernels.h"
+#include "../serial.h"
 
 using cudaStream_t = struct CUstream_st*;  // as in the CUDA headers
 
@@ -12,6 +12,9 @@ namespace noisykernels::cuda {
 // call and replay it with other values in the same places. Returns null, or what went wrong.
 const char* run(const Epilogue&, cudaStream_t stream);
 const char* run(const PoolEpilogue&, cudaStream_t stream);
+const char* run(const Serial&, cudaStream_t stream);
+const char* run(const SerialGradient&, cudaStream_t stream);
+const char* run(const Quantize&, cudaStream_t stream);
 
 // y = relu?(noise(a w^T + bias)) in one kernel. The sums are rounded to the data's type before the noise, as a
 // library's are.
