@@ -222,7 +222,7 @@ class Serial(Arithmetic):
             return contraction(x, weight)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _step_level(self, draw: Draw, x: Tensor) -> Tensor | None:
+    def _step_level(self, draw: Draw, x: Tensor) -> Any:
         return level_tensor(draw.contraction.name, "step_noise", self.step_noise, x, False)
 
     def _given_order(self, op: str, steps: int, device: torch.device) -> Tensor | None:
@@ -333,8 +333,8 @@ def _sorted(a: Tensor, b: Tensor, order: str) -> Tensor:
         products = wide[0].unsqueeze(2) * wide[1].transpose(1, 2).unsqueeze(1)
         if order in ("positive_first", "negative_first"):
             keys = (products < 0) if order == "positive_first" else (products >= 0)
-            return torch.argsort(keys.to(torch.uint8), stable=True).int()
-        return torch.argsort(products.abs(), stable=True, descending=order == "descending").int()
+            return torch.argsort(keys.to(torch.uint8), stable=True).int().contiguous()
+        return torch.argsort(products.abs(), stable=True, descending=order == "descending").int().contiguous()
 
 
 def _positions(contraction: Contraction, x: Tensor, weight: Tensor) -> list[int]:
@@ -373,7 +373,8 @@ def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Te
     if transposed:
         # The input spread out with zeros between, and the kernel turned round.
         spread = x.new_zeros(*x.shape[:2], *[(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)])
-        spread[(..., *[slice(None, None, s) for s in stride])] = x
+        here: Any = (..., *[slice(None, None, s) for s in stride])
+        spread[here] = x
         x = spread
         before = [dilation[d] * (kernel[d] - 1) - padding[d] for d in range(dims)]
         after = [before[d] + output_padding[d] for d in range(dims)]

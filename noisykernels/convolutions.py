@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels.contraction import Contraction, Device
+from noisykernels.contraction import Arithmetic, Contraction, Device
+from noisykernels.hardware import with_arithmetic
 from noisykernels.noise import Noise
 from noisykernels.ops import Ids, Seed, Size, document_common, ints, noise_args, with_hardware
 
@@ -46,6 +47,7 @@ def convolution(
     relu: bool,
     noise: Noise | None,
     hardware: Sequence[Device] | None,
+    arithmetic: Arithmetic | None,
     seed: Seed,
     site: int,
     draws: Ids,
@@ -69,6 +71,7 @@ def convolution(
         else:
             padding_ = [t // 2 for t in padding_]
     output_padding_ = ints(name, "output_padding", output_padding, dims)
+    hardware = with_arithmetic(name, hardware, arithmetic)
     if hardware is not None:
         geometry = stride_, padding_, dilation_, transposed, output_padding_, groups
         return with_hardware(
@@ -93,6 +96,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         *,
         noise: Noise | None = None,
         hardware: Sequence[Device] | None = None,
+        arithmetic: Arithmetic | None = None,
         relu: bool = False,
         seed: Seed = None,
         site: int = 0,
@@ -103,7 +107,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         return convolution(
             x, weight, bias, stride, padding, dilation, False, 0, groups, dims, relu,
-            noise, hardware, seed, site, draws, shared, rows, first_row,
+            noise, hardware, arithmetic, seed, site, draws, shared, rows, first_row,
         )  # fmt: skip
 
     size = "".join(f", {c}" for c in "DHW"[3 - dims :])
@@ -146,6 +150,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         *,
         noise: Noise | None = None,
         hardware: Sequence[Device] | None = None,
+        arithmetic: Arithmetic | None = None,
         relu: bool = False,
         seed: Seed = None,
         site: int = 0,
@@ -156,7 +161,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         return convolution(
             x, weight, bias, stride, padding, dilation, True, output_padding, groups, dims, relu,
-            noise, hardware, seed, site, draws, shared, rows, first_row,
+            noise, hardware, arithmetic, seed, site, draws, shared, rows, first_row,
         )  # fmt: skip
 
     size = "".join(f", {c}" for c in "DHW"[3 - dims :])

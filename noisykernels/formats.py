@@ -34,10 +34,11 @@ def _one_of(name: str, argument: str, value: Any, choices: Sequence[str]) -> Non
         raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}, got {value!r}")
 
 
-@dataclass(frozen=True)
 class Format:
     """A number format: `FloatFormat` or `FixedFormat`. Every value of one is a float32 number (a float64 number for
     fixed-point formats of more than 24 bits, which serve float64 data)."""
+
+    rounding: str
 
     def rounded(self, rounding: str) -> Format:
         """This format with another rounding.
@@ -46,12 +47,13 @@ class Format:
             >>> FloatFormat(7, 6).rounded("nearest")
             FloatFormat(mantissa=7, exponent=6, rounding='nearest')
         """
-        return replace(self, rounding=rounding)
+        made: Any = self
+        return replace(made, rounding=rounding)
 
     @property
     def stochastic(self) -> bool:
         """Whether its rounding draws random numbers."""
-        return self.rounding == "stochastic"  # type: ignore[attr-defined, no-any-return]
+        return self.rounding == "stochastic"
 
     @property
     def numbers(self) -> list[float]:

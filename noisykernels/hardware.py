@@ -20,7 +20,7 @@ from noisykernels.macs import MacNoise, deviation, explicit_products
 from noisykernels.noise import ID_LIMIT, OPERANDS, Noise, level_tensor
 from noisykernels.sites import SITE_LIMIT
 
-__all__ = ["InputNoise", "WeightNoise", "checked", "run"]
+__all__ = ["InputNoise", "WeightNoise", "checked", "run", "with_arithmetic"]
 
 _ops = torch.ops.noisykernels
 
@@ -255,10 +255,21 @@ def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
         raise ValueError(f"{op}: hardware must have at most one device that draws {twice!r}, got {sharing!r}")
     ways = [d for d in devices if isinstance(d, Arithmetic | MacNoise)]
     if len(ways) > 1 and any(isinstance(d, Arithmetic) for d in ways):
-        raise ValueError(
-            f"{op}: hardware must have one device at most that says how products are added up, got {ways!r}"
-        )
+        raise ValueError(f"{op}: hardware must say at most once how products are added up, got {ways!r}")
     return tuple(devices)
+
+
+def with_arithmetic(op: str, hardware: Any, arithmetic: Arithmetic | None) -> Any:
+    """The devices with the arithmetic among them."""
+    if arithmetic is None:
+        return hardware
+    if not isinstance(arithmetic, Arithmetic):
+        raise TypeError(f"{op}: arithmetic must be an Arithmetic, such as Serial(...), got {arithmetic!r}")
+    if hardware is None:
+        return (arithmetic,)
+    if isinstance(hardware, dict) or (callable(hardware) and not isinstance(hardware, Device)):
+        raise ValueError(f"{op}: put the arithmetic into the lists of hardware, where these differ from layer to layer")
+    return checked(op, (*checked(op, hardware), arithmetic))
 
 
 def _array(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from noisykernels.contraction import Device
-from noisykernels.hardware import checked
+from noisykernels.contraction import Arithmetic, Device
+from noisykernels.hardware import checked, with_arithmetic
 from noisykernels.injected import (
     Enter,
     Injected,
@@ -69,6 +69,8 @@ class inject:
         hardware: what is inside linear layers and convolutions, such as ``[WeightNoise(add=0.05, relative="layer")]``:
             a list of devices for all of them; a dict from name patterns to lists; or a function ``(name, module) ->
             list | None``. It comes before the noise of the site, which ``repeats`` and ``where`` are about.
+        arithmetic: how linear layers and convolutions add up their products: `Serial`; the same as at the end of the
+            list ``hardware``.
 
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
@@ -100,10 +102,12 @@ class inject:
         in_training: bool = True,
         in_eval: bool = True,
         hardware: Any = None,
+        arithmetic: Arithmetic | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"inject: model must be a torch.nn.Module, got {type(model).__name__}")
         _check_choice(noise, where, repeats)
+        hardware = with_arithmetic("inject", hardware, arithmetic)
         self.model = target = unwrap(model)
         _check_model(target)
         placement = Placement(

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisykernels import convolutions, ops
-from noisykernels.contraction import Device
-from noisykernels.hardware import checked
+from noisykernels.contraction import Arithmetic, Device
+from noisykernels.hardware import checked, with_arithmetic
 from noisykernels.mode import draw_layer
 from noisykernels.noise import Noise
 
@@ -46,13 +46,16 @@ class NoisyLayer:
         in_training: bool = True,
         in_eval: bool = True,
         hardware: Sequence[Device] | None = None,
+        arithmetic: Arithmetic | None = None,
         **kwargs: Any,
     ) -> None:
         if noise is not None and not isinstance(noise, Noise):
             raise TypeError(f"{type(self).__name__}: noise must be a Noise or None, got {type(noise).__name__}")
         super().__init__(*args, **kwargs)
         self.noise, self.in_training, self.in_eval = noise, in_training, in_eval
-        self.hardware = None if hardware is None else checked(type(self).__name__, hardware)
+        name = type(self).__name__
+        hardware = with_arithmetic(name, hardware, arithmetic)
+        self.hardware = None if hardware is None else checked(name, hardware)
 
     @property
     def noisy(self) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels.contraction import Contraction, Device
-from noisykernels.hardware import run
+from noisykernels.contraction import Arithmetic, Contraction, Device
+from noisykernels.hardware import run, with_arithmetic
 from noisykernels.noise import (
     ID_LIMIT,
     KINDS,
@@ -225,6 +225,7 @@ def linear(
     *,
     noise: Noise | None = None,
     hardware: Sequence[Device] | None = None,
+    arithmetic: Arithmetic | None = None,
     relu: bool = False,
     seed: Seed = None,
     site: int = 0,
@@ -241,6 +242,7 @@ def linear(
         bias: (N) or None.
         noise, seed, site, ...: see below; noise None: none, with hardware.
         hardware: what happens inside: `WeightNoise`, `InputNoise`, `MacNoise` and other devices, in order.
+        arithmetic: how products are added up: `Serial`; the same as at the end of the list ``hardware``.
         relu: apply a rectifier after the noise.
         {common}
 
@@ -255,6 +257,7 @@ def linear(
         >>> linear(torch.ones(2, 3), w, noise=Noise(mul=0.1), seed=1).shape
         torch.Size([2, 3])
     """
+    hardware = with_arithmetic("linear", hardware, arithmetic)
     if hardware is not None:
         return with_hardware(
             Contraction("linear"), x, weight, bias, hardware, noise, relu, seed, site, draws, shared, rows, first_row

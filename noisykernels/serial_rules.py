@@ -43,7 +43,8 @@ def _serial_gradients(ctx: Any, grad: Tensor) -> Grads:
     grad = grad.to(a.dtype)
     times_a, times_b = len(grad) // max(1, len(a)), len(grad) // max(1, len(b))
     if args[_MASKED]:
-        da, db = _masked(args, grad, a.repeat(times_a, 1, 1), b.repeat(times_b, 1, 1), order)
+        masked: Grads = _masked(args, grad, a.repeat(times_a, 1, 1), b.repeat(times_b, 1, 1), order)
+        da, db = masked
     else:
         da = grad @ b.repeat(times_b, 1, 1).transpose(1, 2) if ctx.needs_input_grad[0] else None
         db = a.repeat(times_a, 1, 1).transpose(1, 2) @ grad if ctx.needs_input_grad[1] else None
@@ -84,7 +85,7 @@ def _masked_in_their_orders(
 
 def _register() -> torch.library.Library:
     library = torch.library.Library("noisykernels", "IMPL")
-    fakes = {"quantize": _fake_quantize, "serial": _fake_serial, "serial_gradient": _fake_gradient}
+    fakes: dict[str, Any] = {"quantize": _fake_quantize, "serial": _fake_serial, "serial_gradient": _fake_gradient}
     for name, fake in fakes.items():
         torch.library.register_fake(f"noisykernels::{name}", fake)
     register_autograd(library, "quantize", lambda *_: (), lambda _, grad: (grad,), lambda *_: None)
