@@ -180,7 +180,7 @@ struct Rounder {
     cut = kMantissa<C> - f.bits;
     least = power_of_two<C>(f.least_exponent);
     tiny = f.subnormals ? C(0) : least;
-    cap = infinite ? larger(largest, C(0)) * C(2) : largest;
+    cap = infinite ? mul_rn(largest, C(2)) : largest;
     spread = power_of_two<C>(cut);
     exponent = of_bits<C>(sizeof(C) == 4 ? 0x7f80000000000000u : 0x7ff0000000000000u);
     kept = of_bits<C>(sizeof(C) == 4 ? uint64_t{0x7fffffffu & ~((uint64_t{1} << cut) - 1)} << 32
@@ -339,7 +339,7 @@ NK_HD void step(const Steps<C>& s, State<F>& state, F x, F w, F position, F for_
 // f.template operator()<R, Has>() for the steps of a sum: the common ones by themselves, the rest by what can do
 // all.
 template <class C, class Fn>
-NK_HD void visit_steps(const Serial& s, const Steps<C>& steps, Fn&& f) {
+void visit_steps(const Serial& s, const Steps<C>& steps, Fn&& f) {
   const bool plain = !steps.synapse && !steps.leaks && !steps.noisy && !s.track;
   if (!s.track && !steps.noisy && steps.product.rule == Rule::kExact && steps.sum.rule == Rule::kExact) {
     if (plain) return f.template operator()<Rule::kExact, 0>();
