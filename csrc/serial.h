@@ -143,6 +143,8 @@ NK_HD C power_of_two(int e) {
     return bits_double(static_cast<uint64_t>(e + 1023) << 52);
   }
 }
+NK_HD float just_below(float a) { return bits_float(float_bits(a) - 1); }
+NK_HD double just_below(double a) { return bits_double(float_bits(a) - 1); }
 template <class C>
 NK_HD C of_bits(uint64_t bits_from_the_top) {
   if constexpr (sizeof(C) == 4) {
@@ -159,6 +161,7 @@ struct Rounder {
   Format::Rounding rounding = Format::kTruncate;
   bool infinite = false;
   C largest = 0, cap = 0;  // cap: what magnitudes are cut to first, so that nothing overflows
+  C highest = 0;           // kNearest: magnitudes above it become infinite
   C tiny = 0;              // smaller magnitudes count as zero
   C least = 0;             // the smallest normal number
   C steps = 0, unit = 0;   // of a binade: 2^bits, 2^-bits; of a fixed format likewise
@@ -189,6 +192,11 @@ struct Rounder {
     rule = whole_range ? Rule::kBits : Rule::kScaled;
     if (rounding == Format::kTruncate && (whole_range || !f.subnormals)) rule = Rule::kTruncate;
     if (rounding != Format::kNearest) return;
+    // Half a step above the largest value is a tie, which goes to the even neighbour.
+    const C step = mul_rn(common_bits(largest, exponent), unit);
+    highest = add_rn(largest, mul_rn(step, C(0.5)));
+    const C half = mul_rn(div_rn(largest, step), C(0.5));
+    if (half != whole_part(half)) highest = just_below(highest);
     if (whole_range && f.subnormals) rule = Rule::kNearestBits;
     if (!whole_range && cut > 0) rule = f.subnormals ? Rule::kNearest : Rule::kNearestFlushed;
   }
@@ -239,9 +247,11 @@ NK_HD F round_by(const Rounder<C>& c, F v, F u) {
     } else if constexpr (R == Rule::kTruncate) {
       m = common_bits(v, splat<F>(c.kept));
     } else if constexpr (kByAdding) {
-      m = smaller(splat<F>(c.cap), m);
+      const F whole = m;
+      if (!c.infinite) m = smaller(largest, m);
       const F e = larger(splat<F>(c.least), common_bits(m, splat<F>(c.exponent))), more = mul_rn(e, splat<F>(c.spread));
       m = sub_rn(add_rn(m, more), more);
+      if (c.infinite) m = where_less(splat<F>(c.highest), whole, splat<F>(kInfinity<C>), m);
     } else if constexpr (R == Rule::kNearestBits || R == Rule::kBits) {
       const auto bits = float_bits(m);
       using W = std::remove_const_t<decltype(bits)>;
@@ -267,7 +277,8 @@ NK_HD F round_by(const Rounder<C>& c, F v, F u) {
     if constexpr (R != Rule::kNearest && R != Rule::kNearestBits) {
       m = where_less(m, splat<F>(c.tiny), splat<F>(C(0)), m);
     }
-    if (!c.infinite) return with_sign(kByAdding ? m : smaller(largest, m), v);
+    if (kByAdding) return with_sign(m, v);
+    if (!c.infinite) return with_sign(smaller(largest, m), v);
     return with_sign(where_less(largest, m, splat<F>(kInfinity<C>), m), v);
   }
 }
