@@ -362,8 +362,9 @@ STABLE_TORCH_LIBRARY(noisykernels, m) {
   m.def(
       "separate_max_pool2d(Tensor x, Tensor? direction, Tensor levels, bool relu, int[] kernel_size, int[] stride, "
       "int[] padding) -> Tensor");
-  m.def("quantize(Tensor x, float[] format, Tensor seed, Tensor? draws, Tensor? rows, SymInt first_row, int site, "
-        "int operand) -> Tensor");
+  m.def(
+      "quantize(Tensor x, float[] format, Tensor seed, Tensor? draws, Tensor? rows, SymInt first_row, int site, "
+      "int operand) -> Tensor");
   m.def(
       "serial(Tensor a, Tensor b, Tensor? order, float[] product, float[] sum, float low, float high, float leak, "
       "float synapse_limit, float synapse_decay, bool synapse, Tensor? step_noise, SymInt outputs, Tensor seed, "

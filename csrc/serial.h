@@ -1,6 +1,6 @@
-// Sums with a defined arithmetic: products added one after the other in a given order, with something done at each step.
-// The definition of a step and of rounding to a number format, for the lanes of every CPU level and for CUDA. No torch
-// here.
+// Sums with a defined arithmetic: products added one after the other in a given order, with something done at each
+// step. The definition of a step and of rounding to a number format, for the lanes of every CPU level and for CUDA. No
+// torch here.
 #pragma once
 
 #include "values.h"
@@ -28,7 +28,7 @@ struct Serial {
   bool track = false;  // y gets, instead of the sum, the last position in the order at which it was clamped, or -1
   int64_t T = 0, I = 0, J = 0, K = 0, Ta = 1, Tb = 1, n = 1;
   int64_t a_t = 0, a_i = 0, a_k = 0, b_t = 0, b_k = 0, b_j = 0;  // strides, in values
-  const int32_t* order = nullptr;  // [K], or [T, I, J, K]; null: the natural one
+  const int32_t* order = nullptr;                                // [K], or [T, I, J, K]; null: the natural one
   bool order_of_each = false;
   int64_t block_i = 128, block_j = 256;  // how the CPU cuts the outputs
   Format product, sum;
@@ -91,7 +91,9 @@ NK_HD double bits_double(uint64_t a) {
 NK_HD float common_bits(float a, float b) { return bits_float(float_bits(a) & float_bits(b)); }
 NK_HD double common_bits(double a, double b) { return bits_double(float_bits(a) & float_bits(b)); }
 // A magnitude with the sign of another value.
-NK_HD float with_sign(float magnitude, float v) { return bits_float(float_bits(magnitude) | (float_bits(v) & 0x80000000u)); }
+NK_HD float with_sign(float magnitude, float v) {
+  return bits_float(float_bits(magnitude) | (float_bits(v) & 0x80000000u));
+}
 NK_HD double with_sign(double magnitude, double v) {
   return bits_double(float_bits(magnitude) | (float_bits(v) & 0x8000000000000000u));
 }
@@ -160,12 +162,12 @@ struct Rounder {
   Rule rule = Rule::kExact;
   Format::Rounding rounding = Format::kTruncate;
   bool infinite = false;
-  C largest = 0, cap = 0;  // cap: what magnitudes are cut to first, so that nothing overflows
-  C highest = 0;           // kNearest: magnitudes above it become infinite
-  C tiny = 0;              // smaller magnitudes count as zero
-  C least = 0;             // the smallest normal number
-  C steps = 0, unit = 0;   // of a binade: 2^bits, 2^-bits; of a fixed format likewise
-  C spread = 0;            // kNearest: added to 2^e, makes the last bit that is kept the last one there is
+  C largest = 0, cap = 0;    // cap: what magnitudes are cut to first, so that nothing overflows
+  C highest = 0;             // kNearest: magnitudes above it become infinite
+  C tiny = 0;                // smaller magnitudes count as zero
+  C least = 0;               // the smallest normal number
+  C steps = 0, unit = 0;     // of a binade: 2^bits, 2^-bits; of a fixed format likewise
+  C spread = 0;              // kNearest: added to 2^e, makes the last bit that is kept the last one there is
   C exponent = 0, kept = 0;  // bits of the exponent; of the magnitude that truncation keeps
   int cut = 0;               // mantissa bits that are cut off
 
@@ -347,31 +349,31 @@ NK_HD void step(const Steps<C>& s, State<F>& state, F x, F w, F position, F for_
   state.v = smaller(splat<F>(s.high), larger(splat<F>(s.low), v));
 }
 
-// f.template operator()<R, Has>() for the steps of a sum: the common ones by themselves, the rest by what can do
-// all.
+// f.template operator()<R, Has>() for the steps of a sum: the common ones by themselves, the rest by what can do all
+// (which serves float64 data, too: they are for reference).
 template <class C, class Fn>
 void visit_steps(const Serial& s, const Steps<C>& steps, Fn&& f) {
-  const bool plain = !steps.synapse && !steps.leaks && !steps.noisy && !s.track;
-  if (!s.track && !steps.noisy && steps.product.rule == Rule::kExact && steps.sum.rule == Rule::kExact) {
-    if (plain) return f.template operator()<Rule::kExact, 0>();
-    if (!steps.synapse) return f.template operator()<Rule::kExact, kLeaks>();
-    return f.template operator()<Rule::kExact, kSynapse | kLeaks>();
-  }
-  if (plain && steps.product.rule == steps.sum.rule && !steps.random_product && !steps.random_sum) {
-    switch (steps.sum.rule) {
-      case Rule::kTruncate:
-        return f.template operator()<Rule::kTruncate, 0>();
-      case Rule::kNearest:
-        return f.template operator()<Rule::kNearest, 0>();
-      case Rule::kNearestFlushed:
-        return f.template operator()<Rule::kNearestFlushed, 0>();
-      case Rule::kNearestBits:
-        if constexpr (sizeof(C) == 4) return f.template operator()<Rule::kNearestBits, 0>();
-        break;
-      case Rule::kFixed:
-        return f.template operator()<Rule::kFixed, 0>();
-      default:
-        break;
+  const bool more = steps.noisy || s.track || steps.random_product || steps.random_sum;
+  const bool exact = steps.product.rule == Rule::kExact && steps.sum.rule == Rule::kExact;
+  if (!more && exact && !steps.synapse && !steps.leaks) return f.template operator()<Rule::kExact, 0>();
+  if constexpr (sizeof(C) == 4) {
+    if (!more && exact && !steps.synapse) return f.template operator()<Rule::kExact, kLeaks>();
+    if (!more && exact) return f.template operator()<Rule::kExact, kSynapse | kLeaks>();
+    if (!more && !steps.synapse && !steps.leaks && steps.product.rule == steps.sum.rule) {
+      switch (steps.sum.rule) {
+        case Rule::kTruncate:
+          return f.template operator()<Rule::kTruncate, 0>();
+        case Rule::kNearest:
+          return f.template operator()<Rule::kNearest, 0>();
+        case Rule::kNearestFlushed:
+          return f.template operator()<Rule::kNearestFlushed, 0>();
+        case Rule::kNearestBits:
+          return f.template operator()<Rule::kNearestBits, 0>();
+        case Rule::kFixed:
+          return f.template operator()<Rule::kFixed, 0>();
+        default:
+          break;
+      }
     }
   }
   return f.template operator()<Rule::kAny, kEverything>();

@@ -55,8 +55,8 @@ NoiseParams noise_of(const char* op, const Tensor& seed, const OptTensor& draws,
   return noise;
 }
 
-Tensor quantize(Tensor x, Numbers format, Tensor seed, OptTensor draws, OptTensor rows, int64_t first_row,
-                int64_t site, int64_t operand) {
+Tensor quantize(Tensor x, Numbers format, Tensor seed, OptTensor draws, OptTensor rows, int64_t first_row, int64_t site,
+                int64_t operand) {
   const char* op = "quantize";
   Quantize q;
   q.dtype = dtype_of(op, "x", x);
@@ -147,8 +147,8 @@ std::tuple<Tensor, Tensor> serial_gradient(Tensor grad, Tensor last, Tensor a, T
   g.T = a.size(0), g.I = a.size(1), g.K = a.size(2), g.J = b.size(2);
   const Ints shape = {g.T, g.I, g.J};
   NK_CHECK(b.size(0) == g.T && shape_of(grad) == shape && shape_of(last) == shape, op, ": expected ", g.T,
-           " matrices of each kind, got shapes ", shape_text(grad), ", ", shape_text(last), ", ", shape_text(a), " and ",
-           shape_text(b));
+           " matrices of each kind, got shapes ", shape_text(grad), ", ", shape_text(last), ", ", shape_text(a),
+           " and ", shape_text(b));
   NK_CHECK(position.dim() == 1 && position.size(0) == g.K && position.scalar_type() == ScalarType::Int, op,
            ": position must be int32 [", g.K, "], got shape ", shape_text(position));
   for (const Tensor* t : {&grad, &last}) {

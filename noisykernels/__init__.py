@@ -9,9 +9,10 @@ from noisykernels import array_rules as array_rules
 from noisykernels import rules as rules  # these register autograd, fake, vmap and autocast
 from noisykernels import serial_rules as serial_rules
 from noisykernels._C import STREAM_VERSION, build_info
+from noisykernels.arithmetic import Serial, random_order
 from noisykernels.chip_study import chips
 from noisykernels.compare import compare
-from noisykernels.contraction import Device, Draw
+from noisykernels.contraction import Arithmetic, Device, Draw
 from noisykernels.converters import ADC, DAC, ColumnGain, ColumnOffset
 from noisykernels.convolutions import (
     conv1d,
@@ -25,6 +26,7 @@ from noisykernels.denoising import DenoisingBlock, denoising_sites, insert_denoi
 from noisykernels.devices import PCM, DifferentialPair
 from noisykernels.engine import walk
 from noisykernels.flatness import m_sharpness
+from noisykernels.formats import FORMATS, FixedFormat, FloatFormat, as_format, quantize
 from noisykernels.gradients import gradient_norms
 from noisykernels.hardware import InputNoise, WeightNoise
 from noisykernels.headers import get_include
@@ -60,16 +62,20 @@ __all__ = [
     "ADC",
     "ASAM",
     "DAC",
+    "FORMATS",
     "PCM",
     "SAM",
     "SAMSON",
     "STREAM_VERSION",
+    "Arithmetic",
     "ColumnGain",
     "ColumnOffset",
     "DenoisingBlock",
     "Device",
     "DifferentialPair",
     "Draw",
+    "FixedFormat",
+    "FloatFormat",
     "InputNoise",
     "MacNoise",
     "MetricLog",
@@ -84,9 +90,11 @@ __all__ = [
     "NoisyConvTranspose3d",
     "NoisyLinear",
     "Schedule",
+    "Serial",
     "Study",
     "VarianceAware",
     "WeightNoise",
+    "as_format",
     "bimodality",
     "build_info",
     "chips",
@@ -113,6 +121,8 @@ __all__ = [
     "per_row",
     "perturb",
     "perturb_relu_max_pool2d",
+    "quantize",
+    "random_order",
     "recalibrate_bn",
     "remove",
     "report",

@@ -174,9 +174,7 @@ void on_threads(const What& what, void (*kernel)(const What&, int64_t, int64_t),
 
 void run(const Kernels& kernels, const Serial& given, int threads) {
   Serial s = given;
-  const auto blocks = [&] {
-    return s.T * ((s.I + s.block_i - 1) / s.block_i) * ((s.J + s.block_j - 1) / s.block_j);
-  };
+  const auto blocks = [&] { return s.T * ((s.I + s.block_i - 1) / s.block_i) * ((s.J + s.block_j - 1) / s.block_j); };
   s.block_i = std::min<int64_t>(s.block_i, s.I);
   while (blocks() < 2 * threads && (s.block_i > 16 || s.block_j > 32)) {
     (s.block_i > 16 ? s.block_i : s.block_j) /= 2;
@@ -185,7 +183,8 @@ void run(const Kernels& kernels, const Serial& given, int threads) {
 }
 
 void run(const Kernels& kernels, const SerialGradient& g, int threads) {
-  on_threads(g, kernels.serial_gradient, g.T * ((g.K + kStepsTogether - 1) / kStepsTogether), 1, g.T * g.I * g.J * g.K, threads);
+  on_threads(g, kernels.serial_gradient, g.T * ((g.K + kStepsTogether - 1) / kStepsTogether), 1, g.T * g.I * g.J * g.K,
+             threads);
 }
 
 void run(const Kernels& kernels, const Quantize& q, int threads) {

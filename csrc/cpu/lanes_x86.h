@@ -1,8 +1,9 @@
 // Vector lanes for the x86 levels: the primitives of noise.h on groups of N registers. A step runs over all registers
 // of a group before the next step begins, so that independent chains hide each other's latency. A level's file defines
 // NK_BYTES, the size of a register, NK_WORDS, its type for integer intrinsics, NK_MM(name), the intrinsic of that
-// name, and NK_ROUND(ps), the one that rounds to whole numbers. It includes this inside its region compiled for the wider set, before noise.h's templates are used; everything
-// here is always inlined, so that no copy compiled for one level can serve another. Includes nothing itself.
+// name, and NK_ROUND(ps), the one that rounds to whole numbers. It includes this inside its region compiled for the
+// wider set, before noise.h's templates are used; everything here is always inlined, so that no copy compiled for one
+// level can serve another. Includes nothing itself.
 #pragma once
 
 namespace noisykernels {

@@ -176,9 +176,9 @@ const Kernels kAvx2 = {"avx2",
                        &separate_pool_range<Avx2>,
                        &square_row<Avx2>,
                        &deviations<Avx2>,
-                         &serial_range<Avx2>,
-                         &serial_gradient_range<Avx2>,
-                         &quantize_range<Avx2>};
+                       &serial_range<Avx2>,
+                       &serial_gradient_range<Avx2>,
+                       &quantize_range<Avx2>};
 
 }  // namespace noisykernels::cpu
 

@@ -1,5 +1,5 @@
-// Sums with a defined arithmetic on the CPU: tiles of outputs in registers, over the lanes of an instruction-set level A;
-// included after kernels.inl. Operands are copied into the order of the steps first, so that the inner loop runs
+// Sums with a defined arithmetic on the CPU: tiles of outputs in registers, over the lanes of an instruction-set level
+// A; included after kernels.inl. Operands are copied into the order of the steps first, so that the inner loop runs
 // straight on.
 #pragma once
 
@@ -113,8 +113,8 @@ class SerialSums {
       const int64_t skip = place.element % 4, values = skip + count * s_.K, first = place.element / 4;
       for (int64_t at = 0; at < values; at += kChunk) {
         const int blocks = static_cast<int>((std::min<int64_t>(kChunk, values - at) + 3) / 4);
-        generator.in_row(id.row, id.draw, counter_word3(s_.noise.site, operand),
-                         static_cast<uint32_t>(first + at / 4), blocks, z + at);
+        generator.in_row(id.row, id.draw, counter_word3(s_.noise.site, operand), static_cast<uint32_t>(first + at / 4),
+                         blocks, z + at);
       }
       int starts[kWide];  // of each output's values; behind the last output stands a copy of it
       for (int l = 0; l < kWide; ++l) starts[l] = static_cast<int>(skip + std::min(l, count - 1) * s_.K);
@@ -173,7 +173,7 @@ class SerialSums {
             return V(L::load_eps(random[stream][r] + k * kWide + n * L::kWidth));
           };
           step<R, Has>(steps, state[r][n], L::splat(a[p * M + r]), w, position, drawn(steps.random_product, 0),
-                               drawn(steps.random_sum, 1), drawn(steps.noisy, 2));
+                       drawn(steps.random_sum, 1), drawn(steps.noisy, 2));
         }
       }
     }
@@ -192,7 +192,7 @@ class SerialSums {
   const bool random_;
   Generator<A> noise_, fractions_;
   Scratch a_, b_, random_values_;
-  void (SerialSums::*tiles_[3])(int64_t, int64_t, int64_t, int, const C*) = {};  // of 1, 2 and 4 rows
+  void (SerialSums::* tiles_[3])(int64_t, int64_t, int64_t, int, const C*) = {};  // of 1, 2 and 4 rows
 };
 
 template <class A, class C>
@@ -261,7 +261,8 @@ template <class A, class C>
 void serial_gradients(const SerialGradient& g, int64_t begin, int64_t end) {
   const int64_t groups = (g.K + kStepsTogether - 1) / kStepsTogether;
   for (int64_t group = begin; group < end; ++group) {
-    const int64_t t = group / groups, first = group % groups * kStepsTogether, last = std::min(g.K, first + kStepsTogether);
+    const int64_t t = group / groups, first = group % groups * kStepsTogether,
+                  last = std::min(g.K, first + kStepsTogether);
     if (last - first == kStepsTogether) {
       gradient_of_steps<A, C, kStepsTogether>(g, t, first);
     } else {
@@ -285,7 +286,7 @@ void quantize_values(const Quantize& q, int64_t begin, int64_t end) {
   const bool random = q.format.rounding == Format::kStochastic;
   Generator<A> fractions = Generator<A>::template of<Fraction>(seed_of(q.noise));
   alignas(64) float drawn[kChunk + kPad];
-  const auto *x = static_cast<const T*>(q.x);
+  const auto* x = static_cast<const T*>(q.x);
   auto* y = static_cast<T*>(q.y);
   while (begin < end) {
     const int64_t row = begin / q.n, element = begin % q.n, skip = random ? element % 4 : 0;

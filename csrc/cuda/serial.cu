@@ -19,11 +19,11 @@ __device__ int64_t natural(const Serial& s, int64_t position) {
 
 // --------------------------------------------------------------------------------------------------- tiles of outputs
 
-// to[step][line] = the operands of kDepth steps and kTile rows or columns of outputs, in the order of the steps. Threads
-// side by side read neighbours in memory.
+// to[step][line] = the operands of kDepth steps and kTile rows or columns of outputs, in the order of the steps.
+// Threads side by side read neighbours in memory.
 template <class C>
-__device__ void copy_part(const Serial& s, const C* from, int64_t stride, int64_t k_stride, int64_t first, int64_t lines,
-                          int64_t step, C* to) {
+__device__ void copy_part(const Serial& s, const C* from, int64_t stride, int64_t k_stride, int64_t first,
+                          int64_t lines, int64_t step, C* to) {
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < kTile * kDepth; i += kThreads) {
     const int line = k_stride == 1 ? i / kDepth : i % kTile, p = k_stride == 1 ? i % kDepth : i / kTile;
@@ -34,7 +34,8 @@ __device__ void copy_part(const Serial& s, const C* from, int64_t stride, int64_
 
 // Sums whose steps draw nothing: each thread has kEach x kEach of them.
 template <Rule R, unsigned Has, class C>
-__global__ void __launch_bounds__(kThreads) tile_kernel(const __grid_constant__ Serial s, int64_t across, int64_t down) {
+__global__ void __launch_bounds__(kThreads)
+    tile_kernel(const __grid_constant__ Serial s, int64_t across, int64_t down) {
   __shared__ C a_part[kDepth * kTile];
   __shared__ C b_part[kDepth * kTile];
   const Steps<C> steps(s);
