@@ -213,6 +213,14 @@ class Arithmetic(Device):
     """How a contraction is computed, where it is not the library that computes it. At most one in a list of devices.
 
     A subclass overrides `contract`; the devices before and after it act on its operands and its result as usual.
+
+    Example:
+        >>> import noisykernels as nk
+        >>> class Doubled(Arithmetic):
+        ...     def contract(self, x, weight, draw):
+        ...         return 2 * draw.contraction(x, weight)
+        >>> nk.linear(torch.ones(1, 3), torch.ones(2, 3), arithmetic=Doubled())
+        tensor([[6., 6.]])
     """
 
     def contract(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
