@@ -302,7 +302,9 @@ void quantize_values(const Quantize& q, int64_t begin, int64_t end) {
       T in[L::kWidth] = {}, out[L::kWidth];
       std::memcpy(in, x + begin + i, sizeof(T) * some);
       const V u = random ? V(L::load_eps(drawn + skip + i)) : L::splat(C(0));
-      L::store(out, valid ? round_by<Rule::kAny>(c, V(L::load(in)), u) : L::splat(kNaN<C>));
+      const V v = L::load(in), nan = L::splat(kNaN<C>);
+      // Of a signalling NaN truncation can leave the bits of infinity.
+      L::store(out, valid ? where_less(L::splat(C(-1)), abs_of(v), round_by<Rule::kAny>(c, v, u), nan) : nan);
       std::memcpy(y + begin + i, out, sizeof(T) * some);
     }
     begin += count;
