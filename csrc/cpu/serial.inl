@@ -17,7 +17,7 @@ class SerialSums {
       : s_(s),
         steps_(s),
         random_(steps_.noisy || steps_.random_product || steps_.random_sum),
-        noise_(seed_of(s.noise), s.noise.kind),
+        noise_(Generator<A>::template of<Gaussian>(seed_of(s.noise))),
         fractions_(Generator<A>::template of<Fraction>(seed_of(s.noise))),
         a_(sizeof(C) * s.K * std::max<int64_t>(kRows, s.order_of_each ? 0 : s.block_i)),
         b_(sizeof(C) * s.K * kWide),
