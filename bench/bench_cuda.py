@@ -1,6 +1,6 @@
 """Noise on a GPU: ours, no noise, plain torch and torch.compile, each against the noiseless layer of the same run.
 
-    python bench/bench_cuda.py [layers|products|walks]
+    python bench/bench_cuda.py [layers|products|walks|serial]
 
 Convolutions are cuDNN's as torch sets it: tf32 is allowed. Times are of CUDA events, the second-level cache flushed
 before each call, medians of interleaved rounds; in brackets the range of the middle half of the rounds' ratios.
@@ -19,20 +19,22 @@ from bench_study import ResNet18
 from torch import Tensor
 
 import noisykernels as nk
+from noisykernels.arithmetic import Serial
+from noisykernels.formats import FloatFormat, quantize
 from noisykernels.models import build
 
 ROUNDS = 40
 ADD, MIXED = nk.Noise(add=0.1), nk.Noise(add=0.1, mul=0.1)
 
 
-def times(ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def times(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of every way in every round."""
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     marks: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in ways}
     for _ in range(3):
         for way in ways.values():
             way()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, way in ways.items():
             flush.zero_()
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -44,9 +46,9 @@ def times(ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
     return {name: [b.elapsed_time(e) for b, e in pairs] for name, pairs in marks.items()}
 
 
-def row(what: str, base: str, ways: dict[str, Callable[[], object]]) -> None:
+def row(what: str, base: str, ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> None:
     """One line of the table: the base in microseconds, the others as ratios to it."""
-    found = times(ways)
+    found = times(ways, rounds)
     cells = [what, f"{1000 * statistics.median(found[base]):.1f}"]
     for name in ways:
         if name != base:
@@ -161,11 +163,66 @@ def walks() -> None:
     line("ResNet-18 (CIFAR form), 16 levels x 2 draws x 1,000 rows", ResNet18(), (3, 32, 32), 1000, 2)
 
 
+def in_a_loop(x: Tensor, w: Tensor, done: Callable[[Tensor], Tensor], each: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sums in order as one writes them by hand: all outputs at once, one k after the other."""
+    y = x.new_zeros(x.shape[0], w.shape[0])
+    for k in range(x.shape[1]):
+        y = done(y + each(x[:, k : k + 1] * w[:, k]))
+    return y
+
+
+def serial() -> None:
+    """Sums with a defined arithmetic against the library's, in float32 without tf32; and against a loop over k."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    stochastic, seed = FloatFormat(7, 6, rounding="stochastic"), torch.tensor(7, device="cuda")
+    ways = {
+        "clamp": Serial(low=-4.0, high=4.0), "leak": Serial(leak=0.99, high=4.0), "fp16": Serial("fp16"),
+        "bf16": Serial("bf16"), "M7E6": Serial("M7E6"), "L8R8": Serial("L8R8"), "stochastic": Serial(stochastic),
+        "clamp, noisy steps": Serial(low=-4.0, high=4.0, step_noise=0.01),
+    }  # fmt: skip
+    print("| sums in order | the library, us | " + " | ".join(ways) + " |\n" + "| --- " * (2 + len(ways)) + "|")
+    with torch.inference_mode():
+        for rows, columns, inner in ((2048, 2048, 2048), (256, 512, 512)):
+            x, w = (torch.randn(n, inner, device="cuda") / inner**0.25 for n in (rows, columns))
+            row(f"linear {rows} x {columns}, K = {inner}", "clean", {
+                "clean": lambda x=x, w=w: F.linear(x, w),
+                **{
+                    name: lambda x=x, w=w, way=way: nk.linear(x, w, arithmetic=way, seed=seed)
+                    for name, way in ways.items()
+                },
+            }, rounds=8)  # fmt: skip
+        print("\n| sums in order, K = 128 | ours, us | a loop over k | torch.compile of it |\n" + "| --- " * 4 + "|")
+        x, w = (torch.randn(2048, 128, device="cuda") / 128**0.25 for _ in range(2))
+        for name, done, each in (
+            ("clamp", lambda y: y.clamp(-4, 4), lambda p: p),
+            ("fp16", lambda y: y.half().float(), lambda p: p.half().float()),
+        ):  # fmt: skip
+            torch._dynamo.reset()
+            compiled = torch.compile(lambda y, x, w, done=done, each=each: done(y + each(x * w)))
+
+            def by_steps(compiled: Callable[..., Tensor] = compiled) -> Tensor:
+                y = x.new_zeros(2048, 2048)
+                for k in range(128):
+                    y = compiled(y, x[:, k : k + 1].contiguous(), w[:, k].contiguous())
+                return y
+
+            row(f"{name}, 2048 x 2048", "ours", {
+                "ours": lambda way=ways[name]: nk.linear(x, w, arithmetic=way, seed=seed),
+                "loop": lambda done=done, each=each: in_a_loop(x, w, done, each), "compiled": by_steps,
+            }, rounds=8)  # fmt: skip
+        print("\n| rounding 8192 x 8192 float32 | a copy, us | fp16 | M7E6 | stochastic |\n" + "| --- " * 5 + "|")
+        x = torch.randn(8192, 8192, device="cuda")
+        row("to a format", "copy", {
+            "copy": x.clone, "fp16": lambda: quantize(x, "fp16"), "M7E6": lambda: quantize(x, "M7E6"),
+            "stochastic": lambda: quantize(x, stochastic, seed=seed),
+        })  # fmt: skip
+
+
 if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("there is no CUDA device: nothing was measured")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
-    wanted = sys.argv[1:] or ["layers", "products", "walks"]
+    wanted = sys.argv[1:] or ["layers", "products", "walks", "serial"]
     for name in wanted:
-        {"layers": layers, "products": products, "walks": walks}[name]()
+        {"layers": layers, "products": products, "walks": walks, "serial": serial}[name]()
         print()

@@ -34,7 +34,7 @@ struct Serial {
   Format product, sum;
   double low = 0, high = 0, leak = 1, synapse_limit = 0, synapse_decay = 0;
   bool synapse = false, noisy = false;
-  NoiseParams noise;  // of a step: additive
+  NoiseParams noise;  // of a step: additive and Gaussian, whatever the kind
 };
 
 inline constexpr int kStepsTogether = 4;  // of a gradient, on the CPU

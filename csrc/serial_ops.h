@@ -27,7 +27,7 @@ Format format_of(const char* op, const char* argument, const Numbers& numbers) {
   f.given = true;
   f.fixed = whole(0, 0, 1) != 0;
   f.rounding = static_cast<Format::Rounding>(whole(1, 0, 2));
-  f.bits = whole(2, 0, f.fixed ? 53 : 23);
+  f.bits = f.fixed ? whole(2, 0, 53) : whole(2, 1, 23);
   f.least_exponent = whole(3, -126, 104);
   f.largest = numbers[4];
   NK_CHECK(f.largest > 0 && std::isfinite(f.largest), op, ": the largest value of ", argument,

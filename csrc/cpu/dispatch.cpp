@@ -173,6 +173,7 @@ void on_threads(const What& what, void (*kernel)(const What&, int64_t, int64_t),
 }  // namespace
 
 void run(const Kernels& kernels, const Serial& given, int threads) {
+  if (given.T * given.I * given.J == 0) return;
   Serial s = given;
   const auto blocks = [&] { return s.T * ((s.I + s.block_i - 1) / s.block_i) * ((s.J + s.block_j - 1) / s.block_j); };
   s.block_i = std::min<int64_t>(s.block_i, s.I);

@@ -17,7 +17,7 @@ class SerialSums {
       : s_(s),
         steps_(s),
         random_(steps_.noisy || steps_.random_product || steps_.random_sum),
-        noise_(seed_of(s.noise), s.noise.kind),
+        noise_(Generator<A>::template of<Gaussian>(seed_of(s.noise))),
         fractions_(Generator<A>::template of<Fraction>(seed_of(s.noise))),
         a_(sizeof(C) * s.K * std::max<int64_t>(kRows, s.order_of_each ? 0 : s.block_i)),
         b_(sizeof(C) * s.K * kWide),
@@ -303,7 +303,9 @@ void quantize_values(const Quantize& q, int64_t begin, int64_t end) {
       T in[L::kWidth] = {}, out[L::kWidth];
       std::memcpy(in, x + begin + i, sizeof(T) * some);
       const V u = random ? V(L::load_eps(drawn + skip + i)) : L::splat(C(0));
-      L::store(out, valid ? round_by<Rule::kAny>(c, V(L::load(in)), u) : L::splat(kNaN<C>));
+      const V v = L::load(in), nan = L::splat(kNaN<C>);
+      // Of a signalling NaN truncation can leave the bits of infinity.
+      L::store(out, valid ? where_less(L::splat(C(-1)), abs_of(v), round_by<Rule::kAny>(c, v, u), nan) : nan);
       std::memcpy(y + begin + i, out, sizeof(T) * some);
     }
     begin += count;

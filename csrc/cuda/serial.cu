@@ -174,8 +174,10 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const __grid_constan
     for (int64_t element = first; element < least(first + 4, q.n); ++element) {
       const int64_t at = row * q.n + element;
       const C u = random ? static_cast<C>(fractions(element)) : C(0);
-      const C v = round_by<Rule::kAny>(c, static_cast<C>(widen_value(static_cast<const T*>(q.x)[at])), u);
-      static_cast<T*>(q.y)[at] = narrow_value<T>(random && !id.valid ? kNaN<C> : v);
+      const C v = static_cast<C>(widen_value(static_cast<const T*>(q.x)[at]));
+      // Of a signalling NaN truncation can leave the bits of infinity.
+      const C rounded = where_less(C(-1), abs_of(v), round_by<Rule::kAny>(c, v, u), kNaN<C>);
+      static_cast<T*>(q.y)[at] = narrow_value<T>(random && !id.valid ? kNaN<C> : rounded);
     }
   }
 }
@@ -212,6 +214,7 @@ void launch(const Quantize& q, cudaStream_t stream) {
 }  // namespace
 
 const char* run(const Serial& s, cudaStream_t stream) {
+  if (s.T * s.I * s.J == 0) return nullptr;
   s.dtype == DType::kFloat64 ? launch<double>(s, stream) : launch<float>(s, stream);
   return outcome();
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "check.h"
+#include "digest.h"
 
 using namespace noisykernels;
 using namespace noisykernels::test;
@@ -144,20 +145,6 @@ TEST(halves) {
 // Hashes over fixed sets of values: the same for every level, compiler, setting and machine. The first one changes only
 // with kStreamVersion, the second one with the formulas or the cases.
 constexpr uint64_t kNoiseDigest = 0x652b949c448322ee, kEpilogueDigest = 0x5f385def826d99db;
-
-namespace {
-
-// FNV-1a, 64 bits.
-struct Digest {
-  uint64_t h = 0xcbf29ce484222325u;
-  template <class T>
-  void add(const std::vector<T>& v) {
-    const auto* p = reinterpret_cast<const unsigned char*>(v.data());
-    for (size_t i = 0; i < v.size() * sizeof(T); ++i) h = (h ^ p[i]) * 0x100000001b3u;
-  }
-};
-
-}  // namespace
 
 TEST(digests) {
   for (const cpu::Kernels* k : levels()) {

@@ -2,6 +2,7 @@
 // compiled with the CUDA toolkit, on a GPU.
 #include "../../csrc/cuda/divisor.h"
 #include "../../csrc/cuda/launch.h"
+#include "../native/pairwise.h"
 #include "on_device.h"
 
 using namespace noisykernels;
@@ -57,61 +58,24 @@ struct Layout {
 constexpr Layout kLayouts[] = {{0, 0, false}, {1, 0, false}, {0, 3, false}, {0, 0, true}, {1, 1, true}};
 
 enum Factor { kMode, kKind, kType, kShape, kLevels, kBias, kRelu, kRow, kLayout, kProcessors, kFactors };
-using Choice = std::array<int, kFactors>;
-constexpr Choice kChoices = {static_cast<int>(Mode::kEps) + 1,
-                             Kinds::kSize,
-                             4,
-                             static_cast<int>(std::size(kShapes)),
-                             static_cast<int>(Levels::kCount),
-                             static_cast<int>(std::size(kBiasParts)),
-                             2,
-                             static_cast<int>(std::size(kRows)),
-                             static_cast<int>(std::size(kLayouts)),
-                             2};
-
-Choice random_choice(Random& r) {
-  Choice c;
-  for (int f = 0; f < kFactors; ++f) c[f] = static_cast<int>(r.below(kChoices[f]));
-  return c;
-}
-
-// Choices among which every two values of every two factors meet: each the best of fifty at random.
-std::vector<Choice> pairwise(Random& r) {
-  bool met[kFactors][16][kFactors][16] = {};
-  int missing = 0;
-  for (int f = 0; f < kFactors; ++f) {
-    for (int g = f + 1; g < kFactors; ++g) missing += kChoices[f] * kChoices[g];
-  }
-  const auto each_new_pair = [&](const Choice& c, auto&& f) {
-    for (int a = 0; a < kFactors; ++a) {
-      for (int b = a + 1; b < kFactors; ++b) {
-        if (!met[a][c[a]][b][c[b]]) f(met[a][c[a]][b][c[b]]);
-      }
-    }
-  };
-  std::vector<Choice> list;
-  while (missing > 0) {
-    Choice best{};
-    int most = 0;
-    for (int attempt = 0; attempt < 50; ++attempt) {
-      const Choice c = random_choice(r);
-      int pairs = 0;
-      each_new_pair(c, [&](bool&) { ++pairs; });
-      if (pairs > most) most = pairs, best = c;
-    }
-    each_new_pair(best, [](bool& pair) { pair = true; });
-    missing -= most;
-    if (most > 0) list.push_back(best);
-  }
-  return list;
-}
+using EpilogueChoice = Choice<kFactors>;
+constexpr EpilogueChoice kChoices = {static_cast<int>(Mode::kEps) + 1,
+                                     Kinds::kSize,
+                                     4,
+                                     static_cast<int>(std::size(kShapes)),
+                                     static_cast<int>(Levels::kCount),
+                                     static_cast<int>(std::size(kBiasParts)),
+                                     2,
+                                     static_cast<int>(std::size(kRows)),
+                                     static_cast<int>(std::size(kLayouts)),
+                                     2};
 
 // Every mode, kind, type, shape, levels, bias and ReLU, with the other factors at random.
-std::vector<Choice> all_choices(Random& r) {
-  std::vector<Choice> list;
-  Choice c = {};
+std::vector<EpilogueChoice> all_choices(Random& r) {
+  std::vector<EpilogueChoice> list;
+  EpilogueChoice c = {};
   for (int f = 0; f <= kRelu;) {
-    const Choice rest = random_choice(r);
+    const EpilogueChoice rest = random_choice(r, kChoices);
     std::copy(rest.begin() + kRelu + 1, rest.end(), c.begin() + kRelu + 1);
     list.push_back(c);
     for (f = 0; f <= kRelu && ++c[f] == kChoices[f]; ++f) c[f] = 0;
@@ -135,7 +99,7 @@ Level make_levels(Random& r, Levels kind, const Rows& rows, int64_t n, std::vect
 }
 
 template <class T>
-Case<T> make_case(Random& r, const Choice& choice) {
+Case<T> make_case(Random& r, const EpilogueChoice& choice) {
   Case<T> c;
   Epilogue& e = c.e;
   NoiseParams& p = e.noise;
@@ -163,7 +127,7 @@ Case<T> make_case(Random& r, const Choice& choice) {
 }
 
 template <class T>
-void check_choice(Random& r, const Choice& choice) {
+void check_choice(Random& r, const EpilogueChoice& choice) {
   Case<T> c = make_case<T>(r, choice);
   std::vector<T> want = blank<T>(c.total());
   c.e.y = want.data();
@@ -199,8 +163,8 @@ void check_pool(Random& r, PoolCase<T>& c) {
 
 TEST(cuda_epilogues) {
   Random r{11};
-  const std::vector<Choice> list = g_full ? all_choices(r) : pairwise(r);
-  for (const Choice& choice : list) {
+  const std::vector<EpilogueChoice> list = g_full ? all_choices(r) : pairwise(r, kChoices);
+  for (const EpilogueChoice& choice : list) {
     int type = 0;
     for_each_type([&]<class T>() {
       if (type++ == choice[kType]) check_choice<T>(r, choice);
