@@ -42,17 +42,19 @@ def quantize(values: npt.ArrayLike, fmt: Any, random: Words | None = None) -> Re
         array([   1.25, -448.  ], dtype=float32)
     """
     v = np.asarray(values)
-    wide = v.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        wide = v.astype(np.float64)
     magnitude = np.abs(np.where(np.isfinite(wide), wide, 1.0))
     least, step, largest, infinite, subnormals = _grid(fmt, magnitude)
     with np.errstate(over="ignore", invalid="ignore"):
         count = magnitude / step  # exact: a step is a power of two
         whole = np.floor(count)
         fraction = np.where(count < 2.0**53, count - whole, 0.0)
+        odd = whole % 2 == 1
     if fmt.rounding == "truncate":
         up = np.zeros(v.shape, bool)
     elif fmt.rounding == "nearest":
-        up = (fraction > 0.5) | ((fraction == 0.5) & (whole % 2 == 1))
+        up = (fraction > 0.5) | ((fraction == 0.5) & odd)
     else:
         assert random is not None
         up = (random >> np.uint32(8)).astype(np.float64) * 2.0**-24 < fraction
@@ -86,7 +88,9 @@ def quantized(
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     v = x.detach().to(compute).contiguous().numpy()
     random = None
-    if fmt.rounding == "stochastic" and v.size:
+    if v.size == 0:
+        return x.detach().clone()
+    if fmt.rounding == "stochastic":
         items = v.reshape(len(v) if v.ndim else 1, -1)
         ids = first_row + np.arange(len(items)) if rows is None else np.asarray(rows, np.int64)
         random = words(seed, site, operand, draw, ids[:, None], np.arange(items.shape[1])).reshape(v.shape)
