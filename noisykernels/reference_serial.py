@@ -156,7 +156,7 @@ class Steps:
                     p = plus - minus
                 s = v * kind(self.leak) + p
                 if self.step_noise:
-                    s = fma(kind(np.float32(self.step_noise)), self._eps(row, output * count + k).astype(kind), s)
+                    s = fma(kind(self.step_noise), self._eps(row, output * count + k).astype(kind), s)
                 if self.sum is not None:
                     s = quantize(s, self.sum, of_step("rounding_sum", self.sum.rounding))
                 below, above = s < kind(self.low), s > kind(self.high)
