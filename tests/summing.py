@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,11 @@ def summed(products: Any, how: Serial, **ids: Any) -> float:
     """The ordered sum of given products: of numbers with ones."""
     x = torch.as_tensor(products, dtype=ids.pop("dtype", torch.float32))[None]
     return checked("linear", [x, torch.ones_like(x)], how, None, **ids).item()
+
+
+def small_wholes(*shape: int) -> Tensor:
+    """Whole numbers from -4 to 4: their sums are exact in any order."""
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(math.prod(shape))).float()
 
 
 def loop(x: Any, w: Any, kind: Any) -> Any:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators import assert_same_bits, covering
 from scipy.stats import chi2
-from summing import KEY, LAYERS, checked, loop, made, summed
+from summing import KEY, LAYERS, checked, loop, made, small_wholes, summed
 from torch import Tensor
 
 import noisykernels as nk
@@ -364,10 +364,6 @@ def test_eight_bits_of_mantissa_are_nearly_float32() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- orders
-
-
-def small_wholes(*shape: int) -> Tensor:
-    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(math.prod(shape))).float()
 
 
 def test_without_saturation_exact_sums_have_no_order() -> None:
