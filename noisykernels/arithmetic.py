@@ -336,6 +336,7 @@ def _sorted(a: Tensor, b: Tensor, order: str) -> Tensor:
             return torch.argsort(keys.to(torch.uint8), stable=True).int().contiguous()
         return torch.argsort(products.abs(), stable=True, descending=order == "descending").int().contiguous()
 
+
 def _positions(contraction: Contraction, x: Tensor, weight: Tensor) -> list[int]:
     """Sizes of the output of a convolution."""
     assert contraction.geometry is not None
