@@ -194,7 +194,7 @@ class Serial(Arithmetic):
             a, b, shape = operands_of(contraction, part, weight)
             outputs = math.prod(shape[1:])
             by_product = order if order is not None or self.order in ORDERS[:2] else _sorted(a, b, str(self.order))
-            rows = None if draw.rows is None else draw.rows[first : first + len(part)]
+            rows = None if draw.rows is None else draw.rows.narrow(0, first, len(part))
             sums = _ops.serial.default(
                 a,
                 b,
@@ -318,11 +318,11 @@ def _pieces(contraction: Contraction, x: Tensor, weight: Tensor, laid_out: bool)
     if contraction.geometry is not None:
         of_row = math.prod(_positions(contraction, x, weight)) * steps * contraction.groups
     elif laid_out:
-        of_row = x[0].numel()
+        of_row = x.numel() // x.shape[0]
     of_row *= contraction.features(weight) // contraction.groups if laid_out else 1
     some = max(1, _ELEMENTS // max(1, of_row)) if contraction.geometry is not None or laid_out else x.shape[0]
     for first in range(0, x.shape[0], some):
-        yield first, x[first : first + some]
+        yield first, x.narrow(0, first, min(some, x.shape[0] - first))
 
 
 def _sorted(a: Tensor, b: Tensor, order: str) -> Tensor:
@@ -373,8 +373,10 @@ def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Te
     if transposed:
         # The input spread out with zeros between, and the kernel turned round.
         spread = x.new_zeros(*x.shape[:2], *[(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)])
-        here: Any = (..., *[slice(None, None, s) for s in stride])
-        spread[here] = x
+        here = spread
+        for d, step in enumerate(stride):
+            here = torch.ops.aten.slice.Tensor(here, 2 + d, 0, None, step)
+        here.copy_(x)
         x = spread
         before = [dilation[d] * (kernel[d] - 1) - padding[d] for d in range(dims)]
         after = [before[d] + output_padding[d] for d in range(dims)]
