@@ -332,9 +332,11 @@ def _sorted(a: Tensor, b: Tensor, order: str) -> Tensor:
         wide = a.repeat(count // a.shape[0], 1, 1), b.repeat(count // b.shape[0], 1, 1)
         products = wide[0].unsqueeze(2) * wide[1].transpose(1, 2).unsqueeze(1)
         if order in ("positive_first", "negative_first"):
-            keys = (products < 0) if order == "positive_first" else (products >= 0)
-            return torch.argsort(keys.to(torch.uint8), stable=True).int().contiguous()
-        return torch.argsort(products.abs(), stable=True, descending=order == "descending").int().contiguous()
+            keys = ((products < 0) if order == "positive_first" else (products >= 0)).to(torch.uint8)
+        else:
+            keys = products.abs()
+        by = torch.argsort(keys, stable=True, descending=order == "descending")
+        return by.to(torch.int32, memory_format=torch.contiguous_format)
 
 
 def _positions(contraction: Contraction, x: Tensor, weight: Tensor) -> list[int]:
