@@ -374,12 +374,10 @@ def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Te
         raise ValueError(f"{contraction.name}: the kernel is larger than the padded input of shape {list(x.shape)}")
     if transposed:
         # The input spread out with zeros between, and the kernel turned round.
-        spread = x.new_zeros(*x.shape[:2], *[(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)])
-        here = spread
         for d, step in enumerate(stride):
-            here = torch.ops.aten.slice.Tensor(here, 2 + d, 0, None, step)
-        here.copy_(x)
-        x = spread
+            size = x.shape[2 + d]
+            x = F.pad(x.unsqueeze(3 + d), [0, 0] * (dims - 1 - d) + [0, step - 1])
+            x = x.flatten(2 + d, 3 + d).narrow(2 + d, 0, (size - 1) * step + 1)
         before = [dilation[d] * (kernel[d] - 1) - padding[d] for d in range(dims)]
         after = [before[d] + output_padding[d] for d in range(dims)]
         weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)  # (groups, N / groups, inputs, kernel)
