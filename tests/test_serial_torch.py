@@ -151,21 +151,24 @@ def _contraction(name: str, geometry: dict[str, Any], dims: int) -> Contraction:
 def test_finite_differences(name: str, order: str) -> None:
     """Masked gradients are those of the function with clamps, leaks and noise; straight-through ones where there is
     nothing to pass through."""
-    op, operands, geometry = made(name, torch.float64)
+    op, operands, geometry = made(name, torch.float64, rows=1)
     for how in (Serial(**ROUGH, leak=0.9, gradient="masked", order=order), Serial(step_noise=0.3, order=order)):
         ids = dict(KEY, draws=[4, 1], shared=True)
         f = lambda *t: op(*t, **(geometry or {}), arithmetic=how, **ids)  # noqa: E731, B023
-        assert torch.autograd.gradcheck(f, [t.clone().requires_grad_() for t in operands])
+        leaves = [t.clone().requires_grad_() for t in operands]
+        assert torch.autograd.gradcheck(f, leaves, fast_mode=name != "conv1d")
 
 
 def test_second_derivatives() -> None:
-    """Straight-through gradients are a contraction's: they have derivatives of their own. Masked ones have none."""
+    """Straight-through gradients are a contraction's: they have derivatives of their own. Masked ones say no."""
     x, w = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (2, 3))
     assert torch.autograd.gradgradcheck(lambda *t: nk.linear(*t, arithmetic=Serial()), (x, w))
     y = nk.linear(x, w, arithmetic=Serial(low=-1, high=1, gradient="masked"))
     (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(NotImplementedError, match="masked gradients have no derivatives"):
         torch.autograd.grad(first.sum(), x)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: nk.linear(x, w, arithmetic=Serial()), (x,), (x,))
 
 
 def test_gradients_of_the_twin() -> None:
@@ -290,6 +293,9 @@ def test_vmap_autocast_checkpoint_and_functional_gradients() -> None:
             assert_same_bits(again, kept, reentrant)
         functional = torch.func.grad(lambda w: f(x[0], w).square().sum())(w)
         torch.testing.assert_close(functional, kept, rtol=1e-5, atol=1e-5)
+        each = torch.func.vmap(torch.func.grad(lambda w, x: f(x[None], w).square().sum()), (None, 0))(w, x[0])
+        alone = [torch.func.grad(lambda w: f(row[None], w).square().sum())(w) for row in x[0]]  # noqa: B023
+        torch.testing.assert_close(each, torch.stack(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_modes_of_torch_change_nothing() -> None:
@@ -346,7 +352,7 @@ def test_the_argument_is_the_last_device() -> None:
         given = geometry or {}
         y = op(*operands, **given, arithmetic=how)
         assert_same_bits(y, op(*operands, **given, hardware=[how]))
-        noisy = [nk.WeightNoise(add=0.1), nk.DAC(bits=4, range=2.0)]
+        noisy = [nk.WeightNoise(add=0.1), nk.DAC(bits=4, limit=2.0)]
         y = op(*operands, **given, hardware=noisy, arithmetic=how, **KEY)
         assert_same_bits(y, op(*operands, **given, hardware=[*noisy, how], **KEY))
         assert not torch.equal(y, op(*operands, **given, hardware=noisy, **KEY))
@@ -379,9 +385,8 @@ def test_layers() -> None:
         (nk.NoisyConvTranspose2d(2, 3, 3, stride=2, arithmetic=how), torch.randn(4, 2, 5, 4)),
     ]
     for layer, x in layers:
-        clean = type(layer).__mro__[1:]
         y = layer(x)
-        assert "M" not in repr(clean) and "Serial(" in repr(layer)
+        assert "hardware=[Serial(" in repr(layer)
         layer.in_eval = False
         assert not torch.equal(layer.eval()(x), y)
         assert float((layer(x) - y).detach().abs().max()) < 0.5  # truncation of a few products, no saturation
@@ -447,7 +452,7 @@ def test_training_through_clamps_learns() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
         assert losses[-1] < 0.8 * losses[0]
 
 
@@ -466,7 +471,7 @@ def test_errors_name_what_is_wrong() -> None:
         (lambda: Serial(leak=True), ValueError, "leak must be a number"),
         (lambda: Serial(synapse_limit=-1.0), ValueError, "synapse_limit"),
         (lambda: Serial(synapse_decay=-0.1), ValueError, "synapse_decay"),
-        (lambda: Serial(synapse_decay=1.0), ValueError, "synapse_decay"),
+        (lambda: Serial(synapse_decay=1.1), ValueError, "synapse_decay"),
         (lambda: Serial(gain=math.inf), ValueError, "gain must be finite"),
         (lambda: Serial(gain="2"), ValueError, "gain"),
         (lambda: Serial(step_noise=-1.0), ValueError, "step_noise must be finite and not negative"),
