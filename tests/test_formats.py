@@ -184,6 +184,12 @@ def test_any_float_format_is_gfloats(fmt: FloatFormat) -> None:
         x = x[~(x.abs() < 2.0 ** (fmt.least_exponent))]
         random = reference.words(**KEY, operand="rounding_sum", draw=0, row=np.arange(len(x)), elements=0)
     assert_same_bits(rounded(x, fmt), by_gfloat(x, fmt, random), fmt)
+    g = torch.Generator().manual_seed(fmt.bits)
+    wide = x.double() * (1 + torch.randint(-3, 4, x.shape, generator=g) * 2.0**-45)
+    wide = torch.cat([wide, torch.tensor([1e300, -1e300, 5e-324, -1e-310], dtype=torch.float64)])
+    y = rounded(wide, fmt)
+    if not fmt.stochastic:
+        assert_same_bits(y, by_gfloat(wide, fmt), fmt)
 
 
 @pytest.mark.parametrize("rounding", ["truncate", "nearest"])
@@ -254,6 +260,15 @@ def test_doubles_to_float32() -> None:
 
 def _top(x: Tensor) -> Tensor:
     return torch.copysign(torch.tensor(torch.finfo(torch.float32).max, dtype=torch.float64), x)
+
+
+def test_nan_of_any_payload_stays() -> None:
+    """Also a signalling one whose upper bits are zero, which truncation of its bits would make an infinity."""
+    codes = torch.tensor([0x7F800001, 0x7F801000, 0x7FBFFFFF, 0x7FC00000, 0x7FFFFFFF], dtype=torch.int64)
+    nan = torch.cat([codes, codes - 2**31]).to(torch.int32).view(torch.float32)
+    for rounding in ROUNDINGS:
+        for fmt in (FloatFormat(1, 2), FloatFormat(7, 6), *FORMATS.values(), FixedFormat(8, 8)):
+            assert rounded(nan, fmt.rounded(rounding)).isnan().all()
 
 
 # ---------------------------------------------------------------------------------------------------------- fixed

@@ -69,22 +69,31 @@ def ids_of(name: str, rows: int) -> tuple[int, dict[str, Any]]:
     return rows * (2 if name == "expanded" else 1), ids
 
 
-@pytest.mark.parametrize(
-    "case",
-    covering(
-        2,
-        layer=list(LAYERS),
-        fmt=list(FMTS),
-        steps=list(STEPS),
-        order=[*ORDERS, "random"],
-        dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
-        draws=list(DRAWS),
-        bias=[False, True],
-        threads=[1, 2],
-    ),
-    ids=str,
+CASES: dict[str, list[Any]] = dict(
+    layer=list(LAYERS),
+    fmt=list(FMTS),
+    steps=list(STEPS),
+    order=[*ORDERS, "random"],
+    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
+    draws=list(DRAWS),
+    bias=[False, True],
+    threads=[1, 2],
 )
+
+
+@pytest.mark.parametrize("case", covering(2, **CASES), ids=str)
 def test_compiled_sums_are_the_naive_ones(case: dict[str, Any], threads: Callable[[int], None]) -> None:
+    compare(case, threads)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", covering(3, **CASES), ids=str)
+def test_triples_of_properties(case: dict[str, Any], threads: Callable[[int], None]) -> None:
+    compare(case, threads)
+
+
+def compare(case: dict[str, Any], threads: Callable[[int], None]) -> None:
+    """A case's compiled sums with the naive ones."""
     name = case["layer"]
     rows, ids = ids_of(case["draws"], LAYERS[name]["x"][0])
     _, operands, geometry = made(name, case["dtype"], rows)
@@ -121,6 +130,23 @@ def test_any_level_and_any_number_of_threads(
     for name in ("conv2d", "conv_transpose1d"):
         _, operands, geometry = made(name)
         checked(name, operands, how, geometry, draws=[4])
+
+
+@pytest.mark.parametrize("fmt", ["float32", "truncated", "stochastic", "stochastic sum"])
+@pytest.mark.parametrize("order", ["natural", "random", "ascending"])
+def test_more_outputs_than_a_block(threads: Callable[[int], None], order: str, fmt: str) -> None:
+    """The work is cut into blocks of outputs (128 by 256): none of their sizes is a divisor of these."""
+    threads(3)
+    for name, (x, w), geometry in (
+        ("linear", ((261, 4), (300, 4)), None),
+        ("conv2d", ((3, 2, 19, 18), (150, 2, 1, 2)), dict(padding=1)),
+        ("conv1d", ((2, 4, 600), (260, 2, 2)), dict(groups=2, stride=2)),
+    ):
+        g = torch.Generator().manual_seed(len(name))
+        operands = [torch.randn(x, generator=g), torch.randn(w, generator=g)]
+        by = random_order(math.prod(w[1:]), 4) if order == "random" else order
+        checked(name, operands, Serial(**FMTS[fmt], low=-1.0, high=1.5, leak=0.75, order=by), geometry, draws=[6])
+        checked(name, operands, Serial(**FMTS[fmt], order=by), geometry)
 
 
 @pytest.mark.parametrize("fmt", ["float32", "truncated", "fixed", "fp16", "stochastic"])

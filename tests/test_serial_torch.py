@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from operators import assert_same_bits
+from operators import assert_same_bits, covering
 from summing import KEY, LAYERS, checked, made, plainly, small_wholes
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +22,7 @@ from noisykernels.arithmetic import ORDERS, Serial, operands_of, random_order
 from noisykernels.contraction import Contraction
 from noisykernels.formats import FixedFormat, FloatFormat, quantize
 
+FULL = pytest.mark.full
 ROUGH = dict(low=-0.9, high=1.5, step_noise=0.2)
 
 # ---------------------------------------------------------------------------------------------------------- gradients
@@ -104,11 +105,19 @@ MASKED = {
 }
 
 
-@pytest.mark.parametrize("order", [*ORDERS, "random"])
-@pytest.mark.parametrize("steps", list(MASKED))
-@pytest.mark.parametrize("name", ["linear", "linear 3-d", "linear wide", "conv2d", "conv_transpose2d"])
-def test_masked_gradients_are_the_naive_ones(name: str, steps: str, order: str) -> None:
-    """Through roundings, synapses and noise as if they were not there; the sums of up to 20 terms in another order."""
+@pytest.mark.parametrize(
+    "case",
+    covering(
+        2,
+        name=["linear", "linear 3-d", "linear wide", "conv2d", "conv_transpose2d", "conv1d"],
+        steps=list(MASKED),
+        order=[*ORDERS, "random"],
+    ),
+    ids=str,
+)
+def test_masked_gradients_are_the_naive_ones(case: dict[str, str]) -> None:
+    """Through roundings, synapses and noise as if they were not there; the sums of up to 70 terms in another order."""
+    name, steps, order = case.values()
     op, (x, w, _), geometry = made(name)
     contraction = Contraction("linear") if geometry is None else _contraction(name, geometry, w.dim() - 2)
     count = contraction.steps(w)
@@ -219,7 +228,9 @@ HOWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", list(HOWS))
-@pytest.mark.parametrize("name", ["linear", "conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize(
+    "name", ["linear", pytest.param("conv2d", marks=FULL), pytest.param("conv_transpose2d", marks=FULL)]
+)
 def test_compiled_is_eager(name: str, how: str) -> None:
     """To the bit where the sums are ours; seeds, draws and levels change without compiling again."""
     op, operands, geometry = made(name)
@@ -244,10 +255,18 @@ def test_compiled_is_eager(name: str, how: str) -> None:
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("shapes", [((1, 4, 6), (3, 6, 5)), ((4, 3, 6), (2, 6, 5)), ((2, 3, 6), (2, 6, 1))], ids=str)
-@pytest.mark.parametrize("order", ["none", "one", "each"])
-def test_opcheck(order: str, shapes: tuple[tuple[int, ...], ...], masked: bool) -> None:
+@pytest.mark.parametrize(
+    "case",
+    covering(
+        2,
+        order=["none", "one", "each"],
+        shapes=[((1, 4, 6), (3, 6, 5)), ((4, 3, 6), (2, 6, 5)), ((2, 3, 6), (2, 6, 1))],
+        masked=[False, True],
+    ),
+    ids=str,
+)
+def test_opcheck(case: dict[str, Any]) -> None:
+    order, shapes, masked = case.values()
     a, b = (torch.randn(s, requires_grad=True) for s in shapes)
     count = max(len(a), len(b))
     by = {
