@@ -45,6 +45,7 @@ def quantize(values: npt.ArrayLike, fmt: Any, random: Words | None = None) -> Re
     with np.errstate(invalid="ignore"):  # a signalling NaN
         wide = v.astype(np.float64)
     magnitude = np.abs(np.where(np.isfinite(wide), wide, 1.0))
+    magnitude = np.where(magnitude == 0, 0.0, np.maximum(magnitude, 2.0**-900))  # as far below every step as less is
     least, step, largest, infinite, subnormals = _grid(fmt, magnitude)
     with np.errstate(over="ignore", invalid="ignore"):
         count = magnitude / step  # exact: a step is a power of two
