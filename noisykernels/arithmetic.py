@@ -194,7 +194,7 @@ class Serial(Arithmetic):
             a, b, shape = operands_of(contraction, part, weight)
             outputs = math.prod(shape[1:])
             by_product = order if order is not None or self.order in ORDERS[:2] else _sorted(a, b, str(self.order))
-            rows = None if draw.rows is None else draw.rows[first : first + len(part)]
+            rows = None if draw.rows is None else draw.rows.narrow(0, first, len(part))
             sums = _ops.serial.default(
                 a,
                 b,
@@ -318,11 +318,11 @@ def _pieces(contraction: Contraction, x: Tensor, weight: Tensor, laid_out: bool)
     if contraction.geometry is not None:
         of_row = math.prod(_positions(contraction, x, weight)) * steps * contraction.groups
     elif laid_out:
-        of_row = x[0].numel()
+        of_row = x.numel() // x.shape[0]
     of_row *= contraction.features(weight) // contraction.groups if laid_out else 1
     some = max(1, _ELEMENTS // max(1, of_row)) if contraction.geometry is not None or laid_out else x.shape[0]
     for first in range(0, x.shape[0], some):
-        yield first, x[first : first + some]
+        yield first, x.narrow(0, first, min(some, x.shape[0] - first))
 
 
 def _sorted(a: Tensor, b: Tensor, order: str) -> Tensor:
@@ -332,9 +332,11 @@ def _sorted(a: Tensor, b: Tensor, order: str) -> Tensor:
         wide = a.repeat(count // a.shape[0], 1, 1), b.repeat(count // b.shape[0], 1, 1)
         products = wide[0].unsqueeze(2) * wide[1].transpose(1, 2).unsqueeze(1)
         if order in ("positive_first", "negative_first"):
-            keys = (products < 0) if order == "positive_first" else (products >= 0)
-            return torch.argsort(keys.to(torch.uint8), stable=True).int().contiguous()
-        return torch.argsort(products.abs(), stable=True, descending=order == "descending").int().contiguous()
+            keys = ((products < 0) if order == "positive_first" else (products >= 0)).to(torch.uint8)
+        else:
+            keys = products.abs()
+        by = torch.argsort(keys, stable=True, descending=order == "descending")
+        return by.to(torch.int32, memory_format=torch.contiguous_format)
 
 
 def _positions(contraction: Contraction, x: Tensor, weight: Tensor) -> list[int]:
@@ -372,10 +374,10 @@ def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Te
         raise ValueError(f"{contraction.name}: the kernel is larger than the padded input of shape {list(x.shape)}")
     if transposed:
         # The input spread out with zeros between, and the kernel turned round.
-        spread = x.new_zeros(*x.shape[:2], *[(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)])
-        here: Any = (..., *[slice(None, None, s) for s in stride])
-        spread[here] = x
-        x = spread
+        for d, step in enumerate(stride):
+            size = x.shape[2 + d]
+            x = F.pad(x.unsqueeze(3 + d), [0, 0] * (dims - 1 - d) + [0, step - 1])
+            x = x.flatten(2 + d, 3 + d).narrow(2 + d, 0, (size - 1) * step + 1)
         before = [dilation[d] * (kernel[d] - 1) - padding[d] for d in range(dims)]
         after = [before[d] + output_padding[d] for d in range(dims)]
         weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)  # (groups, N / groups, inputs, kernel)

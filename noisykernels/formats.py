@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels.noise import OPERANDS
-from noisykernels.ops import Ids, Seed, key_args
+from noisykernels.ops import Ids, Seed, key_args, operand_number
 
 __all__ = ["FORMATS", "FixedFormat", "FloatFormat", "Format", "as_format", "quantize"]
 
@@ -329,7 +328,7 @@ def quantize(
     check_holds("quantize", made, x.dtype)
     draws = None if draw is None else [draw] if isinstance(draw, int) else draw
     key = key_args("quantize", x, seed if made.stochastic else 0, draws, rows, first_row)
-    return _ops.quantize.default(x, made.numbers, *key, first_row, site, OPERANDS.index(operand))
+    return _ops.quantize.default(x, made.numbers, *key, first_row, site, operand_number("quantize", operand))
 
 
 def check_holds(op: str, fmt: Format | None, dtype: torch.dtype) -> None:

@@ -176,7 +176,7 @@ def register_autograd(
     library: torch.library.Library,
     name: str,
     keep: Callable[[Any, tuple[Any, ...], Tensor], tuple[Any, ...]],
-    backward: Callable[[Any, Tensor], Grads],
+    backward: Callable[..., Grads],
     refuse: Callable[[Any, tuple[Any, ...]], str | None],
 ) -> None:
     """Autograd of an operator, to any order.
@@ -186,7 +186,7 @@ def register_autograd(
 
     Args:
         keep: (ctx, arguments, output) -> what is saved for the gradient.
-        backward: (ctx, gradient) -> gradients of the leading arguments.
+        backward: (ctx, gradient of each output) -> gradients of the leading arguments.
         refuse: (ctx, arguments) -> why there is no gradient, if there is none.
     """
     op = getattr(_ops, name).default
@@ -207,8 +207,8 @@ def register_autograd(
             return output
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Grads:
-            grads = backward(ctx, grad)
+        def backward(ctx: Any, *along: Tensor) -> Grads:
+            grads = backward(ctx, *along)
             return (*grads, *[None] * (len(ctx.arguments) + 1 - len(grads)))
 
         @staticmethod
@@ -267,7 +267,7 @@ def _register_output_noise(library: torch.library.Library, rules: _Op) -> None:
 def register_vmap(name: str) -> None:
     op = getattr(_ops, name)
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """One call for each element of the mapped dimension: it draws what it would draw alone."""
 
         def at(i: int) -> list[Any]:  # the dimension of a list is a list of None
@@ -275,7 +275,10 @@ def register_vmap(name: str) -> None:
                 a.select(d, i).contiguous() if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)
             ]
 
-        return torch.stack([op(*at(i)) for i in range(info.batch_size)]), 0
+        results = [op(*at(i)) for i in range(info.batch_size)]
+        if isinstance(results[0], tuple):
+            return tuple(torch.stack(outputs) for outputs in zip(*results, strict=True)), (0,) * len(results[0])
+        return torch.stack(results), 0
 
     torch.library.register_vmap(f"noisykernels::{name}", rule)
 

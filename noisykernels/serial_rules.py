@@ -71,12 +71,16 @@ def _masked(args: list[Any], grad: Tensor, a: Tensor, b: Tensor, order: Tensor |
     return da, db
 
 
+def _no_second(ctx: Any, *_: Tensor) -> Grads:
+    raise NotImplementedError("serial: masked gradients have no derivatives of their own")
+
+
 def _masked_in_their_orders(
     grad: Tensor, last: Tensor, a: Tensor, b: Tensor, order: Tensor, leak: float
 ) -> tuple[Tensor, Tensor]:
     """The same where every output has its own order (T, I, J, K)."""
     positions = torch.arange(a.shape[2], dtype=torch.int32, device=a.device).expand(order.shape)
-    position = torch.empty_like(order).scatter_(3, order.long(), positions)
+    position = torch.empty_like(order).scatter(3, order.long(), positions)
     pull = torch.where(last.unsqueeze(-1) < position, grad.unsqueeze(-1), 0)
     if leak != 1:
         pull = pull * leak ** (a.shape[2] - 1 - position).to(a.dtype)
@@ -90,8 +94,9 @@ def _register() -> torch.library.Library:
         torch.library.register_fake(f"noisykernels::{name}", fake)
     register_autograd(library, "quantize", lambda *_: (), lambda _, grad: (grad,), lambda *_: None)
     register_autograd(library, "serial", _keep, _serial_gradients, _no_level)
-    register_vmap("quantize")
-    register_vmap("serial")
+    register_autograd(library, "serial_gradient", lambda *_: (), _no_second, lambda *_: None)
+    for name in fakes:
+        register_vmap(name)
     return library
 
 

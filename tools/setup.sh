@@ -37,7 +37,7 @@ except ModuleNotFoundError:  # Python 3.10
 with open("pyproject.toml", "rb") as file:
     config = tomllib.load(file)
 wanted = list(config["build-system"]["requires"]) + list(config["project"]["dependencies"])
-for extra in ("dev", "plot", "table", "data", "progress", "workers"):
+for extra in ("dev", "bench", "plot", "table", "data", "progress", "workers"):
     wanted += config["project"]["optional-dependencies"][extra]
 print("\n".join(dict.fromkeys(w for w in wanted if not re.match(r"torch\b", w))))
 EOF
