@@ -333,6 +333,19 @@ class Suffix:
                     parted.pop(n, None)
         return value(self.tape.result)
 
+    def of_value(self, value: Tensor, clean: dict[int, Any], copies: int, rows: int) -> Tensor:
+        """Scores from a value at the site that holds so many copies of the rows, copy by copy."""
+        values: dict[int, Any] = {self.number: value}
+        for i, step in enumerate(self.steps):
+            for n in step.inputs:
+                if n not in values:
+                    values[n] = repeated(self.tape, n, clean[n], copies)
+            step.run(values, copies * rows)
+            for n in step.inputs:
+                if self.last[n] <= i and n != self.tape.result:
+                    values.pop(n, None)
+        return values[self.tape.result]
+
     def _part(
         self, n: int, x: Tensor, toward: list[Tensor], levels: Tensor, draws: int, relu: bool, pool: _Fused | None
     ) -> Tensor:

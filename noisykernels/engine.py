@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -45,14 +46,14 @@ from noisykernels.store import Store, study_key
 from noisykernels.study import Study
 from noisykernels.tape import NotTraceable, Tape, record_tape
 from noisykernels.trace import evaluating
-from noisykernels.weights import as_weight_noise, has_weight, step_of
+from noisykernels.weights import Varied, Walked, as_weight_noise, has_weight, step_of
 from noisykernels.workers import Workers, packed, torch_threads
 
 __all__ = ["walk"]
 
 
 @overload
-def walk(model: nn.Module, data: Data, *, noise: Noise | WeightNoise, seed: int, **how: Any) -> Study: ...
+def walk(model: nn.Module, data: Data, *, noise: Noise | WeightNoise | Varied, seed: int, **how: Any) -> Study: ...
 
 
 @overload
@@ -65,12 +66,12 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     model: nn.Module,
     data: Data,
     *,
-    noise: Noise | WeightNoise | Sequence[Noise | WeightNoise],
+    noise: Noise | WeightNoise | Varied | Sequence[Noise | WeightNoise],
     levels: Sequence[float] | Tensor | None = None,
     draws: SupportsIndex | Sequence[int] | Tensor | None = None,
     seed: int,
     sites: Sequence[str | int] | str | None = None,
-    target: Literal["activation", "weight"] = "activation",
+    target: Literal["activation", "weight", "parameter"] = "activation",
     rows: Tensor | Sequence[int] | None = None,
     batch_rows: int | None = None,
     draws_per_pass: int = 8,
@@ -106,7 +107,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         sites: names, name patterns or indices of the sites to walk (see `sites`); None walks all.
         target: where noise enters; ``"activation"``: values at sites; ``"weight"``: the weights of linear layers and
             convolutions, drawn once for each draw, which is a chip, and the same for all rows. The noise is then a
-            `WeightNoise`, such as ``WeightNoise(add=1.0, relative="layer")``, or a `Noise` of one term.
+            `WeightNoise`, such as ``WeightNoise(add=1.0, relative="layer")``, or a `Noise` of one term;
+            ``"parameter"``: see `walk_parameter`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once;
             fewer where `memory` asks for it. Part of the contraction plan: a prediction at a decision boundary may
@@ -150,18 +152,20 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         >>> len(study.records), study.records[0].site
         (8, 'input')
     """
-    if target not in ("activation", "weight"):
+    if target not in ("activation", "weight", "parameter"):
         raise ValueError(f"walk: target must be 'activation' or 'weight', got {target!r}")
     if engine not in ("auto", "plain"):
         raise ValueError(f"walk: engine must be 'auto' or 'plain', got {engine!r}")
-    alone = isinstance(noise, Noise | WeightNoise)
+    alone = isinstance(noise, Walked)
     given: Any = (noise,) if alone else tuple(noise) if isinstance(noise, list | tuple) else ()
-    if not given or not all(isinstance(n, Noise | WeightNoise) for n in given):
+    if not given or not all(isinstance(n, Walked) for n in given):
         raise TypeError(f"walk: noise must be a Noise, or a list of them, got {type(noise).__name__}")
-    if target == "activation" and any(isinstance(n, WeightNoise) for n in given):
+    if target != "weight" and any(isinstance(n, WeightNoise) for n in given):
         raise ValueError("walk: a WeightNoise goes with target='weight'")
+    if any(isinstance(n, Varied) != (target == "parameter") for n in given):
+        raise ValueError("walk: target='parameter' is for walk_parameter")
     noises = tuple(as_weight_noise("walk", n) for n in given) if target == "weight" else given
-    terms: list[Noise] = [n.noise if isinstance(n, WeightNoise) else n for n in noises]
+    terms: list[Noise] = [n.noise if isinstance(n, WeightNoise) else n for n in noises if not isinstance(n, Varied)]
     for level in (level for n in terms for level in (n.add, n.mul) if level is not None and level.dim() > 0):
         if level.dim() < 2 or level.shape[:2] != (1, 1):  # rows are cut into chunks and may be reordered
             raise ValueError(
@@ -174,7 +178,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         raise ValueError(f"walk: rel_ci must lie between 0 and 1, got {rel_ci}")
     if plateaus is not None and (levels is None or not 0 < plateaus < 0.5):
         raise ValueError(f"walk: plateaus must lie between 0 and 0.5, and go with levels, got {plateaus}")
-    if plateaus is not None and target == "weight":
+    if plateaus is not None and target != "activation":
         raise ValueError("walk: plateaus are for noise on activations: the rows of a draw share the noise of weights")
     if not (executor is None or hasattr(executor, "submit") or (type(executor) is int and executor > 0)):
         raise ValueError(f"walk: executor must have `submit`, or be a number of processes, got {executor!r}")
@@ -239,6 +243,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             where: str = target
             if target == "weight":
                 where += f" relative to {', '.join(str(n.relative) for n in noises)}"
+            if isinstance(first := noises[0], Varied):
+                devices = re.sub(r" at 0x[0-9a-f]+", "", repr(list(first.scaled(amplitudes[0]))))
+                where += f" {first.name}, at {amplitudes[0]!r}: {devices}"
             told = terms[0] if len(terms) == 1 else terms
             key = study_key(model, inputs, labels, told, seed, plan=ordered, rows=row_ids.cpu(), target=where)
             answers = Kept(stack.enter_context(Store(store, key)), answers, here.rows_of_task).answers
@@ -262,19 +269,11 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         every = tuple(s.name for s in state.traced)
     settled_how = {} if plateaus is None else {"plateaus": plateaus}
     studies = []
-    for which, one in enumerate(terms):
+    for which, one in enumerate(noises):
         records = cells.records(which)
-        relative = {"relative": noises[which].relative} if target == "weight" else {}
         meta = Meta(
             seed=seed,
-            noise={
-                "kind": one.kind,
-                "mode": one.mode,
-                "fold": one.fold,
-                "add": _describe(one.add),
-                "mul": _describe(one.mul),
-                **relative,
-            },
+            noise=_told(one),
             levels=tuple(amplitudes) or tuple(sorted({r.level for r in records})),
             draws=tuple(draw_ids) or tuple(sorted({r.draw for r in records})),
             rows=len(labels),
@@ -325,13 +324,22 @@ def _tape(model: nn.Module, inputs: Tensor, chosen: Sequence[Site], target: str)
         warnings.warn(f"walk: every pass runs the whole model: {reason}", stacklevel=3)
         return None
     refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
-    if target == "weight":
+    if target != "activation":
         why = "its weight is computed, or its input given by name"
         reached = [s.name for s in chosen if s.name in tape.sites]
         refused += [f"{name} ({why})" for name in reached if step_of(tape, name) is None]
     if refused:
         warnings.warn(f"walk: for these sites every pass runs the whole model: {', '.join(refused)}", stacklevel=3)
     return tape if tape.sites else None
+
+
+def _told(noise: Walked) -> dict[str, Any]:
+    """What is walked, as JSON can hold it."""
+    if isinstance(noise, Varied):
+        return {"parameter": noise.name, "larger": noise.larger}
+    one = noise.noise if isinstance(noise, WeightNoise) else noise
+    told = {"kind": one.kind, "mode": one.mode, "fold": one.fold, "add": _describe(one.add), "mul": _describe(one.mul)}
+    return told | ({"relative": noise.relative} if isinstance(noise, WeightNoise) else {})
 
 
 def _describe(level: Tensor | None) -> Any:

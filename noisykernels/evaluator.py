@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels.adaptive import Answer, Request
-from noisykernels.hardware import WeightNoise
-from noisykernels.noise import Noise
 from noisykernels.plain import Passes, Plain
 from noisykernels.reuse import ROWS, Plan, Reuse
 from noisykernels.tape import Tape, record_tape
+from noisykernels.weights import Walked
 
 __all__ = ["Engine", "Evaluator", "Problem", "joined"]
 
@@ -53,7 +52,7 @@ class Problem:
 
     model: nn.Module
     data: tuple[Tensor, Tensor, Tensor]
-    noises: tuple[Noise | WeightNoise, ...]
+    noises: tuple[Walked, ...]
     seed: int
 
 

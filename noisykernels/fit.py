@@ -6,8 +6,8 @@ Numbers in, numbers out: this file must not know torch, studies or plots.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -39,8 +39,9 @@ class Midpoint:
 
     status: "ok"; "none": never half-way on the tested levels (level and crossing are nan, `low` is
     a lower bound); "below": half-way or lower already at the smallest level (nan, `high` is an
-    upper bound). method: what the intervals rest on, "rows" (binomial), "draws" (bootstrap), or
-    "adaptive" (a search's own measurement).
+    upper bound). rising: accuracy rises with the level, so "none" has an upper bound, and "below",
+    half-way or lower even at the largest level, a lower one. method: what the intervals rest on,
+    "rows" (binomial), "draws" (bootstrap), or "adaptive" (a search's own measurement).
     """
 
     level: float
@@ -58,6 +59,12 @@ class Midpoint:
     confidence: float = 0.95
     site: str = ""
     site_index: int = -1
+    rising: bool = False
+
+    @property
+    def above(self) -> bool:
+        """Of a site without a midpoint: whether it lies above the tested levels, not below them."""
+        return (self.status == "none") != self.rising
 
 
 def described(midpoint: Midpoint) -> dict[str, Any]:
@@ -110,6 +117,7 @@ def fit_midpoint(
     confidence: float = 0.95,
     independent_rows: bool = True,
     seed: int = 0,
+    rising: bool = False,
 ) -> Midpoint:
     """Midpoint of an accuracy curve by a scaled logistic, and the model-free crossing.
 
@@ -140,6 +148,8 @@ def fit_midpoint(
         confidence: two-sided.
         independent_rows: False for noise shared by all rows of a draw.
         seed: of the bootstrap; the result is a pure function of the arguments.
+        rising: accuracy rises with the level, as with a saturation limit: the curve is turned round, 1 / level on a
+            log axis and a constant minus the level on a linear one, and the midpoint turned back.
 
     Returns:
         The midpoint. Any legal curve gives one; see `Midpoint.status`.
@@ -155,6 +165,11 @@ def fit_midpoint(
         ('ok', 'rows', 0.98, True)
     """
     level, acc, n = _checked(levels, accuracy, rows, clean, floor, axis, confidence)
+    if rising:
+        turned, back_again = _turned(level, axis)
+        common: dict[str, Any] = {"clean": clean, "floor": floor, "axis": axis, "confidence": confidence}
+        found = fit_midpoint(turned, acc, rows=n, independent_rows=independent_rows, seed=seed, **common)
+        return back_again(found)
     t = np.log10(level) if axis == "log" else level
     mean, low, high = band(acc, n, confidence=confidence, independent_rows=independent_rows)
     total = n.sum(1)
@@ -197,9 +212,9 @@ def fit_midpoint(
     unsure = floor is None and clean - mean[worst] <= 2 * (high[worst] - mean[worst])
     if unsure:  # nothing but noise: no fall whose floor and crossings could be stated
         lo = float(mean[worst])
-    found = [] if unsure else crossings(t, mean, (clean + lo) / 2)
-    common: dict[str, Any] = {
-        "crossings": tuple(back(x) for x, _ in found), "clean": float(clean), "floor": lo,
+    crossed = [] if unsure else crossings(t, mean, (clean + lo) / 2)
+    common = {
+        "crossings": tuple(back(x) for x, _ in crossed), "clean": float(clean), "floor": lo,
         "method": method, "confidence": confidence,
     }  # fmt: skip
     nan = math.nan
@@ -219,6 +234,30 @@ def fit_midpoint(
         back(cross), back(cross_low), back(cross_high),
         slope=k, status="ok", **common,
     )  # fmt: skip
+
+
+def _turned(level: Floats, axis: Axis) -> tuple[Floats, Callable[[Midpoint], Midpoint]]:
+    """Levels in which a rising curve falls, all above 0, and what turns a midpoint of them back."""
+    top = 2 * float(level[-1])
+    turned = 1 / level if axis == "log" else top - level
+    tested = dict(zip(turned.tolist(), level.tolist(), strict=True))
+
+    def one(value: float) -> float:
+        """0 and inf, no bound, change places; what was tested comes back to the bit."""
+        if value in tested or math.isnan(value):
+            return tested.get(value, value)
+        if value == 0 or math.isinf(value):
+            return math.inf if value == 0 else 0.0
+        return 1 / value if axis == "log" else top - value
+
+    def back(m: Midpoint) -> Midpoint:
+        return replace(
+            m, level=one(m.level), low=one(m.high), high=one(m.low), crossing=one(m.crossing),
+            crossing_low=one(m.crossing_high), crossing_high=one(m.crossing_low),
+            crossings=tuple(one(c) for c in reversed(m.crossings)), rising=True,
+        )  # fmt: skip
+
+    return turned, back
 
 
 def _checked(

@@ -39,7 +39,7 @@ class LayerFormats:
         >>> made = {"a:linear#0": as_format("M7E6"), "b:linear#0": as_format("M4E6")}
         >>> found = LayerFormats(made, {"a:linear#0": 100, "b:linear#0": 100}, 0.995, 7, CostModel())
         >>> round(found.speedup, 2), round(found.saving, 2), found.hardware()["b:linear#0"]
-        (9.61, 4.24, [Serial(FloatFormat(mantissa=4, exponent=6))])
+        (9.86, 4.15, [Serial(FloatFormat(mantissa=4, exponent=6))])
     """
 
     formats: dict[str, Format]

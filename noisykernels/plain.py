@@ -22,6 +22,7 @@ from noisykernels.injected import state_of
 from noisykernels.noise import Noise
 from noisykernels.reuse import judged
 from noisykernels.sites import Placement, Site
+from noisykernels.weights import Walked
 
 __all__ = ["SILENT", "Passes", "Plain", "choose_passes", "clean_correct", "scores_of"]
 
@@ -80,7 +81,7 @@ class Plain:
         seed: of the study.
     """
 
-    def __init__(self, model: nn.Module, passes: Passes, noises: Sequence[Noise | WeightNoise], seed: int) -> None:
+    def __init__(self, model: nn.Module, passes: Passes, noises: Sequence[Walked], seed: int) -> None:
         self.model, self.rows, self.draws = model, passes.rows, passes.draws
         self.noises, self.seed = noises, seed
 
@@ -94,10 +95,11 @@ class Plain:
             levels = []
             for level in request.levels:
                 noise = self.noises[request.which].scaled(level)
-                if isinstance(noise, WeightNoise):
-                    state.placement = replace(SILENT, hardware={request.site.name: [noise]})
-                else:
+                if isinstance(noise, Noise):
                     state.placement = replace(SILENT, noise=noise, where=request.site.name)
+                else:
+                    devices = [noise] if isinstance(noise, WeightNoise) else noise
+                    state.placement = replace(SILENT, hardware={request.site.name: devices})
                 levels.append(torch.cat([
                     self._draws(request.draws[i : i + self.draws], inputs, labels, rows)
                     for i in range(0, len(request.draws), self.draws)

@@ -189,7 +189,7 @@ def provable(here: Evaluator, requests: Sequence[Request]) -> list[float]:
     return limits
 
 
-def _is_scalar(noise: Noise | WeightNoise) -> bool:
+def _is_scalar(noise: Walked) -> bool:
     return isinstance(noise, Noise) and all(level is None or level.dim() == 0 for level in (noise.add, noise.mul))
 
 

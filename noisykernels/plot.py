@@ -171,8 +171,8 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
                 arrow(ax, x, p, colour, bottom, top)
     ax.set_yscale(axis)
     # Room for the arrows beyond the tested levels.
-    up = 0.15 if any(p.status == "none" for p in points) else 0.04
-    down = 0.15 if any(p.status == "below" for p in points) else 0.04
+    up = 0.15 if any(p.status != "ok" and p.above for p in points) else 0.04
+    down = 0.15 if any(p.status != "ok" and not p.above for p in points) else 0.04
     if top == bottom:
         pass  # one level: let matplotlib choose
     elif axis == "log":
@@ -349,6 +349,8 @@ def reach(points: Sequence[Midpoint]) -> tuple[float, float]:
 
 def level_label(study: Study) -> str:
     """What the level is, with its unit."""
+    if study.meta.parameter:
+        return study.meta.parameter
     unit = "units of the value" if study.meta.axis == "log" else "fraction of the value"
     return f"noise level (std. dev., {unit})"
 
@@ -374,7 +376,7 @@ def _error_bars(points: list[Midpoint], bottom: float, top: float) -> list[list[
 
 def arrow(ax: Any, x: float, p: Midpoint, colour: str, bottom: float, top: float) -> None:
     """An arrow from the bound of a site without a midpoint."""
-    up = p.status == "none"
+    up = p.above
     start = min(max(p.low if up else p.high, bottom), top)
     ax.annotate(
         "", (x, start), xytext=(0, 22 if up else -22), textcoords="offset points", zorder=3,

@@ -80,8 +80,9 @@ class Meta:
 
     Args:
         seed: seed of the noise.
-        noise: the noise at level 1: kind, order, add, mul, fold.
-        levels: levels walked.
+        noise: the noise at level 1: kind, order, add, mul, fold; of a walk over a parameter of hardware: its name
+            (parameter), and whether it is larger that is better or worse.
+        levels: levels walked, or values of the parameter.
         draws: ids of the draws.
         rows: rows of the data set.
         clean_correct: correct predictions without noise.
@@ -144,6 +145,16 @@ class Meta:
     def clean(self) -> float:
         """Accuracy without noise."""
         return self.clean_correct / self.rows
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter of hardware that the levels are values of; empty: they are levels of noise."""
+        return str(self.noise.get("parameter", ""))
+
+    @property
+    def rising(self) -> bool:
+        """Whether accuracy rises with the level."""
+        return self.noise.get("larger") == "better"
 
     @property
     def independent_rows(self) -> bool:

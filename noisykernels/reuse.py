@@ -18,7 +18,7 @@ from noisykernels.hardware import WeightNoise
 from noisykernels.noise import Noise
 from noisykernels.sites import Site
 from noisykernels.tape import Tape
-from noisykernels.weights import direction_at, input_of, step_of
+from noisykernels.weights import Varied, Walked, direction_at, input_of, step_of, value_at
 
 __all__ = ["Plan", "Reuse", "choose_plan", "judged"]
 
@@ -59,16 +59,16 @@ class Reuse:
         seed: of the study.
     """
 
-    def __init__(self, tape: Tape, plan: Plan, noises: Sequence[Noise | WeightNoise], seed: int) -> None:
+    def __init__(self, tape: Tape, plan: Plan, noises: Sequence[Walked], seed: int) -> None:
         self.tape, self.plan, self.noises, self.seed = tape, plan, noises, seed
         self.rows = plan.rows
         self.suffixes: dict[str, Suffix] = {}
 
-    def reaches(self, site: str, noise: Noise | WeightNoise) -> bool:
+    def reaches(self, site: str, noise: Walked) -> bool:
         """Whether the work at a site can be shared under a noise."""
-        if isinstance(noise, WeightNoise):
-            return step_of(self.tape, site) is not None
-        return site in self.tape.sites
+        if isinstance(noise, Noise):
+            return site in self.tape.sites
+        return step_of(self.tape, site) is not None
 
     def suffix(self, site: str) -> Suffix:
         """What follows a site."""
@@ -92,13 +92,14 @@ class Reuse:
             size = (len(one.draws), one.rows)
             found = {k: labels.new_zeros((len(requests[k].levels), *size), dtype=torch.int8) for k in group}
             step = max(1, self.plan.near // (2 * self.suffix(one.site.name).near))
-            if isinstance(self.noises[one.which], WeightNoise):  # drawn anew for each part, whatever its rows
+            if not isinstance(self.noises[one.which], Noise):  # drawn anew for each part, whatever its rows
                 step = max(step, ROWS)
+            run = self._on_hardware if isinstance(self.noises[one.which], Varied) else self._scores
             for low in range(one.start - first, one.end - first, step):
                 high = min(low + step, one.end - first)
                 part = self._cut(one.site.name, clean, low, high, len(labels))
                 at = low - (one.start - first)
-                for k, level, draw, scores in self._scores(requests, group, part, rows[low:high]):
+                for k, level, draw, scores in run(requests, group, part, rows[low:high]):
                     levels, draws = slice(level, level + len(scores)), slice(draw, draw + scores.shape[1])
                     found[k][levels, draws, at : at + high - low] = judged(scores, labels[low:high])
             for k, verdicts in found.items():  # where the device is waited for
@@ -126,8 +127,30 @@ class Reuse:
                     scores = suffix.scores(clean, carried, mixture, part, len(ids), count)
                     yield k, low, first, scores.view(len(part), len(ids), count, -1)
 
+    def _on_hardware(
+        self, requests: Sequence[Request], group: Sequence[int], clean: dict[int, Any], rows: Tensor
+    ) -> Iterator[tuple[int, int, int, Tensor]]:
+        """As `_scores`, where the contraction has to be run for each value of a parameter."""
+        site, draws = requests[group[0]].site, requests[group[0]].draws
+        suffix, count, step = self.suffix(site.name), len(rows), step_of(self.tape, site.name)
+        assert step is not None
+        x = clean[input_of(step)]
+        dims = self.tape.row_dims[input_of(step)], self.tape.row_dims[suffix.number]
+        assert dims[0] is not None and dims[1] is not None
+        some = max(1, min(len(draws), self.plan.bytes // (suffix.peak * count)))
+        for first in range(0, len(draws), some):
+            ids = draws[first : first + some]
+            key: dict[str, Any] = {"seed": self.seed, "draws": torch.tensor(ids), "rows": rows}
+            for k in group:
+                varied = self.noises[requests[k].which]
+                for low, level in enumerate(requests[k].levels):
+                    devices: Any = varied.scaled(level)
+                    value = value_at(devices, step, site, x, (dims[0], dims[1]), **key)
+                    scores = suffix.of_value(value, clean, len(ids), count)
+                    yield k, low, first, scores.view(1, len(ids), count, -1)
+
     def _directions(
-        self, noises: Sequence[Noise | WeightNoise], site: Site, clean: dict[int, Any], key: dict[str, Any]
+        self, noises: Sequence[Walked], site: Site, clean: dict[int, Any], key: dict[str, Any]
     ) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """Directions at a site, and how each noise is made of them. A study's noises are all of one sort."""
         value, dim = self._value(site, clean)
@@ -162,7 +185,7 @@ class Reuse:
         return found
 
     def scales(
-        self, sites: Sequence[Site], data: tuple[Tensor, Tensor, Tensor], noise: Noise | WeightNoise
+        self, sites: Sequence[Site], data: tuple[Tensor, Tensor, Tensor], noise: Walked
     ) -> dict[str, float]:
         """The level at which a noise is about as large as the values, for each site that can be reached: a quarter of a
         decade coarse."""

@@ -142,7 +142,7 @@ class Study:
         for site, index, levels, accuracy, rows in self._cells():
             m = fit_midpoint(
                 levels, accuracy, rows=rows, clean=self.meta.clean, floor=lo, axis=self.meta.axis,
-                confidence=confidence, independent_rows=self.meta.independent_rows,
+                confidence=confidence, independent_rows=self.meta.independent_rows, rising=self.meta.rising,
             )  # fmt: skip
             found.append(replace(m, site=site, site_index=index))
         return found
@@ -150,7 +150,8 @@ class Study:
     def table(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> str:
         """The midpoint table as aligned text, one line per site; arguments as `midpoints`.
 
-        "> 10" in place of a midpoint: never half-way up to level 10. "< 0.1": already at 0.1.
+        "> 10" in place of a midpoint: never half-way up to level 10. "< 0.1": already at 0.1. (Where larger is better:
+        not even half-way at 10; and still above half-way at 0.1.)
         """
         m = self.meta
         every = self.midpoints(floor, confidence)
@@ -171,6 +172,7 @@ class Study:
                 if m.midpoints
                 else f"{len(m.levels)} levels x {len(m.draws)} draws"
             )
+            + (f" of the {m.parameter}" if m.parameter else "")
             + f", {m.axis} axis, seed {m.seed}"
         )
         return "\n".join([title, *aligned(lines, left=(1, 6))])
@@ -370,10 +372,10 @@ def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
 def midpoint_cells(p: Midpoint) -> list[str]:
     """midpoint, interval, crossing and status of a line of the table."""
     more = f" ({len(p.crossings)} crossings)" if len(p.crossings) > 1 else ""
-    if p.status == "none":
-        return [f"> {p.low:.4g}", "", "", f"none{more}"]
-    if p.status == "below":
-        return [f"< {p.high:.4g}" if math.isfinite(p.high) else "?", "", "", f"below{more}"]
+    if p.status != "ok" and p.above:
+        return [f"> {p.low:.4g}", "", "", f"{p.status}{more}"]
+    if p.status != "ok":
+        return [f"< {p.high:.4g}" if math.isfinite(p.high) else "?", "", "", f"{p.status}{more}"]
     return [f"{p.level:.4g}", f"{p.low:.4g} .. {p.high:.4g}", f"{p.crossing:.4g}", f"ok{more}"]
 
 

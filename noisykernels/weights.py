@@ -1,18 +1,21 @@
-"""Walking over weights: the noise of a weight as a direction at the output of its contraction.
+"""Walking over what is inside contractions: noise of the weight, and hardware of which a parameter is walked.
 
-``(W + A dW) x = W x + A (dW x)``: levels part at the output of the contraction, as those of noise on the output do.
+The noise of a weight is a direction at the output of its contraction, ``(W + A dW) x = W x + A (dW x)``: levels part
+there, as those of noise on the output do. Hardware is not linear in its parameter: the contraction is run for each
+value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisykernels.contraction import Contraction
-from noisykernels.hardware import WeightNoise
+from noisykernels.contraction import Contraction, Device
+from noisykernels.hardware import WeightNoise, checked
 from noisykernels.linearity import CONTRACTIONS, takes_first, without_bias
 from noisykernels.noise import Noise
 from noisykernels.operations import CONTRACTION_KINDS
@@ -20,7 +23,29 @@ from noisykernels.ops import eps
 from noisykernels.sites import Site
 from noisykernels.tape import Step, Tape, Value
 
-__all__ = ["as_weight_noise", "direction_at", "has_weight", "input_of", "step_of"]
+__all__ = ["Varied", "Walked", "as_weight_noise", "direction_at", "has_weight", "input_of", "step_of", "value_at"]
+
+
+@dataclass(frozen=True, eq=False)
+class Varied:
+    """Hardware of a contraction that depends on a parameter.
+
+    Args:
+        make: the list of devices for a value of the parameter.
+        name: of the parameter, with its unit.
+        larger: ``"better"``: more of it is closer to the exact contraction; ``"worse"``.
+    """
+
+    make: Callable[[float], Sequence[Device] | Device]
+    name: str
+    larger: str
+
+    def scaled(self, value: float) -> tuple[Device, ...]:
+        """The devices for a value."""
+        return checked("walk_parameter", self.make(value))  # type: ignore[arg-type]
+
+
+Walked = Noise | WeightNoise | Varied  # what a walk is over
 
 
 def as_weight_noise(op: str, noise: Noise | WeightNoise) -> WeightNoise:
@@ -90,6 +115,24 @@ def direction_at(
         else:
             parts.append(step.function(x, **{**kwargs, "weight": moved}))
     return parts[0] if len(parts) == 1 else torch.cat(parts, row_dim)
+
+
+def value_at(
+    devices: Sequence[Device], step: Step, site: Site, x: Tensor, dims: tuple[int, int], **key: Any
+) -> Tensor:
+    """What a contraction gives on hardware, for every draw: (draws x rows), draw by draw.
+
+    Args:
+        devices: the hardware.
+        step: the contraction.
+        site: its site.
+        x: its input.
+        dims: dimension of rows of its input and of its output.
+        key: seed, draws and rows.
+    """
+    op = CONTRACTION_KINDS[site.kind]
+    x, args, kwargs = x.movedim(dims[0], 0), step.args[1:], step.kwargs
+    return op(x, *args, **kwargs, hardware=devices, site=site.id, shared=True, **key).movedim(0, dims[1])
 
 
 def input_of(step: Step) -> int:
