@@ -38,7 +38,7 @@ def plot_front(sweep: Sweep, ax: Any = None, *, target: float = TARGET, marked: 
         ax.plot([r.speedup for r in mine], [r.normalised for r in mine], ls="", marker=marker, color=colour, ms=4,
                 mew=0, alpha=0.6, label=name)  # fmt: skip
     front = sweep.front()
-    ax.step([r.speedup for r in front], [r.normalised for r in front], where="pre", color="0.2", lw=1, label="front")
+    ax.step([r.speedup for r in front], [r.normalised for r in front], where="post", color="0.2", lw=1, label="front")
     ax.axhline(target, color="0.35", lw=1, ls=":", zorder=1)
     best = sweep.fastest(target)
     for r in sweep.results:

@@ -114,7 +114,9 @@ def layer_formats(
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> x = torch.randn(20, 1, 2, 2)
-        >>> found = layer_formats(model, (x, model(x).argmax(1)), "M7E6")  # doctest: +SKIP
+        >>> found = layer_formats(model, (x, model(x).argmax(1)), "M20E6", target=0.9)
+        >>> found.formats["1:linear#0"].bits < 27, found.normalised >= 0.9
+        (True, True)
     """
     if evaluations is not None and evaluations < 1:
         raise ValueError(f"layer_formats: evaluations must be at least 1, got {evaluations}")

@@ -28,7 +28,6 @@ from noisykernels.arguments import gpu_precision
 from noisykernels.bands import wilson
 from noisykernels.cells import Cells
 from noisykernels.evaluator import Evaluator
-from noisykernels.hardware import WeightNoise
 from noisykernels.linearity import (
     CONTRACTIONS,
     MAX_POOL,
@@ -43,6 +42,7 @@ from noisykernels.noise import Noise
 from noisykernels.records import Record
 from noisykernels.reuse import Reuse
 from noisykernels.tape import Step, Value
+from noisykernels.weights import Walked
 
 __all__ = ["largest_eps", "provable", "settled"]
 

@@ -36,7 +36,7 @@ def running_sums(
     Source: figure 8 of Hill et al. 2018 (arXiv 1808.02513).
 
     Example:
-        >>> running_sums(torch.ones(5), torch.ones(5), Serial(high=3.0))  # doctest: +SKIP
+        >>> running_sums(torch.ones(5), torch.ones(5), Serial(high=3.0))
         tensor([1., 2., 3., 3., 3.])
     """
     if x.dim() != 1 or x.shape != weight.shape:

@@ -28,9 +28,13 @@ Data = tuple[Tensor, Tensor]
 TEST_SEED = 2024  # of the noise in all tests; that of a training is the training's own seed
 
 
-def cached(settings: dict[str, Any], fit: Callable[[nn.Module], Any]) -> nn.Module:
-    """A network trained by `fit`, or read from its checkpoint; the settings say all that shapes its weights."""
-    network = fresh(settings["model"], settings["data"], seed=settings["seed"])
+def cached(settings: dict[str, Any], fit: Callable[[nn.Module], Any], network: nn.Module | None = None) -> nn.Module:
+    """A network trained by `fit`, or read from its checkpoint; the settings say all that shapes its weights.
+
+    network: untrained, where it is none of the package's models.
+    """
+    if network is None:
+        network = fresh(settings["model"], settings["data"], seed=settings["seed"])
     path = checkpoint_path(settings)
     if path.exists():
         load_checkpoint(path, network, settings)
