@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {"data": "digits", "epochs": 1, "rows": 60}
 BN: dict[str, Any] = {"model": "mlp-bn", "limit": 200, "trainings": 2}
 SITE = "fc2:linear#0"
 SIZES: dict[str, dict[str, Any]] = {
+    "formats": {"networks": ("mlp", "cifarnet"), "limit": 200, "every": 40, "evaluations": (2,), "few": 20},
     "profiles": {"models": ("mlp-bn",), "draws": 1, "highest": 2.0, "lengths": (2,), "precision": 0.5},
     "extreme": {**BN, "sites": (SITE, "relu2:relu#0"), "levels": (0.0, 1e10), "draws": 1},
     "mixed_noise": {"model": "mlp-bn", "limit": 200, "site": SITE, "mul": (0.0, 1.0), "add": (0.0, 1.0), "draws": 1,

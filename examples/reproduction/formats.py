@@ -47,7 +47,7 @@ def cifarnet(classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-def trained_with_data(name: str, data: str, *, epochs: int, limit: int, rows: int) -> tuple[nn.Module, Data]:
+def trained_with_data(name: str, data: str, *, epochs: int, limit: int, rows: int, few: int) -> tuple[nn.Module, Data]:
     """A trained network, and test rows as it takes them; fewer of them for the larger one."""
     if name != "cifarnet":
         return noisy_trained(name, data, epochs=epochs, limit=limit), load(data, "test", limit=rows)
@@ -60,7 +60,7 @@ def trained_with_data(name: str, data: str, *, epochs: int, limit: int, rows: in
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         network = cifarnet(info(data).classes)
-    x, y = load(data, "test", limit=min(rows, 300))
+    x, y = load(data, "test", limit=min(rows, few))
     return cached(settings, fit, network), (as_colour(x), y)
 
 
@@ -96,15 +96,16 @@ def run(
     epochs: int = 3,
     limit: int = 20000,
     rows: int = 1000,
+    few: int = 300,
     every: int = 1,
     evaluations: tuple[int, ...] = (0, 1, 2),
     target: float = 0.99,
 ) -> dict[str, Any]:
-    """What each search finds on each network. every: take so many formats fewer."""
+    """What each search finds on each network. few: rows of the third network; every: take so many formats fewer."""
     space, cost = design_space()[::every], CostModel()
-    made = {name: trained_with_data(name, data, epochs=epochs, limit=limit, rows=rows) for name in networks}
+    made = {name: trained_with_data(name, data, epochs=epochs, limit=limit, rows=rows, few=few) for name in networks}
     sweeps = {name: sweep_formats(*of, space, cost=cost, name=name) for name, of in made.items()}
-    results: dict[str, Any] = {"data": data, "epochs": epochs, "limit": limit, "rows": rows, "networks": {}}
+    results: dict[str, Any] = {"data": data, "epochs": epochs, "limit": limit, "rows": rows, "few": few, "networks": {}}
     lines, fits, layers = [], [], []
     for name, sweep in sweeps.items():
         others = [s for other, s in sweeps.items() if other != name]
