@@ -1,4 +1,4 @@
-"""The command line: `python -m noisykernels walk | grid | mixed | vote | chips | report | compare | ...`.
+"""The command line: `python -m noisykernels walk | grid | mixed | parameter | vote | chips | report | compare | ...`.
 
 Every flag is also an argument of a Python function.
 """
@@ -24,13 +24,14 @@ from noisykernels._files import WRITTEN, replacing
 from noisykernels._optional import optional
 from noisykernels.checkpoint import CheckpointError
 from noisykernels.compare import compare
+from noisykernels.parameter_walk import PARAMETERS, walk_parameter
 from noisykernels.report import report
 from noisykernels.store import StoreError, note_of, noting
 from noisykernels.study import Study, exporter
 from noisykernels.train import accuracy, trained
 from noisykernels.workers import torch_threads
 
-COMMANDS = "walk | grid | mixed | vote | chips | report | compare | resume | train | sites | info"
+COMMANDS = "walk | grid | mixed | parameter | vote | chips | report | compare | resume | train | sites | info"
 NOTE = "command"  # under which a store keeps the command that filled it
 
 
@@ -89,7 +90,15 @@ def parser() -> argparse.ArgumentParser:
     )
     terms.add_argument("--ratio", type=float, default=0.5, help="additive share of mixed noise (default: %(default)s)")
 
-    noisy = argparse.ArgumentParser(add_help=False)
+    passes = argparse.ArgumentParser(add_help=False)
+    passes.add_argument("--rows", type=int, help="first so many test images (default: all)")
+    passes.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    passes.add_argument("--sites", nargs="+", help="names, patterns or indices of sites (default: all)")
+    passes.add_argument("--batch-rows", type=int, help="rows of a pass (default: 500; on a GPU 5000)")
+    passes.add_argument("--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)")
+    passes.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
+
+    noisy = argparse.ArgumentParser(add_help=False, parents=[passes])
     noisy.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
     noisy.add_argument(
         "--kind",
@@ -97,12 +106,6 @@ def parser() -> argparse.ArgumentParser:
         choices=nk._C.noise_kinds(),
         help="distribution (default: %(default)s)",
     )
-    noisy.add_argument("--rows", type=int, help="first so many test images (default: all)")
-    noisy.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
-    noisy.add_argument("--sites", nargs="+", help="names, patterns or indices of sites (default: all)")
-    noisy.add_argument("--batch-rows", type=int, help="rows of a pass (default: 500; on a GPU 5000)")
-    noisy.add_argument("--draws-per-pass", type=int, default=8, help="draws of a pass (default: %(default)s)")
-    noisy.add_argument("--picture", type=Path, help="write curves and layer profile to this file")
 
     work = argparse.ArgumentParser(add_help=False)
     work.add_argument("--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole")
@@ -110,7 +113,15 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument("--memory", type=float, help="GiB that a pass may take (default: 1; a quarter of a GPU's)")
     work.add_argument("--workers", type=int, help="processes that share the work; give --threads 1, say, for each")
 
-    study = argparse.ArgumentParser(add_help=False, parents=[noisy, terms, work])
+    files = argparse.ArgumentParser(add_help=False)
+    files.add_argument("--out", type=Path, help="write the study (JSON) to this file")
+    files.add_argument(
+        "--export", type=Path, action="append", default=[], metavar="PATH",
+        help="write the records to this .csv, .json or .parquet file; may be repeated",
+    )  # fmt: skip
+    files.add_argument("--report", type=Path, help="write one HTML file that shows and explains the study")
+
+    study = argparse.ArgumentParser(add_help=False, parents=[noisy, terms, work, files])
     study.add_argument(
         "--target",
         default="activation",
@@ -120,12 +131,6 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--relative", choices=("layer", "channel"), help="levels of weights as shares of max|W| of the layer or channel"
     )
-    study.add_argument("--out", type=Path, help="write the study (JSON) to this file")
-    study.add_argument(
-        "--export", type=Path, action="append", default=[], metavar="PATH",
-        help="write the records to this .csv, .json or .parquet file; may be repeated",
-    )  # fmt: skip
-    study.add_argument("--report", type=Path, help="write one HTML file that shows and explains the study")
 
     forms = "0.1,1 | log:a:b:n | lin:a:b:n"
     walk = commands.add_parser("walk", parents=[shared, study], help="midpoint noise level of each site")
@@ -145,6 +150,13 @@ def parser() -> argparse.ArgumentParser:
     mixed.add_argument("--levels", type=numbers, help=f"these levels, each on all rows, instead of a search: {forms}")
     mixed.add_argument("--draws", type=int, default=3, help="draws of each of --levels (default: %(default)s)")
     mixed.add_argument("--out", type=Path, help="write a study (JSON) for each ratio to this folder")
+
+    parameter = commands.add_parser(
+        "parameter", parents=[shared, passes, work, files], help="midpoint of a limit, of bits, of a leak in each layer"
+    )
+    parameter.add_argument("parameter", choices=PARAMETERS, help="what is walked, in one contraction at a time")
+    parameter.add_argument("--values", type=numbers, required=True, dest="levels", help=f"of it: {forms}")
+    parameter.add_argument("--draws", type=int, default=1, help="draws of each value (default: %(default)s)")
 
     vote = commands.add_parser("vote", parents=[shared, noisy, terms], help="accuracy against number of executions")
     vote.add_argument("--level", type=float, default=0.5, help="level of the noise everywhere (default: %(default)s)")
@@ -240,14 +252,20 @@ def _sites(args: argparse.Namespace) -> list[str | int] | None:
     return None if args.sites is None else [int(s) if s.isdigit() else s for s in args.sites]
 
 
-def run_walk(args: argparse.Namespace) -> None:
-    """Trains or loads, walks, writes the study, prints the midpoint table, writes picture, records and report."""
+def _check_files(args: argparse.Namespace) -> str | None:
+    """Before any work: what a study is to be written to; the picture's format."""
     _check_folders(args.picture, args.out, args.report, *args.export)
     picture_format = None if args.picture is None else _picture_format(args.picture)
     for path in args.export:
         exporter(path)
     if args.report is not None:
         optional("matplotlib", "plot")
+    return picture_format
+
+
+def run_walk(args: argparse.Namespace) -> None:
+    """Trains or loads, walks, writes the study, prints the midpoint table, writes picture, records and report."""
+    picture_format = _check_files(args)
     noise = _noise(args)
     model = _trained(args)
     inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
@@ -261,12 +279,29 @@ def run_walk(args: argparse.Namespace) -> None:
             rel_ci=getattr(args, "rel_ci", 0.05),
             **_how(args, len(labels)),
         )
+    _tell(args, study, f"noise {noise!r} times the level", picture_format)
+
+
+def run_parameter(args: argparse.Namespace) -> None:
+    """Walks a parameter of the hardware of one contraction at a time, and writes what `run_walk` does."""
+    picture_format = _check_files(args)
+    known = PARAMETERS[args.parameter]
+    model = _trained(args)
+    data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    how = _how(args, len(data[1]))
+    with noting(NOTE, _again(args)):
+        study = walk_parameter(model, data, values=how.pop("levels"), **known._asdict(), **how)
+    _tell(args, study, known.name, picture_format)
+
+
+def _tell(args: argparse.Namespace, study: Study, what: str, picture_format: str | None) -> None:
+    """Writes and prints a study."""
     if args.out is not None:
         study.save(args.out)
     if args.json:
         _print_json({"clean": study.meta.clean, "midpoints": [asdict(m) for m in study.midpoints()]})
     else:
-        print(f"{study.meta.model} on {study.meta.data}; noise {noise!r} times the level")
+        print(f"{study.meta.model} on {study.meta.data}; {what}")
         print(study.table())
     if args.picture is not None:
         _draw(study, args.picture, picture_format)
@@ -410,8 +445,8 @@ def _resumed(store: Path) -> argparse.Namespace:
         argv = [str(word) for word in json.loads(text)]
     except (TypeError, ValueError) as error:
         raise StoreError(f"{store}: damaged: its command cannot be read") from error
-    if argv[:1] not in (["walk"], ["grid"], ["mixed"]):
-        raise StoreError(f"{store}: its command is no walk, grid or mixed, but {argv[:1]}")
+    if argv[:1] not in (["walk"], ["grid"], ["mixed"], ["parameter"]):
+        raise StoreError(f"{store}: its command is no walk, grid, mixed or parameter, but {argv[:1]}")
     return argparse.Namespace(**{**vars(parser().parse_args(argv)), "store": store, "argv": argv})
 
 
@@ -471,8 +506,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     runs = {
-        "walk": run_walk, "grid": run_walk, "mixed": run_mixed, "vote": run_vote, "chips": run_chips,
-        "report": run_report, "compare": run_compare, "train": run_train, "sites": run_sites, "info": run_info,
+        "walk": run_walk, "grid": run_walk, "mixed": run_mixed, "parameter": run_parameter, "vote": run_vote,
+        "chips": run_chips, "report": run_report, "compare": run_compare, "train": run_train, "sites": run_sites,
+        "info": run_info,
     }  # fmt: skip
     before = len(WRITTEN)
     try:

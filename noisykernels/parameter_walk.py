@@ -5,18 +5,63 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from noisykernels.arguments import Data, level_list
+from noisykernels.arithmetic import Serial
 from noisykernels.contraction import Device
+from noisykernels.converters import ADC, DAC
 from noisykernels.engine import walk
+from noisykernels.formats import FloatFormat
 from noisykernels.study import Study
 from noisykernels.weights import Varied
 
-__all__ = ["walk_parameter"]
+__all__ = ["PARAMETERS", "Known", "walk_parameter"]
+
+
+class Known(NamedTuple):
+    """A parameter that the command line knows by a word: `make`, `name`, `larger` and `axis` of `walk_parameter`."""
+
+    make: Callable[[float], list[Device]]
+    name: str
+    larger: Literal["better", "worse"]
+    axis: Literal["log", "linear"]
+
+
+def _saturation(limit: float) -> list[Device]:
+    return [Serial(low=-limit, high=limit)]
+
+
+def _loss(share: float) -> list[Device]:
+    return [Serial(leak=1 - share)]
+
+
+def _step_noise(level: float) -> list[Device]:
+    return [Serial(step_noise=level)]
+
+
+def _mantissa(bits: float) -> list[Device]:
+    return [Serial(FloatFormat(int(bits), 8))]
+
+
+def _input_bits(bits: float) -> list[Device]:
+    return [DAC(int(bits), "row")]
+
+
+def _output_bits(bits: float) -> list[Device]:
+    return [ADC(int(bits), "row")]
+
+
+PARAMETERS = {
+    "saturation": Known(_saturation, "limit of the running sum (units of the output)", "better", "log"),
+    "leak": Known(_loss, "share of the running sum lost at each step", "worse", "log"),
+    "step-noise": Known(_step_noise, "noise of each step (std. dev., units of the output)", "worse", "log"),
+    "mantissa": Known(_mantissa, "mantissa bits of operands, products and sums", "better", "linear"),
+    "input-bits": Known(_input_bits, "bits of the inputs", "better", "linear"),
+    "output-bits": Known(_output_bits, "bits of the outputs", "better", "linear"),
+}
 
 
 def walk_parameter(
@@ -96,7 +141,7 @@ def walk_parameter(
     if not isinstance(name, str) or not name:
         raise ValueError(f"walk_parameter: name must be a text, got {name!r}")
     walked = Varied(make, name, larger)
-    checked = level_list("walk_parameter", torch.as_tensor(values, dtype=torch.float64))
+    checked = level_list("walk_parameter", values)
     for value in checked:
         walked.scaled(value)
     how: dict[str, Any] = {

@@ -188,7 +188,7 @@ def plot_profile(study: Study, ax: Any = None, *, floor: float | Literal["free"]
     ax.set_xlim(-0.6, len(points) - 0.4)
     ax.grid(axis="y", color="0.92", lw=0.8)
     ax.set_axisbelow(True)
-    ax.set_ylabel("midpoint " + level_label(study))
+    ax.set_ylabel(("midpoint of the " if study.meta.parameter else "midpoint ") + level_label(study))
     ax.set_title("midpoint of each site, interval 95 %", fontsize=10)
     ax.legend(loc="best", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
     return ax

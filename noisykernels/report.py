@@ -88,18 +88,17 @@ def report(study: Study, path: str | os.PathLike[str], title: str | None = None,
     rows = [[str(p.site_index), p.site, *midpoint_cells(p)] for p in points]
     counts = Counter(r.status for r in study.records)
     cells = [[status, f"{n:,}", STATUSES.get(status, "")] for status, n in sorted(counts.items())]
+    what = m.parameter or "noise level"
     parts = [
         f"<h1>{_text(heading)}</h1>",
         f'<p class="summary">{_text(_summary(points, m.clean))}</p>',
         "<h2>What was asked</h2>",
         _table([], _asked(study)),
         "<h2>Midpoint of each site</h2>",
-        "<p>The noise level at which accuracy has fallen half-way from its clean value to the floor, and its 95 % "
-        "interval, which speaks of the noise's randomness on these data. &gt;: not half-way up to this level; &lt;: "
-        "already at this level. Half-way: where the measured curve crosses.</p>",
+        f"<p>{_text(_meaning(study))} Half-way: where the measured curve crosses.</p>",
         _table(["#", "site", "midpoint", "95 % interval", "half-way", "status"], rows, numbers=(0, 2, 3, 4)),
-        "<h2>Accuracy against noise level</h2>",
-        _picture(lambda ax: plot.plot_curves(study, ax), (9.5, 4.8), "accuracy of each site against noise level"),
+        f"<h2>Accuracy against {_text(what)}</h2>",
+        _picture(lambda ax: plot.plot_curves(study, ax), (9.5, 4.8), f"accuracy of each site against {what}"),
         "<h2>Layer profile</h2>",
         _picture(lambda ax: plot.plot_profile(study, ax), (9.5, 4.8), "midpoint of each site in execution order"),
         "<h2>Heat map</h2>",
@@ -107,7 +106,7 @@ def report(study: Study, path: str | os.PathLike[str], title: str | None = None,
             lambda ax: maps.plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
         ),
         "<h2>How the cells were come by</h2>",
-        "<p>A cell is one site at one level under one draw of the noise.</p>",
+        f"<p>A cell is one site at one {'value' if m.parameter else 'level'} under one draw of the noise.</p>",
         _table(["status", "cells", "meaning"], cells, numbers=(1,)),
         "<h2>How to run it again</h2>",
         f"<pre>{_text(command)}</pre><p>or, in Python:</p>" if command else "",
@@ -170,27 +169,51 @@ def _picture(draw: Callable[[Any], object], size: tuple[float, float], words: st
     return f'<img alt="{_text(words)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
 
 
+def _meaning(study: Study) -> str:
+    """What a midpoint is, and what stands in its place."""
+    if study.meta.rising:
+        return (
+            f"The {study.meta.parameter} at which accuracy is half-way from its clean value to the floor, and its 95 % "
+            "interval, which speaks of the randomness on these data. >: not even half-way at this value; <: still "
+            "above half-way at it."
+        )
+    return (
+        f"The {study.meta.parameter or 'noise level'} at which accuracy has fallen half-way from its clean value to "
+        "the floor, and its 95 % interval, which speaks of the noise's randomness on these data. >: not half-way up to "
+        "this level; <: already at this level."
+    )
+
+
 def _summary(points: Sequence[Midpoint], clean: float) -> str:
     """The weakest and the strongest site, in words."""
-    ranks = {"below": -math.inf, "none": math.inf}
-    ranked = sorted(points, key=lambda p: (ranks.get(p.status, p.level), p.high if p.status == "below" else p.low))
-    weakest, strongest = ranked[0], ranked[-1]
+    ranks = {False: -math.inf, True: math.inf}
+    ranked = sorted(
+        points, key=lambda p: (p.level, p.low) if p.status == "ok" else (ranks[p.above], p.low if p.above else p.high)
+    )
+    weakest, strongest = (ranked[-1], ranked[0]) if points[0].rising else (ranked[0], ranked[-1])
     text = f"Without noise the accuracy is {clean:.4f}. "
     if len(points) == 1:
         return f"{text}{weakest.site} {_stands(weakest)}."
     text += f"The weakest of {len(points)} sites is {weakest.site}: it {_stands(weakest)}. "
     text += f"The strongest is {strongest.site}: it {_stands(strongest)}"
-    if weakest.status == strongest.status == "ok" and weakest.level > 0:
-        text += f", {strongest.level / weakest.level:.3g} times as much"
+    if weakest.status == strongest.status == "ok" and min(weakest.level, strongest.level) > 0:
+        ratio = strongest.level / weakest.level
+        text += f", {ratio:.3g} times as much" if ratio >= 1 else f", 1/{1 / ratio:.3g} as much"
     return text + "."
 
 
 def _stands(p: Midpoint) -> str:
+    if p.rising and p.status != "ok":
+        return f"{'stands' if p.status == 'none' else 'has not risen'} above half-way " + (
+            f"even at {p.high:.4g}" if p.status == "none" else f"up to {p.low:.4g}"
+        )
     if p.status == "none":
         return f"does not fall half-way up to level {p.low:.4g}"
     if p.status == "below":
         return "has fallen half-way already at " + (f"level {p.high:.4g}" if math.isfinite(p.high) else "every level")
     interval = f"95 % interval {p.low:.4g} to {p.high:.4g}"
+    if p.rising:
+        return f"is half-way to the floor of {p.floor:.3g} at {p.level:.4g} ({interval})"
     return f"falls half-way to the floor of {p.floor:.3g} at level {p.level:.4g} ({interval})"
 
 
@@ -203,10 +226,12 @@ def _asked(study: Study) -> list[list[str]]:
         ["model", m.model or "not said"],
         ["data", m.data or "not said"],
         ["rows", f"{m.rows:,} ({m.clean_correct:,} correct without noise), {m.classes} classes"],
-        ["noise at level 1", _shown(m.noise)],
+        ["parameter", f"{m.parameter}; larger is {m.noise.get('larger')}"]
+        if m.parameter
+        else ["noise at level 1", _shown(m.noise)],
         ["where", f"{m.target}s, one site at a time: {walked} of {len(m.sites)} sites"],
         ["seed", str(m.seed)],
-        ["levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
+        ["values" if m.parameter else "levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
         ["draws", f"up to {len(m.draws)}, as many as needed" if m.midpoints else str(len(m.draws))],
         ["floor", f"{m.floor:.4g}, the accuracy taken for unbounded noise"],
     ]
@@ -216,6 +241,19 @@ def _snippet(study: Study) -> str:
     """Python that runs the study again, but for what it cannot know: the model and the data."""
     m = study.meta
     walked = list(dict.fromkeys(r.site for r in study.records))
+    said = ((name, " ".join(text.split()) or "not said") for name, text in (("model", m.model), ("data", m.data)))
+    what = [f"# {name}: {text}" for name, text in said]  # on one line each: it must stay a comment
+    counted = list(m.draws) == list(range(len(m.draws)))
+    draws = f"draws={len(m.draws) if counted else list(m.draws)!r},"
+    settings = [f"seed={m.seed},", *([f"sites={walked!r},"] if len(walked) < len(m.sites) else [])]
+    settings += [
+        f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads", "memory", "plateaus") if k in m.plan
+    ]
+    settings += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
+    if m.parameter:
+        what.append("# make: from a value of the parameter to the devices of a contraction")
+        lines = [f"make, {list(m.levels)!r},", f"name={m.parameter!r}, larger={m.noise.get('larger')!r},", draws]
+        return _call("walk_parameter", what, [*lines, *settings])
     noise = {k: m.noise[k] for k in ("add", "mul", "kind", "fold") if k in m.noise}
     name, where = "Noise", []
     if m.target == "weight":
@@ -228,26 +266,20 @@ def _snippet(study: Study) -> str:
         k: "..." if str(v).startswith("tensor") else repr(v) for k, v in noise.items()
     }  # a tensor's values are not
     terms = ", ".join(f"{k}={known[k]}" for k, v in noise.items() if v != standard[k])
-    counted = list(m.draws) == list(range(len(m.draws)))
     lines = [f"noise=nk.{name}({terms}),", *where]
     if not m.midpoints:
-        lines += [f"levels={list(m.levels)!r},", f"draws={len(m.draws) if counted else list(m.draws)!r},"]
-    lines += [f"seed={m.seed},"]
-    if len(walked) < len(m.sites):
-        lines += [f"sites={walked!r},"]
-    lines += [
-        f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads", "memory", "plateaus") if k in m.plan
-    ]
-    lines += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
-    said = ((name, " ".join(text.split()) or "not said") for name, text in (("model", m.model), ("data", m.data)))
-    what = [f"# {name}: {text}" for name, text in said]  # on one line each: it must stay a comment
+        lines += [f"levels={list(m.levels)!r},", draws]
     if m.midpoints:
         what.append("# add rel_ci=... if another interval was asked for than 5 % to either side")
+    return _call("walk", what, [*lines, *settings])
+
+
+def _call(function: str, what: Sequence[str], lines: Sequence[str]) -> str:
     code = [
         "import noisykernels as nk",
         "",
         *what,
-        "study = nk.walk(",
+        f"study = nk.{function}(",
         "    model, data,",
         *(f"    {x}" for x in lines),
         ")",

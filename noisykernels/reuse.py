@@ -184,9 +184,7 @@ class Reuse:
             found[n] = value if high - low == rows else value.narrow(dim, low * each, (high - low) * each)
         return found
 
-    def scales(
-        self, sites: Sequence[Site], data: tuple[Tensor, Tensor, Tensor], noise: Walked
-    ) -> dict[str, float]:
+    def scales(self, sites: Sequence[Site], data: tuple[Tensor, Tensor, Tensor], noise: Walked) -> dict[str, float]:
         """The level at which a noise is about as large as the values, for each site that can be reached: a quarter of a
         decade coarse."""
         inputs, _, rows = (part[: min(100, self.plan.rows)] for part in data)

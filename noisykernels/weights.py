@@ -117,9 +117,7 @@ def direction_at(
     return parts[0] if len(parts) == 1 else torch.cat(parts, row_dim)
 
 
-def value_at(
-    devices: Sequence[Device], step: Step, site: Site, x: Tensor, dims: tuple[int, int], **key: Any
-) -> Tensor:
+def value_at(devices: Sequence[Device], step: Step, site: Site, x: Tensor, dims: tuple[int, int], **key: Any) -> Tensor:
     """What a contraction gives on hardware, for every draw: (draws x rows), draw by draw.
 
     Args:

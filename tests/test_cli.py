@@ -19,6 +19,7 @@ import torch
 import noisykernels as nk
 from noisykernels.__main__ import main, numbers, parser
 from noisykernels.data import load
+from noisykernels.parameter_walk import PARAMETERS, walk_parameter
 from noisykernels.store import Store, noting
 from noisykernels.study import Study
 from noisykernels.train import trained
@@ -131,6 +132,32 @@ def test_a_walk_over_weights(cache: str, capsys, tmp_path: Path) -> None:
     grid = ["grid", "--epochs", "1", "--cache", cache, "--quiet", "--levels", "1", "--target", "weight"]
     assert main([*grid, "--plateaus", "0.1"]) == 1
     assert "walk: plateaus are for noise on activations" in capsys.readouterr().err
+
+
+def test_a_walk_over_a_parameter(cache: str, capsys, tmp_path: Path) -> None:
+    """What Python finds, with all files; the store; each parameter known by a word."""
+    pytest.importorskip("matplotlib")
+    files = {name: tmp_path / f"p.{name}" for name in ("json", "html", "csv", "db", "png")}
+    fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--rows", "60"]
+    flags = [*fixed, "--sites", "fc1", "fc_out", "--out", str(files["json"]), "--report", str(files["html"])]
+    flags += ["--export", str(files["csv"]), "--store", str(files["db"]), "--picture", str(files["png"])]
+    assert main(["parameter", "saturation", "--values", "log:0.1:10:3", *flags]) == 0
+    text = capsys.readouterr().out
+    assert "limit of the running sum (units of the output)" in text and "fc_out:linear#0" in text
+    study = nk.Study.load(files["json"])
+    model, data = trained("mlp", "digits", epochs=1, cache=cache), load("digits", "test", limit=60)
+    known = PARAMETERS["saturation"]._asdict()
+    expected = walk_parameter(model, data, values=numbers("log:0.1:10:3"), seed=0, sites=["fc1", "fc_out"], **known)
+    assert study.records == expected.records and study.meta.parameter == known["name"] and len(study.records) == 6
+    assert all(path.stat().st_size > 100 for path in files.values())
+    assert main(["resume", str(files["db"])]) == 0 and capsys.readouterr().out == text
+    for name in PARAMETERS:
+        values = "0.2,0.3" if name == "leak" else "2,3"
+        assert main(["parameter", name, "--values", values, "--draws", "2", "--sites", "fc1", *fixed, "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["midpoints"]
+        assert found["site"] == "fc1:linear#0" and found["rising"] == (PARAMETERS[name].larger == "better"), name
+    assert main(["parameter", "input-bits", "--values", "1,2", *fixed]) == 1
+    assert "DAC: bits must lie in [2, 24], got 1" in capsys.readouterr().err
 
 
 def test_votes(cache: str, capsys, tmp_path: Path) -> None:
@@ -250,7 +277,8 @@ def test_interrupted_says_how_to_go_on(cache: str, tmp_path: Path, monkeypatch, 
     [
         (None, "there is no such file"), (b"a,b", "not an SQLite file"), (b"", "not a results store, but an empty"),
         ({}, "holds no command: it was not filled by walk or grid"), ({"command": "{"}, "its command cannot be read"),
-        ({"command": '["train"]'}, r"no walk, grid or mixed, but \['train'\]"), ({"command": "[]"}, "no walk, grid or"),
+        ({"command": '["train"]'}, r"no walk, grid, mixed or parameter, but \['train'\]"),
+        ({"command": "[]"}, "no walk, grid"),
     ],
     ids=str,
 )  # fmt: skip
