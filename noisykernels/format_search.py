@@ -246,5 +246,5 @@ def changed(fmt: Format, bits: int) -> list[Format]:
     found = []
     for name in names:
         with contextlib.suppress(ValueError):
-            found.append(replace(fmt, **{name: getattr(fmt, name) + bits}))
+            found.append(replace(fmt, **{name: getattr(fmt, name) + bits}))  # type: ignore[type-var]
     return found

@@ -273,6 +273,16 @@ def test_a_prediction_that_errs_by_bits_is_mended_bit_by_bit() -> None:
     assert refined({space[0]: 1.0}, SAME, lambda f: 1.0, COST, 0.9, 5).evaluations == 1
 
 
+def test_the_bit_that_brings_most_speed_is_taken_first() -> None:
+    """Of mantissa and exponent, though the agreement speaks for the other; the exponent's when that fails."""
+    truth = {"M5E5": 1.0, "M4E5": 0.992, "M5E4": 0.995, "M3E5": 0.9, "M4E4": 0.991}
+    agreement = {
+        as_format(f): a for f, a in {"M5E5": 1.0, "M4E5": 0.985, "M5E4": 0.989, "M3E5": 0.5, "M4E4": 0.8}.items()
+    }
+    found = refined(agreement, SAME, lambda f: truth[str(f)], COST, 0.99, 9)
+    assert [str(f) for f, _ in found.tried] == ["M5E5", "M4E5", "M3E5", "M4E4"] and str(found.format) == "M4E4"
+
+
 def test_a_search_of_a_network(problem: Problem) -> None:
     model, data = problem
     sweep = sweep_formats(model, data)
@@ -323,7 +333,7 @@ def test_operations_of_lenet5() -> None:
     assert list(found.values()) == [24 * 24 * 6 * 25, 8 * 8 * 16 * 150, 256 * 120, 120 * 84, 84 * 10]
 
 
-def test_formats_of_layers(problem: Problem) -> None:
+def test_formats_of_layers(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = problem
     found = layer_formats(model, (x, y), "M10E5", target=0.97)
     assert found.normalised >= 0.97 and all(f.bits <= 16 for f in found.formats.values())
@@ -344,8 +354,18 @@ def test_formats_of_layers(problem: Problem) -> None:
         whole / sum(n / COST.speedup(found.formats[s]) for s, n in found.macs.items())
     )
     assert "speed-up" in found.table() and "0:conv2d#0" in found.table()
+    tried: list[dict[str, Format]] = []
+    normalised = FormatRuns.normalised
+
+    def recorded(self: FormatRuns, hardware: Any) -> float:
+        tried.append({site: device.format_of_sum for site, (device,) in hardware.items()})
+        return normalised(self, hardware)
+
+    monkeypatch.setattr(FormatRuns, "normalised", recorded)
     few = layer_formats(model, (x, y), "M10E5", target=0.97, evaluations=3)
-    assert few.evaluations == 3 and few.speedup < found.speedup
+    assert few.evaluations == len(tried) == 3 and few.speedup < found.speedup
+    assert found.macs == {"0:conv2d#0": 576, "3:linear#0": 512, "5:linear#0": 24}
+    assert [str(t["0:conv2d#0"]) for t in tried] == ["M10E5", "M9E5", "M8E5"]  # where most is done, what brings most
     bad = layer_formats(model, (x, y), "M1E2", target=0.97)
     assert set(bad.formats.values()) == {as_format("M1E2")} and bad.evaluations == 1 and bad.normalised < 0.97
     with pytest.raises(ValueError, match="evaluations must be at least 1, got 0"):

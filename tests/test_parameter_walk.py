@@ -120,6 +120,12 @@ def test_a_rising_curve_is_a_falling_one_turned_round(axis: Any, draws: int) -> 
     assert place == pytest.approx(t.mean() + 0.07, abs=0.15) and found.slope > 0
 
 
+def test_tested_values_come_back_to_the_bit() -> None:
+    """Though 1 / (1 / 49) is not 49."""
+    found = fit_midpoint([49.0, 98.0, 103.0], [[0.1], [0.5], [0.9]], clean=0.9, floor=0.1, rows=9000, rising=True)
+    assert (found.crossing_low, found.crossing_high) == (49.0, 103.0) and 1 / (1 / 49.0) != 49.0
+
+
 @pytest.mark.parametrize("axis", ["log", "linear"])
 def test_rising_curves_that_never_cross(axis: Any) -> None:
     common: dict[str, Any] = {"clean": 0.9, "floor": 0.1, "rows": 5000, "axis": axis, "rising": True}

@@ -4,8 +4,8 @@ LeNet-5, an MLP and a network after CIFARNET, trained on Fashion-MNIST, run in e
 mantissa and 2 to 8 exponent bits and in 182 fixed-point formats, with truncation after each multiplication and each
 addition. The fast search (agreement of the last layer on ten inputs, a line fitted on the other networks, one bit more
 or less) is held against all of them; then formats are chosen for each layer, and a neuron's running sum is shown in
-several formats. The third network has half of CIFARNET's channels, sees Fashion-MNIST too, as grey images of 3 x 32 x 32,
-and is run on 300 of them only. Speed-ups are of the stand-in cost model. About 6 minutes on one core.
+several formats. The third network has half of CIFARNET's channels, sees Fashion-MNIST too, as grey images of 3 x 32 x
+32, and is run on 300 of them only. Speed-ups are of the stand-in cost model. About 6 minutes on one core.
 """
 
 from __future__ import annotations
