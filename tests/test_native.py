@@ -106,7 +106,41 @@ DEFECTS = {
         "place_w(row, chunk + lane / 8 % 2)",
         "place_a(row, chunk + lane / 8 % 2)",
     ),
+    "serial: no barrier before the steps": ("__syncthreads();\n    const int count", "const int count"),
+    "serial: no barrier after the steps": ("    __syncthreads();\n  }\n#pragma", "  }\n#pragma"),
+    "serial: beyond the steps": (" && step + p < s.K;", ";"),
+    "serial: beyond the lines": ("first + line < lines && ", ""),
+    "serial: outputs beyond the last": ("if (i < s.I && j < s.J) ", ""),
+    "serial: one matrix for all": ("t % s.Tb", "0"),
+    "serial: rows of another layout": ("k_stride == 1 ? i % kDepth : i / kTile", "i % kDepth"),
+    "serial: no order": ("s.order == nullptr ? position : s.order[position]", "position"),
+    "serial: one order for all": ("s.order + output * s.K", "s.order"),
+    "serial: noise by position": ("element = place.element + k;", "element = place.element + p;"),
+    "serial: a block of noise for all": ("if (block != block_) {", "if (block_ < 0) {"),
+    "serial: one stream for both roundings": ("Operand::kRoundingOfSum", "Operand::kRoundingOfProduct"),
+    "serial: bad ids": ("const bool valid = id.valid || ", "const bool valid = true || "),
+    "serial: sums instead of positions": ("s.track ? state.last : state.v", "state.v"),
+    "serial: always clamped": ("C(0), C(0), C(0), C(-1)", "C(0), C(0), C(0), C(0)"),
+    "serial: noise in tiles": ("s.noisy || s.order_of_each", "s.order_of_each"),
+    "gradient: before the last clamp, of a": (
+        "where_less(last[row * g.J + j], position, grad[row * g.J + j], C(0))",
+        "grad[row * g.J + j]",
+    ),
+    "gradient: before the last clamp, of b": (
+        "where_less(last[output], position, grad[output], C(0))",
+        "grad[output]",
+    ),
+    "gradient: one matrix for all": ("b[(t * g.K + k) * g.J + j]", "b[k * g.J + j]"),
+    "quantize: the tail is not cut": ("least(first + 4, q.n)", "first + 4"),
+    "quantize: one draw for all": ("row / q.noise.B, row % q.noise.B", "0, row % q.noise.B"),
+    "quantize: bad ids": ("random && !id.valid ? kNaN<C> : rounded", "rounded"),
+    "quantize: a signalling NaN": (
+        "where_less(C(-1), abs_of(v), round_by<Rule::kAny>(c, v, u), kNaN<C>)",
+        "round_by<Rule::kAny>(c, v, u)",
+    ),
 }
+# Of them, those of code that the host runs.
+OF_THE_HOST = ("one block too few of a channel", "serial: noise in tiles")
 
 
 def planted(defect: str, csrc: Path) -> Path:
@@ -114,7 +148,8 @@ def planted(defect: str, csrc: Path) -> Path:
     old, new = DEFECTS[defect]
     (file,) = (f for f in (csrc / "cuda").iterdir() if old in f.read_text())
     file.write_text(file.read_text().replace(old, new))
-    return csrc / "cuda" / ("gemm.cu" if file.name in ("gemm.cu", "ptx.h") else "epilogue.cu")
+    kernels = {"gemm.cu": "gemm.cu", "ptx.h": "gemm.cu", "serial.cu": "serial.cu"}
+    return csrc / "cuda" / kernels.get(file.name, "epilogue.cu")
 
 
 @pytest.mark.full

@@ -25,6 +25,8 @@ PAGE = ROOT / "docs/cuda_code.md"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 MODES = ("add", "mul", "mul_add", "add_mul", "fold", "eps")
 LAYOUTS = ("in order", "channels_last", "pooled by twos")
+RULES = ("exact", "scaled", "bits", "truncate", "nearest", "nearest, flushed", "nearest, by bits", "fixed", "any")
+STEPS = {0: "", 1: ", leak", 3: ", leak, synapse"}  # More in csrc/serial.h
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
 # What an instruction counts as: the first of these that its name begins with.
 CLASSES = {
@@ -87,6 +89,13 @@ def kernel_of(mangled: str) -> Kernel:
         name, mode, kind, layout, given = match.groups()
         where = LAYOUTS[int(layout)] if layout else "any geometry"
         return f"{name} {TYPES[kind]}", f"{MODES[int(mode)]}, {where}" + ", eps given" * (given == "1")
+    if match := re.search(r"tile_kernelILNS_4RuleE(\d)ELj(\d+)E(f|d)E", mangled):
+        rule, steps, kind = match.groups()
+        return f"sums {TYPES[kind]}", f"{RULES[int(rule)]}{STEPS[int(steps)]}"
+    if match := re.search(r"(sum|gradient|quantize)_kernelI(f|d|NS_\d\w+?E)[fd]?E", mangled):
+        name, kind = match.groups()
+        names = {"sum": "sums", "gradient": "gradient of sums", "quantize": "quantize"}
+        return f"{names[name]} {TYPES[kind]}", "all else" if name == "sum" else ""
     match = re.search(r"gemm_kernelINS1_(?:11TensorCoresI(f|NS_\d\w+?E)E|5Exact)ELNS_4ModeE(\d)E", mangled)
     assert match, mangled
     kind, mode = match.groups()

@@ -84,10 +84,13 @@ def to_tfloat32(x: Array) -> Array:
     return np.where(np.isfinite(x), bits + np.uint32(0x1000) & np.uint32(0xFFFFE000), bits)
 
 
+WHOLE = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+
+
 def to_integer(x: Array, kind: str, how: str) -> Array:
     """Saturates; NaN is 0."""
     range_ = np.iinfo(KINDS[kind])
-    x = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[how](x.astype(np.float64))
+    x = WHOLE[how](x.astype(np.float64))
     inside = (x >= float(range_.min)) & (x < float(range_.max + 1))
     beyond = np.where(x > 0, range_.max, np.where(x < 0, range_.min, 0))
     return np.where(inside, np.where(inside, x, 0).astype(KINDS[kind]), beyond.astype(KINDS[kind]))
@@ -298,6 +301,11 @@ def _(to: str, kind: str) -> Rule:
 @rule(rf"cvt\.(rni|rzi|rmi|rpi)\.([us](?:32|64))\.{FLOAT}")
 def _(how: str, to: str, kind: str) -> Rule:
     return lambda x: to_integer(x, to, how), to, (kind,)
+
+
+@rule(r"cvt\.(rni|rzi|rmi|rpi)\.(f32\.f32|f64\.f64)")
+def _(how: str, kinds: str) -> Rule:
+    return WHOLE[how], kinds[:3], (kinds[:3],)
 
 
 @rule(r"cvt\.rn\.bf16\.f32|cvt\.(f32)\.bf16")
