@@ -53,7 +53,7 @@ class Recordings(NamedTuple):
 
 def spoken_digits(
     split: str = "train",
-    path: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | Recordings | None = None,
     *,
     frames: int = 64,
     bands: int = 40,
@@ -68,9 +68,9 @@ def spoken_digits(
 
     Args:
         split: "train" or "test".
-        path: an ``.npz`` file with the arrays of `Recordings`, a ``.zip`` archive, or a folder, with files named
-            ``7_jackson_32.wav``; whatever is in it is taken. None: the archive of version 1.0.10 in the cache folder
-            (see `data.cache_folder`), downloaded where it is missing, and its recordings checked.
+        source: an ``.npz`` file with the arrays of `Recordings`; a ``.zip`` archive, or a folder, with files named
+            ``7_jackson_32.wav``; or the recordings: whatever is in it is taken. None: the archive of version 1.0.10 in
+            the cache folder (see `data.cache_folder`), downloaded where it is missing, and its recordings checked.
         frames, bands: size of the features, see `log_mel`.
         root: cache folder; the archive lies in ``root/spoken-digits``.
         limit: keep only the first items: item i is row i of the split, limited or not. Items are in the order of
@@ -89,10 +89,7 @@ def spoken_digits(
     CC BY-SA 4.0: name it where you show what comes from it.
 
     Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.savez(Path(folder) / "made.npz", **synthetic_recordings(takes=7)._asdict())
-        ...     features, labels = spoken_digits("test", Path(folder) / "made.npz", frames=32, bands=20)
+        >>> features, labels = spoken_digits("test", synthetic_recordings(takes=7), frames=32, bands=20)
         >>> features.shape, labels[:12].tolist()
         (torch.Size([100, 1, 32, 20]), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
     """
@@ -100,7 +97,10 @@ def spoken_digits(
         raise ValueError(f"spoken_digits: split: expected 'train' or 'test', got {split!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"spoken_digits: limit: expected a positive number or None, got {limit}")
-    found = _published(cache_folder(root) / _NAME, download) if path is None else read_recordings(path)
+    if isinstance(source, Recordings):
+        found = source
+    else:
+        found = _published(cache_folder(root) / _NAME, download) if source is None else read_recordings(source)
     order = np.lexsort((found.label, found.speaker, found.take))
     order = order[(found.take[order] < TEST_TAKES) == (split == "test")][:limit]
     ends = np.cumsum(found.length)
@@ -244,7 +244,7 @@ def _published(folder: Path, download: bool) -> Recordings:
             places = "\n  ".join(tried)
             raise DataNotFound(
                 f"spoken digits: {_FILE} not found; tried\n  {places}\n"
-                f"To mend this: put it into {folder} (or set NOISYKERNELS_DATA or root=), or give path="
+                f"To mend this: put it into {folder} (or set NOISYKERNELS_DATA or root=), or give a source"
             )
     try:
         found = read_recordings(path)
