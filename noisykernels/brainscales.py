@@ -129,10 +129,27 @@ class BrainScaleS2(Arithmetic):
         self.gradient = one_of(name, "gradient", gradient, GRADIENTS)
         self.order = order
         try:
-            checked = self._serial(order, 1.0)
+            checked = Serial(
+                order=order,
+                low=self.low,
+                high=self.high,
+                leak=leak,
+                synapse_limit=synapse_limit,
+                synapse_decay=synapse_decay,
+            )
         except ValueError as error:
             raise ValueError(str(error).replace("Serial", name)) from None
         self.low, self.high, self.order = checked.low, checked.high, checked.order
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What depends on the type of the sums: *gn* as it holds it, and the membrane's limits in units of products."""
+        self._factor: dict[torch.dtype, float] = {}
+        self._limits: dict[torch.dtype, tuple[float, float]] = {}
+        for kept, kind in ((torch.float32, np.float32), (torch.float64, np.float64)):
+            self._factor[kept] = float(kind(self.gain * self.num_sends))
+            of_one = self._factor[kept] / self.num_sends
+            self._limits[kept] = -_at_least(-self.low, of_one, kind), _at_least(self.high, of_one, kind)
 
     def unordered(self) -> BrainScaleS2:
         """The twin without an order: the same parameters, one clamp for the membrane at the end.
@@ -143,6 +160,19 @@ class BrainScaleS2(Arithmetic):
         """
         made = copy.copy(self)
         made.ordered = False
+        return made
+
+    def unlimited(self) -> BrainScaleS2:
+        """The same order, with neither a membrane nor synapses that saturate; the converter still does.
+
+        Example:
+            >>> BrainScaleS2(ordered=True).unlimited()
+            BrainScaleS2(ordered=True, low=-inf, high=inf)
+        """
+        made = copy.copy(self)
+        made.low, made.high = -math.inf, math.inf
+        made.synapse_limit = None if self.synapse_limit is None else math.inf
+        made._prepare()
         return made
 
     # -------------------------------------------------------------------------------------------- as a device
@@ -159,7 +189,7 @@ class BrainScaleS2(Arithmetic):
                 y = y * unit.reshape(-1, *[1] * (y.dim() - 1))
         if not masked and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             plain = draw.contraction(x, weight)
-            y = straight_through(y, plain * self._factor(kept) if unit is None else plain)
+            y = straight_through(y, plain * self._factor[kept] if unit is None else plain)
         return y.to(kind)
 
     def add_bias(self, y: Tensor, bias: Tensor, draw: Draw) -> Tensor:
@@ -169,10 +199,6 @@ class BrainScaleS2(Arithmetic):
             return both
         rounded = y.floor() + draw.channels(bias.to(y.dtype).floor().clamp(ADC_LOW, ADC_HIGH), y)
         return straight_through(rounded.clamp(ADC_LOW, ADC_HIGH), both)
-
-    def _factor(self, kept: torch.dtype) -> float:
-        """*gn*, as the type holds it."""
-        return float(torch.tensor(self.gain * self.num_sends, dtype=kept))
 
     def _codes(self, x: Tensor, weight: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor | None]:
         """What is sent and what the array holds, in whole numbers, and the unit of the result."""
@@ -188,7 +214,7 @@ class BrainScaleS2(Arithmetic):
         of_weight = WEIGHT_MAX / torch.where(largest == 0, 1, largest)
         sent = _rounded(x * of_input.reshape(-1, *[1] * (x.dim() - 1))).clamp(0, INPUT_MAX)
         held = _rounded(weight * of_weight).clamp(-WEIGHT_MAX, WEIGHT_MAX)
-        return sent, held, 1 / (of_input * of_weight * self._factor(x.dtype))
+        return sent, held, 1 / (of_input * of_weight * self._factor[x.dtype])
 
     def _sums(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
         """The sums of products of each chunk: (rows, chunks, ...)."""
@@ -219,30 +245,33 @@ class BrainScaleS2(Arithmetic):
             count = weight[:, part].shape[1]
             order = self.order
             if isinstance(order, Tensor):
-                own = order[order // ROWS == first // ROWS] - first
+                own = order[torch.argsort(order // ROWS, stable=True)][part] - first
                 order = torch.cat([own + i * count for i in range(n)])
             sent, held = x[..., part], weight[:, part]
             if n > 1:
                 sent, held = sent.repeat(*[1] * (x.dim() - 1), n), held.repeat(1, n)
-            total = self._serial(order, self._factor(x.dtype) / n, x.dtype).contract(sent, held, alone)
+            total = self._serial(order, x.dtype).contract(sent, held, alone)
             parts.append(total / n)
         return parts
 
-    def _serial(self, order: Any, factor: float, kept: torch.dtype = torch.float32) -> Serial:
+    def _serial(self, order: Any, kept: torch.dtype) -> Serial:
         """The ordered sum of a chunk, in units in which products are whole numbers."""
-        return Serial(
-            order=order,
-            low=-_at_least(-self.low, factor, kept) if math.isfinite(self.low) else self.low,
-            high=_at_least(self.high, factor, kept) if math.isfinite(self.high) else self.high,
+        low, high = self._limits[kept]
+        synapse = None if self.synapse_limit is None else self.synapse_limit * self.num_sends / self._factor[kept]
+        made = Serial(
+            low=low,
+            high=high,
             leak=self.leak,
-            synapse_limit=None if self.synapse_limit is None else self.synapse_limit / factor,
+            synapse_limit=synapse,
             synapse_decay=self.synapse_decay,
             gradient=self.gradient,
         )
+        made.order = order  # checked before
+        return made
 
     def _read(self, sums: Tensor, draw: Draw) -> Tensor:
         """From the sums of chunks (rows, chunks, ...) to results (rows, ...)."""
-        v = sums * self._factor(sums.dtype)
+        v = sums * self._factor[sums.dtype]
         if not self.ordered and (math.isfinite(self.low) or math.isfinite(self.high)):
             v = v.clamp(self.low, self.high)
         silent = can_look(self.noise_std) and self.noise_std == 0
@@ -300,10 +329,9 @@ def _within(op: str, name: str, x: Tensor, low: int, high: int) -> Tensor:
     return codes
 
 
-def _at_least(limit: float, factor: float, kept: torch.dtype) -> float:
-    """The smallest number of the type that, times the factor, is not below a limit >= 0."""
-    kind: Any = np.float64 if kept == torch.float64 else np.float32
-    value = kind(max(limit, 0.0) / factor) if limit >= 0 else kind(limit / factor)
+def _at_least(limit: float, factor: float, kind: Any) -> float:
+    """The smallest number of the type that, times the factor, is not below a limit."""
+    value = kind(limit / factor)
     while kind(factor) * value < kind(limit):
         value = np.nextafter(value, kind(math.inf))
     return float(value)

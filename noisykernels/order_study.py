@@ -242,12 +242,13 @@ class _Study:
         return cast(Arithmetic, made)
 
 
-def _unlimited(arithmetic: Arithmetic) -> Arithmetic:
+def _unlimited(arithmetic: Any) -> Arithmetic:
     """The same sums in the same order, with nothing that saturates."""
-    made = cast(Any, copy.copy(arithmetic))
+    if hasattr(arithmetic, "unlimited"):
+        return cast(Arithmetic, arithmetic.unlimited())
+    made = copy.copy(arithmetic)
     made.low, made.high = -math.inf, math.inf
-    if made.synapse_limit is not None:
-        made.synapse_limit = math.inf
+    made.synapse_limit = None if arithmetic.synapse_limit is None else math.inf
     return cast(Arithmetic, made)
 
 
