@@ -1,4 +1,4 @@
-"""How much the order of the operands matters where sums saturate: of each layer's outputs, and of a network's answers."""
+"""How much the order of operands matters where sums saturate: to each layer's outputs, and to a network's answers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from noisykernels._optional import optional
 from noisykernels.arguments import Data, in_memory, pass_rows, whole_size
+from noisykernels.arithmetic import ORDERS as NAMES
 from noisykernels.contraction import Arithmetic, Device, Draw
 from noisykernels.inject import inject, noise_state
 from noisykernels.injected import place_of, state_of
@@ -189,7 +190,7 @@ class _Moments:
             self.count,
             std,
             math.sqrt(self.variance / count) / unit,
-            self.saturated / count / permutations,
+            self.saturated / (count * permutations),
             {order: math.sqrt(value / count) / unit for order, value in self.shift.items()},
             np.quantile(kept / unit, np.linspace(0, 1, 101)),
         )
@@ -314,12 +315,16 @@ def order_sensitivity(
     """
     op = "order_sensitivity"
     permutations = whole_size(op, "permutations", permutations)
+    for order in orders:
+        if order not in NAMES:
+            raise ValueError(f"{op}: orders must be some of {', '.join(NAMES)}, got {order!r}")
     place = place_of(model)
     seed_tensor(op, seed, place)
     if arithmetic is not None:
         _check(arithmetic)
     with_labels = not isinstance(data, Tensor)
-    inputs, labels, rows = in_memory(op, data if with_labels else (data, torch.zeros(len(data), dtype=torch.int64)), None)
+    pair = (data, torch.zeros(len(data), dtype=torch.int64)) if isinstance(data, Tensor) else data
+    inputs, labels, rows = in_memory(op, pair, None)
     inputs, labels = inputs.to(place), labels.to(place)
     batches = list(zip(*(part.split(pass_rows(op, batch_rows, place)) for part in (inputs, rows)), strict=True))
     study = _Study(seed, permutations, tuple(orders))
@@ -362,7 +367,7 @@ def order_sensitivity(
 
 def _check(arithmetic: Any) -> Any:
     """An arithmetic with an order, and a twin without."""
-    if not (isinstance(arithmetic, Arithmetic) and hasattr(arithmetic, "unordered") and getattr(arithmetic, "ordered", 0)):
+    if not (isinstance(arithmetic, Arithmetic) and getattr(arithmetic, "ordered", False)):
         raise ValueError(
             f"order_sensitivity: arithmetic must be a Serial or BrainScaleS2 with ordered=True, got {arithmetic!r}"
         )

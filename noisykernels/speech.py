@@ -35,7 +35,8 @@ DECIBELS = 60.0  # below the loudest of a recording is nothing
 _NAME = "spoken-digits"
 _FILE = "free-spoken-digit-dataset-1.0.10.zip"
 _URLS = ("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip",)
-_DIGEST = "fbf77c5e2e80e5dacab77db4063117dc77b573a60babb054408d7d40fc993eb4"  # of the recordings themselves: an archive may be packed anew
+# Of the recordings themselves (`digest_of`): an archive may be packed anew.
+_DIGEST = "fbf77c5e2e80e5dacab77db4063117dc77b573a60babb054408d7d40fc993eb4"
 
 
 class Recordings(NamedTuple):
@@ -150,14 +151,14 @@ def log_mel(words: Iterable[npt.NDArray[np.int16]], frames: int = 64, bands: int
     audio = torch.from_numpy(np.concatenate(fixed))
     window = torch.hann_window(2 * hop)
     mel = _triangles(bands, bins)
-    features = []
-    for part in audio.split(256):
+    features = [torch.zeros(0, frames, bands)]
+    for part in audio.split(256) if len(audio) else ():
         power = torch.fft.rfft(part.unfold(1, 2 * hop, hop) * window, bins).abs().square()
         decibel = 10 * (power @ mel).clamp(min=1e-3).log10()
         loudest = decibel.amax((1, 2), keepdim=True)
         # What is silent throughout stays so: one count of int16 is a power beyond 1.
         features.append((1 + (decibel - loudest) / DECIBELS).clamp(min=0) * (loudest > 0))
-    return torch.cat(features) if features else torch.zeros(0, frames, bands)
+    return torch.cat(features)
 
 
 def _triangles(bands: int, bins: int) -> Tensor:
@@ -191,9 +192,7 @@ def read_recordings(path: str | os.PathLike[str]) -> Recordings:
             found = _together((p.name, p.read_bytes()) for p in sorted(path.rglob("*.wav")))
         else:
             with zipfile.ZipFile(path) as archive:
-                found = _together(
-                    (name.rpartition("/")[2], archive.read(name)) for name in sorted(archive.namelist())
-                )
+                found = _together((name.rpartition("/")[2], archive.read(name)) for name in sorted(archive.namelist()))
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, wave.Error) as error:
         raise CorruptData(f"{path}: not readable recordings ({type(error).__name__}: {error})") from error
     sizes = {len(part) for part in found[1:]}
