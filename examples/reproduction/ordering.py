@@ -24,7 +24,7 @@ from noisykernels.train import train
 
 METHODS = ("plain", "without order", "ordered", "ordered, masked")
 TESTS = ("without order", "natural order", "random orders", "positive first")
-FRAMES, BANDS, HIDDEN, SHIFT, LARGEST = 64, 40, 128, 2, 31
+HIDDEN, SHIFT, LARGEST = 128, 2, 31
 
 
 class Ideal(nk.Device):
@@ -54,7 +54,7 @@ class Logits(nn.Module):
         return x / 16
 
 
-def network(device: BrainScaleS2, seed: int, plain: bool = False) -> nn.Module:
+def network(features: int, device: BrainScaleS2, seed: int, plain: bool = False) -> nn.Module:
     """The untrained MLP; plain: without the hardware, but in its units."""
 
     def layer(inputs: int, outputs: int) -> nn.Module:
@@ -69,14 +69,14 @@ def network(device: BrainScaleS2, seed: int, plain: bool = False) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        first, second, third = layer(FRAMES * BANDS, HIDDEN), layer(HIDDEN, HIDDEN), layer(HIDDEN, 10)
+        first, second, third = layer(features, HIDDEN), layer(HIDDEN, HIDDEN), layer(HIDDEN, 10)
     return nn.Sequential(nn.Flatten(), first, rectifier(), second, rectifier(), third, Logits())
 
 
-def loaded(split: str, data: str, limit: int) -> Data:
+def loaded(split: str, data: str, size: tuple[int, int], limit: int | None = None) -> Data:
     """Features as inputs of 5 bits; "made": of synthetic words."""
     source = synthetic_recordings() if data == "made" else None if data == "spoken-digits" else data
-    inputs, labels = spoken_digits(split, source, frames=FRAMES, bands=BANDS, limit=limit)
+    inputs, labels = spoken_digits(split, source, frames=size[0], bands=size[1], limit=limit)
     return inputs * LARGEST, labels
 
 
@@ -87,20 +87,22 @@ def device_of(method: str, gain: float, limit: float) -> BrainScaleS2:
     return device.unordered() if method == METHODS[1] else device
 
 
-def trained_on(method: str, gain: float, limit: float, data: str, epochs: int, lr: float, seed: int) -> nn.Module:
+def trained_on(
+    method: str, rows: Data, data: str, gain: float, limit: float, epochs: int, lr: float, seed: int
+) -> nn.Module:
     """A trained network, or its checkpoint; with the ordered device."""
-    plain = method == METHODS[0]
+    plain, features = method == METHODS[0], rows[0][0].numel()
     settings: dict[str, Any] = {"model": "mlp-bss2", "data": Path(data).stem, "epochs": epochs, "lr": lr, "seed": seed}
-    settings |= {"method": method, "gain": gain, "limit": None if plain else limit}
-    made = network(device_of(method, gain, limit), seed, plain)
+    settings |= {"features": features, "method": method, "gain": gain, "limit": None if plain else limit}
+    made = network(features, device_of(method, gain, limit), seed, plain)
     path = checkpoint_path(settings)
     if path.exists():
         load_checkpoint(path, made, settings)
     else:
         on_step = nk.noisy_steps(made, seed=seed)
-        train(made, loaded("train", data, 10**6), epochs=epochs, lr=lr, clamp=63.0, seed=seed, on_step=on_step)
+        train(made, rows, epochs=epochs, lr=lr, clamp=63.0, seed=seed, on_step=on_step)
         save_checkpoint(path, made, settings)
-    tested = network(device_of("ordered", gain, limit), seed)
+    tested = network(features, device_of("ordered", gain, limit), seed)
     tested.load_state_dict(made.state_dict())
     return tested.eval()
 
@@ -123,9 +125,11 @@ def run(
     rows: int = 300,
     permutations: int = 10,
     trainings: int = 3,
+    frames: int = 64,
+    bands: int = 40,
 ) -> dict[str, Any]:
     """Accuracy of each way of training in each test; data: "spoken-digits", a file (see `spoken_digits`), or "made"."""
-    test = loaded("test", data, rows)
+    learnt, test = loaded("train", data, (frames, bands)), loaded("test", data, (frames, bands), rows)
     recipe: dict[str, Any] = {"gain": gain, "data": data, "epochs": epochs, "lr": lr}
     results: dict[str, Any] = {**recipe, "limit": limit, "limits": limits, "rows": rows, "permutations": permutations}
     results["methods"] = {method: [] for method in METHODS}
@@ -134,7 +138,7 @@ def run(
         for at in sorted({limit, *limits}, reverse=True):
             found = []
             for seed in range(trainings):
-                made = trained_on(method, limit=at, seed=seed, **recipe)
+                made = trained_on(method, learnt, limit=at, seed=seed, **recipe)
                 orders = ("natural", "positive_first") if at == limit else ("natural",)
                 study = order_sensitivity(made, test, orders=orders, permutations=permutations, seed=TEST_SEED)
                 found.append(accuracies(study))
