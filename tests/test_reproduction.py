@@ -26,6 +26,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "extreme": {**BN, "sites": (SITE, "relu2:relu#0"), "levels": (0.0, 1e10), "draws": 1},
     "mixed_noise": {"model": "mlp-bn", "limit": 200, "site": SITE, "mul": (0.0, 1.0), "add": (0.0, 1.0), "draws": 1,
                     "amplitudes": (1.0, 10.0), "ratios": (0.1, 0.9)},
+    "ordering": {"data": "made", "limits": (8.0,), "trainings": 2, "permutations": 2, "frames": 16, "bands": 8},
     "recalibration": {"models": ("mlp-bn",), "fitted": 200, "draws": 1, "trainings": 2},
     "sharpness": {**BN, "chips": 2, "choices": 2, "levels": (0.0, 0.1)},
     "unstable": {**BN, "draws": 1, "levels": (0.0, 1.0), "fluctuations": (1.0,)},
