@@ -10,6 +10,7 @@ from noisykernels import rules as rules  # these register autograd, fake, vmap a
 from noisykernels import serial_rules as serial_rules
 from noisykernels._C import STREAM_VERSION, build_info
 from noisykernels.arithmetic import Serial, random_order
+from noisykernels.brainscales import BrainScaleS2, BSS2Conv2d, BSS2Linear, BSS2ReLU, ConvertingReLU, bss2_calibration
 from noisykernels.chip_study import chips
 from noisykernels.compare import compare
 from noisykernels.contraction import Arithmetic, Device, Draw
@@ -22,10 +23,13 @@ from noisykernels.convolutions import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from noisykernels.cost import CostModel
 from noisykernels.denoising import DenoisingBlock, denoising_sites, insert_denoising
 from noisykernels.devices import PCM, DifferentialPair
 from noisykernels.engine import walk
 from noisykernels.flatness import m_sharpness
+from noisykernels.format_search import LinearPredictor, exhaustive_search, search_format
+from noisykernels.format_sweep import Sweep, design_space, sweep_formats
 from noisykernels.formats import FORMATS, FixedFormat, FloatFormat, as_format, quantize
 from noisykernels.gradients import gradient_norms
 from noisykernels.hardware import InputNoise, WeightNoise
@@ -46,8 +50,12 @@ from noisykernels.nn import (
 )
 from noisykernels.noise import Noise, per_channel, per_draw, per_row
 from noisykernels.ops import eps, linear, matmul, perturb, perturb_relu_max_pool2d
+from noisykernels.order_study import order_sensitivity
+from noisykernels.parameter_walk import walk_parameter
+from noisykernels.per_layer import LayerFormats, layer_formats
 from noisykernels.recalibration import recalibrate_bn
 from noisykernels.report import report
+from noisykernels.running_sum import running_sums
 from noisykernels.schedules import Schedule, VarianceAware, noisy_steps
 from noisykernels.sharpness import ASAM, SAM, SAMSON
 from noisykernels.study import Study
@@ -68,8 +76,14 @@ __all__ = [
     "SAMSON",
     "STREAM_VERSION",
     "Arithmetic",
+    "BSS2Conv2d",
+    "BSS2Linear",
+    "BSS2ReLU",
+    "BrainScaleS2",
     "ColumnGain",
     "ColumnOffset",
+    "ConvertingReLU",
+    "CostModel",
     "DenoisingBlock",
     "Device",
     "DifferentialPair",
@@ -77,6 +91,8 @@ __all__ = [
     "FixedFormat",
     "FloatFormat",
     "InputNoise",
+    "LayerFormats",
+    "LinearPredictor",
     "MacNoise",
     "MetricLog",
     "Noise",
@@ -92,10 +108,12 @@ __all__ = [
     "Schedule",
     "Serial",
     "Study",
+    "Sweep",
     "VarianceAware",
     "WeightNoise",
     "as_format",
     "bimodality",
+    "bss2_calibration",
     "build_info",
     "chips",
     "compare",
@@ -106,16 +124,20 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "denoising_sites",
+    "design_space",
     "eps",
+    "exhaustive_search",
     "get_include",
     "gradient_norms",
     "inject",
     "insert_denoising",
+    "layer_formats",
     "linear",
     "m_sharpness",
     "matmul",
     "noise_state",
     "noisy_steps",
+    "order_sensitivity",
     "per_channel",
     "per_draw",
     "per_row",
@@ -126,11 +148,15 @@ __all__ = [
     "recalibrate_bn",
     "remove",
     "report",
+    "running_sums",
+    "search_format",
     "site_statistics",
     "sites",
+    "sweep_formats",
     "two_means",
     "vote",
     "walk",
     "walk_mixed",
+    "walk_parameter",
     "weight_statistics",
 ]

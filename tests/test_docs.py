@@ -65,7 +65,7 @@ def reduced(source: str) -> str:
 
 @pytest.mark.parametrize(
     "document",
-    [README, *(ROOT / "docs" / f"{name}.md" for name in ("arithmetic", "cuda", "hardware", "training"))],
+    [README, *(ROOT / "docs" / f"{name}.md" for name in ("arithmetic", "cuda", "hardware", "ordering", "training"))],
     ids=lambda path: path.name,
 )
 def test_code_of_documents_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,8 @@ from noisykernels.format_search import (
 )
 from noisykernels.format_sweep import FormatResult, Sweep, design_space, sweep_formats
 from noisykernels.formats import FixedFormat, FloatFormat, Format, as_format
-from noisykernels.layer_formats import layer_formats, operations
 from noisykernels.models import MLP, LeNet5
+from noisykernels.per_layer import layer_formats, operations
 from noisykernels.running_sum import plot_running_sums, running_sums
 from noisykernels.store import StoreError
 

@@ -24,7 +24,7 @@ from noisykernels.format_plots import plot_agreement, plot_front
 from noisykernels.format_search import LinearPredictor, exhaustive_search, search_format
 from noisykernels.format_sweep import design_space, sweep_formats
 from noisykernels.formats import Format, as_format
-from noisykernels.layer_formats import layer_formats
+from noisykernels.per_layer import layer_formats
 from noisykernels.running_sum import plot_running_sums, running_sums
 from noisykernels.train import train
 
