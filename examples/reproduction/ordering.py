@@ -3,7 +3,7 @@
 Spoken digits are told apart by an MLP of 2560-128-128-10 without biases on the matrix core of BrainScaleS-2, whose
 membrane saturates at a limit while the products of 128 rows arrive. It is trained plainly and, with two gradients each,
 on the twin without an order (one clamp after the sum) and on the model with the natural order; all are tested on both
-and under random orders. 51 trainings; about 10 minutes on one core.
+and under random orders. 51 trainings; about 9 minutes on one core.
 """
 
 from __future__ import annotations
