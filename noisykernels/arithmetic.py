@@ -71,7 +71,7 @@ class Serial(Arithmetic):
         leak: factor :math:`\lambda` on the running sum before each step, in [0, 1].
         synapse_limit: *s*, where excitatory (positive) and inhibitory products pass synapses that saturate; None: they
             do not.
-        synapse_decay: :math:`\beta`, what is left of the last synaptic input, in [0, 1).
+        synapse_decay: :math:`\beta`, what is left of the last synaptic input, in [0, 1].
         step_noise: level *a* of Gaussian noise of every step, in units of the output.
         gain: factor on the weights.
         ordered: False: the twin without an order: the library's contraction, noise of the same deviation, one rounding,
@@ -288,12 +288,14 @@ def _order(order: Any) -> str | Tensor:
             raise ValueError(f"Serial: order must be one of {', '.join(ORDERS)} or a permutation, got {order!r}")
         return order
     given = torch.as_tensor(order)
+    if given.numel() == 0:
+        given = given.long()  # an empty list has no type
     if (
         given.dim() != 1
         or given.is_floating_point()
         or not torch.equal(given.sort().values.cpu(), torch.arange(len(given), dtype=given.dtype))
     ):
-        raise ValueError(f"Serial: order must be a permutation of 0 ... K-1, got {given[:8].tolist()} ...")
+        raise ValueError(f"Serial: order must be a permutation of 0 ... K-1, got {given.flatten()[:8].tolist()} ...")
     return given.long()
 
 
