@@ -118,7 +118,7 @@ TEST(cuda_serial_plain) {
 // All pairs of factors, but of the formats only some, which are others every time.
 TEST(cuda_serial_sums) {
   Random r{42};
-  for (int round = 0; round < (g_full ? 20 : 1); ++round) {
+  for (int round = 0; round < (g_full ? 2 : 1); ++round) {
     SumChoice counts = kSumChoices;
     if (!g_full) counts[SumFactor::kProduct] = counts[SumFactor::kSum] = 6;
     std::vector<SumChoice> list = pairwise(r, counts);
