@@ -74,17 +74,18 @@ def test_no_spread_without_saturation() -> None:
 
 def test_network_under_permutations() -> None:
     """All layers permuted at once, against the model with its orders put in by hand."""
-    model, data = mlp(), made()
-    arithmetic = Serial(low=-0.4, high=0.4)
+    model, data = mlp(), made(200)
+    arithmetic = Serial(low=-0.2, high=0.2)
     found = order_sensitivity(model, data, arithmetic, permutations=4, seed=3)
     predictions = []
     for p in range(4):
         hardware = {
-            layer.name: [Serial(low=-0.4, high=0.4, order=permutation(layer.steps, 3, layer.name, p))]
+            layer.name: [Serial(low=-0.2, high=0.2, order=permutation(layer.steps, 3, layer.name, p))]
             for layer in found.layers
         }
         with nk.inject(model, None, hardware=hardware):
             predictions.append(model(data[0]).argmax(1))
+    assert len({tuple(p.tolist()) for p in predictions}) == 4
     assert found.accuracy.tolist() == [float((p == data[1]).double().mean()) for p in predictions]
     pairs = [float((a != b).double().mean()) for a, b in itertools.combinations(predictions, 2)]
     assert found.disagreement == pytest.approx(np.mean(pairs)) and found.disagreement > 0
