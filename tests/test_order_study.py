@@ -74,17 +74,20 @@ def test_no_spread_without_saturation() -> None:
 
 def test_network_under_permutations() -> None:
     """All layers permuted at once, against the model with its orders put in by hand."""
-    model, data = mlp(), made()
-    arithmetic = Serial(low=-0.4, high=0.4)
+    model, data = mlp(), made(200)
+    for p in model.parameters():
+        p.data *= 4 if p.dim() > 1 else 0
+    arithmetic = Serial(low=-1.0, high=1.0)
     found = order_sensitivity(model, data, arithmetic, permutations=4, seed=3)
     predictions = []
     for p in range(4):
         hardware = {
-            layer.name: [Serial(low=-0.4, high=0.4, order=permutation(layer.steps, 3, layer.name, p))]
+            layer.name: [Serial(low=-1.0, high=1.0, order=permutation(layer.steps, 3, layer.name, p))]
             for layer in found.layers
         }
         with nk.inject(model, None, hardware=hardware):
             predictions.append(model(data[0]).argmax(1))
+    assert len({tuple(p.tolist()) for p in predictions}) == 4
     assert found.accuracy.tolist() == [float((p == data[1]).double().mean()) for p in predictions]
     pairs = [float((a != b).double().mean()) for a, b in itertools.combinations(predictions, 2)]
     assert found.disagreement == pytest.approx(np.mean(pairs)) and found.disagreement > 0
