@@ -195,7 +195,7 @@ struct Rounder {
     if (rounding == Format::kTruncate && (whole_range || !f.subnormals)) rule = Rule::kTruncate;
     if (rounding != Format::kNearest) return;
     // Half a step above the largest value is a tie, which goes to the even neighbour.
-    const C step = mul_rn(common_bits(largest, exponent), unit);
+    const C step = mul_rn(larger(least, common_bits(largest, exponent)), unit);
     highest = add_rn(largest, mul_rn(step, C(0.5)));
     const C half = mul_rn(div_rn(largest, step), C(0.5));
     if (half != whole_part(half)) highest = just_below(highest);

@@ -80,9 +80,15 @@ Format random_format(Random& r) {
                        ? INT32_MAX
                        : low + static_cast<int>(r.below(std::min(high - low + 1, 1 << exponent)));
   Format f = float_format(mantissa, bias == INT32_MAX ? 8 : exponent, rounding, r.one_in(2), infinite, 0, bias);
-  if (r.one_in(4)) {  // some codes less
-    const double step = std::ldexp(1, std::ilogb(f.largest) - mantissa);
-    f.largest -= step * static_cast<double>(r.below(int64_t{1} << mantissa));
+  if (r.one_in(3)) {  // a lower largest value: in the same binade, a lower one, or among the subnormals
+    int exponent_of_it = std::ilogb(f.largest);
+    if (r.one_in(2)) exponent_of_it -= static_cast<int>(r.below(exponent_of_it - f.least_exponent + 1));
+    const double step = std::ldexp(1, exponent_of_it - mantissa), codes = std::ldexp(1, mantissa);
+    f.largest = step * (codes + static_cast<double>(r.below(int64_t{1} << mantissa)));
+    if (f.subnormals && r.one_in(3)) {
+      f.largest =
+          std::ldexp(1 + static_cast<double>(r.below((int64_t{1} << mantissa) - 1)), f.least_exponent - mantissa);
+    }
   }
   return f;
 }
@@ -117,7 +123,10 @@ inline double fraction_at(int64_t seed, uint32_t site, Operand operand, uint32_t
 // A value where a format has its edges: ties and their neighbours, powers of two, around the least and largest values.
 template <class C>
 C value_near(Random& r, const Format& f, bool special) {
-  const C inf = std::numeric_limits<C>::infinity(), nan = std::numeric_limits<C>::quiet_NaN();
+  const C inf = std::numeric_limits<C>::infinity();
+  C nan;  // all of its bits are set: rounding those up would make it zero
+  std::memset(&nan, 0xff, sizeof nan);
+  if (r.one_in(2)) nan = std::copysign(nan, C(1));
   const C specials[] = {
       0, C(-0.0), inf, -inf, nan, std::numeric_limits<C>::max(), std::numeric_limits<C>::denorm_min()};
   if (special && r.one_in(30)) return specials[r.below(7)];
