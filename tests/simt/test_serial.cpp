@@ -136,7 +136,8 @@ TEST(cuda_quantize) {
   for_each_type([&]<class T>() {
     for (int round = 0; round < (g_full ? 20 : 1); ++round) {
       for (const Format& f : formats<typename TypeOf<T>::Compute>()) {
-        check_case(r, QuantizeCase<T>(r, f, r.one_in(2) ? 1 + r.below(9) : 200 + r.below(9), r.one_in(3)));
+        const int64_t n = r.one_in(2) ? 1 + r.below(9) : 200 + r.below(9);
+        check_case(r, QuantizeCase<T>(r, f, n, r.one_in(3)));
       }
     }
   });
