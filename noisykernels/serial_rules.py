@@ -43,16 +43,17 @@ def _serial_gradients(ctx: Any, grad: Tensor) -> Grads:
     grad = grad.to(a.dtype)
     times_a, times_b = len(grad) // max(1, len(a)), len(grad) // max(1, len(b))
     if args[_MASKED]:
-        masked: Grads = _masked(args, grad, a.repeat(times_a, 1, 1), b.repeat(times_b, 1, 1), order)
-        da, db = masked
-    else:
-        da = grad @ b.repeat(times_b, 1, 1).transpose(1, 2) if ctx.needs_input_grad[0] else None
-        db = a.repeat(times_a, 1, 1).transpose(1, 2) @ grad if ctx.needs_input_grad[1] else None
-    if da is not None and times_a > 1:
-        da = da.view(times_a, *a.shape).sum(0)
-    if db is not None and times_b > 1:
-        db = db.view(times_b, *b.shape).sum(0)
-    return da, db
+        of_a, of_b = _masked(args, grad, a.repeat(times_a, 1, 1), b.repeat(times_b, 1, 1), order)
+        return of_a.view(times_a, *a.shape).sum(0), of_b.view(times_b, *b.shape).sum(0)
+    # The operand that several matrices share is not laid out for each of them: it can be a weight, for every row.
+    few = min(len(a), len(b))
+    pull, x, w = (t.reshape(len(t) // max(1, few), few, *t.shape[1:]) for t in (grad, a, b))
+    da = db = None
+    if ctx.needs_input_grad[0]:
+        da = torch.einsum("rtij,rtkj->tik" if len(x) == 1 else "rtij,tkj->rtik", pull, w if len(x) == 1 else w[0])
+    if ctx.needs_input_grad[1]:
+        db = torch.einsum("rtij,tik->rtkj" if len(x) == 1 else "rtij,rtik->tkj", pull, x[0] if len(x) == 1 else x)
+    return None if da is None else da.reshape(a.shape), None if db is None else db.reshape(b.shape)
 
 
 def _masked(args: list[Any], grad: Tensor, a: Tensor, b: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
