@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisykernels.arithmetic import GRADIENTS, Serial, operands_of
+from noisykernels.arithmetic import GRADIENTS, Serial, operands_of, shown_order
 from noisykernels.contraction import Arithmetic, Contraction, Draw
 from noisykernels.devices import kept_type, number, one_of, straight_through, whole
 from noisykernels.noise import can_look
@@ -292,7 +292,7 @@ class BrainScaleS2(Arithmetic):
         }  # fmt: skip
         given = [f"{name}={getattr(self, name)!r}" for name in usual if getattr(self, name) != usual[name]]
         if isinstance(self.order, Tensor):
-            given.append(f"order=<{len(self.order)} operands>")
+            given.append(f"order={shown_order(self.order)}")
         elif self.order != "natural":
             given.append(f"order={self.order!r}")
         if not can_look(self.noise_std) or self.noise_std != 2:

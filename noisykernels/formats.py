@@ -86,8 +86,8 @@ class FloatFormat(Format):
             ``"infinity"``.
         rounding: ``"truncate"`` (towards zero), ``"nearest"`` (ties to even) or ``"stochastic"`` (up with the
             probability of the fraction that is cut off, to within 2^-24).
-        largest: the largest magnitude, where some of the highest codes are taken by other things; None: of the highest
-            code that is not infinity's.
+        largest: the largest magnitude, a normal one, where some of the highest codes are taken by other things; None:
+            of the highest code that is not infinity's.
 
     Raises:
         ValueError: bits out of range, or values beyond float32.
@@ -125,9 +125,10 @@ class FloatFormat(Format):
                 f"bits), got {self.bias} with {self.exponent} exponent bits and {self.mantissa} mantissa bits"
             )
         if self.largest is not None:
-            top = self._top
-            if not 0 < self.largest <= top or _rounded_down(self.largest, self.mantissa) != self.largest:
-                raise ValueError(f"{name}: largest must be a value of the format up to {top}, got {self.largest}")
+            top, least, given = self._top, 2.0**self.least_exponent, self.largest
+            number = isinstance(given, int | float) and not isinstance(given, bool)
+            if not number or not least <= given <= top or _rounded_down(given, self.mantissa) != given:
+                raise ValueError(f"{name}: largest must be a value of the format from {least} to {top}, got {given!r}")
 
     @property
     def _bias(self) -> int:
@@ -145,7 +146,7 @@ class FloatFormat(Format):
 
     @property
     def _top(self) -> float:
-        return math.ldexp(2 - 2.0**-self.mantissa, min(self._highest, 127))
+        return (2 - 2.0**-self.mantissa) * 2.0 ** min(self._highest, 127)
 
     @property
     def largest_value(self) -> float:
@@ -321,8 +322,9 @@ def quantize(
     Example:
         >>> quantize(torch.tensor([0.1, 1e6]), "fp16")
         tensor([0.1000,    inf])
-        >>> bool((quantize(torch.rand(99), "bf16") == torch.rand(99).bfloat16().float()).all())
-        False
+        >>> x = torch.rand(99)
+        >>> bool((quantize(x, "bf16") == x.bfloat16().float()).all())
+        True
     """
     made = as_format(fmt)
     check_holds("quantize", made, x.dtype)
