@@ -175,7 +175,7 @@ class FloatFormat(Format):
         return _shown(self, ("mantissa", "exponent"))
 
     def __str__(self) -> str:
-        return f"M{self.mantissa}E{self.exponent}"
+        return _name(self, f"M{self.mantissa}E{self.exponent}")
 
 
 def _rounded_down(value: float, mantissa: int) -> float:
@@ -242,7 +242,13 @@ class FixedFormat(Format):
         return _shown(self, ("left", "right"))
 
     def __str__(self) -> str:
-        return f"L{self.left}R{self.right}"
+        return _name(self, f"L{self.left}R{self.right}")
+
+
+def _name(fmt: Format, bits: str) -> str:
+    """As `as_format` reads it, but for what a name has no words for."""
+    known = next((name for name, one in FORMATS.items() if one == fmt), None)
+    return known or bits + ("" if fmt.rounding == "truncate" else f" {fmt.rounding}")
 
 
 def _shown(made: Any, always: Sequence[str]) -> str:
@@ -270,7 +276,7 @@ Project, which has no infinity: it saturates at 448."""
 
 def as_format(given: str | Format) -> Format:
     """A format from its name: one of `FORMATS`, or ``"M7E6"``, ``"L8R8"`` as in the design sweeps of the literature
-    (truncation, saturation, no subnormals).
+    (truncation, saturation, no subnormals), perhaps with another rounding, ``"M7E6 stochastic"``.
 
     Args:
         given: the name; a `Format` is returned as it is.
@@ -287,10 +293,11 @@ def as_format(given: str | Format) -> Format:
     if isinstance(given, str):
         if given in FORMATS:
             return FORMATS[given]
-        if match := re.fullmatch(r"M(\d+)E(\d+)", given):
-            return FloatFormat(int(match[1]), int(match[2]))
-        if match := re.fullmatch(r"L(\d+)R(\d+)", given):
-            return FixedFormat(int(match[1]), int(match[2]))
+        bits, _, rounding = given.partition(" ")
+        if match := re.fullmatch(r"M(\d+)E(\d+)", bits):
+            return FloatFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
+        if match := re.fullmatch(r"L(\d+)R(\d+)", bits):
+            return FixedFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
     raise ValueError(f"format must be one of {', '.join(FORMATS)}, 'M<bits>E<bits>' or 'L<bits>R<bits>', got {given!r}")
 
 

@@ -72,15 +72,15 @@ def _masked(args: list[Any], grad: Tensor, a: Tensor, b: Tensor, order: Tensor |
     for first in range(0, len(grad), some):
         here = slice(first, first + some)
         times = len(grad[here]) // few
-        part = grad[here], last[here], *(t[here] if len(t) == len(grad) else t.repeat(times, 1, 1) for t in (a, b))
+        x, w = (t[here] if len(t) == len(grad) else t.repeat(times, 1, 1) for t in (a, b))
         if order is not None and of_each:
-            of_a, of_b = _masked_in_their_orders(*part, order[here], leak)
+            of_a, of_b = _masked_in_their_orders(grad[here], last[here], x, w, order[here], leak)
         else:
-            of_a, of_b = _ops.serial_gradient.default(*part, position)
+            of_a, of_b = _ops.serial_gradient.default(grad[here], last[here], x, w, position)
         parts_of_a.append(of_a if len(a) == len(grad) else of_a.view(times, *a.shape).sum(0))
         parts_of_b.append(of_b if len(b) == len(grad) else of_b.view(times, *b.shape).sum(0))
-    da = torch.cat(parts_of_a) if len(a) == len(grad) else sum(parts_of_a[2:], parts_of_a[1])
-    db = torch.cat(parts_of_b) if len(b) == len(grad) else sum(parts_of_b[2:], parts_of_b[1])
+    da = torch.cat(parts_of_a) if len(a) == len(grad) else sum(parts_of_a[1:], torch.zeros_like(a))
+    db = torch.cat(parts_of_b) if len(b) == len(grad) else sum(parts_of_b[1:], torch.zeros_like(b))
     if leak != 1 and not of_each:
         left = leak ** (steps - 1 - position).to(a.dtype)
         da, db = da * left, db * left.unsqueeze(1)

@@ -526,3 +526,8 @@ def test_errors_name_what_is_wrong() -> None:
         with pytest.raises((ValueError, RuntimeError), match=said):
             wrong()  # type: ignore[no-untyped-call]
     assert _C.cpu_levels()
+
+
+@pytest.mark.parametrize("name", ("fp16", "fp8_e4m3", "M7E6", "L8R8", "M7E6 nearest", "L3R2 stochastic"))
+def test_names(name: str) -> None:
+    assert str(as_format(name)) == name

@@ -645,3 +645,27 @@ def test_shapes_of_operands_are_checked() -> None:
     ):
         with pytest.raises((RuntimeError, ValueError), match="serial"):
             wrong()
+
+
+@pytest.mark.parametrize("order", ("reversed", "descending"))
+def test_masked_gradients_some_matrices_at_a_time(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(5, 4, 6, 6, dtype=torch.float64), torch.randn(6, 2, 3, 3, dtype=torch.float64)
+    how = Serial(low=-2, high=1.5, leak=0.9, order=order, gradient="masked")
+
+    def gradients() -> tuple[Tensor, ...]:
+        operands = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = nk.conv2d(*operands, padding=1, groups=2, arithmetic=how)
+        return torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape).sin()).sum(), operands)
+
+    whole = gradients()
+    monkeypatch.setattr("noisykernels.serial_rules._ELEMENTS", 1000)  # of 3 x 18 and 18 x 36 for each of 10 matrices
+    for one, other in zip(whole, gradients(), strict=True):
+        # The sum of a weight's gradient over rows is in another order.
+        torch.testing.assert_close(one, other, rtol=0, atol=200 * torch.finfo(torch.float64).eps)
+
+
+def test_orders_that_reach_beyond_the_operands_are_refused() -> None:
+    one, order = torch.ones(1, 1, 3), torch.tensor([0, 1, 100000], dtype=torch.int32)
+    rest = ([], [], -1.0, 1.0, 1.0, 1.0, 0.0, False, None, 1, torch.tensor([1]), None, None, 0, 0, False, False)
+    with pytest.raises(RuntimeError, match="order must hold numbers from 0 to 2"):
+        torch.ops.noisykernels.serial(one, one.transpose(1, 2), order, *rest)
