@@ -68,7 +68,7 @@ class Serial(Arithmetic):
         operands, product, sum: formats of these where they differ from ``fmt``; ``"exact"``: none.
         order: of the operands: ``"natural"``, ``"reversed"``; an int64 permutation (K) of the weight's natural order;
             or for each output by its products: ``"positive_first"``, ``"negative_first"``, ``"ascending"``,
-            ``"descending"`` in magnitude (ties in natural order; these sort: tens of times slower).
+            ``"descending"`` in magnitude (ties in natural order; these sort: some hundred times slower).
         low, high: limits of the running sum; low <= 0 <= high.
         leak: factor :math:`\lambda` on the running sum before each step, in [0, 1].
         synapse_limit: *s*, where excitatory (positive) and inhibitory products pass synapses that saturate; None: they
