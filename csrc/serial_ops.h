@@ -2,6 +2,7 @@
 // ops.cpp alone.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 
@@ -104,8 +105,6 @@ Tensor serial(Tensor a, Tensor b, OptTensor order, Numbers product, Numbers sum,
   NK_CHECK(outputs > 0 && s.T * s.I * s.J % outputs == 0 && outputs % s.J == 0, op,
            ": outputs of a row must be a multiple of ", s.J, " that divides ", s.T * s.I * s.J, ", got ", outputs);
   s.n = outputs;
-  NK_CHECK(s.K == 0 || s.n <= (int64_t{1} << 34) / s.K, op, ": ", s.n, " outputs of ", s.K,
-           " steps exceed the counter's 2^34");
   if (order) {
     NK_CHECK(order->device() == a.device() && order->scalar_type() == ScalarType::Int && order->is_contiguous(), op,
              ": order must be contiguous int32 on the device of the operands");
@@ -114,6 +113,10 @@ Tensor serial(Tensor a, Tensor b, OptTensor order, Numbers product, Numbers sum,
     NK_CHECK((!s.order_of_each && order->size(0) == s.K) || (s.order_of_each && shape_of(*order) == each), op,
              ": order must be [", s.K, "], or that of every output, got shape ", shape_text(*order));
     s.order = static_cast<const int32_t*>(order->data_ptr());
+    // On a device it is not looked at: an order that is none reads beyond the operands there.
+    const auto outside = [&](int32_t k) { return k < 0 || k >= s.K; };
+    NK_CHECK(!order->is_cpu() || std::none_of(s.order, s.order + order->numel(), outside), op,
+             ": order must hold numbers from 0 to ", s.K - 1);
   }
   s.noise = noise_of(op, seed, draws, rows, first_row, site, s.T * s.I * s.J / outputs, a.device());
   if (step_noise) {
@@ -130,6 +133,10 @@ Tensor serial(Tensor a, Tensor b, OptTensor order, Numbers product, Numbers sum,
     }
   }
   s.product = format_of(op, "product", product), s.sum = format_of(op, "sum", sum);
+  const auto draws_words = [](const Format& f) { return f.given && f.rounding == Format::kStochastic; };
+  const bool draws_any = s.noisy || draws_words(s.product) || draws_words(s.sum);
+  NK_CHECK(!draws_any || s.K == 0 || s.n <= (int64_t{1} << 34) / s.K, op, ": ", s.n, " outputs of ", s.K,
+           " steps exceed the counter's 2^34");
   s.low = low, s.high = high, s.leak = leak;
   s.synapse = synapse, s.synapse_limit = synapse_limit, s.synapse_decay = synapse_decay;
   s.track = track;

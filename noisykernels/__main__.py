@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
         "parameter", parents=[shared, passes, work, files], help="midpoint of a limit, of bits, of a leak in each layer"
     )
     parameter.add_argument("parameter", choices=PARAMETERS, help="what is walked, in one contraction at a time")
-    parameter.add_argument("--values", type=numbers, required=True, dest="levels", help=f"of it: {forms}")
+    parameter.add_argument("--values", type=numbers, required=True, dest="levels", help=f"of the parameter: {forms}")
     parameter.add_argument("--draws", type=int, default=1, help="draws of each value (default: %(default)s)")
 
     vote = commands.add_parser("vote", parents=[shared, noisy, terms], help="accuracy against number of executions")

@@ -5,6 +5,7 @@ at each step: saturation, leak, noise, or rounding to a number format.
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisykernels.contraction import Arithmetic, Contraction, Draw
+from noisykernels.devices import straight_through
 from noisykernels.formats import Format, as_format, check_holds
 from noisykernels.noise import OPERANDS, Noise, can_look, level_tensor
 
@@ -66,7 +68,7 @@ class Serial(Arithmetic):
         operands, product, sum: formats of these where they differ from ``fmt``; ``"exact"``: none.
         order: of the operands: ``"natural"``, ``"reversed"``; an int64 permutation (K) of the weight's natural order;
             or for each output by its products: ``"positive_first"``, ``"negative_first"``, ``"ascending"``,
-            ``"descending"`` in magnitude (ties in natural order; these sort: tens of times slower).
+            ``"descending"`` in magnitude (ties in natural order; these sort: some hundred times slower).
         low, high: limits of the running sum; low <= 0 <= high.
         leak: factor :math:`\lambda` on the running sum before each step, in [0, 1].
         synapse_limit: *s*, where excitatory (positive) and inhibitory products pass synapses that saturate; None: they
@@ -135,7 +137,9 @@ class Serial(Arithmetic):
             raise ValueError(f"Serial: gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
         self.gradient = gradient
         drawn = {"per_step": self.step_noise is not None}
-        for operand, fmt_ in (("rounding_product", self.format_of_product), ("rounding_sum", self.format_of_sum)):
+        streams = {"rounding_product": self.format_of_product, "rounding_sum": self.format_of_sum}
+        streams["spare"] = self.format_of_sum  # of the sum with the bias
+        for operand, fmt_ in streams.items():
             drawn[operand] = fmt_ is not None and fmt_.stochastic
         of_operands = self.format_of_operands
         drawn["input"] = drawn["weight"] = of_operands is not None and of_operands.stochastic
@@ -172,9 +176,9 @@ class Serial(Arithmetic):
 
     def add_bias(self, y: Tensor, bias: Tensor, draw: Draw) -> Tensor:
         """The sums with the bias, which is one more addition."""
-        fmt = self.format_of_sum
-        y = y + draw.channels(bias.to(y.dtype), y)
-        return y if fmt is None else _rounded(y, fmt, draw, "spare", draw.rows, draw.first_row)
+        fmt, kept = self.format_of_sum, torch.float64 if y.dtype == torch.float64 else torch.float32
+        sums = y.to(kept) + draw.channels(bias.to(kept), y)
+        return (sums if fmt is None else _rounded(sums, fmt, draw, "spare", draw.rows, draw.first_row)).to(y.dtype)
 
     def _unordered(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
         y = draw.contraction(x, weight)
@@ -183,7 +187,8 @@ class Serial(Arithmetic):
             y = y + draw.fresh(y, "per_step") * level.to(y.device, y.dtype)
         if self.format_of_sum is not None:
             y = _rounded(y, self.format_of_sum, draw, "rounding_sum", draw.rows, draw.first_row)
-        return y if math.isinf(self.low) and math.isinf(self.high) else _clamped(y, self.low, self.high, self.gradient)
+        free = self.low == -math.inf and self.high == math.inf
+        return y if free else _clamped(y, self.low, self.high, self.gradient)
 
     def _ordered(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
         contraction = draw.contraction
@@ -246,7 +251,7 @@ class Serial(Arithmetic):
         if len(given) == 3 and self.format_of_operands == self.format_of_product == self.format_of_sum:
             given = [repr(self.format_of_sum)]
         if isinstance(self.order, Tensor):
-            given.append(f"order=<{len(self.order)} operands>")
+            given.append(f"order={shown_order(self.order)}")
         elif self.order != "natural":
             given.append(f"order={self.order!r}")
         defaults = {
@@ -258,6 +263,11 @@ class Serial(Arithmetic):
             level = self.step_noise
             given.append(f"step_noise={level.item()!r}" if can_look(level) else "step_noise=<[]>")
         return f"Serial({', '.join(given)})"
+
+
+def shown_order(order: Tensor) -> str:
+    """A permutation, in a word by which the keys of stored studies tell it from others."""
+    return f"<{len(order)} operands, {hashlib.blake2b(order.cpu().numpy().tobytes(), digest_size=4).hexdigest()}>"
 
 
 # ---------------------------------------------------------------------------------------------- checks of arguments
@@ -287,14 +297,14 @@ def _order(order: Any) -> str | Tensor:
         if order not in ORDERS:
             raise ValueError(f"Serial: order must be one of {', '.join(ORDERS)} or a permutation, got {order!r}")
         return order
-    given = torch.as_tensor(order)
+    try:
+        given = torch.as_tensor(order).detach().clone()  # what happens to the caller's tensor is not checked
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"Serial: order must be a name or a permutation, got {order!r}") from None
     if given.numel() == 0:
         given = given.long()  # an empty list has no type
-    if (
-        given.dim() != 1
-        or given.is_floating_point()
-        or not torch.equal(given.sort().values.cpu(), torch.arange(len(given), dtype=given.dtype))
-    ):
+    whole = given.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if given.dim() != 1 or not whole or not torch.equal(given.long().sort().values.cpu(), torch.arange(len(given))):
         raise ValueError(f"Serial: order must be a permutation of 0 ... K-1, got {given.flatten()[:8].tolist()} ...")
     return given.long()
 
@@ -309,7 +319,10 @@ def _rounded(x: Tensor, fmt: Format, draw: Draw, operand: str, rows: Tensor | No
 
 def _clamped(y: Tensor, low: float, high: float, gradient: str) -> Tensor:
     exact = y.clamp(low, high)
-    return exact if gradient == "masked" else y + (exact - y).detach()
+    if gradient == "masked":
+        return exact
+    passing = torch.where(y.isinf(), exact, straight_through(exact, y))
+    return torch.where(exact == y, y, passing)  # which keeps the sign of zeros
 
 
 def _pieces(contraction: Contraction, x: Tensor, weight: Tensor, laid_out: bool) -> Iterator[tuple[int, Tensor]]:
@@ -322,7 +335,10 @@ def _pieces(contraction: Contraction, x: Tensor, weight: Tensor, laid_out: bool)
     elif laid_out:
         of_row = x.numel() // x.shape[0]
     of_row *= contraction.features(weight) // contraction.groups if laid_out else 1
-    some = max(1, _ELEMENTS // max(1, of_row)) if contraction.geometry is not None or laid_out else x.shape[0]
+    some = max(1, _ELEMENTS // max(1, of_row))
+    if (contraction.geometry is None and not laid_out) or x.shape[0] <= some:  # of any size under torch.compile
+        yield 0, x
+        return
     for first in range(0, x.shape[0], some):
         yield first, x.narrow(0, first, min(some, x.shape[0] - first))
 

@@ -59,8 +59,8 @@ def band(
     most the binomial `p (1 - p) / (rows * draws)`, so the Wilson interval over all rows of all
     draws is safe with any number of draws, one included, and cannot collapse when draws agree.
     When rows share their noise (noise on weights), only draws are independent: the t interval
-    over draws, never narrower than Wilson's; with one draw Wilson's alone, which is then too
-    narrow.
+    over draws, never narrower than Wilson's; with one draw, or draws that all agree, Wilson's of
+    one draw alone, which is then too narrow if anything is random.
 
     Args:
         accuracy: [level, draw], fractions; nan where a cell was not evaluated.
@@ -79,6 +79,8 @@ def band(
         (array([0.9]), array([0.889]), array([0.91]))
     """
     acc, n = cells(accuracy, rows)
+    if not independent_rows:
+        acc, n = one_of_equal(acc, n)
     total = n.sum(1)
     safe = np.maximum(total, 1)
     correct = (n * np.nan_to_num(acc)).sum(1)
@@ -102,6 +104,12 @@ def cells(accuracy: ArrayLike, rows: ArrayLike) -> tuple[Floats, Floats]:
         raise ValueError(f"accuracy: expected a non-empty [level, draw] array, got {acc.shape}")
     n = np.broadcast_to(np.asarray(rows, np.float64), acc.shape)
     return acc, np.where(np.isnan(acc), 0.0, n)
+
+
+def one_of_equal(acc: Floats, n: Floats) -> tuple[Floats, Floats]:
+    """One draw of them, where all draws agree everywhere: nothing was drawn, so more of them tell nothing new."""
+    same = bool((acc == acc[:, :1]).all() and (n == n[:, :1]).all())
+    return (acc[:, :1], n[:, :1]) if same else (acc, n)
 
 
 def t_quantile(confidence: float, dof: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisykernels.arithmetic import GRADIENTS, Serial, operands_of
+from noisykernels.arithmetic import GRADIENTS, Serial, operands_of, shown_order
 from noisykernels.contraction import Arithmetic, Contraction, Draw
 from noisykernels.devices import kept_type, number, one_of, straight_through, whole
 from noisykernels.noise import can_look
@@ -134,10 +134,11 @@ class BrainScaleS2(Arithmetic):
         """What depends on the type of the sums: *gn* as it holds it, and the membrane's limits in units of products."""
         self._factor: dict[torch.dtype, float] = {}
         self._limits: dict[torch.dtype, tuple[float, float]] = {}
+        self._limited = math.isfinite(self.low) or math.isfinite(self.high)
         for kept, kind in ((torch.float32, np.float32), (torch.float64, np.float64)):
             self._factor[kept] = float(kind(self.gain * self.num_sends))
-            of_one = self._factor[kept] / self.num_sends
-            self._limits[kept] = -_at_least(-self.low, of_one, kind), _at_least(self.high, of_one, kind)
+            low, high = (_at_least(limit, self._factor[kept], self.num_sends, kind) for limit in (-self.low, self.high))
+            self._limits[kept] = -low, high
 
     def unordered(self) -> BrainScaleS2:
         """The twin without an order: the same parameters, one clamp for the membrane at the end.
@@ -260,8 +261,10 @@ class BrainScaleS2(Arithmetic):
     def _read(self, sums: Tensor, draw: Draw) -> Tensor:
         """From the sums of chunks (rows, chunks, ...) to results (rows, ...)."""
         v = sums * self._factor[sums.dtype]
-        if not self.ordered and (math.isfinite(self.low) or math.isfinite(self.high)):
-            v = v.clamp(self.low, self.high)
+        if self._limited:
+            limited = v.clamp(self.low, self.high)
+            # A sum at a limit may lie beyond it by a rounding, which floor would make a code.
+            v = straight_through(limited, v) if self.ordered else limited
         silent = can_look(self.noise_std) and self.noise_std == 0
         if silent:
             return self._digital(v)
@@ -289,7 +292,7 @@ class BrainScaleS2(Arithmetic):
         }  # fmt: skip
         given = [f"{name}={getattr(self, name)!r}" for name in usual if getattr(self, name) != usual[name]]
         if isinstance(self.order, Tensor):
-            given.append(f"order=<{len(self.order)} operands>")
+            given.append(f"order={shown_order(self.order)}")
         elif self.order != "natural":
             given.append(f"order={self.order!r}")
         if not can_look(self.noise_std) or self.noise_std != 2:
@@ -317,9 +320,9 @@ def _within(op: str, name: str, x: Tensor, low: int, high: int) -> Tensor:
     return codes
 
 
-def _at_least(limit: float, factor: float, kind: Any) -> float:
-    """The smallest number of the type that, times the factor, is not below a limit."""
-    value = kind(limit / factor)
-    while kind(factor) * value < kind(limit):
+def _at_least(limit: float, factor: float, times: int, kind: Any) -> float:
+    """The smallest number of the type that, shared by so many times and times the factor, is not below a limit."""
+    value = kind(limit * times / factor)
+    while value / kind(times) * kind(factor) < kind(limit):
         value = np.nextafter(value, kind(math.inf))
     return float(value)

@@ -19,6 +19,8 @@ __all__ = ["Arithmetic", "Contraction", "Device", "Draw", "as_autocast", "as_giv
 
 _ops = torch.ops.noisykernels
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of operands
+
 
 def as_autocast(x: Tensor) -> Tensor:
     """What a contraction takes instead of x where autocast is on: a value of the half type, but for float64."""
@@ -72,6 +74,19 @@ class Contraction:
         """Products that are added up for an output; those with padding count."""
         inputs = weight.shape[0] // self.groups if self.transposed else weight.shape[1]
         return inputs * math.prod(weight.shape[2:])
+
+    def check(self, x: Tensor, weight: Tensor) -> None:
+        """Raises an error for operands that a library's contraction would refuse."""
+        name, shapes = self.name, f"got shapes {list(x.shape)} and {list(weight.shape)}"
+        if x.dtype != weight.dtype or x.dtype not in DTYPES:
+            raise ValueError(f"{name}: x and weight must have one floating dtype, got {x.dtype} and {weight.dtype}")
+        if self.geometry is None:
+            if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+                raise ValueError(f"{name}: x must be (..., K) and weight (N, K), {shapes}")
+            return
+        inputs = weight.shape[0] if self.transposed else weight.shape[1] * self.groups
+        if x.dim() != weight.dim() or x.shape[1] != inputs or weight.shape[0] % self.groups:
+            raise ValueError(f"{name}: x must have {inputs} channels for the weight's {self.groups} groups, {shapes}")
 
     def largest(self, weight: Tensor) -> Tensor:
         """The largest magnitude of the weights of each output feature: (N)."""

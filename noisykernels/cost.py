@@ -100,6 +100,14 @@ class CostModel:
                 return self.table[key]
         raise ValueError(f"CostModel: table must have a row for {made} or {width}, got {', '.join(self.table)}")
 
+    def knows(self, fmt: str | Format) -> bool:
+        """Whether there is a cost of a format."""
+        try:
+            self.cost(fmt)
+        except ValueError:
+            return False
+        return True
+
     def speedup(self, fmt: str | Format) -> float:
         """How much faster than the reference at the same area."""
         one, other = self.cost(self.reference), self.cost(fmt)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -46,7 +45,7 @@ from noisykernels.store import Store, study_key
 from noisykernels.study import Study
 from noisykernels.tape import NotTraceable, Tape, record_tape
 from noisykernels.trace import evaluating
-from noisykernels.weights import Varied, Walked, as_weight_noise, has_weight, step_of
+from noisykernels.weights import Varied, Walked, as_weight_noise, has_weight, identity, step_of
 from noisykernels.workers import Workers, packed, torch_threads
 
 __all__ = ["walk"]
@@ -244,8 +243,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             if target == "weight":
                 where += f" relative to {', '.join(str(n.relative) for n in noises)}"
             if isinstance(first := noises[0], Varied):
-                devices = re.sub(r" at 0x[0-9a-f]+", "", repr(list(first.scaled(amplitudes[0]))))
-                where += f" {first.name}, at {amplitudes[0]!r}: {devices}"
+                where += f" {first.name}, at {amplitudes[0]!r}: {identity(first.scaled(amplitudes[0]))}"
             told = terms[0] if len(terms) == 1 else terms
             key = study_key(model, inputs, labels, told, seed, plan=ordered, rows=row_ids.cpu(), target=where)
             answers = Kept(stack.enter_context(Store(store, key)), answers, here.rows_of_task).answers

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .bands import Floats, band, cells, t_quantile
+from .bands import Floats, band, cells, one_of_equal, t_quantile
 
 Axis = Literal["log", "linear"]
 
@@ -170,6 +170,8 @@ def fit_midpoint(
         common: dict[str, Any] = {"clean": clean, "floor": floor, "axis": axis, "confidence": confidence}
         found = fit_midpoint(turned, acc, rows=n, independent_rows=independent_rows, seed=seed, **common)
         return back_again(found)
+    if not independent_rows:
+        acc, n = one_of_equal(acc, n)
     t = np.log10(level) if axis == "log" else level
     mean, low, high = band(acc, n, confidence=confidence, independent_rows=independent_rows)
     total = n.sum(1)
@@ -248,7 +250,7 @@ def _turned(level: Floats, axis: Axis) -> tuple[Floats, Callable[[Midpoint], Mid
             return tested.get(value, value)
         if value == 0 or math.isinf(value):
             return math.inf if value == 0 else 0.0
-        return 1 / value if axis == "log" else top - value
+        return 1 / value if axis == "log" else max(top - value, 0.0)
 
     def back(m: Midpoint) -> Midpoint:
         return replace(

@@ -38,6 +38,9 @@ class FormatRuns:
         self.batch_rows = pass_rows(op, batch_rows, device)
         self.data = [part.to(device) for part in in_memory(op, data, None)]
         if isinstance(inputs, Tensor):
+            size = list(self.data[0].shape[1:])
+            if inputs.dim() == 0 or len(inputs) == 0 or list(inputs.shape[1:]) != size:
+                raise ValueError(f"{op}: inputs must be rows of size {size}, got a tensor of size {list(inputs.shape)}")
             self.few, self.few_rows = inputs.to(device), torch.arange(len(inputs), device=device)
         else:
             count = min(whole_size(op, "inputs", inputs), len(self.data[1]))

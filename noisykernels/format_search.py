@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from noisykernels._files import progress_of
-from noisykernels.arguments import Data
+from noisykernels.arguments import Data, whole_size
 from noisykernels.arithmetic import Serial
 from noisykernels.contraction import Device
 from noisykernels.cost import CostModel
@@ -153,7 +153,7 @@ def search_format(
         cost: what units cost; None: the stand-in of `CostModel`.
 
     Raises:
-        ValueError: as `sweep_formats`; a target outside of (0, 1], a negative number of evaluations.
+        ValueError: as `sweep_formats`; a target outside of (0, 1], a number of evaluations that is not whole.
 
     Source: Hill et al. 2018 (arXiv 1808.02513), sections 3.3 and 4.4.
 
@@ -169,9 +169,14 @@ def search_format(
         raise ValueError(f"search_format: target must lie in (0, 1], got {target}")
     if evaluations < 0:
         raise ValueError(f"search_format: evaluations must not be negative, got {evaluations}")
+    if evaluations > 0:
+        evaluations = whole_size("search_format", "evaluations", evaluations)
     made = list(dict.fromkeys(design_space() if formats is None else map(as_format, formats)))
     if not made:
         raise ValueError("search_format: formats must hold at least one format, got none")
+    cost = CostModel() if cost is None else cost
+    for fmt in made:
+        cost.cost(fmt)  # before any work: a table may lack a format
     with (
         FormatRuns("search_format", model, data, inputs, seed, batch_rows) as runs,
         progress_of("search_format", progress, len(made)) as advance,
@@ -181,7 +186,7 @@ def search_format(
             agreement[fmt] = runs.agreement([arithmetic(fmt)])
             advance(1)
         evaluate = lambda fmt: runs.normalised([arithmetic(fmt)])  # noqa: E731
-        found = refined(agreement, predictor, evaluate, CostModel() if cost is None else cost, target, evaluations)
+        found = refined(agreement, predictor, evaluate, cost, target, evaluations)
         forwards = len(made) * len(runs.few) + found.evaluations * runs.rows
         return replace(found, forwards=forwards)
 

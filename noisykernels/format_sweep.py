@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from noisykernels.cost import CostModel
 from noisykernels.format_runs import FormatRuns
 from noisykernels.formats import FixedFormat, FloatFormat, Format, as_format
 from noisykernels.store import Store, study_key
+from noisykernels.weights import identity
 
 __all__ = ["INPUTS", "TARGET", "FormatResult", "Sweep", "design_space", "sweep_formats"]
 
@@ -148,12 +151,14 @@ def sweep_formats(
         data: (inputs, labels), or an iterable of such batches; held in memory.
         formats: of operands, products and sums; None: `design_space()`.
         cost: what units cost; None: the stand-in of `CostModel`.
-        inputs: number of inputs, picked by the seed, whose last layer is compared with that in float32; or the inputs.
+        inputs: number of inputs, picked by the seed, whose last layer is compared with that in float32; or the inputs,
+            as the model takes them.
         seed: 64-bit seed, also of stochastic rounding.
         arithmetic: what is in every contraction for a format; another order of the operands, say.
         batch_rows: rows of a pass; None: 500, and 5,000 on a GPU.
         store: a file that keeps what is found: a sweep that was stopped goes on from there, and other formats or costs
-            evaluate only what is new. It belongs to this model, data, seed and arithmetic, and refuses others.
+            evaluate only what is new. It belongs to this model, data, seed and arithmetic, and refuses others; data in
+            another order is other data, so no loader that shuffles.
         progress: show a progress bar, if tqdm is installed; or a function (done, total).
         name: of the network, for tables and pictures.
 
@@ -161,8 +166,8 @@ def sweep_formats(
         A `Sweep`. Rows whose scores hold NaN count as wrong.
 
     Raises:
-        ValueError: unknown formats or none, bad data, a model that is injected already, without contractions or without
-            one score per class and row.
+        ValueError: unknown formats or none, a format that `cost` does not know, bad data or inputs, a model that is
+            injected already, without contractions or without one score per class and row.
         StoreError: the file is no store, or another sweep's.
 
     Source: Hill et al. 2018 (arXiv 1808.02513), section 4.
@@ -178,6 +183,9 @@ def sweep_formats(
     made = list(dict.fromkeys(design_space() if formats is None else map(as_format, formats)))
     if not made:
         raise ValueError("sweep_formats: formats must hold at least one format, got none")
+    costs = [(cost.speedup(fmt), cost.saving(fmt)) for fmt in made]  # before any work: a table may lack a format
+    x, y, _ = in_memory("sweep_formats", data, None)  # once: batches may come only once, or in another order
+    data = x, y
     results = []
     with contextlib.ExitStack() as stack:
         kept = None
@@ -186,7 +194,7 @@ def sweep_formats(
         runs = stack.enter_context(FormatRuns("sweep_formats", model, data, inputs, seed, batch_rows))
         advance = stack.enter_context(progress_of("sweep_formats", progress, len(made)))
         known = {} if kept is None else kept.done()
-        for fmt in made:
+        for fmt, price in zip(made, costs, strict=True):
             if repr(fmt) not in known:
                 hardware = [arithmetic(fmt)]
                 known[repr(fmt)] = {"correct": runs.correct(hardware), "r2": runs.agreement(hardware)}
@@ -194,21 +202,27 @@ def sweep_formats(
                     kept.finish(repr(fmt), known[repr(fmt)], "sweep")
             found = known[repr(fmt)]
             share = found["correct"] / runs.rows / runs.clean
-            results.append(FormatResult(fmt, found["r2"], share, cost.speedup(fmt), cost.saving(fmt)))
+            results.append(FormatResult(fmt, found["r2"], share, *price))
             advance(1)
         return Sweep(results, runs.clean, runs.rows, name)
 
 
 def _store_key(
-    model: nn.Module, data: Data, inputs: int | Tensor, seed: int, arithmetic: Callable[[Format], Device], rows: Any
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    inputs: int | Tensor,
+    seed: int,
+    arithmetic: Callable[[Format], Device],
+    rows: Any,
 ) -> dict[str, Any]:
-    x, y, _ = in_memory("sweep_formats", data, None)
     example = as_format("M7E6")
+    devices = arithmetic(example)
     plan = {
         "batch_rows": rows,
-        "inputs": inputs if isinstance(inputs, int) else [float(inputs.double().sum()), *inputs.shape],
-        "arithmetic": repr(arithmetic(example)).replace(repr(example), "format"),
+        "inputs": identity(inputs),
+        "arithmetic": re.sub(r" at 0x[0-9a-f]+", "", repr(devices)).replace(repr(example), "format"),
+        "digest of the arithmetic": hashlib.sha256(identity(devices).encode()).hexdigest()[:16],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    return study_key(model, x, y, [], seed, plan=plan, target="formats")
+    return study_key(model, *data, [], seed, plan=plan, target="formats")

@@ -86,8 +86,8 @@ class FloatFormat(Format):
             ``"infinity"``.
         rounding: ``"truncate"`` (towards zero), ``"nearest"`` (ties to even) or ``"stochastic"`` (up with the
             probability of the fraction that is cut off, to within 2^-24).
-        largest: the largest magnitude, where some of the highest codes are taken by other things; None: of the highest
-            code that is not infinity's.
+        largest: the largest magnitude, a normal one, where some of the highest codes are taken by other things; None:
+            of the highest code that is not infinity's.
 
     Raises:
         ValueError: bits out of range, or values beyond float32.
@@ -125,9 +125,10 @@ class FloatFormat(Format):
                 f"bits), got {self.bias} with {self.exponent} exponent bits and {self.mantissa} mantissa bits"
             )
         if self.largest is not None:
-            top = self._top
-            if not 0 < self.largest <= top or _rounded_down(self.largest, self.mantissa) != self.largest:
-                raise ValueError(f"{name}: largest must be a value of the format up to {top}, got {self.largest}")
+            top, least, given = self._top, 2.0**self.least_exponent, self.largest
+            number = isinstance(given, int | float) and not isinstance(given, bool)
+            if not number or not least <= given <= top or _rounded_down(given, self.mantissa) != given:
+                raise ValueError(f"{name}: largest must be a value of the format from {least} to {top}, got {given!r}")
 
     @property
     def _bias(self) -> int:
@@ -145,7 +146,7 @@ class FloatFormat(Format):
 
     @property
     def _top(self) -> float:
-        return math.ldexp(2 - 2.0**-self.mantissa, min(self._highest, 127))
+        return (2 - 2.0**-self.mantissa) * 2.0 ** min(self._highest, 127)
 
     @property
     def largest_value(self) -> float:
@@ -174,7 +175,7 @@ class FloatFormat(Format):
         return _shown(self, ("mantissa", "exponent"))
 
     def __str__(self) -> str:
-        return f"M{self.mantissa}E{self.exponent}"
+        return _name(self, f"M{self.mantissa}E{self.exponent}")
 
 
 def _rounded_down(value: float, mantissa: int) -> float:
@@ -241,7 +242,13 @@ class FixedFormat(Format):
         return _shown(self, ("left", "right"))
 
     def __str__(self) -> str:
-        return f"L{self.left}R{self.right}"
+        return _name(self, f"L{self.left}R{self.right}")
+
+
+def _name(fmt: Format, bits: str) -> str:
+    """As `as_format` reads it, but for what a name has no words for."""
+    known = next((name for name, one in FORMATS.items() if one == fmt), None)
+    return known or bits + ("" if fmt.rounding == "truncate" else f" {fmt.rounding}")
 
 
 def _shown(made: Any, always: Sequence[str]) -> str:
@@ -269,7 +276,7 @@ Project, which has no infinity: it saturates at 448."""
 
 def as_format(given: str | Format) -> Format:
     """A format from its name: one of `FORMATS`, or ``"M7E6"``, ``"L8R8"`` as in the design sweeps of the literature
-    (truncation, saturation, no subnormals).
+    (truncation, saturation, no subnormals), perhaps with another rounding, ``"M7E6 stochastic"``.
 
     Args:
         given: the name; a `Format` is returned as it is.
@@ -286,10 +293,11 @@ def as_format(given: str | Format) -> Format:
     if isinstance(given, str):
         if given in FORMATS:
             return FORMATS[given]
-        if match := re.fullmatch(r"M(\d+)E(\d+)", given):
-            return FloatFormat(int(match[1]), int(match[2]))
-        if match := re.fullmatch(r"L(\d+)R(\d+)", given):
-            return FixedFormat(int(match[1]), int(match[2]))
+        bits, _, rounding = given.partition(" ")
+        if match := re.fullmatch(r"M(\d+)E(\d+)", bits):
+            return FloatFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
+        if match := re.fullmatch(r"L(\d+)R(\d+)", bits):
+            return FixedFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
     raise ValueError(f"format must be one of {', '.join(FORMATS)}, 'M<bits>E<bits>' or 'L<bits>R<bits>', got {given!r}")
 
 
@@ -321,8 +329,9 @@ def quantize(
     Example:
         >>> quantize(torch.tensor([0.1, 1e6]), "fp16")
         tensor([0.1000,    inf])
-        >>> bool((quantize(torch.rand(99), "bf16") == torch.rand(99).bfloat16().float()).all())
-        False
+        >>> x = torch.rand(99)
+        >>> bool((quantize(x, "bf16") == x.bfloat16().float()).all())
+        True
     """
     made = as_format(fmt)
     check_holds("quantize", made, x.dtype)

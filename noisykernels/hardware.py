@@ -225,6 +225,7 @@ def run(
             if macs is not None and macs.explicit:
                 y = explicit_products(macs.levels(contraction, weight), contraction, value, held, draw)
             elif arithmetic is not None:
+                contraction.check(value, held)
                 y = arithmetic.contract(value, held, draw)
             else:
                 y = contraction(value, held)

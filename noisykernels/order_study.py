@@ -224,9 +224,9 @@ class _Study:
             first = y.double() if first is None else first
             difference = y.double() - first  # exactly 0 where no order matters
             sums, squares = sums + difference, squares + difference.square()
-        variance = (squares - sums.square() / self.permutations).clamp(min=0) / max(1, self.permutations - 1)
+        variance = (squares - sums.square() / self.permutations).clamp(min=0) / (self.permutations - 1)  # NaN for one
         m.variance += float(variance.sum())
-        m.kept.append(variance.sqrt().flatten()[:: max(1, variance.numel() // KEPT)])
+        m.kept.append(_spread_out(variance.flatten()).sqrt())
         for order in self.orders:
             y = self.ordered(arithmetic, name, order, weight, draw).contract(x, weight, draw)
             m.shift[order] = m.shift.get(order, 0.0) + float((y.double() - exact).square().sum())
@@ -242,6 +242,14 @@ class _Study:
                 self.drawn[key] = permutation(key[0], self.seed, name, order)
             made.order = self.drawn[key]
         return cast(Arithmetic, made)
+
+
+def _spread_out(values: Tensor) -> Tensor:
+    """At most KEPT of many values, from everywhere: equal steps could meet the same few outputs of every row."""
+    if len(values) <= KEPT:
+        return values
+    golden = (torch.arange(KEPT, dtype=torch.float64) * ((math.sqrt(5) - 1) / 2)) % 1
+    return values[(golden * len(values)).long().to(values.device)]
 
 
 def _unlimited(arithmetic: Any) -> Arithmetic:
@@ -293,7 +301,7 @@ def order_sensitivity(
         data: (inputs, labels), or an iterable of such batches; or inputs alone, which tell about layers only.
         arithmetic: how all layers add up, a `Serial` or `BrainScaleS2` with ``ordered=True``. None: as the noisy layers
             of the model say. Noise inside it is the same under all orders; noise of sites is left out.
-        permutations: number P of random orders, 0, 1, ...: see `permutation`.
+        permutations: number P of random orders, 0, 1, ...: see `permutation`. One has no spread: NaN.
         orders: further orders to look at, as `Serial` names them; sorted ones are slow.
         seed: 64-bit seed of permutations and noise.
         batch_rows: rows of a pass.
@@ -379,6 +387,6 @@ def _disagreement(predictions: Tensor) -> float:
     """Share of pairs of permutations (P, rows) that differ."""
     count = len(predictions)
     if count < 2:
-        return 0.0
+        return math.nan
     ones = nn.functional.one_hot(predictions).sum(0).double()
     return float(1 - ((ones * (ones - 1)).sum(1) / (count * (count - 1))).mean())

@@ -35,6 +35,8 @@ def _saturation(limit: float) -> list[Device]:
 
 
 def _loss(share: float) -> list[Device]:
+    if share > 1:
+        raise ValueError(f"walk_parameter: values of the share that leaks must be at most 1, got {share:g}")
     return [Serial(leak=1 - share)]
 
 
@@ -43,15 +45,21 @@ def _step_noise(level: float) -> list[Device]:
 
 
 def _mantissa(bits: float) -> list[Device]:
-    return [Serial(FloatFormat(int(bits), 8))]
+    return [Serial(FloatFormat(_whole(bits), 8))]
 
 
 def _input_bits(bits: float) -> list[Device]:
-    return [DAC(int(bits), "row")]
+    return [DAC(_whole(bits), "row")]
 
 
 def _output_bits(bits: float) -> list[Device]:
-    return [ADC(int(bits), "row")]
+    return [ADC(_whole(bits), "row")]
+
+
+def _whole(bits: float) -> int:
+    if bits != int(bits):
+        raise ValueError(f"walk_parameter: values must be whole numbers of bits, got {bits:g}")
+    return int(bits)
 
 
 PARAMETERS = {
@@ -108,8 +116,8 @@ def walk_parameter(
             nothing.
         seed: 64-bit seed of it.
         sites: names, name patterns or indices of contractions; None walks all.
-        store: as for `walk`. It belongs to this `name` and to the devices at the first value, as they print
-            themselves, so keep the first value when you add values.
+        store: as for `walk`. It belongs to this `name` and to the devices at the first value, by how they print
+            themselves and what they hold, so keep the first value when you add values.
         executor: as for `walk`; `make` must be one that can be sent to workers, a function of a module.
         rows, batch_rows, draws_per_pass, engine, memory, threads, floor, progress, description: as for `walk`.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noisykernels.arguments import Data
+from noisykernels.arguments import Data, whole_size
 from noisykernels.arithmetic import Serial
 from noisykernels.contraction import Device, Draw
 from noisykernels.cost import CostModel
@@ -101,13 +101,13 @@ def layer_formats(
         start: the format of all layers, such as `search_format` finds.
         target: share of the accuracy in float32 to keep.
         evaluations: at most so many; None: as many as it takes.
-        cost: what units cost; None: the stand-in of `CostModel`.
+        cost: what units cost; None: the stand-in of `CostModel`. Formats that its table lacks are not tried.
 
     Returns:
         `LayerFormats`; with ``start`` in all layers where that misses the target already.
 
     Raises:
-        ValueError: as `sweep_formats`; fewer than one evaluation.
+        ValueError: as `sweep_formats`; a target outside of (0, 1], fewer than one evaluation.
 
     Source: an extension of Hill et al. 2018 (arXiv 1808.02513), who argue for one format in the whole network.
 
@@ -118,13 +118,15 @@ def layer_formats(
         >>> found.formats["1:linear#0"].bits < 27, found.normalised >= 0.9
         (True, True)
     """
-    if evaluations is not None and evaluations < 1:
-        raise ValueError(f"layer_formats: evaluations must be at least 1, got {evaluations}")
-    most = math.inf if evaluations is None else evaluations
+    if not 0 < target <= 1:
+        raise ValueError(f"layer_formats: target must lie in (0, 1], got {target}")
+    most = math.inf if evaluations is None else whole_size("layer_formats", "evaluations", evaluations)
     cost = CostModel() if cost is None else cost
+    begin = as_format(start)
+    cost.cost(begin)  # before any work: a table may lack a format
     with FormatRuns("layer_formats", model, data, 1, seed, batch_rows) as runs:
         macs = operations(runs)
-        found: dict[str, Format] = dict.fromkeys(macs, as_format(start))
+        found: dict[str, Format] = dict.fromkeys(macs, begin)
 
         def share(formats: dict[str, Format]) -> float:
             return runs.normalised({site: [arithmetic(fmt)] for site, fmt in formats.items()})
@@ -134,7 +136,8 @@ def layer_formats(
             lower = reached >= target
             while lower and runs.evaluations < most:
                 lower = False
-                for less in sorted(changed(found[site], -1), key=cost.speedup, reverse=True):
+                options = [f for f in changed(found[site], -1) if cost.knows(f)]
+                for less in sorted(options, key=cost.speedup, reverse=True):
                     if runs.evaluations < most and (n := share(found | {site: less})) >= target:
                         found[site], reached, lower = less, n, True
                         break

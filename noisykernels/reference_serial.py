@@ -269,9 +269,10 @@ def contract(
         )  # fmt: skip
         y = torch.from_numpy(sums).reshape(shape).to(kind)
         if bias is not None:
-            y = y + (bias if geometry is None else bias.reshape(-1, *[1] * (y.dim() - 2))).detach()
+            y = y.to(compute) + (bias if geometry is None else bias.reshape(-1, *[1] * (y.dim() - 2))).detach()
             if how.format_of_sum is not None:
                 y = quantized(y, how.format_of_sum, operand="spare", **of_rows)
+            y = y.to(kind)
         parts.append(y)
     return torch.cat(parts)
 

@@ -11,6 +11,7 @@ from noisykernels.rules import Grads, register_autograd, register_vmap
 
 _ops = torch.ops.noisykernels
 _MASKED = 18  # positions of these arguments of `serial`
+_ELEMENTS = 1 << 24  # of gradients that are not yet added up
 _TENSORS = (0, 1, 2, 11, 13, 14, 15)
 
 
@@ -32,6 +33,8 @@ def _fake_gradient(grad: Tensor, last: Tensor, a: Tensor, b: Tensor, position: T
 
 
 def _keep(ctx: Any, args: tuple[Any, ...], output: Tensor) -> tuple[Any, ...]:
+    if not args[_MASKED]:  # which has no use for the order, and that of every output is large
+        return (*args[:2], *[None] * (len(_TENSORS) - 2))
     return tuple(args[i] for i in _TENSORS)
 
 
@@ -41,31 +44,44 @@ def _serial_gradients(ctx: Any, grad: Tensor) -> Grads:
         args[i] = tensor
     a, b, order = args[:3]
     grad = grad.to(a.dtype)
-    times_a, times_b = len(grad) // max(1, len(a)), len(grad) // max(1, len(b))
     if args[_MASKED]:
-        masked: Grads = _masked(args, grad, a.repeat(times_a, 1, 1), b.repeat(times_b, 1, 1), order)
-        da, db = masked
-    else:
-        da = grad @ b.repeat(times_b, 1, 1).transpose(1, 2) if ctx.needs_input_grad[0] else None
-        db = a.repeat(times_a, 1, 1).transpose(1, 2) @ grad if ctx.needs_input_grad[1] else None
-    if da is not None and times_a > 1:
-        da = da.view(times_a, *a.shape).sum(0)
-    if db is not None and times_b > 1:
-        db = db.view(times_b, *b.shape).sum(0)
-    return da, db
+        return _masked(args, grad, a, b, order)
+    # The operand that several matrices share is not laid out for each of them: it can be a weight, for every row.
+    few = min(len(a), len(b))
+    pull, x, w = (t.reshape(len(t) // max(1, few), few, *t.shape[1:]) for t in (grad, a, b))
+    da = db = None
+    if ctx.needs_input_grad[0]:
+        da = torch.einsum("rtij,rtkj->tik" if len(x) == 1 else "rtij,tkj->rtik", pull, w if len(x) == 1 else w[0])
+    if ctx.needs_input_grad[1]:
+        db = torch.einsum("rtij,tik->rtkj" if len(x) == 1 else "rtij,rtik->tkj", pull, x[0] if len(x) == 1 else x)
+    return None if da is None else da.reshape(a.shape), None if db is None else db.reshape(b.shape)
 
 
 def _masked(args: list[Any], grad: Tensor, a: Tensor, b: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
     """What the operands after the last clamp of each output get, by the leak of the steps that follow them."""
     steps, leak = a.shape[2], args[7]
     last = _ops.serial.default(*args[: _MASKED + 1], True)
-    if order is not None and order.dim() > 1:
-        return _masked_in_their_orders(grad, last, a, b, order, leak)
     position = torch.arange(steps, dtype=torch.int32, device=a.device)
-    if order is not None:
+    of_each = order is not None and order.dim() > 1
+    if order is not None and not of_each:
         position = torch.empty_like(position).scatter_(0, order.long(), position)
-    da, db = _ops.serial_gradient.default(grad, last, a, b, position)
-    if leak != 1:
+    # Matrices that share an operand have gradients of their own at first, so some at a time: multiples of `few`.
+    few = max(1, min(len(a), len(b)))
+    some = few * max(1, _ELEMENTS // max(1, (a.numel() // max(1, len(a)) + b.numel() // max(1, len(b))) * few))
+    parts_of_a, parts_of_b = [torch.zeros_like(a[:0])], [torch.zeros_like(b[:0])]
+    for first in range(0, len(grad), some):
+        here = slice(first, first + some)
+        times = len(grad[here]) // few
+        x, w = (t[here] if len(t) == len(grad) else t.repeat(times, 1, 1) for t in (a, b))
+        if order is not None and of_each:
+            of_a, of_b = _masked_in_their_orders(grad[here], last[here], x, w, order[here], leak)
+        else:
+            of_a, of_b = _ops.serial_gradient.default(grad[here], last[here], x, w, position)
+        parts_of_a.append(of_a if len(a) == len(grad) else of_a.view(times, *a.shape).sum(0))
+        parts_of_b.append(of_b if len(b) == len(grad) else of_b.view(times, *b.shape).sum(0))
+    da = torch.cat(parts_of_a) if len(a) == len(grad) else sum(parts_of_a[1:], torch.zeros_like(a))
+    db = torch.cat(parts_of_b) if len(b) == len(grad) else sum(parts_of_b[1:], torch.zeros_like(b))
+    if leak != 1 and not of_each:
         left = leak ** (steps - 1 - position).to(a.dtype)
         da, db = da * left, db * left.unsqueeze(1)
     return da, db

@@ -13,6 +13,7 @@ import os
 import re
 import wave
 import zipfile
+import zlib
 from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
@@ -115,8 +116,8 @@ def spoken_digits(
 def log_mel(words: Iterable[npt.NDArray[np.int16]], frames: int = 64, bands: int = 40) -> Tensor:
     r"""Log-mel features of words of 8 kHz, of one size: the energies of bands over time, in a range of 60 dB.
 
-    Each word is cut to, or padded with silence to, 1.02 s about its middle, and cut into windows (Hann, half of each
-    in the next). Bands are triangles of equal width on the mel scale, 0 to 4 kHz.
+    Each word is cut to, or padded with silence to, its middle 1.02 s and half a window, and cut into windows (Hann,
+    half of each in the next). Bands are triangles of equal width on the mel scale, 0 to 4 kHz.
 
     .. math:: \max(0,\; 1 + (10 \log_{10} E - \max 10 \log_{10} E) / 60)
 
@@ -193,13 +194,14 @@ def read_recordings(path: str | os.PathLike[str]) -> Recordings:
         else:
             with zipfile.ZipFile(path) as archive:
                 found = _together((name.rpartition("/")[2], archive.read(name)) for name in sorted(archive.namelist()))
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, wave.Error) as error:
+    except (KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, wave.Error) as error:
         raise CorruptData(f"{path}: not readable recordings ({type(error).__name__}: {error})") from error
     sizes = {len(part) for part in found[1:]}
     if (
         sizes in (set(), {0})
         or len(sizes) > 1
         or found.audio.dtype != np.int16
+        or found.length.min() < 0
         or found.length.sum() != len(found.audio)
         or found.label.min() < 0
         or found.label.max() > 9

@@ -7,6 +7,8 @@ value.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,17 @@ from noisykernels.ops import eps
 from noisykernels.sites import Site
 from noisykernels.tape import Step, Tape, Value
 
-__all__ = ["Varied", "Walked", "as_weight_noise", "direction_at", "has_weight", "input_of", "step_of", "value_at"]
+__all__ = [
+    "Varied",
+    "Walked",
+    "as_weight_noise",
+    "direction_at",
+    "has_weight",
+    "identity",
+    "input_of",
+    "step_of",
+    "value_at",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +58,29 @@ class Varied:
 
 
 Walked = Noise | WeightNoise | Varied  # what a walk is over
+
+
+def identity(value: Any) -> str:
+    """What a store tells devices apart by: how they print themselves and what they hold, tensors by a digest.
+
+    The same in every process; what is only in the code of a device is not seen.
+
+    Example:
+        >>> from noisykernels.arithmetic import Serial
+        >>> one, other = (identity([Serial(order=order)]) for order in ([0, 1, 2], [0, 2, 1]))
+        >>> one == other, one == identity([Serial(order=[0, 1, 2])])
+        (False, True)
+    """
+    if isinstance(value, Tensor):
+        held = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return f"{list(value.shape)} {value.dtype} {hashlib.sha256(held).hexdigest()[:16]}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(identity, value))}]"
+    said = re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # addresses change from run to run
+    if not isinstance(value, Device):
+        return said
+    held_by = {n: v for n, v in vars(value).items() if isinstance(v, Tensor) or not n.startswith("_")}
+    return f"{said} with {', '.join(f'{n}={identity(v)}' for n, v in sorted(held_by.items()))}"
 
 
 def as_weight_noise(op: str, noise: Noise | WeightNoise) -> WeightNoise:

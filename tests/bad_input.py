@@ -38,6 +38,10 @@ def net() -> nn.Sequential:
 X, Y = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64)
 
 
+def saturated(limit: float) -> list[nk.Device]:
+    return [nk.Serial(low=-limit, high=limit)]
+
+
 def injected(x: Tensor = X, noise: object = NOISE, where: object = None, **options: object) -> object:
     model = options.pop("model", None) or net()
     with nk.inject(model, noise, where, **options):
@@ -300,6 +304,26 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("no chip", lambda _: nk.chips(net(), (X, Y), hardware=[WEIGHTS], draws=0, seed=0), ValueError),
         ("worst of no chip", lambda _: worst_of([0.9, 0.8], 0), ValueError),
         ("chips of a search", lambda _: searched().chips(), ValueError),
+    ],
+    "Arithmetic": [
+        ("format of another name", lambda _: nk.Serial("fp12"), ValueError),
+        ("format without mantissa", lambda _: nk.FloatFormat(0, 5), ValueError),
+        ("values beyond float32", lambda _: nk.FloatFormat(4, 8, bias=100), ValueError),
+        ("fixed point of too many bits", lambda _: nk.FixedFormat(40, 20), ValueError),
+        ("fixed point that the data cannot hold", lambda _: nk.quantize(X, "L20R20"), ValueError),
+        ("largest value that is none", lambda _: nk.FloatFormat(3, 4, largest=450.0), ValueError),
+        ("rounding of no such name", lambda _: nk.FloatFormat(3, 4, rounding="up"), ValueError),
+        ("limits without zero", lambda _: nk.Serial(low=1.0), ValueError),
+        ("leak that grows", lambda _: nk.Serial(leak=1.5), ValueError),
+        ("order of no such name", lambda _: nk.Serial(order="random"), ValueError),
+        ("order that is no permutation", lambda _: nk.Serial(order=[0, 0, 1]), ValueError),
+        ("order of another length", lambda _: hardware(nk.Serial(order=[1, 0])), ValueError),
+        ("two arithmetics", lambda _: hardware(nk.Serial(), nk.Serial("fp16")), ValueError),
+        ("arithmetic and noise of products", lambda _: hardware(nk.Serial(), nk.MacNoise(per_product=0.1)), ValueError),
+        ("arithmetic that is none", lambda _: nk.linear(X, torch.zeros(3, 4), arithmetic="fp16"), TypeError),
+        ("gradient of no such name", lambda _: nk.Serial(gradient="exact"), ValueError),
+        ("parameter without values", lambda _: nk.walk_parameter(net(), (X, Y), saturated, [], seed=0), ValueError),
+        ("no format to search", lambda _: nk.sweep_formats(net(), (X, Y), []), ValueError),
     ],
     "Seed, draws, rows": [
         ("negative seed", lambda _: stated(seed=-1), ValueError),

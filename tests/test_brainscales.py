@@ -166,13 +166,14 @@ def test_an_order_changes_nothing_without_saturation(op: str) -> None:
         assert torch.equal(run(op, x, weight, device), plain)
 
 
-@pytest.mark.parametrize("gain", (0.002, 0.0031, 0.01, 0.3))
-def test_a_saturated_membrane_reads_as_its_limit(gain: float) -> None:
+@pytest.mark.parametrize("num_sends", (1, 3, 7))
+@pytest.mark.parametrize("gain", (0.002, 0.0031, 0.0035, 0.006, 0.007, 0.01, 0.3))
+def test_a_saturated_membrane_reads_as_its_limit(gain: float, num_sends: int) -> None:
     x, weight = torch.full((1, 128), 31.0), torch.full((1, 128), 63.0)
-    for high in (127.0, 64.0, 33.0):
-        device = BrainScaleS2(gain, 0.0, ordered=True, high=high)
-        assert nk.linear(x, weight, hardware=[device]).item() == high
-        assert nk.linear(x, -weight, hardware=[device]).item() == -128
+    for limit in (127.0, 100.0, 64.0, 33.0, 8.0):
+        device = BrainScaleS2(gain, 0.0, num_sends=num_sends, ordered=True, low=-limit, high=limit)
+        assert nk.linear(x, weight, hardware=[device]).item() == limit
+        assert nk.linear(x, -weight, hardware=[device]).item() == -limit
 
 
 def test_order_of_a_known_sum() -> None:
@@ -452,7 +453,8 @@ def test_out_of_range_becomes_nan_where_values_cannot_be_seen() -> None:
 def test_repr() -> None:
     assert repr(BrainScaleS2()) == "BrainScaleS2()"
     device = BrainScaleS2(0.01, torch.tensor(1.5), ordered=True, low=-64, order=[1, 0], avg=2)
-    assert repr(device) == "BrainScaleS2(gain=0.01, avg=2, ordered=True, low=-64.0, order=<2 operands>, noise_std=1.5)"
+    shown = "BrainScaleS2(gain=0.01, avg=2, ordered=True, low=-64.0, order=<2 operands, 6082339a>, noise_std=1.5)"
+    assert repr(device) == shown != repr(BrainScaleS2(0.01, 1.5, ordered=True, low=-64, order=[0, 1], avg=2))
     assert device.scaled(2.0).noise_std == 3.0 and "BrainScaleS2" in repr(BSS2Linear(2, 2))
 
 

@@ -187,6 +187,68 @@ def test_a_sweep_goes_on_where_it_stopped(problem: Problem, tmp_path: Path, monk
             sweep_formats(model, **{"data": (x, y), **change}, formats=names, store=store)
 
 
+class Rounds(nk.Device):
+    """A device that prints itself with its address."""
+
+    def __init__(self, step: float) -> None:
+        self.step = step
+
+    def output(self, y: Tensor, draw: nk.Draw) -> Tensor:
+        return (y / self.step).round() * self.step
+
+
+def test_a_store_tells_apart_what_prints_the_same(problem: Problem, tmp_path: Path) -> None:
+    model, (x, y) = nn.Sequential(*list(problem[0])[2:]), (torch.randn(40, 64), torch.randint(3, (40,)))
+
+    def found(store: str, **how: Any) -> list[FormatResult]:
+        return sweep_formats(model, (x, y), ["M2E4"], store=tmp_path / store, **how).results
+
+    turned = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    orders = [nk.random_order(64, seed) for seed in (1, 2)]
+    for k, order in enumerate((*orders, orders[0].clone())):
+        sweep = {"arithmetic": lambda f, order=order: Serial(f, order=order), "store": tmp_path / "orders.db"}
+        if k == 1:
+            with pytest.raises(StoreError, match="arithmetic"):
+                sweep_formats(turned, (x, y), ["M2E4"], **sweep)
+        else:
+            sweep_formats(turned, (x, y), ["M2E4"], **sweep)
+    first = found("devices.db", arithmetic=lambda f: Rounds(0.5))
+    assert found("devices.db", arithmetic=lambda f: Rounds(0.5)) == first
+    with pytest.raises(StoreError, match="arithmetic"):
+        found("devices.db", arithmetic=lambda f: Rounds(0.25))
+    found("inputs.db", inputs=x[:5])
+    with pytest.raises(StoreError, match=r"inputs: .* in the file"):
+        found("inputs.db", inputs=x[:5].flip(1))  # of the same sum
+
+
+def test_batches_that_come_only_once(problem: Problem, tmp_path: Path) -> None:
+    model, (x, y) = problem
+    once = zip(x.split(20), y.split(20), strict=True)
+    assert (
+        sweep_formats(model, once, ["M4E5"], store=tmp_path / "s.db").results
+        == sweep_formats(model, (x, y), ["M4E5"]).results
+    )
+
+
+def test_what_is_wrong_is_said_before_any_work(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y) = problem
+    with pytest.raises(ValueError, match=r"sweep_formats: inputs must be rows of size \[1, 6, 6\], got .* \[5, 3\]"):
+        sweep_formats(model, (x, y), ["M4E5"], inputs=torch.randn(5, 3))
+    with pytest.raises(ValueError, match="inputs must be rows"):
+        sweep_formats(model, (x, y), ["M4E5"], inputs=x[:0])
+    with pytest.raises(ValueError, match="evaluations must be a whole number"):
+        search_format(model, (x, y), SAME, evaluations=1.5)  # type: ignore[arg-type]
+    monkeypatch.setattr(FormatRuns, "scores", lambda *_: pytest.fail("work"))
+    table = CostModel({"fp32": (2, 4), "M7": (1, 1)})
+    for lacking in (
+        lambda: sweep_formats(model, (x, y), ["M7E4", "M6E4"], cost=table),
+        lambda: search_format(model, (x, y), SAME, formats=["M7E4", "M6E4"], cost=table),
+        lambda: layer_formats(model, (x, y), "M6E4", cost=table),
+    ):
+        with pytest.raises(ValueError, match="table must have a row for M6E4 or M6"):
+            lacking()
+
+
 def test_front_and_fastest_by_brute_force() -> None:
     rng = np.random.default_rng(0)
     made = [
@@ -368,8 +430,13 @@ def test_formats_of_layers(problem: Problem, monkeypatch: pytest.MonkeyPatch) ->
     assert [str(t["0:conv2d#0"]) for t in tried] == ["M10E5", "M9E5", "M8E5"]  # where most is done, what brings most
     bad = layer_formats(model, (x, y), "M1E2", target=0.97)
     assert set(bad.formats.values()) == {as_format("M1E2")} and bad.evaluations == 1 and bad.normalised < 0.97
-    with pytest.raises(ValueError, match="evaluations must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="evaluations must be a whole number of at least 1, got 0"):
         layer_formats(model, (x, y), "M7E6", evaluations=0)
+    with pytest.raises(ValueError, match=r"layer_formats: target must lie in \(0, 1\], got 5"):
+        layer_formats(model, (x, y), "M7E6", target=5)
+    table = CostModel({"fp32": (4, 4), "M10E5": (2, 2), "M9E5": (1, 1)})
+    sold = layer_formats(model, (x, y), "M10E5", target=0.9, cost=table)
+    assert set(sold.formats.values()) == {as_format("M9E5")}  # there are no others
 
 
 # ------------------------------------------------------------------------------------------------------ running sums

@@ -497,6 +497,9 @@ def test_errors_name_what_is_wrong() -> None:
         (lambda: FloatFormat(3, 4, largest=449.0), "largest must be a value of the format"),
         (lambda: FloatFormat(3, 4, largest=1e9), "largest must be a value of the format"),
         (lambda: FloatFormat(3, 4, largest=-1.0), "largest must be a value of the format"),
+        (lambda: FloatFormat(3, 4, largest=2.0**-100), "largest must be a value of the format from 0.015625 to 480.0"),
+        (lambda: FloatFormat(3, 4, largest=True), "largest must be a value of the format"),
+        (lambda: FloatFormat(3, 4, largest="448"), "largest must be a value of the format"),
         (lambda: FixedFormat(0, 0), "left [+] right must be from 1 to 53 bits, got 0 [+] 0"),
         (lambda: FixedFormat(30, 24), "left [+] right"),
         (lambda: FixedFormat(-1, 4), "left must be a whole number"),
@@ -523,3 +526,8 @@ def test_errors_name_what_is_wrong() -> None:
         with pytest.raises((ValueError, RuntimeError), match=said):
             wrong()  # type: ignore[no-untyped-call]
     assert _C.cpu_levels()
+
+
+@pytest.mark.parametrize("name", ("fp16", "fp8_e4m3", "M7E6", "L8R8", "M7E6 nearest", "L3R2 stochastic"))
+def test_names(name: str) -> None:
+    assert str(as_format(name)) == name

@@ -21,7 +21,7 @@ from noisykernels.evaluator import Evaluator
 from noisykernels.fit import fit_midpoint
 from noisykernels.formats import FixedFormat
 from noisykernels.operations import CONTRACTION_KINDS
-from noisykernels.parameter_walk import walk_parameter
+from noisykernels.parameter_walk import PARAMETERS, walk_parameter
 from noisykernels.report import _snippet
 from noisykernels.store import StoreError
 from noisykernels.study import Study
@@ -219,9 +219,24 @@ def test_a_store_and_workers(one_thread: None, tmp_path: Path, monkeypatch: pyte
         given = {"make": limit, "values": [1.0], **how, **change}
         with pytest.raises(StoreError, match="results of another study: the target differs"):
             walk_parameter(model, data, **given)
+    orders = [nk.random_order(model[0].in_features, k) for k in (1, 2)]  # which print the same
+    how["store"] = tmp_path / "orders.db"
+    how["sites"] = "0:linear#0"
+    for order in (orders[0], orders[0].clone()):
+        walk_parameter(model, data, lambda v, order=order: [Serial(high=v, order=order)], [1.0], **how)
+    with pytest.raises(StoreError, match="the target differs"):
+        walk_parameter(model, data, lambda v: [Serial(high=v, order=orders[1])], [1.0], **how)
     with ThreadPoolExecutor(1) as executor:
         found = walk_parameter(model, data, limit, [1.0, 3.0, 10.0], name="limit", seed=1, executor=executor)
     assert counts(found) == counts(whole)
+
+
+def test_draws_that_draw_nothing_tell_nothing(one_thread: None) -> None:
+    """Of hardware without noise, more draws are the same rows again: no interval shrinks."""
+    model, data = small()
+    one, several = (walk_parameter(model, data, limit, [0.01, 0.1, 0.5, 3.0], draws=d) for d in (1, 5))
+    assert repr(one.midpoints()) == repr(several.midpoints())
+    assert any(m.status == "ok" and m.low < m.level < m.high for m in one.midpoints())
 
 
 @pytest.mark.parametrize(
@@ -230,6 +245,10 @@ def test_a_store_and_workers(one_thread: None, tmp_path: Path, monkeypatch: pyte
         ({"make": [nk.ADC(4, 1.0)]}, TypeError, "make must be a function from a value to devices, got"),
         ({"make": lambda v: nk.Noise(add=v)}, TypeError, "walk_parameter: hardware must be a list of devices"),
         ({"make": lambda v: [nk.ADC(int(v), 1.0)], "values": [4, 99]}, ValueError, r"ADC: bits must lie in \[2, 24\]"),
+        ({"make": PARAMETERS["mantissa"].make, "values": [2.5]}, ValueError, "must be whole numbers of bits, got 2.5"),
+        ({"make": PARAMETERS["input-bits"].make, "values": [4.1]}, ValueError, "must be whole numbers of bits"),
+        ({"make": PARAMETERS["output-bits"].make, "values": [4.1]}, ValueError, "must be whole numbers of bits"),
+        ({"make": PARAMETERS["leak"].make, "values": [2.0]}, ValueError, "share that leaks must be at most 1, got 2"),
         ({"larger": "faster"}, ValueError, "larger must be 'better' or 'worse', got 'faster'"),
         ({"axis": "cubic"}, ValueError, "axis must be 'log' or 'linear', got 'cubic'"),
         ({"name": ""}, ValueError, "name must be a text, got ''"),

@@ -271,6 +271,19 @@ def test_bfloat16_is_that_of_ml_dtypes(spread: int) -> None:
     assert_same_bits(y, torch.from_numpy(loop(x, w, ml_dtypes.bfloat16).astype(np.float32)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_bias_is_one_more_sum(dtype: torch.dtype) -> None:
+    """Computed in float32, then rounded once: not by way of the data's type."""
+    g = torch.Generator().manual_seed(1)
+    x, w, b = (torch.randn(s, generator=g).to(dtype) for s in ((200, 6), (50, 6), (50,)))
+    how = Serial("fp8_e5m2")
+    y = checked("linear", [x, w, b], how, None).float()
+    sums = nk.linear(x, w, hardware=[how]).float() + b.float()
+    assert_same_bits(y, quantize(sums, "fp8_e5m2"))
+    if dtype == torch.bfloat16:
+        assert not torch.equal(y, quantize(sums.to(dtype).float(), "fp8_e5m2"))  # the test could tell
+
+
 @pytest.mark.parametrize("spread", [0, 5])
 def test_products_of_fp8_in_sums_of_half_floats(spread: int) -> None:
     """Products of e4m3 values have eight bits: exact in half floats but for the smallest. Saturates only above 448."""

@@ -193,6 +193,48 @@ def test_gradients_of_the_twin() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["straight_through", "masked"])
+def test_the_twin_stays_within_its_limits(gradient: str) -> None:
+    """To the bit, of values that no limit is a simple fraction of, far ones and infinite ones too."""
+    x = torch.cat([torch.randn(50, 30) * 100, torch.full((1, 30), 1e10), torch.full((1, 30), math.inf)])
+    w = torch.randn(20, 30).abs()
+    for requires in (False, True):
+        leaf = w.clone().requires_grad_(requires)
+        y = nk.linear(x, leaf, arithmetic=Serial(low=-20.0, high=20.3, ordered=False, gradient=gradient))
+        assert_same_bits(y.detach(), F.linear(x, w).clamp(-20.0, 20.3))
+
+
+def test_a_weight_is_not_laid_out_for_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of a convolution with one output position: the weight would be repeated for each row of the batch."""
+    x, w = (small_wholes(40, 6, 3, 3).requires_grad_(), small_wholes(8, 6, 3, 3).requires_grad_())
+    y = nk.conv2d(x, w, arithmetic=Serial())
+    monkeypatch.setattr(Tensor, "repeat", None)
+    with torch.profiler.profile(profile_memory=True) as seen:
+        ours = torch.autograd.grad(y, (x, w), torch.ones_like(y))
+    most = max(e.cpu_memory_usage for e in seen.events())
+    assert 0 < most <= 2 * 4 * max(x.numel(), w.numel()) < 4 * 40 * w.numel()
+    theirs = torch.autograd.grad(F.conv2d(x, w), (x, w), torch.ones_like(y))
+    for a, e in zip(ours, theirs, strict=True):
+        assert_same_bits(a + 0.0, e + 0.0)
+
+
+@pytest.mark.parametrize("shapes", [((4, 3, 6), (2, 6, 5)), ((2, 3, 6), (4, 6, 5)), ((3, 2, 4), (3, 4, 1))], ids=str)
+def test_gradients_of_operands_that_matrices_share(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    a, b = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    count = max(len(a), len(b))
+
+    def f(a: Tensor, b: Tensor) -> Tensor:
+        numbers = (-math.inf, math.inf, 1.0, math.inf, 0.0, False)
+        n = a.shape[1] * b.shape[2]
+        return torch.ops.noisykernels.serial.default(
+            a, b, None, [], [], *numbers, None, n, torch.tensor(1), None, None, 0, 0, False, False
+        )
+
+    assert torch.autograd.gradcheck(f, (a, b)) and torch.autograd.gradgradcheck(f, (a, b))
+    wide = [t.detach().repeat(count // len(t), 1, 1) for t in (a, b)]
+    torch.testing.assert_close(f(a, b), wide[0] @ wide[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "masked"])
 def test_gradients_of_draws_and_half_types(gradient: str) -> None:
     """Those of several draws are the sum of those of each; half types compute theirs in float32."""
     op, operands, geometry = made("conv2d")
@@ -253,6 +295,24 @@ def test_compiled_is_eager(name: str, how: str) -> None:
                 torch.autograd.grad(one.sum(), leaves), torch.autograd.grad(other.sum(), leaves), strict=True
             ):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["clamp", "sorted", "rounded", "random", "twin"])
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_a_compiled_batch_may_have_any_size(name: str, how: str) -> None:
+    op, (x, w, b), geometry = made(name, rows=9)
+    arithmetic, seed = Serial(**HOWS[how]), torch.tensor(5)
+
+    def f(x: Tensor) -> Tensor:
+        return op(x, w, b, **(geometry or {}), arithmetic=arithmetic, seed=seed, site=2)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (8, 3, 9):
+            part = x[:rows].contiguous()
+            torch._dynamo.mark_dynamic(part, 0)
+            torch.testing.assert_close(compiled(part), f(part), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +419,10 @@ def test_empty_values(how: str) -> None:
         leaf = x[:0].clone().requires_grad_()
         op(leaf, w, b, **(geometry or {}), arithmetic=arithmetic, **KEY).sum().backward()
         assert leaf.grad is not None and leaf.grad.shape == leaf.shape
+    for gradient in ("straight_through", "masked"):  # no outputs
+        leaf = torch.ones(3, 5, requires_grad=True)
+        nk.linear(leaf, torch.ones(0, 5), arithmetic=Serial(high=1.0, gradient=gradient)).sum().backward()
+        assert leaf.grad is not None and not leaf.grad.any()
     x, w, b = torch.zeros(3, 0), torch.zeros(4, 0), torch.arange(4.0)
     assert_same_bits(nk.linear(x, w, b, arithmetic=Serial(low=-1, high=9)), b.expand(3, 4).contiguous())
     assert nk.linear(torch.ones(3, 5), torch.ones(0, 5), arithmetic=arithmetic, seed=1).shape == (3, 0)
@@ -481,6 +545,7 @@ def test_training_through_clamps_learns() -> None:
 def test_errors_name_what_is_wrong() -> None:
     x, w = torch.ones(4, 3), torch.ones(2, 3)
     image, kernel = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3)
+    pair, six = torch.ones(1, 2, 5, 5), torch.ones(6, 4, 3, 3)
     either = (ValueError, RuntimeError)
     for wrong, kind, said in (
         (lambda: Serial(low=0.5), ValueError, "low must be a number from -inf to 0.0, got 0.5"),
@@ -500,6 +565,16 @@ def test_errors_name_what_is_wrong() -> None:
         (lambda: Serial(order=[1, 2, 3]), ValueError, "order must be a permutation"),
         (lambda: Serial(order=torch.tensor([[0, 1]])), ValueError, "order must be a permutation"),
         (lambda: Serial(order=torch.tensor([0.0, 1.0])), ValueError, "order must be a permutation"),
+        (lambda: Serial(order=None), TypeError, "order must be a name or a permutation, got None"),
+        (lambda: Serial(order=torch.tensor([False, True])), ValueError, "order must be a permutation"),
+        (lambda: nk.linear(x, w.double(), arithmetic=Serial()), ValueError, "one floating dtype, got .*float64"),
+        (lambda: nk.linear(x.half(), w, arithmetic=Serial()), ValueError, "linear: x and weight must have one"),
+        (lambda: nk.linear(x.int(), w.int(), arithmetic=Serial()), ValueError, "one floating dtype, got .*int32"),
+        (lambda: nk.conv2d(pair, six, arithmetic=Serial()), ValueError, "conv2d: x must have 4 channels"),
+        (lambda: nk.conv2d(pair[0, 0], six, arithmetic=Serial()), ValueError, "conv2d: x must have 4 channels"),
+        (lambda: nk.conv2d(pair, six[:5, :1], groups=2, arithmetic=Serial()), ValueError, "2 groups"),
+        (lambda: nk.conv2d(pair, six, arithmetic=nk.BrainScaleS2()), ValueError, "conv2d: x must have 4 channels"),
+        (lambda: nk.conv_transpose2d(pair, six[:4], arithmetic=Serial()), ValueError, "must have 4 channels"),
         (lambda: Serial(gradient="exact"), ValueError, "gradient must be one of straight_through, masked"),
         (lambda: Serial("M7"), ValueError, "format must be one of"),
         (lambda: Serial(sum="L3"), ValueError, "format must be one of"),
@@ -534,6 +609,17 @@ def test_errors_name_what_is_wrong() -> None:
         nk.linear(x, w, arithmetic=how, seed=1)
 
 
+def test_an_order_is_the_callers_no_longer() -> None:
+    """And what is shown of it tells permutations apart, as the keys of stored studies do."""
+    order = torch.tensor([1, 0, 2])
+    how = Serial(order=order)
+    order.fill_(1 << 20)
+    assert how.order.tolist() == [1, 0, 2]  # type: ignore[union-attr]
+    shown = {repr(Serial(order=random_order(20, s))) for s in range(9)}
+    assert len(shown) == 9 and all("order=<20 operands, " in s for s in shown)
+    assert repr(how) == repr(Serial(order=[1, 0, 2])) == repr(pickle.loads(pickle.dumps(how)))
+
+
 def test_shapes_of_operands_are_checked() -> None:
     op, seed = torch.ops.noisykernels.serial.default, torch.tensor(1)
 
@@ -559,3 +645,27 @@ def test_shapes_of_operands_are_checked() -> None:
     ):
         with pytest.raises((RuntimeError, ValueError), match="serial"):
             wrong()
+
+
+@pytest.mark.parametrize("order", ("reversed", "descending"))
+def test_masked_gradients_some_matrices_at_a_time(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(5, 4, 6, 6, dtype=torch.float64), torch.randn(6, 2, 3, 3, dtype=torch.float64)
+    how = Serial(low=-2, high=1.5, leak=0.9, order=order, gradient="masked")
+
+    def gradients() -> tuple[Tensor, ...]:
+        operands = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = nk.conv2d(*operands, padding=1, groups=2, arithmetic=how)
+        return torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape).sin()).sum(), operands)
+
+    whole = gradients()
+    monkeypatch.setattr("noisykernels.serial_rules._ELEMENTS", 1000)  # of 3 x 18 and 18 x 36 for each of 10 matrices
+    for one, other in zip(whole, gradients(), strict=True):
+        # The sum of a weight's gradient over rows is in another order.
+        torch.testing.assert_close(one, other, rtol=0, atol=200 * torch.finfo(torch.float64).eps)
+
+
+def test_orders_that_reach_beyond_the_operands_are_refused() -> None:
+    one, order = torch.ones(1, 1, 3), torch.tensor([0, 1, 100000], dtype=torch.int32)
+    rest = ([], [], -1.0, 1.0, 1.0, 1.0, 0.0, False, None, 1, torch.tensor([1]), None, None, 0, 0, False, False)
+    with pytest.raises(RuntimeError, match="order must hold numbers from 0 to 2"):
+        torch.ops.noisykernels.serial(one, one.transpose(1, 2), order, *rest)

@@ -121,6 +121,23 @@ def test_damaged_files(tmp_path: Path) -> None:
     for name in ("few.npz", "text.npz", "text.zip", "empty"):
         with pytest.raises(CorruptData):
             read_recordings(tmp_path / name)
+    np.savez(
+        tmp_path / "less.npz", **(arrays | {"length": np.r_[-1, MADE.length[1:-1], MADE.length[[0, -1]].sum() + 1]})
+    )
+    with pytest.raises(CorruptData):
+        read_recordings(tmp_path / "less.npz")
+    folder_of(MADE, tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((tmp_path / "whole").rglob("*.wav"))[:2]:
+            archive.write(path, path.name)
+    content = (tmp_path / "whole.zip").read_bytes()
+    entry = content.find(b"PK\x01\x02")
+    for at in (8, 10, 60 - entry):  # encrypted; an unknown method; damaged content
+        broken = bytearray(content)
+        broken[entry + at] ^= 0xFF if at < 0 else 1
+        (tmp_path / "broken.zip").write_bytes(broken)
+        with pytest.raises(CorruptData, match="not readable recordings"):
+            read_recordings(tmp_path / "broken.zip")
     one = Recordings(MADE.audio[: MADE.length[0]], *(part[:1] for part in MADE[1:]))
     with pytest.raises(CorruptData, match="8000 Hz"):
         read_recordings(folder_of(one, tmp_path / "fast", rate=16000))

@@ -176,7 +176,8 @@ void run(const Kernels& kernels, const Serial& given, int threads) {
   if (given.T * given.I * given.J == 0) return;
   Serial s = given;
   const auto blocks = [&] { return s.T * ((s.I + s.block_i - 1) / s.block_i) * ((s.J + s.block_j - 1) / s.block_j); };
-  s.block_i = std::min<int64_t>(s.block_i, s.I);
+  constexpr int64_t kOperands = int64_t{1} << 18;  // of a block's rows: a megabyte
+  s.block_i = std::min<int64_t>({s.block_i, s.I, std::max<int64_t>(4, kOperands / std::max<int64_t>(1, s.K))});
   while (blocks() < 2 * threads && (s.block_i > 16 || s.block_j > 32)) {
     (s.block_i > 16 ? s.block_i : s.block_j) /= 2;
   }
