@@ -60,8 +60,9 @@ class Serial(Arithmetic):
             \qquad\text{(with a synapse)} \\
         v &\leftarrow \mathrm{clamp}(R_s(\lambda v + p + a \epsilon_k), v_{min}, v_{max})
 
-    Every operation is rounded to float32 (float64 for such data), none is contracted, and R are roundings to number
-    formats. Operands are first rounded to a format too, and the sum of result and bias is rounded as every sum.
+    Every operation is rounded to float32 (float64 for such data), none is contracted (but for the noise, added by one
+    fused multiply-add), and R are roundings to number formats. Operands are first rounded to a format too, and the sum
+    of result and bias is rounded as every sum.
 
     Args:
         fmt: format of operands, products and sums: a `Format` or a name (`as_format`); None: float32.
