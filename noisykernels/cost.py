@@ -95,10 +95,10 @@ class CostModel:
         if self.table is None:
             return stand_in(made)
         width = f"M{made.mantissa}" if isinstance(made, FloatFormat) else f"fixed{made.bits}"
-        for key in (str(made), width):
+        for key in (made.layout, width):
             if key in self.table:
                 return self.table[key]
-        raise ValueError(f"CostModel: table must have a row for {made} or {width}, got {', '.join(self.table)}")
+        raise ValueError(f"CostModel: table must have a row for {made.layout} or {width}, got {', '.join(self.table)}")
 
     def knows(self, fmt: str | Format) -> bool:
         """Whether there is a cost of a format."""
@@ -151,7 +151,7 @@ def _rows(table: Any) -> list[tuple[Any, Any]]:
 def _key(fmt: Any) -> str:
     if isinstance(fmt, str) and _WIDTH.fullmatch(fmt):
         return fmt
-    return str(as_format(fmt))
+    return as_format(fmt).layout
 
 
 def _cost(fmt: Any, numbers: Any) -> Cost:

@@ -65,6 +65,16 @@ class Format:
         """Width of a code, with its sign."""
         raise NotImplementedError
 
+    @property
+    def layout(self) -> str:
+        """Its bits, such as ``"M7E6"``, ``"L8R8"``."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """As `as_format` reads it, but for what a name has no words for."""
+        known = next((name for name, one in FORMATS.items() if one == self), None)
+        return known or self.layout + ("" if self.rounding == "truncate" else f" {self.rounding}")
+
 
 @dataclass(frozen=True, repr=False)
 class FloatFormat(Format):
@@ -174,8 +184,10 @@ class FloatFormat(Format):
     def __repr__(self) -> str:
         return _shown(self, ("mantissa", "exponent"))
 
-    def __str__(self) -> str:
-        return _name(self, f"M{self.mantissa}E{self.exponent}")
+    @property
+    def layout(self) -> str:
+        """Its bits."""
+        return f"M{self.mantissa}E{self.exponent}"
 
 
 def _rounded_down(value: float, mantissa: int) -> float:
@@ -241,14 +253,10 @@ class FixedFormat(Format):
     def __repr__(self) -> str:
         return _shown(self, ("left", "right"))
 
-    def __str__(self) -> str:
-        return _name(self, f"L{self.left}R{self.right}")
-
-
-def _name(fmt: Format, bits: str) -> str:
-    """As `as_format` reads it, but for what a name has no words for."""
-    known = next((name for name, one in FORMATS.items() if one == fmt), None)
-    return known or bits + ("" if fmt.rounding == "truncate" else f" {fmt.rounding}")
+    @property
+    def layout(self) -> str:
+        """Its bits."""
+        return f"L{self.left}R{self.right}"
 
 
 def _shown(made: Any, always: Sequence[str]) -> str:
