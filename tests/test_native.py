@@ -31,6 +31,7 @@ def test_native() -> None:
     run("ctest", "--test-dir", BUILD, "--parallel", JOBS, "--output-on-failure", "--no-tests=error")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_limits_of_the_cuda_kernels() -> None:
     """No spills, registers and shared memory within tools/cuda_limits.json, on one of its architectures."""
