@@ -194,12 +194,14 @@ class Serial(Arithmetic):
     def _ordered(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
         contraction = draw.contraction
         steps = contraction.steps(weight)
-        order = self._given_order(contraction.name, steps, x.device)
+        order = self.given_order(contraction.name, steps, x.device)
         parts = []
         for first, part in _pieces(contraction, x, weight, laid_out=order is None and self.order in ORDERS[2:]):
             a, b, shape = operands_of(contraction, part, weight)
             outputs = math.prod(shape[1:])
-            by_product = order if order is not None or self.order in ORDERS[:2] else _sorted(a, b, str(self.order))
+            by_product = (
+                order if order is not None or self.order in ORDERS[:2] else sorted_orders(a, b, str(self.order))
+            )
             rows = None if draw.rows is None else draw.rows.narrow(0, first, len(part))
             sums = _ops.serial.default(
                 a,
@@ -231,7 +233,8 @@ class Serial(Arithmetic):
     def _step_level(self, draw: Draw, x: Tensor) -> Any:
         return level_tensor(draw.contraction.name, "step_noise", self.step_noise, x, False)
 
-    def _given_order(self, op: str, steps: int, device: torch.device) -> Tensor | None:
+    def given_order(self, op: str, steps: int, device: torch.device) -> Tensor | None:
+        """The order that all outputs share, int32 (K); None: the natural one, or each has its own."""
         if isinstance(self.order, Tensor):
             if len(self.order) != steps:
                 raise ValueError(f"{op}: order must be a permutation of {steps} operands, got {len(self.order)}")
@@ -344,7 +347,7 @@ def _pieces(contraction: Contraction, x: Tensor, weight: Tensor, laid_out: bool)
         yield first, x.narrow(0, first, min(some, x.shape[0] - first))
 
 
-def _sorted(a: Tensor, b: Tensor, order: str) -> Tensor:
+def sorted_orders(a: Tensor, b: Tensor, order: str) -> Tensor:
     """For each output, its operands sorted by their products: int32 (T, I, J, K)."""
     with torch.no_grad():
         count = max(a.shape[0], b.shape[0])

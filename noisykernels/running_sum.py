@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels.arithmetic import Serial
+from noisykernels.arithmetic import Serial, sorted_orders
 from noisykernels.formats import Format
 from noisykernels.ops import linear
 from noisykernels.plot import axes_or_new
@@ -54,19 +54,11 @@ def running_sums(
 
 def order_of(arithmetic: Serial, x: Tensor, weight: Tensor) -> Tensor:
     """Operands in the order in which an arithmetic adds them up."""
-    steps, order = len(x), arithmetic.order
-    if isinstance(order, Tensor):
-        if len(order) != steps:
-            raise ValueError(f"running_sums: order must be a permutation of {steps} operands, got {len(order)}")
-        return order
-    if order in ("natural", "reversed"):
-        natural = torch.arange(steps)
-        return natural if order == "natural" else natural.flip(0)
-    products = x * weight
-    if order in ("positive_first", "negative_first"):
-        later = (products < 0) if order == "positive_first" else (products >= 0)
-        return torch.argsort(later.to(torch.uint8), stable=True)
-    return torch.argsort(products.abs(), stable=True, descending=order == "descending")
+    order = arithmetic.order
+    if isinstance(order, str) and order not in ("natural", "reversed"):
+        return sorted_orders(x.view(1, 1, -1), weight.view(1, -1, 1), order).view(-1).long()
+    given = arithmetic.given_order("running_sums", len(x), x.device)
+    return torch.arange(len(x)) if given is None else given.long()
 
 
 def plot_running_sums(x: Tensor, weight: Tensor, arithmetics: Mapping[str, Any], ax: Any = None) -> Any:
