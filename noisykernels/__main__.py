@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import noisykernels as nk
-from noisykernels import data as datasets
-from noisykernels import models
+from noisykernels.data import DATASETS, info, load
+from noisykernels.models import MODELS, build
 from noisykernels._files import WRITTEN, replacing
 from noisykernels._optional import optional
 from noisykernels.checkpoint import CheckpointError
@@ -63,11 +63,11 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar=COMMANDS)
 
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--model", default="mlp", choices=sorted(models.MODELS), help="network (default: %(default)s)")
+    shared.add_argument("--model", default="mlp", choices=sorted(MODELS), help="network (default: %(default)s)")
     shared.add_argument(
         "--data",
         default="digits",
-        choices=sorted(datasets.DATASETS),
+        choices=sorted(DATASETS),
         help="data set (default: %(default)s)",
     )
     shared.add_argument("--root", type=Path, help="folder of the data sets (default: system, then cache)")
@@ -268,7 +268,7 @@ def run_walk(args: argparse.Namespace) -> None:
     picture_format = _check_files(args)
     noise = _noise(args)
     model = _trained(args)
-    inputs, labels = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    inputs, labels = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, _again(args)):
         study = nk.walk(
             model,
@@ -287,7 +287,7 @@ def run_parameter(args: argparse.Namespace) -> None:
     picture_format = _check_files(args)
     known = PARAMETERS[args.parameter]
     model = _trained(args)
-    data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    data = load(args.data, "test", root=args.root, limit=args.rows)
     how = _how(args, len(data[1]))
     with noting(NOTE, _again(args)):
         study = walk_parameter(model, data, values=how.pop("levels"), **known._asdict(), **how)
@@ -321,7 +321,7 @@ def run_mixed(args: argparse.Namespace) -> Any:
     _check_folders(args.picture, args.out)
     picture_format = None if args.picture is None else _picture_format(args.picture)
     model = _trained(args)
-    data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    data = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, _again(args)):
         mixed = nk.walk_mixed(
             model, data, ratios=args.ratios, order=args.order, kind=args.kind, **_how(args, len(data[1]))
@@ -379,7 +379,7 @@ def run_vote(args: argparse.Namespace) -> Any:
     _check_folders(args.picture)
     picture_format = None if args.picture is None else _picture_format(args.picture)
     model = _trained(args)
-    data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    data = load(args.data, "test", root=args.root, limit=args.rows)
     votes = nk.vote(
         model,
         data,
@@ -403,7 +403,7 @@ def run_chips(args: argparse.Namespace) -> Any:
     """Runs the network on many chips, and says how their accuracy spreads."""
     noise = nk.WeightNoise(**{args.noise: args.level}, relative=args.relative)
     model = _trained(args)
-    data = datasets.load(args.data, "test", root=args.root, limit=args.rows)
+    data = load(args.data, "test", root=args.root, limit=args.rows)
     found = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
     if args.json:
         return {"clean": found.clean, "mean": found.mean, "std": found.std, "accuracy": found.accuracy.tolist()}
@@ -452,7 +452,7 @@ def _resumed(store: Path) -> argparse.Namespace:
 
 def run_train(args: argparse.Namespace) -> Any:
     """Trains or loads, and prints the test accuracy."""
-    hits = accuracy(_trained(args), datasets.load(args.data, "test", root=args.root))
+    hits = accuracy(_trained(args), load(args.data, "test", root=args.root))
     if args.json:
         return {"model": args.model, "data": args.data, "epochs": args.epochs, "accuracy": hits}
     print(f"{args.model} on {args.data}, {args.epochs} epochs: test accuracy {hits:.4f}")
@@ -461,8 +461,8 @@ def run_train(args: argparse.Namespace) -> Any:
 
 def run_sites(args: argparse.Namespace) -> Any:
     """Lists the sites of an untrained network."""
-    about = datasets.info(args.data)
-    found = nk.sites(models.build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
+    about = info(args.data)
+    found = nk.sites(build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
     if args.json:
         return [{"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]} for s in found]
     for s in found:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from .fit import Midpoint
+from .plot import plot_compare
 from .records import Meta
 from .study import Study, aligned, midpoint_cells
 
@@ -68,9 +69,7 @@ class Comparison:
 
     def plot(self, ax: Any = None) -> Any:
         """Picture of both profiles on the caller's axes or a new figure (see `plot.plot_compare`); the Figure."""
-        from . import plot
-
-        return plot.plot_compare(self, ax).figure
+        return plot_compare(self, ax).figure
 
 
 def compare(a: Study, b: Study, names: Sequence[str] = ("a", "b")) -> Comparison:

@@ -117,7 +117,6 @@ class Sweep:
 
     def plot(self, ax: Any = None, *, target: float = TARGET) -> Any:
         """Speed-up against accuracy with the front; see `format_plots.plot_front`."""
-        from .format_plots import plot_front
 
         return plot_front(self, ax, target=target)
 

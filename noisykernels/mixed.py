@@ -13,6 +13,7 @@ from torch import nn
 from noisykernels._optional import optional
 from noisykernels.arguments import Data
 from noisykernels.engine import walk
+from noisykernels.maps import plot_mixed_map
 from noisykernels.noise import Noise
 from noisykernels.study import Study, aligned, midpoint_cells
 
@@ -41,8 +42,6 @@ class Mixed:
         Returns:
             The matplotlib Figure.
         """
-        from noisykernels.maps import plot_mixed_map
-
         return plot_mixed_map(self.studies, self.ratios, ax=ax, site=site).figure
 
     def to_pandas(self) -> Any:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
-from noisykernels import ops
+from noisykernels.ops import linear, perturb
 from noisykernels.contraction import Device
 from noisykernels.noise import Noise
 from noisykernels.operations import CONTRACTION_KINDS, KINDS, RECURRENT, in_place
@@ -83,7 +83,7 @@ def draw_standard(x: Tensor, name: str) -> Tensor:
     """
     if torch._C._is_torch_function_mode_enabled():
         return handle_torch_function(draw_standard, (x,), x, name)
-    return ops.perturb(torch.zeros_like(x), _STANDARD)
+    return perturb(torch.zeros_like(x), _STANDARD)
 
 
 # ----------------------------------------------------------------------------------------- the mode
@@ -229,11 +229,11 @@ class SiteMode(TorchFunctionMode):
         noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]), value.dim())
         key = self._key(name)
         if repeats == 1:
-            return ops.perturb(value, noise, **key)
+            return perturb(value, noise, **key)
         draws = key.pop("draws")
         if draws is None:
             draws = torch.zeros(1, dtype=torch.int64, device=value.device)
-        parts = [ops.perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)]
+        parts = [perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)]
         return torch.stack(parts).mean(0)
 
     def _levels(self, name: str, noise: Noise, item_size: int, rank: int) -> tuple[Noise, int]:
@@ -273,7 +273,7 @@ class SiteMode(TorchFunctionMode):
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
         weight = rest[0] if rest else kwargs["weight"]
-        batched = x.dim() > 1 if op is ops.linear else x.dim() == weight.dim()
+        batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
         if not batched or x.shape[0] != self.key.batch or self._row_dim(name) != 0:
             return None
         if self.placement.normalize_to_input_size:
@@ -323,8 +323,8 @@ class SiteMode(TorchFunctionMode):
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
         dim = self._row_dim(name) if row_dim is None else row_dim
         weight = rest[0] if rest else kwargs["weight"]
-        batched = x.dim() > 1 if op is ops.linear else x.dim() == weight.dim()
-        if not batched or dim is None or x.shape[dim] != self.key.batch or (dim != 0 and op is not ops.linear):
+        batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
+        if not batched or dim is None or x.shape[dim] != self.key.batch or (dim != 0 and op is not linear):
             raise RuntimeError(self._no_rows(name, x))
         if (level := self.key.level) is not None:
             if level.dim() > 0:
@@ -340,7 +340,7 @@ class SiteMode(TorchFunctionMode):
     def _standard(self, x: Tensor, name: str) -> Tensor:
         number = self.calls.get(name, 0)
         self.calls[name] = number + 1
-        return ops.perturb(torch.zeros_like(x), _STANDARD, **self._key(f"{name}#{number}"))
+        return perturb(torch.zeros_like(x), _STANDARD, **self._key(f"{name}#{number}"))
 
     def _recurrent(self, name: str, noise: Noise | None, func: Any, args: Any, kwargs: Any) -> Any:
         """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""

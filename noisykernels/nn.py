@@ -12,7 +12,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisykernels import convolutions, ops
+from noisykernels.convolutions import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from noisykernels.ops import linear, perturb
 from noisykernels.contraction import Arithmetic, Device
 from noisykernels.hardware import checked, with_arithmetic
 from noisykernels.mode import draw_layer
@@ -94,7 +95,7 @@ class NoiseSite(NoisyLayer, nn.Module):
 
 
 def _perturb(x: Tensor, *, noise: Noise, **key: Any) -> Tensor:
-    return ops.perturb(x, noise, **key)
+    return perturb(x, noise, **key)
 
 
 class NoisyLinear(NoisyLayer, nn.Linear):
@@ -110,7 +111,7 @@ class NoisyLinear(NoisyLayer, nn.Linear):
         """(B, ..., in_features) -> (B, ..., out_features)."""
         if not self.noisy:
             return super().forward(input)
-        return draw_layer(ops.linear, "linear", self.noise, input, self.weight, self.bias, **self.inside())
+        return draw_layer(linear, "linear", self.noise, input, self.weight, self.bias, **self.inside())
 
 
 class _NoisyConv(NoisyLayer):
@@ -125,7 +126,7 @@ class _NoisyConv(NoisyLayer):
             input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
             padding = 0
         dims = weight.dim() - 2
-        op = (convolutions.conv1d, convolutions.conv2d, convolutions.conv3d)[dims - 1]
+        op = (conv1d, conv2d, conv3d)[dims - 1]
         return draw_layer(
             op,
             f"conv{dims}d",
@@ -183,7 +184,7 @@ class _NoisyConvTranspose(NoisyLayer):
         output_padding = conv._output_padding(
             input, output_size, conv.stride, conv.padding, conv.kernel_size, dims, conv.dilation
         )
-        op = (convolutions.conv_transpose1d, convolutions.conv_transpose2d, convolutions.conv_transpose3d)[dims - 1]
+        op = (conv_transpose1d, conv_transpose2d, conv_transpose3d)[dims - 1]
         return draw_layer(
             op,
             f"conv_transpose{dims}d",

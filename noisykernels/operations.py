@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels import convolutions, ops
+from noisykernels.convolutions import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from noisykernels.ops import linear
 
 __all__ = ["CONTRACTION_KINDS", "INPLACE_AT", "KINDS", "RECURRENT", "in_place", "offered"]
 
@@ -27,13 +28,13 @@ _POOLS = " ".join(
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _CELLS = "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 CONTRACTION_KINDS = {  # whose noisy result our own operators give in one go
-    "linear": ops.linear,
-    "conv1d": convolutions.conv1d,
-    "conv2d": convolutions.conv2d,
-    "conv3d": convolutions.conv3d,
-    "conv_transpose1d": convolutions.conv_transpose1d,
-    "conv_transpose2d": convolutions.conv_transpose2d,
-    "conv_transpose3d": convolutions.conv_transpose3d,
+    "linear": linear,
+    "conv1d": conv1d,
+    "conv2d": conv2d,
+    "conv3d": conv3d,
+    "conv_transpose1d": conv_transpose1d,
+    "conv_transpose2d": conv_transpose2d,
+    "conv_transpose3d": conv_transpose3d,
 }
 
 

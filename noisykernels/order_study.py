@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from noisykernels._optional import optional
 from noisykernels.arguments import Data, in_memory, pass_rows, whole_size
 from noisykernels.arithmetic import ORDERS as NAMES
+from noisykernels.ops import eps
 from noisykernels.contraction import Arithmetic, Device, Draw
 from noisykernels.inject import inject, noise_state
 from noisykernels.injected import place_of, state_of
@@ -61,7 +62,6 @@ def permutation(steps: int, seed: int, name: str = "", number: int = 0) -> Tenso
         >>> permutation(5, seed=1, name="fc1:linear#0").sort().values.tolist()
         [0, 1, 2, 3, 4]
     """
-    from noisykernels.ops import eps
 
     drawn = eps((1, steps), kind="uniform", seed=seed, site=hashed_id(f"order:{name}"), draw=number, operand="spare")
     return torch.argsort(drawn[0], stable=True)

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ._optional import optional
 from .fit import Axis, Midpoint
 from .study import Study
-
-if TYPE_CHECKING:
-    from .compare import Comparison
-    from .voting import Votes
 
 # family of operations: (colour, marker, words in a site's kind, words in a module's name).
 # Colours: Okabe and Ito's palette, told apart with any colour vision; markers say it again.

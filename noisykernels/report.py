@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import maps, plot
+from .maps import plot_heat_map
+from .plot import plot_curves, plot_profile
 from ._files import replacing
 from ._optional import optional
 from .fit import Midpoint
@@ -98,12 +99,12 @@ def report(study: Study, path: str | os.PathLike[str], title: str | None = None,
         f"<p>{_text(_meaning(study))} Half-way: where the measured curve crosses.</p>",
         _table(["#", "site", "midpoint", "95 % interval", "half-way", "status"], rows, numbers=(0, 2, 3, 4)),
         f"<h2>Accuracy against {_text(what)}</h2>",
-        _picture(lambda ax: plot.plot_curves(study, ax), (9.5, 4.8), f"accuracy of each site against {what}"),
+        _picture(lambda ax: plot_curves(study, ax), (9.5, 4.8), f"accuracy of each site against {what}"),
         "<h2>Layer profile</h2>",
-        _picture(lambda ax: plot.plot_profile(study, ax), (9.5, 4.8), "midpoint of each site in execution order"),
+        _picture(lambda ax: plot_profile(study, ax), (9.5, 4.8), "midpoint of each site in execution order"),
         "<h2>Heat map</h2>",
         _picture(
-            lambda ax: maps.plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
+            lambda ax: plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
         ),
         "<h2>How the cells were come by</h2>",
         f"<p>A cell is one site at one {'value' if m.parameter else 'level'} under one draw of the noise.</p>",

@@ -67,6 +67,10 @@ def matches(name: str, pattern: str) -> bool:
     return any(n and (n == pattern or fnmatch.fnmatchcase(n, pattern)) for n in names)
 
 
+# As torch.compiler.assume_constant_result does it, which would import the whole compiler.
+matches._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def hashed_id(name: str) -> int:
     """24 bits of BLAKE2b of a site's name."""
     digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
@@ -74,8 +78,7 @@ def hashed_id(name: str) -> int:
 
 
 # As torch.compiler.assume_constant_result does it, which would import the whole compiler.
-for _function in (matches, hashed_id):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+hashed_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def site_ids(names: Iterable[str]) -> dict[str, int]:

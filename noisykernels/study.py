@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,8 +27,9 @@ from .bands import Floats, band
 from .fit import Midpoint, fit_midpoint, restored
 from .records import Curve, Meta, Record
 
-if TYPE_CHECKING:
-    from .compare import Comparison
+from .compare import Comparison, compare
+from .plot import plot_curves, plot_study
+from .report import report
 
 __all__ = ["Curve", "Meta", "Record", "Study", "StudyFileError", "exporter"]
 
@@ -187,11 +188,9 @@ class Study:
         Returns:
             The matplotlib Figure.
         """
-        from . import plot
-
         if ax is None or isinstance(ax, Sequence | np.ndarray):
-            return plot.plot_study(self, axes=ax, **options)
-        return plot.plot_curves(self, ax=ax, **options).figure
+            return plot_study(self, axes=ax, **options)
+        return plot_curves(self, ax=ax, **options).figure
 
     def to_pandas(self) -> Any:
         """The records as a pandas DataFrame, one column per field of `Record`."""
@@ -290,14 +289,10 @@ class Study:
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write one HTML file that shows and explains the study; see `report.report`."""
-        from .report import report
-
         return report(self, path, title)
 
     def compare(self, other: Study, names: tuple[str, str] = ("a", "b")) -> Comparison:
         """The midpoints of this study (a) and of another one (b), site by site; see `compare.compare`."""
-        from .compare import compare
-
         return compare(self, other, names)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

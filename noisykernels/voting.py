@@ -23,6 +23,7 @@ from noisykernels.inject import sites as sites_of
 from noisykernels.injected import place_of, state_of
 from noisykernels.nn import NoisyLayer
 from noisykernels.noise import Noise, seed_tensor
+from noisykernels.plot import plot_votes
 from noisykernels.plain import SILENT, choose_passes, clean_correct, scores_of
 from noisykernels.trace import evaluating
 
@@ -71,9 +72,7 @@ class Votes:
 
     def plot(self, ax: Any = None) -> Any:
         """Picture of the curves on the caller's axes or a new figure (see `plot.plot_votes`); the Figure."""
-        from noisykernels import plot
-
-        return plot.plot_votes(self, ax).figure
+        return plot_votes(self, ax).figure
 
 
 def vote(
