@@ -43,7 +43,6 @@ def random_order(steps: int, seed: int) -> Tensor:
         >>> random_order(5, seed=1).sort().values.tolist()
         [0, 1, 2, 3, 4]
     """
-
     drawn = eps((1, steps), kind="uniform", seed=seed, operand="spare")
     return torch.argsort(drawn[0], stable=True)
 

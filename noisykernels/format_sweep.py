@@ -20,6 +20,7 @@ from noisykernels.arithmetic import Serial
 from noisykernels.contraction import Device
 from noisykernels.cost import CostModel
 from noisykernels.format_runs import FormatRuns
+from noisykernels.format_plots import plot_front
 from noisykernels.formats import FixedFormat, FloatFormat, Format, as_format
 from noisykernels.store import Store, study_key
 from noisykernels.weights import identity
@@ -117,7 +118,6 @@ class Sweep:
 
     def plot(self, ax: Any = None, *, target: float = TARGET) -> Any:
         """Speed-up against accuracy with the front; see `format_plots.plot_front`."""
-
         return plot_front(self, ax, target=target)
 
     def __repr__(self) -> str:

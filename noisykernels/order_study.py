@@ -62,7 +62,6 @@ def permutation(steps: int, seed: int, name: str = "", number: int = 0) -> Tenso
         >>> permutation(5, seed=1, name="fc1:linear#0").sort().values.tolist()
         [0, 1, 2, 3, 4]
     """
-
     drawn = eps((1, steps), kind="uniform", seed=seed, site=hashed_id(f"order:{name}"), draw=number, operand="spare")
     return torch.argsort(drawn[0], stable=True)
 

@@ -25,12 +25,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from noisykernels.noise import Noise
+import torch
+from torch import Tensor, nn
+from noisykernels._C import STREAM_VERSION
+from noisykernels.noise import Noise
 
 __all__ = ["Store", "StoreError", "network_file_system", "note_of", "noting", "study_key", "task_key"]
 
@@ -118,10 +118,6 @@ def study_key(
         >>> key["noise"], key["seed"], len(key["weights"])
         ({'kind': 'gaussian', 'mode': 'add', 'fold': False, 'add': 1.0, 'mul': None}, 7, 64)
     """
-    import torch
-
-    from noisykernels import STREAM_VERSION
-
     digests = {name: hashlib.sha256() for name in ("layers", "weights", "inputs", "labels", "rows")}
     for name, module in model.named_modules(remove_duplicate=False):
         said = re.sub(r"0x[0-9a-f]+", "", module.extra_repr())  # addresses change from run to run
@@ -158,8 +154,6 @@ def _json(value: Any) -> str:
 
 def _hash(digest: Any, name: str, value: Any) -> None:
     """Add name, type, shape and values of a tensor, in logical order and without a copy of the whole."""
-    import torch
-
     if not isinstance(value, torch.Tensor):  # the extra state of a module: any object
         return digest.update(_json([name, pickle.dumps(value, protocol=4).hex()]).encode())
     if value.layout != torch.strided or value.is_meta or value.is_quantized:

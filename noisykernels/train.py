@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import models
+from .models import build
 from ._files import progress_bar
 from .augment import Augment, augmentation
 from .checkpoint import (
@@ -210,7 +210,7 @@ def fresh(model_name: str, data_name: str, *, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also reseed the generators of every accelerator.
         torch.default_generator.manual_seed(seed)
-        return models.build(model_name, about.shape, about.classes)
+        return build(model_name, about.shape, about.classes)
 
 
 def trained(
@@ -236,7 +236,7 @@ def trained(
     result (`cache`, `root`, `progress` and `on_epoch` do not, nor does `device`, but for rounding).
 
     Args:
-        model_name: one of `models.MODELS`.
+        model_name: one of `zoo.MODELS`.
         data_name: one of `data.DATASETS`.
         epochs, lr, batch_size, clamp: see `train`.
         seed: of the first weights, of shuffling and of augmentation.
