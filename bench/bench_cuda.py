@@ -19,9 +19,8 @@ from bench_study import ResNet18
 from torch import Tensor
 
 import noisykernels as nk
-from noisykernels.arithmetic import Serial
-from noisykernels.formats import FloatFormat, quantize
-from noisykernels.models import build
+from noisykernels.arithmetic import FloatFormat, Serial, quantize
+from noisykernels.zoo import build
 
 ROUNDS = 40
 ADD, MIXED = nk.Noise(add=0.1), nk.Noise(add=0.1, mul=0.1)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import noisykernels as nk
-from noisykernels.data import load
-from noisykernels.train import trained
+from noisykernels.datasets import load
+from noisykernels.zoo import trained
 
 SEED = torch.tensor(1)
 WEIGHT_BARS = {1: 7.0, 32: 1.8, 256: 1.3}

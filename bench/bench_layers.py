@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import noisykernels as nk
-from noisykernels.models import LeNet5
+from noisykernels.zoo import LeNet5
 
 A, M = 0.1, 0.2
 SEED = torch.tensor(1)

@@ -19,8 +19,7 @@ from torch import Tensor
 
 import noisykernels as nk
 from noisykernels import _C
-from noisykernels.arithmetic import Serial, random_order
-from noisykernels.formats import FORMATS, FixedFormat, FloatFormat, quantize
+from noisykernels.arithmetic import FORMATS, FixedFormat, FloatFormat, Serial, quantize, random_order
 
 SEED = torch.tensor(1)
 BARS = {"clamp": 5.0, "format": 20.0}  # times the noiseless layer, CPU level avx2, 2 threads

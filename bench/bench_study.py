@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.data import load
-from noisykernels.models import MLP, LeNet5
-from noisykernels.train import train, trained
+from noisykernels.datasets import load
+from noisykernels.training import train
+from noisykernels.zoo import MLP, LeNet5, trained
 
 BATCH = 1000
 TIMED = 2000  # rows on which a cell of the loop is timed; its time is proportional to them

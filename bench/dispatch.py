@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import noisykernels as nk
-from noisykernels.ops import noise_args
+from noisykernels.noise.arguments import noise_args
 
 torch.set_num_threads(1)
 x, w, b, noise, seed = torch.randn(1, 8), torch.randn(8, 8), torch.randn(8), nk.Noise(add=0.1), torch.tensor(1)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import noisykernels as nk
-from noisykernels.data import load
-from noisykernels.train import trained
+from noisykernels.datasets import load
+from noisykernels.zoo import trained
 
 NOISE = nk.Noise(add=1.0)
 model, data = trained("mlp", "digits", epochs=30).eval(), load("digits", "test")

@@ -13,10 +13,11 @@ import timm
 import torch
 import torchvision
 
-from noisykernels.inject import inject
-from noisykernels.injected import state_of
-from noisykernels.plain import SILENT
-from noisykernels.tape import NotTraceable, record_tape
+from noisykernels._engine.plan import SILENT
+from noisykernels._graph.recorder import record_tape
+from noisykernels._graph.tape import NotTraceable
+from noisykernels.injection import inject
+from noisykernels.injection.state import state_of
 
 NAMES = """tv.resnet18 tv.mobilenet_v3_small tv.efficientnet_b0 tv.shufflenet_v2_x0_5 tv.squeezenet1_1 tv.vgg11_bn
 tv.regnet_y_400mf tv.swin_t timm.resnet18 timm.mobilenetv3_small_050 timm.vit_tiny_patch16_224 timm.convnext_atto

@@ -18,7 +18,7 @@ from bench_study import calibrated
 from torch.profiler import profile
 
 import noisykernels as nk
-from noisykernels.models import LeNet5
+from noisykernels.zoo import LeNet5
 
 ROWS, LEVELS, DRAWS = 1000, 49, 5
 # For each site walked: multiply-adds of convolutions and of dense layers, values written in parting and pooling, of the

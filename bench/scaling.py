@@ -21,7 +21,7 @@ from bench_study import SmallVGG, calibrated
 from torch import nn
 
 import noisykernels as nk
-from noisykernels.models import LeNet5
+from noisykernels.zoo import LeNet5
 
 Problem = tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]
 HOW: dict[str, Any] = dict(levels=20, draws=5, rows=1000, sites=16)

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.ballots import executions_needed
-from noisykernels.data import load
-from noisykernels.multi import allocate, tailored, uniform
-from noisykernels.study import Study
-from noisykernels.train import trained
+from noisykernels.datasets import load
+from noisykernels.stats import executions_needed
+from noisykernels.study import Study, allocate, tailored, uniform
+from noisykernels.zoo import trained
 
 Noisy = Callable[..., float]  # (level, repeats) -> mean accuracy of single executions with noise at all sites
 REPEATS = (1, 2, 3, 5, 7, 10, 20)

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from noisykernels.__main__ import main
-from noisykernels.data import DataNotFound, load
+from noisykernels.cli.main import main
+from noisykernels.datasets import DataNotFound, load
 
 PACKAGE = "dataset-fashion-mnist"
 

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 import noisykernels as nk
-from noisykernels.augment import augmentation
-from noisykernels.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from noisykernels.data import load
+from noisykernels.datasets import augmentation, load
 from noisykernels.study import Study
-from noisykernels.train import fresh, train, trained
+from noisykernels.training import train
+from noisykernels.zoo import checkpoint_path, fresh, load_checkpoint, save_checkpoint, trained
 
 
 def noisy_trained(data: str, model: str, epochs: int, level: float, where: str, limit: int | None) -> nn.Module:

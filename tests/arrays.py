@@ -18,7 +18,7 @@ DRAWS: dict[str, dict[str, Any]] = {
 }
 
 
-class Neutral(nk.Device):
+class Neutral(nk.hardware.Device):
     """Changes nothing, but is no noise of ours: the contraction is then run draw by draw in plain torch."""
 
 
@@ -30,7 +30,7 @@ LAYERS: dict[str, dict[str, Any]] = {
     "small conv_transpose2d": dict(op=nk.conv_transpose2d, x=(2, 2, 2, 2), w=(2, 1, 2, 2), groups=2, stride=2),
     "conv_transpose2d": dict(op=nk.conv_transpose2d, x=(4, 4, 4, 4), w=(4, 3, 3, 3), groups=2, stride=2, padding=1),
 }
-DEVICES: dict[str, list[nk.Device]] = {
+DEVICES: dict[str, list[nk.hardware.Device]] = {
     "weights": [nk.WeightNoise(add=0.1)],
     "relative weights": [nk.WeightNoise(mul=0.3)],
     "products": [nk.MacNoise(per_product=0.3)],

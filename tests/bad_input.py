@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.__main__ import main
-from noisykernels.checkpoint import CheckpointError, checkpoint_path
-from noisykernels.chip_study import worst_of
-from noisykernels.data import DataError, load
-from noisykernels.store import Store
-from noisykernels.train import accuracy, train, trained
+from noisykernels._engine.store import Store
+from noisykernels.cli.main import main
+from noisykernels.datasets import DataError, load
+from noisykernels.experiments import worst_of
+from noisykernels.training import accuracy, train
+from noisykernels.zoo import CheckpointError, checkpoint_path, trained
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "errors.md"
 NOISE = nk.Noise(add=0.1)
@@ -38,7 +38,7 @@ def net() -> nn.Sequential:
 X, Y = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64)
 
 
-def saturated(limit: float) -> list[nk.Device]:
+def saturated(limit: float) -> list[nk.hardware.Device]:
     return [nk.Serial(low=-limit, high=limit)]
 
 
@@ -159,7 +159,7 @@ def packed() -> None:
     injected(torch.zeros(2, 1), model=Packed())
 
 
-@patch("noisykernels.data.SYSTEM_FOLDER", Path("SYSTEM"))
+@patch("noisykernels.datasets.vision.SYSTEM_FOLDER", Path("SYSTEM"))
 def nowhere(folder: Path) -> None:
     load("mnist", root=folder, download=False)
 
@@ -280,26 +280,34 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
     "Hardware": [
         ("one device that is none", lambda _: hardware(nk.Noise(add=0.1)), TypeError),
         ("noise of weights relative to a word", lambda _: nk.WeightNoise(add=0.1, relative="row"), ValueError),
-        ("negative noise of conductances", lambda _: nk.DifferentialPair(-0.1), ValueError),
-        ("no conductance", lambda _: nk.DifferentialPair(0.1, g_max=0.0), ValueError),
-        ("no level", lambda _: nk.DifferentialPair(0.1, levels=0), ValueError),
-        ("levels that are no number", lambda _: nk.DifferentialPair(0.1, levels=2.5), TypeError),
-        ("largest weight of a word", lambda _: nk.PCM(over="column"), ValueError),
-        ("time before programming", lambda _: nk.PCM(time=-1.0), ValueError),
-        ("time of another type", lambda _: nk.PCM(time="day"), TypeError),
-        ("converter of too many bits", lambda _: nk.DAC(32, 1.0), ValueError),
-        ("signed converter of one bit", lambda _: nk.ADC(1, 1.0), ValueError),
-        ("no limit", lambda _: nk.ADC(8, 0.0), ValueError),
-        ("limit that depends on the batch", lambda _: nk.ADC(8, "batch"), ValueError),
-        ("limits of other channels", lambda _: hardware(nk.ADC(8, torch.ones(5))), ValueError),
-        ("rounding of another name", lambda _: nk.DAC(8, 1.0, rounding="up"), ValueError),
-        ("a level for each column", lambda _: nk.ColumnOffset(torch.ones(3)), ValueError),
-        ("the same stream twice", lambda _: hardware(nk.ColumnGain(0.1), nk.ColumnGain(0.2)), ValueError),
+        ("negative noise of conductances", lambda _: nk.hardware.DifferentialPair(-0.1), ValueError),
+        ("no conductance", lambda _: nk.hardware.DifferentialPair(0.1, g_max=0.0), ValueError),
+        ("no level", lambda _: nk.hardware.DifferentialPair(0.1, levels=0), ValueError),
+        ("levels that are no number", lambda _: nk.hardware.DifferentialPair(0.1, levels=2.5), TypeError),
+        ("largest weight of a word", lambda _: nk.hardware.PCM(over="column"), ValueError),
+        ("time before programming", lambda _: nk.hardware.PCM(time=-1.0), ValueError),
+        ("time of another type", lambda _: nk.hardware.PCM(time="day"), TypeError),
+        ("converter of too many bits", lambda _: nk.hardware.DAC(32, 1.0), ValueError),
+        ("signed converter of one bit", lambda _: nk.hardware.ADC(1, 1.0), ValueError),
+        ("no limit", lambda _: nk.hardware.ADC(8, 0.0), ValueError),
+        ("limit that depends on the batch", lambda _: nk.hardware.ADC(8, "batch"), ValueError),
+        ("limits of other channels", lambda _: hardware(nk.hardware.ADC(8, torch.ones(5))), ValueError),
+        ("rounding of another name", lambda _: nk.hardware.DAC(8, 1.0, rounding="up"), ValueError),
+        ("a level for each column", lambda _: nk.hardware.ColumnOffset(torch.ones(3)), ValueError),
+        (
+            "the same stream twice",
+            lambda _: hardware(nk.hardware.ColumnGain(0.1), nk.hardware.ColumnGain(0.2)),
+            ValueError,
+        ),
         ("two noises of the weights", lambda _: hardware(*[nk.WeightNoise(add=0.1)] * 2), ValueError),
         ("both terms, not folded", lambda _: nk.WeightNoise(add=0.1, mul=0.1), ValueError),
         ("negative noise of products", lambda _: nk.MacNoise(per_product=-0.1), ValueError),
         ("a reading for each channel", lambda _: nk.MacNoise(read=torch.ones(3)), ValueError),
-        ("hardware of no site", lambda _: injected(noise=None, hardware={"fc1": [nk.DAC(6, "row")]}), ValueError),
+        (
+            "hardware of no site",
+            lambda _: injected(noise=None, hardware={"fc1": [nk.hardware.DAC(6, "row")]}),
+            ValueError,
+        ),
         ("chips that are all the same", lambda _: nk.chips(net(), (X, Y), seed=0), ValueError),
         ("no chip", lambda _: nk.chips(net(), (X, Y), hardware=[WEIGHTS], draws=0, seed=0), ValueError),
         ("worst of no chip", lambda _: worst_of([0.9, 0.8], 0), ValueError),
@@ -307,12 +315,12 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
     ],
     "Arithmetic": [
         ("format of another name", lambda _: nk.Serial("fp12"), ValueError),
-        ("format without mantissa", lambda _: nk.FloatFormat(0, 5), ValueError),
-        ("values beyond float32", lambda _: nk.FloatFormat(4, 8, bias=100), ValueError),
-        ("fixed point of too many bits", lambda _: nk.FixedFormat(40, 20), ValueError),
+        ("format without mantissa", lambda _: nk.arithmetic.FloatFormat(0, 5), ValueError),
+        ("values beyond float32", lambda _: nk.arithmetic.FloatFormat(4, 8, bias=100), ValueError),
+        ("fixed point of too many bits", lambda _: nk.arithmetic.FixedFormat(40, 20), ValueError),
         ("fixed point that the data cannot hold", lambda _: nk.quantize(X, "L20R20"), ValueError),
-        ("largest value that is none", lambda _: nk.FloatFormat(3, 4, largest=450.0), ValueError),
-        ("rounding of no such name", lambda _: nk.FloatFormat(3, 4, rounding="up"), ValueError),
+        ("largest value that is none", lambda _: nk.arithmetic.FloatFormat(3, 4, largest=450.0), ValueError),
+        ("rounding of no such name", lambda _: nk.arithmetic.FloatFormat(3, 4, rounding="up"), ValueError),
         ("limits without zero", lambda _: nk.Serial(low=1.0), ValueError),
         ("leak that grows", lambda _: nk.Serial(leak=1.5), ValueError),
         ("order of no such name", lambda _: nk.Serial(order="random"), ValueError),
@@ -323,7 +331,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("arithmetic that is none", lambda _: nk.linear(X, torch.zeros(3, 4), arithmetic="fp16"), TypeError),
         ("gradient of no such name", lambda _: nk.Serial(gradient="exact"), ValueError),
         ("parameter without values", lambda _: nk.walk_parameter(net(), (X, Y), saturated, [], seed=0), ValueError),
-        ("no format to search", lambda _: nk.sweep_formats(net(), (X, Y), []), ValueError),
+        ("no format to search", lambda _: nk.experiments.sweep_formats(net(), (X, Y), []), ValueError),
     ],
     "Seed, draws, rows": [
         ("negative seed", lambda _: stated(seed=-1), ValueError),
@@ -404,41 +412,45 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
             lambda f: trained("mlp", "digits", **damaged(f, b"PK")),
             CheckpointError,
         ),
-        ("base optimizer that is no class", lambda _: nk.SAM(*sgd()), TypeError),
-        ("negative radius", lambda _: sharp(nk.SAM, rho=-0.1), ValueError),
-        ("norm of an order below 1", lambda _: sharp(nk.SAMSON, p=0.5), ValueError),
-        ("parameters without names", lambda _: nk.ASAM(net().parameters(), torch.optim.SGD, lr=0.1), ValueError),
-        ("setting of two owners", lambda _: nk.SAM(net().parameters(), torch.optim.Adadelta), ValueError),
-        ("step without two passes", lambda _: sharp(nk.SAM).step(), RuntimeError),
-        ("second ascent", lambda _: [optimizer.ascend() for optimizer in [sharp(nk.SAM)] * 2], RuntimeError),
-        ("restore without an ascent", lambda _: sharp(nk.SAM).restore(), RuntimeError),
-        ("re-calibration without a batch norm", lambda _: nk.recalibrate_bn(net(), X), ValueError),
+        ("base optimizer that is no class", lambda _: nk.training.SAM(*sgd()), TypeError),
+        ("negative radius", lambda _: sharp(nk.training.SAM, rho=-0.1), ValueError),
+        ("norm of an order below 1", lambda _: sharp(nk.training.SAMSON, p=0.5), ValueError),
+        (
+            "parameters without names",
+            lambda _: nk.training.ASAM(net().parameters(), torch.optim.SGD, lr=0.1),
+            ValueError,
+        ),
+        ("setting of two owners", lambda _: nk.training.SAM(net().parameters(), torch.optim.Adadelta), ValueError),
+        ("step without two passes", lambda _: sharp(nk.training.SAM).step(), RuntimeError),
+        ("second ascent", lambda _: [optimizer.ascend() for optimizer in [sharp(nk.training.SAM)] * 2], RuntimeError),
+        ("restore without an ascent", lambda _: sharp(nk.training.SAM).restore(), RuntimeError),
+        ("re-calibration without a batch norm", lambda _: nk.training.recalibrate_bn(net(), X), ValueError),
         (
             "re-calibration with single rows",
-            lambda _: nk.recalibrate_bn(nn.BatchNorm1d(4), X, batch_size=1),
+            lambda _: nk.training.recalibrate_bn(nn.BatchNorm1d(4), X, batch_size=1),
             ValueError,
         ),
         (
             "re-calibration with batches of another type",
-            lambda _: nk.recalibrate_bn(nn.BatchNorm1d(4), ["a"]),
+            lambda _: nk.training.recalibrate_bn(nn.BatchNorm1d(4), ["a"]),
             TypeError,
         ),
-        ("schedule whose steps do not rise", lambda _: nk.Schedule([(0, 0.0), (0, 1.0)]), ValueError),
-        ("ramp over no steps", lambda _: nk.Schedule.ramp(0), ValueError),
-        ("negative spread of levels", lambda _: nk.VarianceAware(1.0, 0.45, -0.66, seed=1), ValueError),
+        ("schedule whose steps do not rise", lambda _: nk.training.Schedule([(0, 0.0), (0, 1.0)]), ValueError),
+        ("ramp over no steps", lambda _: nk.training.Schedule.ramp(0), ValueError),
+        ("negative spread of levels", lambda _: nk.training.VarianceAware(1.0, 0.45, -0.66, seed=1), ValueError),
         (
             "unknown form of random levels",
-            lambda _: nk.VarianceAware(1.0, 0.45, 0.66, seed=1, form="paper"),
+            lambda _: nk.training.VarianceAware(1.0, 0.45, 0.66, seed=1, form="paper"),
             ValueError,
         ),
-        ("random levels without rows", lambda _: nk.VarianceAware(1.0, 0.45, 0.66, seed=1)(0), ValueError),
-        ("statistics without data", lambda _: nk.site_statistics(net(), X[:0]), ValueError),
-        ("gradient norms without labels", lambda _: nk.gradient_norms(net(), X), ValueError),
-        ("log of a measure that is no function", lambda _: nk.MetricLog(sites=[]), TypeError),
-        ("block with an even kernel", lambda _: nk.DenoisingBlock(4, dims=2, kernel_size=2), ValueError),
-        ("block behind the input", lambda _: nk.insert_denoising(net(), "input", example_input=X), ValueError),
-        ("block behind no site", lambda _: nk.insert_denoising(net(), "fc1", example_input=X), ValueError),
-        ("negative budget of blocks", lambda _: nk.denoising_sites(net(), [], budget=-0.1), ValueError),
+        ("random levels without rows", lambda _: nk.training.VarianceAware(1.0, 0.45, 0.66, seed=1)(0), ValueError),
+        ("statistics without data", lambda _: nk.training.site_statistics(net(), X[:0]), ValueError),
+        ("gradient norms without labels", lambda _: nk.training.gradient_norms(net(), X), ValueError),
+        ("log of a measure that is no function", lambda _: nk.training.MetricLog(sites=[]), TypeError),
+        ("block with an even kernel", lambda _: nk.training.DenoisingBlock(4, dims=2, kernel_size=2), ValueError),
+        ("block behind the input", lambda _: nk.training.insert_denoising(net(), "input", example_input=X), ValueError),
+        ("block behind no site", lambda _: nk.training.insert_denoising(net(), "fc1", example_input=X), ValueError),
+        ("negative budget of blocks", lambda _: nk.training.denoising_sites(net(), [], budget=-0.1), ValueError),
         ("data nowhere, no download", nowhere, DataError),
         ("unknown data set", lambda f: load("imagenet"), ValueError),
     ],

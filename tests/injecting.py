@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels import reference
-from noisykernels.sites import hashed_id
+from noisykernels.noise.contract import hashed_id
+from noisykernels.reference import noise as reference
 
 NOISE = nk.Noise(add=0.5)
 SEED = 2**63 + 11

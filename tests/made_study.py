@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from noisykernels.study import Meta, Record, Study
+from noisykernels.stats import Meta, Record
+from noisykernels.study import Study
 
 SITES = (
     "input", "conv1:conv2d#0", "norm1:batch_norm#0", "relu1:relu#0", "pool1:max_pool2d#0",

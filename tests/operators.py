@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import noisykernels as nk
-from noisykernels import reference
+from noisykernels.reference import noise as reference
 
 ROWS = -1
 

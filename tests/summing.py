@@ -11,8 +11,8 @@ from operators import assert_same_bits
 from torch import Tensor
 
 import noisykernels as nk
-from noisykernels import reference_serial
 from noisykernels.arithmetic import Serial
+from noisykernels.reference import serial as reference_serial
 
 KEY: dict[str, Any] = dict(seed=2**63 + 5, site=9)
 

@@ -14,12 +14,14 @@ from scipy import optimize, stats
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels import models
-from noisykernels.adaptive import NAN, Answer, Request, Search, seek
-from noisykernels.data import load
-from noisykernels.models import MLP
-from noisykernels.sites import Site
-from noisykernels.train import train
+from noisykernels._engine.request import Answer, Request
+from noisykernels.datasets import load
+from noisykernels.injection import Site
+from noisykernels.metrics.base import NAN
+from noisykernels.training import train
+from noisykernels.walking.search import Search, seek
+from noisykernels.zoo import MLP
+from noisykernels.zoo import networks as models
 
 SITE = Site("made", 0, 1, "linear", (1,), 0)
 ROWS, FLOOR = 1500, 0.1

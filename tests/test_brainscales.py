@@ -16,15 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.brainscales import (
-    BrainScaleS2,
-    BSS2Conv2d,
-    BSS2Linear,
-    BSS2ReLU,
-    ClampedWeight,
-    ConvertingReLU,
-    bss2_calibration,
-)
+from noisykernels.brainscales import BrainScaleS2, BSS2Conv2d, BSS2Linear, BSS2ReLU, ConvertingReLU, bss2_calibration
+from noisykernels.brainscales.layers import ClampedWeight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,12 +17,13 @@ import pytest
 import torch
 
 import noisykernels as nk
-from noisykernels.__main__ import main, numbers, parser
-from noisykernels.data import load
-from noisykernels.parameter_walk import PARAMETERS, walk_parameter
-from noisykernels.store import Store, noting
+from noisykernels._engine.store import Store, noting
+from noisykernels.cli.main import main
+from noisykernels.cli.parser import numbers, parser
+from noisykernels.datasets import load
 from noisykernels.study import Study
-from noisykernels.train import trained
+from noisykernels.walking import PARAMETERS, walk_parameter
+from noisykernels.zoo import trained
 
 ROOT = Path(__file__).parent.parent
 
@@ -261,13 +262,13 @@ def test_killed_and_resumed_is_the_same_study(cache: str, tmp_path: Path) -> Non
 def test_interrupted_says_how_to_go_on(cache: str, tmp_path: Path, monkeypatch, capsys) -> None:
     store = tmp_path / "a b.db"
     with monkeypatch.context() as patch:
-        patch.setattr("noisykernels.__main__.Study.table", interrupt)
+        patch.setattr("noisykernels.cli.commands.Study.table", interrupt)
         assert walk(cache, "--sites", "fc1", "--store", store) == 130
     go_on = f"results are kept, go on with: python -m noisykernels resume '{store}'\n"
     assert capsys.readouterr().err == f"interrupted; nothing was written; {go_on}"
     assert main(["resume", str(store)]) == 0
     assert "fc1:linear#0" in capsys.readouterr().out
-    monkeypatch.setattr("noisykernels.__main__.Study.table", interrupt)
+    monkeypatch.setattr("noisykernels.cli.commands.Study.table", interrupt)
     assert main(["resume", str(store)]) == 130
     assert capsys.readouterr().err.endswith(go_on)
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 from made_study import MIDPOINTS, SITES, made_study
 
-from noisykernels.compare import compare
-from noisykernels.fit import described
-from noisykernels.study import Study
+from noisykernels.stats.midpoint import described
+from noisykernels.study import Study, compare
 
 
 @pytest.fixture(scope="module")

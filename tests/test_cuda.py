@@ -19,9 +19,8 @@ from test_ops import DIFFERENTIABLE, FACTORS, FORMATS, SMOOTH, make, name_of
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.arithmetic import Serial, random_order
-from noisykernels.formats import FORMATS as NUMBER_FORMATS
-from noisykernels.formats import FixedFormat, FloatFormat, quantize
+from noisykernels.arithmetic import FORMATS as NUMBER_FORMATS
+from noisykernels.arithmetic import FixedFormat, FloatFormat, Serial, quantize, random_order
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from noisykernels import _files, data
+from noisykernels._util import files as _files
+from noisykernels.datasets import vision as data
 
 RNG = np.random.default_rng(1)
 IMAGES = RNG.integers(0, 256, (5, 28, 28), np.uint8)

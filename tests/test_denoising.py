@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
-from noisykernels.denoising import ATTRIBUTE
-from noisykernels.sites import hashed_id
-from noisykernels.train import accuracy, fresh, train
+from noisykernels.noise.contract import hashed_id
+from noisykernels.training import accuracy, train
+from noisykernels.training.denoising import ATTRIBUTE
+from noisykernels.zoo import fresh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +57,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_the_formula(dims: int) -> None:
     """In double precision, by sums over the window; sampling under a seed uses the eps of the block's name."""
     shape = (5, 4, *[3, 2, 3][:dims]) if dims else (5, 3, 4)
-    block, y = randomised(nk.DenoisingBlock(4, 2, dims=dims)).double().eval(), torch.randn(shape).double()
+    block, y = randomised(nk.training.DenoisingBlock(4, 2, dims=dims)).double().eval(), torch.randn(shape).double()
     channels_last = y.movedim(1, -1) if dims else y
     windows = F.pad(channels_last, (0, 0, *[1, 1] * dims))
     for d in range(1, dims + 1):
@@ -76,18 +77,18 @@ def test_the_formula(dims: int) -> None:
 
 def test_a_new_block_hardly_does_anything() -> None:
     y = torch.randn(50, 6) * 10
-    block = nk.DenoisingBlock(6)
+    block = nk.training.DenoisingBlock(6)
     assert torch.equal(block.eval()(y), y)
     difference = (block.train()(y) - y).detach()
     assert 0.015 < float(difference.std()) < 0.022 and not torch.equal(block(y), block(y))  # softplus(-4) = 0.0181
-    assert block.weight_in.shape == (1, 6) and nk.DenoisingBlock(64).weight_in.shape == (8, 64)
+    assert block.weight_in.shape == (1, 6) and nk.training.DenoisingBlock(64).weight_in.shape == (8, 64)
 
 
 # ---------------------------------------------------------------------------------------------------- in a model
 
 
-def inserted(model: nn.Module, where: Any = ("0", "5"), x: Tensor | None = None) -> nk.insert_denoising:
-    found = nk.insert_denoising(model, where, example_input=images(2) if x is None else x, bottleneck=2)
+def inserted(model: nn.Module, where: Any = ("0", "5"), x: Tensor | None = None) -> nk.training.insert_denoising:
+    found = nk.training.insert_denoising(model, where, example_input=images(2) if x is None else x, bottleneck=2)
     for i, block in enumerate(found.blocks.values()):
         randomised(block, i)
     return found
@@ -154,7 +155,7 @@ def test_samples_are_a_sites_own_and_each_calls() -> None:
     x, outs = images(), []
     for where in ("5", ["0", "5"]):
         model = network()
-        nk.insert_denoising(model, where, example_input=x[:2]).blocks["5:linear#0"].train()
+        nk.training.insert_denoising(model, where, example_input=x[:2]).blocks["5:linear#0"].train()
         model.train()
         with nk.inject(model, None), nk.noise_state(model, seed=1):
             model[5].register_forward_hook(
@@ -168,7 +169,7 @@ def test_samples_are_a_sites_own_and_each_calls() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.block = nk.DenoisingBlock(4)
+            self.block = nk.training.DenoisingBlock(4)
 
         def forward(self, x: Tensor) -> Tensor:
             return torch.stack([self.block(x), self.block(x)], 1)
@@ -185,11 +186,11 @@ def test_only_the_blocks_learn() -> None:
     model.train()
     modes = [m.training for m in model.modules()]
     before, clean = state(model), copy.deepcopy(model).eval()(data[0])
-    found = nk.insert_denoising(model, ["0", "5"], example_input=data[0][:2], bottleneck=2)
+    found = nk.training.insert_denoising(model, ["0", "5"], example_input=data[0][:2], bottleneck=2)
     assert torch.equal(model.eval()(data[0]), clean)
     blocks = {name: state(block) for name, block in found.blocks.items()}
     with nk.inject(model, NOISE, where="0"):
-        train(model, data, epochs=3, batch_size=10, on_step=nk.noisy_steps(model, seed=1))
+        train(model, data, epochs=3, batch_size=10, on_step=nk.training.noisy_steps(model, seed=1))
     assert found.share == sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(
         p.numel() for p in model.parameters() if not p.requires_grad
     )
@@ -204,7 +205,7 @@ def test_only_the_blocks_learn() -> None:
     assert all(p.requires_grad for p in model.parameters()) and torch.equal(model.eval()(data[0]), clean)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     again = network()
-    nk.insert_denoising(again, ["0", "5"], example_input=data[0][:2], bottleneck=2)
+    nk.training.insert_denoising(again, ["0", "5"], example_input=data[0][:2], bottleneck=2)
     again.load_state_dict(trained_blocks)
     assert not torch.equal(again.eval()(data[0]), clean)
 
@@ -213,7 +214,7 @@ def test_flags_come_back_as_they_were_and_copies_are_their_own() -> None:
     model = network().eval()
     model[0].weight.requires_grad_(False)
     with pytest.raises(KeyError):
-        with nk.insert_denoising(model, "0", example_input=images(2)):
+        with nk.training.insert_denoising(model, "0", example_input=images(2)):
             twin = copy.deepcopy(model)
             raise KeyError
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True, True]
@@ -271,7 +272,7 @@ def test_sequences_blocks_of_ones_own_and_checkpoints() -> None:
         own = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
         randomised(own)
         names = [s.name for s in nk.sites(model, x)]
-        with nk.insert_denoising(model, {"gru": None, "act": None, "last": own}, example_input=x) as blocks:
+        with nk.training.insert_denoising(model, {"gru": None, "act": None, "last": own}, example_input=x) as blocks:
             for block in blocks.blocks.values():
                 randomised(block)
             assert [s.name for s in nk.sites(model, x)] == names and blocks.blocks["act:gelu#0"].dims == 0
@@ -303,11 +304,11 @@ def test_a_walk_of_a_model_with_blocks() -> None:
 def test_sites_within_a_budget() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 16), nn.Tanh(), nn.Linear(16, 3))
     data = torch.randn(30, 1, 8, 8), torch.randint(3, (30,))
-    norms = nk.gradient_norms(model, data)
+    norms = nk.training.gradient_norms(model, data)
     total = sum(p.numel() for p in model.parameters())
     costs = {}
     for g in norms[1:]:
-        with nk.insert_denoising(model, g.site, example_input=data[0][:2]) as one:
+        with nk.training.insert_denoising(model, g.site, example_input=data[0][:2]) as one:
             costs[g.site] = one.share * total
     order = sorted(norms[1:], key=lambda g: -g.norm)
     for budget in (0.0, 0.01, 0.03, 0.05, 0.1, 1.0):
@@ -316,10 +317,10 @@ def test_sites_within_a_budget() -> None:
             if costs[g.site] <= left:
                 expected.append(g.site)
                 left -= costs[g.site]
-        found = nk.denoising_sites(model, norms, budget=budget)
+        found = nk.training.denoising_sites(model, norms, budget=budget)
         assert found == [g.site for g in norms if g.site in expected]
     assert len(found) == 5  # not the input, which no module gives
-    assert nk.denoising_sites(model, norms, budget=0.0) == []
+    assert nk.training.denoising_sites(model, norms, budget=0.0) == []
 
 
 class Shared(nn.Module):
@@ -347,7 +348,7 @@ def test_what_is_refused(where: Any, error: type[Exception], text: str) -> None:
     model = Shared()
     before = state(model)
     with pytest.raises(error, match=f"insert_denoising: .*{text}"):
-        nk.insert_denoising(model, where, example_input=torch.ones(2, 4))
+        nk.training.insert_denoising(model, where, example_input=torch.ones(2, 4))
     assert same(before, state(model)) and all(p.requires_grad for p in model.parameters())
     assert not any(m._forward_pre_hooks for m in model.modules())
 
@@ -363,24 +364,24 @@ class Transposed(nn.Module):
 
 def test_what_else_is_refused() -> None:
     model = Shared()
-    with nk.insert_denoising(model, "out", example_input=torch.ones(2, 4)):
+    with nk.training.insert_denoising(model, "out", example_input=torch.ones(2, 4)):
         with pytest.raises(ValueError, match="module 'out' has a block already"):
-            nk.insert_denoising(model, "out", example_input=torch.ones(2, 4))
+            nk.training.insert_denoising(model, "out", example_input=torch.ones(2, 4))
     assert not hasattr(model.out, ATTRIBUTE)
     with pytest.raises(ValueError, match="'gru:gru#0': its rows are not along dimension 0"):
-        nk.insert_denoising(Transposed(), "gru", example_input=torch.ones(2, 5, 3))
+        nk.training.insert_denoising(Transposed(), "gru", example_input=torch.ones(2, 5, 3))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(model)
         with pytest.raises(ValueError, match="insert the blocks first, then wrap it"):
-            nk.insert_denoising(parallel, "out", example_input=torch.ones(2, 4))
+            nk.training.insert_denoising(parallel, "out", example_input=torch.ones(2, 4))
     finally:
         torch.distributed.destroy_process_group()
     for settings in ({"features": 0}, {"bottleneck": 0}, {"dims": 4}, {"kernel_size": 2}):
         with pytest.raises(ValueError, match="DenoisingBlock: expected features"):
-            nk.DenoisingBlock(**{"features": 4, **settings})
+            nk.training.DenoisingBlock(**{"features": 4, **settings})
     with pytest.raises(ValueError, match="budget must be finite and not negative, got -1"):
-        nk.denoising_sites(model, [], budget=-1)
+        nk.training.denoising_sites(model, [], budget=-1)
 
 
 # -------------------------------------------------------------------------------------------------- what it is good for
@@ -389,7 +390,7 @@ def test_what_else_is_refused() -> None:
 def test_blocks_recover_accuracy() -> None:
     """An MLP on the digits under multiplicative noise at its linear layers: the blocks recover half of the drop."""
     pytest.importorskip("sklearn")
-    from noisykernels.data import load
+    from noisykernels.datasets import load
 
     data, test = load("digits", "train"), load("digits", "test")
     model = fresh("mlp", "digits")
@@ -402,8 +403,8 @@ def test_blocks_recover_accuracy() -> None:
 
     with nk.inject(model, nk.Noise(mul=0.5), where="fc[123]"):
         low = noisy()
-        with nk.insert_denoising(model, "fc[123]", example_input=test[0][:2], bottleneck=16):
-            train(model, data, epochs=15, lr=1e-2, seed=2, on_step=nk.noisy_steps(model, seed=3))
+        with nk.training.insert_denoising(model, "fc[123]", example_input=test[0][:2], bottleneck=16):
+            train(model, data, epochs=15, lr=1e-2, seed=2, on_step=nk.training.noisy_steps(model, seed=3))
             high = noisy()
     assert clean > 0.93 and clean - low > 0.1
     assert high - low > 0.5 * (clean - low)

@@ -31,18 +31,18 @@ FEATURES = 12  # of each of them
 every_op = pytest.mark.parametrize("op", OPS)
 
 
-class Seen(nk.Device):
+class Seen(nk.hardware.Device):
     """Keeps what the devices before it in the list have made."""
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
 
-    def weight(self, weight: Tensor, draw: nk.Draw) -> Tensor:
+    def weight(self, weight: Tensor, draw: nk.hardware.Draw) -> Tensor:
         self.weights.append(weight)
         return weight
 
 
-def held(device: nk.Device, weight: Tensor, op: str = "linear", draw: int = 0, seed: int = SEED) -> Tensor:
+def held(device: nk.hardware.Device, weight: Tensor, op: str = "linear", draw: int = 0, seed: int = SEED) -> Tensor:
     """The weight that the array holds."""
     function, x, _, options = OPS[op]
     x = torch.zeros((1, weight.shape[1]) if op == "linear" else x, dtype=weight.dtype)
@@ -89,7 +89,7 @@ def close(found: Tensor, expected: np.ndarray, size: float, roundings: int) -> N
 def test_a_pair_is_the_published_formula(op: str, over: str, options: dict[str, Any]) -> None:
     """In conductances, as published. Float64: nothing is rounded to another step."""
     weight, g_max, sigma = weights(op, torch.float64), 0.1, 0.004
-    found = held(nk.DifferentialPair(sigma, g_max=g_max, over=over, **options), weight, op, draw=2)
+    found = held(nk.hardware.DifferentialPair(sigma, g_max=g_max, over=over, **options), weight, op, draw=2)
     w, c = weight.numpy(), g_max / largest(op, weight, over)
     g = c * w
     if "levels" in options:
@@ -107,11 +107,11 @@ def test_noise_of_a_pair_without_clipping() -> None:
     """std = sqrt(2) sigma / G_max max|W|; with clipping, a weight of zero has half the mean square."""
     weight = torch.zeros(400, 500)
     weight[0, 0] = -3.0
-    noise = (held(nk.DifferentialPair(0.02, g_max=0.5, clip=False), weight) - weight).double()
+    noise = (held(nk.hardware.DifferentialPair(0.02, g_max=0.5, clip=False), weight) - weight).double()
     n, std = noise.numel(), math.sqrt(2) * 0.02 / 0.5 * 3
     assert float(noise.std()) == pytest.approx(std, rel=SIGMAS / math.sqrt(2 * n))
     assert abs(float(noise.mean())) < SIGMAS * std / math.sqrt(n)
-    clipped = held(nk.DifferentialPair(0.02, g_max=0.5), weight).double().flatten()[1:] / (0.02 / 0.5 * 3)
+    clipped = held(nk.hardware.DifferentialPair(0.02, g_max=0.5), weight).double().flatten()[1:] / (0.02 / 0.5 * 3)
     # max(0, a) - max(0, b): mean square 1/2 + 1/2 - 2 / (2 pi), fourth moment below 3 + 3 + 6 / 4
     assert float(clipped.square().mean()) == pytest.approx(1 - 1 / math.pi, abs=SIGMAS * math.sqrt(7.5 / n))
 
@@ -121,32 +121,35 @@ def test_noise_of_a_pair_without_clipping() -> None:
 def test_without_noise_the_weight_comes_back(op: str, over: str) -> None:
     weight = weights(op)
     for device in (
-        nk.DifferentialPair(0.0, g_max=25.0, over=over),
-        nk.DifferentialPair(0.0, over=over, clip=False),
-        nk.PCM(1e7, programming=0.0, drift=0.0, read=0.0, over=over),
-        nk.PCM(programming=0.0, read=0.0, over=over, compensate=True),
+        nk.hardware.DifferentialPair(0.0, g_max=25.0, over=over),
+        nk.hardware.DifferentialPair(0.0, over=over, clip=False),
+        nk.hardware.PCM(1e7, programming=0.0, drift=0.0, read=0.0, over=over),
+        nk.hardware.PCM(programming=0.0, read=0.0, over=over, compensate=True),
     ):
         assert torch.equal(held(device, weight, op), weight), device
-    for device in (nk.DifferentialPair(0.1, levels=4, over=over), nk.PCM(100.0, over=over, compensate=True)):
+    for device in (
+        nk.hardware.DifferentialPair(0.1, levels=4, over=over),
+        nk.hardware.PCM(100.0, over=over, compensate=True),
+    ):
         assert torch.equal(held(device, torch.zeros_like(weight), op), torch.zeros_like(weight)), device
 
 
 def test_steps_by_hand() -> None:
     w = torch.tensor([[1.0, 0.99, 0.3, 0.2, 0.0, -0.2, -0.3, -0.99, -1.0]])
     down = [1.0, 0.75, 0.25, 0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
-    assert held(nk.DifferentialPair(0.0, levels=4), w).tolist() == [down]
+    assert held(nk.hardware.DifferentialPair(0.0, levels=4), w).tolist() == [down]
     nearest = [1.0, 1.0, 0.25, 0.25, 0.0, -0.25, -0.25, -1.0, -1.0]
-    assert held(nk.DifferentialPair(0.0, levels=4, rounding="nearest"), w).tolist() == [nearest]
+    assert held(nk.hardware.DifferentialPair(0.0, levels=4, rounding="nearest"), w).tolist() == [nearest]
     ends = torch.tensor([[0.7, -0.7, 0.0]])
     for levels in (3, 10, 59, 63, 117, 127):  # the largest weight is on the grid whatever the number of steps
-        assert torch.allclose(held(nk.DifferentialPair(0.0, levels=levels), ends), ends, rtol=2.0**-23, atol=0)
+        assert torch.allclose(held(nk.hardware.DifferentialPair(0.0, levels=levels), ends), ends, rtol=2.0**-23, atol=0)
 
 
 def test_gradient_of_a_pair_by_hand() -> None:
     """1, straight through the steps; 0 where the device that holds the weight is clipped."""
     w = weights("linear").requires_grad_()
     for levels in (None, 5):
-        device = nk.DifferentialPair(0.3, levels=levels)
+        device = nk.hardware.DifferentialPair(0.3, levels=levels)
         (grad,) = torch.autograd.grad(held(device, w).sum(), w)
         size = largest("linear", w, "layer")
         value = w.detach().double().numpy()
@@ -155,7 +158,7 @@ def test_gradient_of_a_pair_by_hand() -> None:
         lives = np.where(value >= 0, value + plus >= 0, -value + minus >= 0)
         assert 0 < lives.sum() < lives.size
         np.testing.assert_array_equal(grad.numpy(), lives)
-    (grad,) = torch.autograd.grad(held(nk.DifferentialPair(0.0), w).sum(), w)
+    (grad,) = torch.autograd.grad(held(nk.hardware.DifferentialPair(0.0), w).sum(), w)
     assert torch.equal(grad, torch.ones_like(w))
 
 
@@ -186,7 +189,7 @@ def test_pcm_is_the_published_model(op: str, over: str, time: float, compensate:
     for dtype, roundings in ((torch.float64, 1000), (torch.float32, 100)):
         weight = weights(op, dtype)
         e = tuple(eps(weight.shape, stage, 1) for stage in stages)
-        found = held(nk.PCM(time, over=over, compensate=compensate), weight, op, draw=1)
+        found = held(nk.hardware.PCM(time, over=over, compensate=compensate), weight, op, draw=1)
         # the largest values are about 4; with 1e-7 a logarithm's argument, and Q, are bounded a little earlier
         close(found, pcm(weight.double().numpy(), largest(op, weight, over), time, compensate, e), 4.0, roundings)
 
@@ -199,7 +202,7 @@ def test_moments_of_pcm() -> None:
     off = {"programming": 0.0, "drift": 0.0, "read": 0.0}
 
     def values(time: float, **on: float) -> np.ndarray:
-        return -held(nk.PCM(time, **(off | on)), weight).double().flatten()[1:].numpy()
+        return -held(nk.hardware.PCM(time, **(off | on)), weight).double().flatten()[1:].numpy()
 
     def check(found: np.ndarray, mean: float, std: float) -> None:
         assert found.mean() == pytest.approx(mean, abs=SIGMAS * std / math.sqrt(n))
@@ -217,15 +220,15 @@ def test_moments_of_pcm() -> None:
 def test_a_chip_ages() -> None:
     """At a later time it is the same chip: what was programmed and the coefficients of the drift are the same."""
     weight = weights("linear")
-    fresh, hour, year = (held(nk.PCM(t, read=0.0), weight).double() for t in (0.0, 3600.0, 3.15e7))
+    fresh, hour, year = (held(nk.hardware.PCM(t, read=0.0), weight).double() for t in (0.0, 3600.0, 3.15e7))
     some = fresh != 0
     slope = (hour / fresh)[some].log() / math.log(3620 / 20)
     assert torch.allclose((year / fresh)[some].log(), slope * math.log(3.150002e7 / 20), atol=1e-5)  # float32
     assert (slope <= 0).all() and len(slope.unique()) > 50
-    restored = held(nk.PCM(3.15e7, compensate=True), weight)
+    restored = held(nk.hardware.PCM(3.15e7, compensate=True), weight)
     assert restored.abs().sum() == pytest.approx(float(fresh.abs().sum()), rel=1e-6)
-    by_channel = held(nk.PCM(3.15e7, compensate=True, over="channel"), weight).double().numpy()
-    made = held(nk.PCM(0.0, read=0.0, over="channel"), weight).double().numpy()
+    by_channel = held(nk.hardware.PCM(3.15e7, compensate=True, over="channel"), weight).double().numpy()
+    made = held(nk.hardware.PCM(0.0, read=0.0, over="channel"), weight).double().numpy()
     size = largest("linear", weight, "channel")
     assert np.abs(by_channel / size).sum() == pytest.approx(np.abs(made / size).sum(), rel=1e-6)
 
@@ -253,8 +256,8 @@ INF, NAN = math.inf, math.nan
 def test_codes_by_hand(options: dict[str, Any], pairs: list[tuple[float, float]]) -> None:
     x = torch.tensor([[value for value, _ in pairs]])
     expected = torch.tensor([[float(code) for _, code in pairs]])
-    one = nk.Draw(nk.contraction.Contraction("linear"), torch.tensor(0), 0, None, None, 0, torch.device("cpu"))
-    for found in (nk.DAC(**options).input(x, one), nk.ADC(**options).output(x, one)):
+    one = nk.hardware.Draw(nk.contraction.Contraction("linear"), torch.tensor(0), 0, None, None, 0, torch.device("cpu"))
+    for found in (nk.hardware.DAC(**options).input(x, one), nk.hardware.ADC(**options).output(x, one)):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -262,7 +265,7 @@ def test_a_code_is_a_multiple_of_the_step_to_the_bit() -> None:
     """What makes the straight-through gradient leaves no rounding behind."""
     x = torch.randn(100, 50)
     for bits, limit, rounding in ((8, 1.7, "nearest"), (5, 0.3, "floor"), (12, 2.1, "floor")):
-        y = nk.linear(x, torch.eye(50), hardware=[nk.DAC(bits, limit, rounding=rounding)])
+        y = nk.linear(x, torch.eye(50), hardware=[nk.hardware.DAC(bits, limit, rounding=rounding)])
         step = torch.tensor(limit) / (2 ** (bits - 1) - 1)
         assert torch.equal((y / step).round() * step, y) and len(y.unique()) > 10
 
@@ -273,15 +276,15 @@ def test_gradient_of_converters_by_hand(rounding: str) -> None:
     x = torch.tensor([[-9.0, -4.1, -4.0, -3.9, 0.3, 0.0, 2.9, 3.0, 3.1, 9.0]], requires_grad=True)
     inside = torch.tensor([[0.0, 0, 1, 1, 1, 1, 1, 1, 0, 0]])
     weight = torch.diag(torch.arange(1.0, 11)).requires_grad_()
-    y = nk.linear(x, weight, hardware=[nk.DAC(3, 3.0, rounding=rounding)])
+    y = nk.linear(x, weight, hardware=[nk.hardware.DAC(3, 3.0, rounding=rounding)])
     grad_x, grad_w = torch.autograd.grad(y.sum(), (x, weight))
     assert torch.equal(grad_x, inside * torch.arange(1.0, 11))
-    codes = nk.linear(x, torch.eye(10), hardware=[nk.DAC(3, 3.0, rounding=rounding)])
+    codes = nk.linear(x, torch.eye(10), hardware=[nk.hardware.DAC(3, 3.0, rounding=rounding)])
     assert torch.equal(grad_w, codes.expand(10, 10))  # of the product: with the codes
-    y = nk.linear(x, torch.eye(10), hardware=[nk.ADC(3, 3.0, rounding=rounding)])
+    y = nk.linear(x, torch.eye(10), hardware=[nk.hardware.ADC(3, 3.0, rounding=rounding)])
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(grad, inside)
-    y = nk.linear(x, torch.eye(10), hardware=[nk.ADC(3, "row", rounding=rounding)])
+    y = nk.linear(x, torch.eye(10), hardware=[nk.hardware.ADC(3, "row", rounding=rounding)])
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(grad, torch.ones_like(x))
 
@@ -291,13 +294,17 @@ def test_limits_of_channels(op: str) -> None:
     """Of input channels for a DAC, of output channels for an ADC; numbers as they come alone."""
     function, x_shape, _, options = OPS[op]
     x, weight = torch.randint(-9, 10, x_shape).float(), torch.randint(-3, 4, OPS[op][2]).float()
-    clean = function(x, weight, hardware=[nk.Device()], **options)
-    for kind, value in ((nk.DAC, x), (nk.ADC, clean)):
+    clean = function(x, weight, hardware=[nk.hardware.Device()], **options)
+    for kind, value in ((nk.hardware.DAC, x), (nk.hardware.ADC, clean)):
         limits = torch.tensor([3.5, 7.0, 14.0, 1.75]).repeat(5)[: value.shape[1]]
         expected = torch.empty_like(value)
         for n, limit in enumerate(limits):
             expected[:, n] = (value[:, n] / (limit / 7)).round().clamp(-8, 7) * (limit / 7)
-        expected = function(expected, weight, hardware=[nk.Device()], **options) if kind is nk.DAC else expected
+        expected = (
+            function(expected, weight, hardware=[nk.hardware.Device()], **options)
+            if kind is nk.hardware.DAC
+            else expected
+        )
         assert torch.equal(function(x, weight, hardware=[kind(4, limits)], **options), expected)
         with pytest.raises(ValueError, match=f"{kind.__name__}: limit must hold one value for each of"):
             function(x, weight, hardware=[kind(4, limits[1:])], **options)
@@ -305,7 +312,9 @@ def test_limits_of_channels(op: str) -> None:
 
 def test_channels_of_a_linear_layer_are_last() -> None:
     x = torch.randint(-9, 10, (2, 3, 4)).float()
-    y = nk.linear(x, torch.eye(4), hardware=[nk.DAC(4, torch.tensor([7.0, 7, 7, 3.5])), nk.ADC(4, "row")])
+    y = nk.linear(
+        x, torch.eye(4), hardware=[nk.hardware.DAC(4, torch.tensor([7.0, 7, 7, 3.5])), nk.hardware.ADC(4, "row")]
+    )
     expected = x.round().clamp(-8, 7)
     expected[..., 3] = (x[..., 3] * 2).clamp(-8, 7) / 2
     limit = expected.abs().amax((1, 2), keepdim=True) / 7  # of all positions of the row
@@ -317,7 +326,7 @@ def test_brainscales_codes_to_the_bit() -> None:
     generator = torch.Generator().manual_seed(2)
     x = torch.randint(0, 32, (20, 128), generator=generator)
     weight = torch.randint(-63, 64, (30, 128), generator=generator)
-    hardware = [nk.DAC(5, 31.0, signed=False), nk.ADC(8, 127.0, rounding="floor")]
+    hardware = [nk.hardware.DAC(5, 31.0, signed=False), nk.hardware.ADC(8, 127.0, rounding="floor")]
     y = nk.linear(x + 0.25, weight / 128, hardware=hardware)
     expected = ((x @ weight.T) // 128).clamp(-128, 127)
     assert (expected == -128).any() and (expected == 127).any() and torch.equal(y.long(), expected)
@@ -331,13 +340,13 @@ def test_columns(op: str) -> None:
     """One number for each output channel and chip, at all rows and positions; in list order, the bias last."""
     function, x_shape, _, options = OPS[op]
     x, weight = torch.randn(x_shape), weights(op)
-    clean = function(x, weight, hardware=[nk.Device()], **options)
+    clean = function(x, weight, hardware=[nk.hardware.Device()], **options)
     bias = torch.arange(float(FEATURES))
     wide = (-1, *[1] * (x.dim() - 2))
     for draw in (0, 7):
         gain = 1 + 0.5 * torch.from_numpy(eps((FEATURES,), "column_gain", draw)).float().view(wide)
         offset = 2 * torch.from_numpy(eps((FEATURES,), "column_offset", draw)).float().view(wide)
-        devices = [nk.ColumnGain(0.5), nk.ColumnOffset(2.0)]
+        devices = [nk.hardware.ColumnGain(0.5), nk.hardware.ColumnOffset(2.0)]
         for hardware, expected in ((devices, clean * gain + offset), (devices[::-1], (clean + offset) * gain)):
             y = function(x, weight, bias, hardware=hardware, seed=SEED, site=SITE, draws=[draw], **options)
             torch.testing.assert_close(y, expected + bias.view(wide))
@@ -347,21 +356,27 @@ def test_columns(op: str) -> None:
 def test_a_list_is_applied_in_order() -> None:
     """Inputs, then weights, the contraction, outputs, the bias after all."""
     x, w, bias = torch.tensor([[2.6]]), torch.tensor([[10.0]]), torch.tensor([0.25])
-    hardware = [nk.ADC(8, 127.0), nk.DAC(4, 7.0), nk.ADC(3, 3.0), nk.DifferentialPair(0.0)]
+    hardware = [
+        nk.hardware.ADC(8, 127.0),
+        nk.hardware.DAC(4, 7.0),
+        nk.hardware.ADC(3, 3.0),
+        nk.hardware.DifferentialPair(0.0),
+    ]
     assert nk.linear(x, w, bias, hardware=hardware).item() == 3.25  # 3 * 10 -> 30 -> 3
-    assert nk.linear(x, w, bias, hardware=[nk.DAC(4, 7.0), nk.DAC(2, 1.0)]).item() == 10.25  # 3 -> 1
+    assert nk.linear(x, w, bias, hardware=[nk.hardware.DAC(4, 7.0), nk.hardware.DAC(2, 1.0)]).item() == 10.25  # 3 -> 1
 
 
 # ------------------------------------------------------------------------------------------- whose noise it is
 
-MODELS: dict[str, Callable[[], list[nk.Device]]] = {
-    "pair": lambda: [nk.DifferentialPair(0.05, levels=16, over="channel")],
-    "pcm": lambda: [nk.PCM(1e5, compensate=True)],
-    "converters": lambda: [nk.DAC(4, "row"), nk.ADC(6, "row", rounding="floor")],
-    "columns": lambda: [nk.ColumnGain(0.1), nk.ColumnOffset(0.3)],
+MODELS: dict[str, Callable[[], list[nk.hardware.Device]]] = {
+    "pair": lambda: [nk.hardware.DifferentialPair(0.05, levels=16, over="channel")],
+    "pcm": lambda: [nk.hardware.PCM(1e5, compensate=True)],
+    "converters": lambda: [nk.hardware.DAC(4, "row"), nk.hardware.ADC(6, "row", rounding="floor")],
+    "columns": lambda: [nk.hardware.ColumnGain(0.1), nk.hardware.ColumnOffset(0.3)],
     "all": lambda: [
-        nk.DAC(5, 31.0), nk.PCM(10.0), nk.DifferentialPair(0.02), nk.ColumnGain(0.1), nk.ColumnOffset(0.3),
-        nk.ADC(8, "row"),
+        nk.hardware.DAC(5, 31.0), nk.hardware.PCM(10.0), nk.hardware.DifferentialPair(0.02),
+        nk.hardware.ColumnGain(0.1), nk.hardware.ColumnOffset(0.3),
+        nk.hardware.ADC(8, "row"),
     ],
 }  # fmt: skip
 
@@ -404,7 +419,7 @@ def test_a_result_does_not_depend_on_its_company(op: str, model: str) -> None:
     assert torch.equal(hardware_again(run, model, hardware), whole)
 
 
-def hardware_again(run: Callable[..., Tensor], model: str, hardware: list[nk.Device]) -> Tensor:
+def hardware_again(run: Callable[..., Tensor], model: str, hardware: list[nk.hardware.Device]) -> Tensor:
     """With a copy of the devices."""
     hardware[:] = copy.deepcopy(hardware)
     return run(shared=True)
@@ -413,7 +428,7 @@ def hardware_again(run: Callable[..., Tensor], model: str, hardware: list[nk.Dev
 def test_what_is_held_does_not_depend_on_the_memory_format() -> None:
     """Of a weight with enough values for vector instructions, whose logarithms differ in the last bit from others."""
     weight = torch.randn(12, 6, 7, 7)
-    for device in (nk.DifferentialPair(0.05, levels=9, over="channel"), nk.PCM(1e5, compensate=True)):
+    for device in (nk.hardware.DifferentialPair(0.05, levels=9, over="channel"), nk.hardware.PCM(1e5, compensate=True)):
         seen = Seen()
         for w in (weight, weight.to(memory_format=torch.channels_last), weight.flip(3).clone().flip(3)):
             nk.conv2d(torch.zeros(1, 6, 7, 7), w, hardware=[device, seen], seed=SEED)
@@ -422,7 +437,7 @@ def test_what_is_held_does_not_depend_on_the_memory_format() -> None:
 
 def test_chips_and_sites_differ() -> None:
     weight = torch.ones(20, 20)
-    for device in (nk.DifferentialPair(0.1), nk.PCM()):
+    for device in (nk.hardware.DifferentialPair(0.1), nk.hardware.PCM()):
         chips = [held(device, weight, draw=d, seed=s) - 1 for d in (0, 1) for s in (0, 1)]
         values = torch.stack(chips).flatten(1).double()
         assert len(values.unique()) > 0.9 * values.numel()
@@ -433,13 +448,13 @@ def test_chips_and_sites_differ() -> None:
 def test_two_devices_may_not_draw_from_one_stream() -> None:
     x, w = torch.zeros(1, 2), torch.zeros(2, 2)
     for pair, operand in (
-        ([nk.PCM(), nk.PCM()], "programming"),
-        ([nk.ColumnOffset(1.0), nk.ColumnGain(1.0), nk.ColumnOffset(2.0)], "column_offset"),
-        ([nk.MacNoise(read=0.1, explicit=True), nk.PCM()], "read"),
+        ([nk.hardware.PCM(), nk.hardware.PCM()], "programming"),
+        ([nk.hardware.ColumnOffset(1.0), nk.hardware.ColumnGain(1.0), nk.hardware.ColumnOffset(2.0)], "column_offset"),
+        ([nk.MacNoise(read=0.1, explicit=True), nk.hardware.PCM()], "read"),
     ):
         with pytest.raises(ValueError, match=f"linear: hardware must have at most one device that draws '{operand}'"):
             nk.linear(x, w, hardware=pair, seed=0)
-    nk.linear(x, w, hardware=[nk.MacNoise(read=0.1), nk.PCM(), nk.WeightNoise(add=0.1)], seed=0)
+    nk.linear(x, w, hardware=[nk.MacNoise(read=0.1), nk.hardware.PCM(), nk.WeightNoise(add=0.1)], seed=0)
 
 
 # ------------------------------------------------------------------------------------------- torch
@@ -450,10 +465,10 @@ def test_two_devices_may_not_draw_from_one_stream() -> None:
 def test_gradcheck(op: str, model: str) -> None:
     """The smooth ones, in float64. max|W| takes part in no gradient: the largest weight is held."""
     function, x_shape, w_shape, options = OPS[op]
-    hardware: list[nk.Device] = {
-        "pair": [nk.DifferentialPair(0.1, clip=False)],
-        "pcm": [nk.PCM(1e4, programming=0.2, read=0.5)],
-        "columns": [nk.ColumnGain(0.3), nk.ColumnOffset(0.3)],
+    hardware: list[nk.hardware.Device] = {
+        "pair": [nk.hardware.DifferentialPair(0.1, clip=False)],
+        "pcm": [nk.hardware.PCM(1e4, programming=0.2, read=0.5)],
+        "columns": [nk.hardware.ColumnGain(0.3), nk.hardware.ColumnOffset(0.3)],
     }[model]
     fixed = weights(op, torch.float64).sign() * torch.empty(w_shape, dtype=torch.float64).uniform_(0.3, 0.9)
     fixed.view(-1)[:2] = torch.tensor([2.0, -0.5])
@@ -470,7 +485,7 @@ def test_gradcheck(op: str, model: str) -> None:
 
 def test_gradients_are_finite_where_weights_vanish() -> None:
     w = torch.tensor([[0.0, 1e-30, -1e-8, 1.0]], requires_grad=True)
-    for device in (nk.DifferentialPair(0.1, levels=4), nk.PCM(100.0, compensate=True)):
+    for device in (nk.hardware.DifferentialPair(0.1, levels=4), nk.hardware.PCM(100.0, compensate=True)):
         (grad,) = torch.autograd.grad(held(device, w).sum(), w)
         assert grad.isfinite().all(), device
         zeros = torch.zeros(1, 3, requires_grad=True)
@@ -505,10 +520,15 @@ def test_compiled_in_one_graph(op: str) -> None:
 def test_half_types_round_once(dtype: torch.dtype) -> None:
     """What float32 makes of the same values, rounded."""
     weight = weights("linear").to(dtype)
-    for device in (nk.DifferentialPair(0.05, levels=9), nk.PCM(1e4, compensate=True)):
+    for device in (nk.hardware.DifferentialPair(0.05, levels=9), nk.hardware.PCM(1e4, compensate=True)):
         assert torch.equal(held(device, weight), held(device, weight.float()).to(dtype))
     x = (torch.randn(5, 4) * 3).to(dtype)
-    for hardware in ([nk.DAC(6, 2.0)], [nk.ADC(6, "row")], [nk.ColumnOffset(0.1)], [nk.ColumnGain(0.1)]):
+    for hardware in (
+        [nk.hardware.DAC(6, 2.0)],
+        [nk.hardware.ADC(6, "row")],
+        [nk.hardware.ColumnOffset(0.1)],
+        [nk.hardware.ColumnGain(0.1)],
+    ):
         one, other = (nk.linear(v, torch.eye(4, dtype=v.dtype), hardware=hardware, seed=1) for v in (x, x.float()))
         assert torch.equal(one, other.to(dtype))
 
@@ -518,12 +538,12 @@ def test_autocast_decides_the_type(op: str) -> None:
     """That of the contraction, with a bias too; what the array holds is made in float32."""
     function, x_shape, _, options = OPS[op]
     weight, seen = weights(op), Seen()
-    hardware = [nk.PCM(10.0), seen, nk.ColumnOffset(0.1), nk.ADC(8, "row")]
+    hardware = [nk.hardware.PCM(10.0), seen, nk.hardware.ColumnOffset(0.1), nk.hardware.ADC(8, "row")]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for bias in (None, torch.zeros(FEATURES)):
             y = function(torch.randn(x_shape), weight, bias, hardware=hardware, seed=SEED, site=SITE, **options)
             assert y.dtype == torch.bfloat16
-    assert torch.equal(seen.weights[0], held(nk.PCM(10.0), weight, op))
+    assert torch.equal(seen.weights[0], held(nk.hardware.PCM(10.0), weight, op))
 
 
 @every_op
@@ -540,7 +560,13 @@ def test_vmap_over_inputs_is_a_loop(op: str) -> None:
 def test_the_noise_is_made_where_the_operands_are() -> None:
     """An integer seed is on the CPU; the noise is on the operands' device all the same."""
     x, weight = torch.zeros(2, 3, device="meta"), torch.zeros(4, 3, device="meta")
-    hardware = [nk.DifferentialPair(0.1), nk.PCM(), nk.ColumnGain(0.1), nk.ColumnOffset(0.1), nk.ADC(8, "row")]
+    hardware = [
+        nk.hardware.DifferentialPair(0.1),
+        nk.hardware.PCM(),
+        nk.hardware.ColumnGain(0.1),
+        nk.hardware.ColumnOffset(0.1),
+        nk.hardware.ADC(8, "row"),
+    ]
     y = nk.linear(x, weight, hardware=hardware, seed=1)
     assert y.device.type == "meta" and y.shape == (2, 4)
 
@@ -548,7 +574,9 @@ def test_the_noise_is_made_where_the_operands_are() -> None:
 def test_nothing_to_do() -> None:
     for model in MODELS.values():
         assert nk.linear(torch.zeros(0, 3), torch.ones(4, 3), hardware=model(), seed=1).shape == (0, 4)
-        y = nk.linear(torch.zeros(2, 0), torch.zeros(4, 0), hardware=[nk.DAC(4, "row"), nk.ADC(4, 1.0)], seed=1)
+        y = nk.linear(
+            torch.zeros(2, 0), torch.zeros(4, 0), hardware=[nk.hardware.DAC(4, "row"), nk.hardware.ADC(4, 1.0)], seed=1
+        )
         assert torch.equal(y, torch.zeros(2, 4))
         assert nk.linear(torch.ones(3), torch.ones(4, 3), hardware=model(), seed=1).shape == (4,)
 
@@ -557,23 +585,29 @@ def test_one_after_the_other_is_the_contraction_of_what_they_make() -> None:
     """A noisy image through all of them, against the same steps one by one."""
     x, weight, bias = torch.randn(3, 4, 5, 5), weights("conv2d"), torch.randn(FEATURES)
     options = OPS["conv2d"][3]
-    hardware = [nk.InputNoise(add=0.1), nk.DAC(6, 3.0), nk.DifferentialPair(0.1), nk.ColumnGain(0.1), nk.ADC(7, 31.5)]
+    hardware = [
+        nk.InputNoise(add=0.1),
+        nk.hardware.DAC(6, 3.0),
+        nk.hardware.DifferentialPair(0.1),
+        nk.hardware.ColumnGain(0.1),
+        nk.hardware.ADC(7, 31.5),
+    ]
     y = nk.conv2d(x, weight, bias, hardware=hardware, seed=SEED, site=SITE, draws=[2], **options)
     noisy = x + 0.1 * nk.eps(x.shape, seed=SEED, site=SITE, operand="input", draw=2)
     codes = (noisy / (3 / 31)).round().clamp(-32, 31) * (3 / 31)
-    array = held(nk.DifferentialPair(0.1), weight, "conv2d", draw=2)
+    array = held(nk.hardware.DifferentialPair(0.1), weight, "conv2d", draw=2)
     sums = F.conv2d(codes, array, **options)
     sums = sums * (1 + 0.1 * torch.from_numpy(eps((FEATURES,), "column_gain", 2)).float().view(-1, 1, 1))
     steps = (y - bias.view(-1, 1, 1) - sums).abs() / 0.5
     assert steps.max() < 0.51 and (sums.abs() < 31).all()  # rounded to the nearest code; a little for float32
 
 
-class Stuck(nk.Device):
+class Stuck(nk.hardware.Device):
     """A device of a user's: see docs/hardware.md."""
 
     operands = ("programming",)
 
-    def weight(self, weight: Tensor, draw: nk.Draw) -> Tensor:
+    def weight(self, weight: Tensor, draw: nk.hardware.Draw) -> Tensor:
         u = draw.fixed(weight.shape, "programming", kind="uniform")
         return torch.where(u < 3**0.5 * (2 * 0.01 - 1), 0.0, weight)
 
@@ -586,18 +620,21 @@ def test_a_device_of_ones_own() -> None:
         low, high = stats.binom.interval(1 - FALSE_ALARM, weight.numel(), share)
         assert low <= int(stuck.sum()) <= high
     with pytest.raises(ValueError, match="at most one device that draws 'programming'"):
-        nk.linear(torch.ones(1, 4), torch.ones(3, 4), hardware=[Stuck(), nk.PCM()])
+        nk.linear(torch.ones(1, 4), torch.ones(3, 4), hardware=[Stuck(), nk.hardware.PCM()])
 
 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: nk.DifferentialPair(0.1, levels=8), "DifferentialPair(sigma=0.1, g_max=1.0, levels=8, over='layer', "),
-        (lambda: nk.PCM(20.0), "PCM(time=20.0, over='layer', "),
-        (lambda: nk.DAC(4, "row"), "DAC(bits=4, limit='row', signed=True, rounding='nearest')"),
-        (lambda: nk.ADC(4, torch.ones(3)), "ADC(bits=4, limit=<[3]>, signed=True, rounding='nearest')"),
-        (lambda: nk.ColumnGain(torch.tensor(0.5)), "ColumnGain(sigma=0.5)"),
+        (
+            lambda: nk.hardware.DifferentialPair(0.1, levels=8),
+            "DifferentialPair(sigma=0.1, g_max=1.0, levels=8, over='layer', ",
+        ),
+        (lambda: nk.hardware.PCM(20.0), "PCM(time=20.0, over='layer', "),
+        (lambda: nk.hardware.DAC(4, "row"), "DAC(bits=4, limit='row', signed=True, rounding='nearest')"),
+        (lambda: nk.hardware.ADC(4, torch.ones(3)), "ADC(bits=4, limit=<[3]>, signed=True, rounding='nearest')"),
+        (lambda: nk.hardware.ColumnGain(torch.tensor(0.5)), "ColumnGain(sigma=0.5)"),
     ],
 )
-def test_shown(make: Callable[[], nk.Device], text: str) -> None:
+def test_shown(make: Callable[[], nk.hardware.Device], text: str) -> None:
     assert repr(make()).startswith(text)

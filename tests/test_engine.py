@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import noisykernels as nk
-from noisykernels import data, models
-from noisykernels.train import accuracy, train
+from noisykernels.datasets import vision as data
+from noisykernels.training import accuracy, train
+from noisykernels.zoo import networks as models
 
 NOISE = nk.Noise(add=1.0)
 LEVELS = [0.0, 0.3, 3.0]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from noisykernels import fit
-from noisykernels.bands import band, wilson
-from noisykernels.fit import Midpoint, crossings, fit_midpoint
+from noisykernels.stats import Midpoint, band, fit_midpoint, wilson
+from noisykernels.stats import midpoint as fit
+from noisykernels.stats.midpoint import crossings
 
 CLEAN, FLOOR = 0.9, 0.1
 LEVELS = np.logspace(-2, 2, 9)

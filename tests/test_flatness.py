@@ -12,7 +12,8 @@ import noisykernels as nk
 
 
 @pytest.mark.parametrize(
-    "ascent, options", [(nk.SAM, {}), (nk.ASAM, {"eta": 0.01}), (nk.SAMSON, {"eta": 0.01, "p": 2.0})]
+    "ascent, options",
+    [(nk.training.SAM, {}), (nk.training.ASAM, {"eta": 0.01}), (nk.training.SAMSON, {"eta": 0.01, "p": 2.0})],
 )
 def test_by_hand(ascent: Any, options: dict[str, float]) -> None:
     torch.manual_seed(0)
@@ -24,14 +25,14 @@ def test_by_hand(ascent: Any, options: dict[str, float]) -> None:
         here = F.cross_entropy(x[rows].double() @ w.T, y[rows])
         (g,) = torch.autograd.grad(here, w)
         t = torch.ones_like(weight)
-        if ascent is not nk.SAM:
+        if ascent is not nk.training.SAM:
             t = weight.abs() + options["eta"]
-        if ascent is nk.SAMSON:
+        if ascent is nk.training.SAMSON:
             t = t / weight.norm()
         moved = weight + rho * t**2 * g / (t * g).norm()
         there = F.cross_entropy(x[rows].double() @ moved.T, y[rows])
         expected += float(there - here) * (rows.stop - rows.start) / 7
-    found = nk.m_sharpness(model, (x, y), rho=rho, ascent=ascent, batch_size=4, **options)
+    found = nk.training.m_sharpness(model, (x, y), rho=rho, ascent=ascent, batch_size=4, **options)
     assert found == pytest.approx(expected, rel=1e-4)  # float32, a difference of losses of about one
     assert expected > 0.01
 
@@ -42,11 +43,11 @@ def test_nothing_of_the_model_changes() -> None:
     F.cross_entropy(model(x), y).backward()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     grads = [p.grad for p in model.parameters()]
-    nk.m_sharpness(model, (x, y), rho=0.5)
+    nk.training.m_sharpness(model, (x, y), rho=0.5)
     with pytest.raises((ValueError, IndexError)):
-        nk.m_sharpness(model, (x, y + 7), rho=0.5)
+        nk.training.m_sharpness(model, (x, y + 7), rho=0.5)
     with pytest.raises(ValueError, match="labels"):
-        nk.m_sharpness(model, x)
+        nk.training.m_sharpness(model, x)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True)) and model.training
 
@@ -60,13 +61,13 @@ def test_a_larger_ball_is_worse_and_sharpness_aware_training_flatter(start: int)
     for rho in (0.0, 0.5):
         torch.manual_seed(start)
         model = torch.nn.Sequential(torch.nn.Linear(10, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
-        optimizer = nk.SAM(model.named_parameters(), torch.optim.SGD, rho=rho, lr=0.1, momentum=0.9)
+        optimizer = nk.training.SAM(model.named_parameters(), torch.optim.SGD, rho=rho, lr=0.1, momentum=0.9)
         for _ in range(100):
             for _ in optimizer.passes():
                 F.cross_entropy(model(x), y).backward()
             optimizer.step()
             optimizer.zero_grad()
-        rises = [nk.m_sharpness(model, (x, y), rho=r) for r in (0.01, 0.1, 0.5)]
+        rises = [nk.training.m_sharpness(model, (x, y), rho=r) for r in (0.01, 0.1, 0.5)]
         assert rises == sorted(rises)
         sharp.append(rises[-1])
     assert sharp[1] < sharp[0]

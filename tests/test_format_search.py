@@ -14,25 +14,27 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels import format_runs
-from noisykernels.arithmetic import Serial
-from noisykernels.cost import CostModel
-from noisykernels.format_plots import plot_agreement, plot_front
-from noisykernels.format_runs import FormatRuns, r_squared
-from noisykernels.format_search import (
+from noisykernels._engine.store import StoreError
+from noisykernels.arithmetic import CostModel, FixedFormat, FloatFormat, Format, Serial, as_format
+from noisykernels.experiments import (
     FormatChoice,
+    FormatResult,
     LinearPredictor,
-    changed,
+    Sweep,
+    design_space,
     exhaustive_search,
-    refined,
+    format_runs,
+    layer_formats,
+    plot_running_sums,
+    running_sums,
     search_format,
+    sweep_formats,
 )
-from noisykernels.format_sweep import FormatResult, Sweep, design_space, sweep_formats
-from noisykernels.formats import FixedFormat, FloatFormat, Format, as_format
-from noisykernels.models import MLP, LeNet5
-from noisykernels.per_layer import layer_formats, operations
-from noisykernels.running_sum import plot_running_sums, running_sums
-from noisykernels.store import StoreError
+from noisykernels.experiments.format_layers import operations
+from noisykernels.experiments.format_runs import FormatRuns, r_squared
+from noisykernels.experiments.format_search import changed, refined
+from noisykernels.plotting import plot_agreement, plot_front
+from noisykernels.zoo import MLP, LeNet5
 
 Problem = tuple[nn.Module, tuple[Tensor, Tensor]]
 SAME = LinearPredictor(1.0, 0.0, 1.0, 0.0, 100)
@@ -187,13 +189,13 @@ def test_a_sweep_goes_on_where_it_stopped(problem: Problem, tmp_path: Path, monk
             sweep_formats(model, **{"data": (x, y), **change}, formats=names, store=store)
 
 
-class Rounds(nk.Device):
+class Rounds(nk.hardware.Device):
     """A device that prints itself with its address."""
 
     def __init__(self, step: float) -> None:
         self.step = step
 
-    def output(self, y: Tensor, draw: nk.Draw) -> Tensor:
+    def output(self, y: Tensor, draw: nk.hardware.Draw) -> Tensor:
         return (y / self.step).round() * self.step
 
 
@@ -204,7 +206,7 @@ def test_a_store_tells_apart_what_prints_the_same(problem: Problem, tmp_path: Pa
         return sweep_formats(model, (x, y), ["M2E4"], store=tmp_path / store, **how).results
 
     turned = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    orders = [nk.random_order(64, seed) for seed in (1, 2)]
+    orders = [nk.arithmetic.random_order(64, seed) for seed in (1, 2)]
     for k, order in enumerate((*orders, orders[0].clone())):
         sweep = {"arithmetic": lambda f, order=order: Serial(f, order=order), "store": tmp_path / "orders.db"}
         if k == 1:

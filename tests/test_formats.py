@@ -21,9 +21,10 @@ from operators import assert_same_bits
 from scipy.stats import binom, norm
 from torch import Tensor
 
-from noisykernels import _C, reference
-from noisykernels.formats import FORMATS, FixedFormat, FloatFormat, Format, as_format, quantize
-from noisykernels.reference_serial import quantized
+from noisykernels import _C
+from noisykernels.arithmetic import FORMATS, FixedFormat, FloatFormat, Format, as_format, quantize
+from noisykernels.reference import noise as reference
+from noisykernels.reference.serial import quantized
 
 ROUNDINGS = ("truncate", "nearest", "stochastic")
 KEY: dict[str, Any] = dict(seed=2**63 + 5, site=9)

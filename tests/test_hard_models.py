@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.inject import inject
-from noisykernels.tape import record_tape
+from noisykernels._graph.recorder import record_tape
+from noisykernels.injection import inject
 
 
 class Net(nn.Module):

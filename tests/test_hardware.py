@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
-from noisykernels import _C, reference
+from noisykernels import _C
+from noisykernels.reference import noise as reference
 
 NOISES: dict[str, dict[str, Any]] = {
     "add": dict(add=0.25),
@@ -138,7 +139,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 # ------------------------------------------------------------------------- the kernels against plain torch
 
 
-def value_and_gradients(name: str, hardware: list[nk.Device], dtype: torch.dtype = torch.float32, **ids: Any) -> Any:
+def value_and_gradients(
+    name: str, hardware: list[nk.hardware.Device], dtype: torch.dtype = torch.float32, **ids: Any
+) -> Any:
     op, operands, how = layer(name, dtype)
     y = op(*operands, **how, hardware=hardware, **KEY, **ids)
     along = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
@@ -378,7 +381,7 @@ def test_fake_tensors_of_a_device_that_is_not_there() -> None:
 # ----------------------------------------------------------------------------------------------------- errors
 
 
-class Draws(nk.Device):
+class Draws(nk.hardware.Device):
     """A device of a user that draws from given streams."""
 
     def __init__(self, *operands: str) -> None:
@@ -389,11 +392,11 @@ class Draws(nk.Device):
     ("noise", "stream"),
     [
         (nk.InputNoise(add=0.1), "input"), (nk.WeightNoise(add=0.1), "weight"), (nk.MacNoise(0.1), "per_product"),
-        (nk.MacNoise(0.1, explicit=True), "per_step"), (nk.ColumnGain(0.1), "column_gain"),
+        (nk.MacNoise(0.1, explicit=True), "per_step"), (nk.hardware.ColumnGain(0.1), "column_gain"),
     ],
     ids=str,
 )  # fmt: skip
-def test_devices_of_one_stream_are_refused(noise: nk.Device, stream: str) -> None:
+def test_devices_of_one_stream_are_refused(noise: nk.hardware.Device, stream: str) -> None:
     """Two of a kind, and a user's own beside ours; others go together."""
     x, w = torch.ones(4, 3), torch.ones(2, 3)
     said = "linear: hardware must have at most one device that draws "

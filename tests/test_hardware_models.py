@@ -126,7 +126,7 @@ def test_what_is_empty() -> None:
         for device in (
             nk.WeightNoise(add=1.0, relative="layer"),
             nk.WeightNoise(add=1.0, relative="channel"),
-            nk.PCM(),
+            nk.hardware.PCM(),
         ):
             y = nk.linear(torch.ones(2, k), torch.ones(n, k), hardware=[device], seed=1)
             assert y.shape == (2, n) and (y == 0).all()
@@ -143,7 +143,7 @@ def test_what_is_empty() -> None:
 
 def test_devices_that_are_subclasses_stay_so_at_another_level() -> None:
     class Bounded(nk.WeightNoise):
-        def weight(self, weight: Tensor, draw: nk.Draw) -> Tensor:
+        def weight(self, weight: Tensor, draw: nk.hardware.Draw) -> Tensor:
             return super().weight(weight, draw).clamp(-0.1, 0.1)
 
     assert isinstance(Bounded(add=1.0).scaled(2.0), Bounded)
@@ -157,10 +157,10 @@ def test_devices_that_are_subclasses_stay_so_at_another_level() -> None:
 
 @pytest.mark.parametrize(
     "device",
-    [nk.PCM(), nk.DifferentialPair(0.2), nk.ColumnOffset(0.5), nk.ColumnGain(0.5)],
+    [nk.hardware.PCM(), nk.hardware.DifferentialPair(0.2), nk.hardware.ColumnOffset(0.5), nk.hardware.ColumnGain(0.5)],
     ids=lambda d: type(d).__name__,
 )
-def test_a_level_reaches_every_device(device: nk.Device) -> None:
+def test_a_level_reaches_every_device(device: nk.hardware.Device) -> None:
     model, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
     with nk.inject(model, None, hardware=[device], example_input=x):
         with nk.noise_state(model, seed=1, level=0.0):
@@ -170,7 +170,7 @@ def test_a_level_reaches_every_device(device: nk.Device) -> None:
     torch.testing.assert_close(silent, model(x), rtol=0, atol=1e-6)
     assert not torch.allclose(noisy, silent, atol=1e-3)
 
-    class Unscaled(nk.Device):
+    class Unscaled(nk.hardware.Device):
         operands = ("programming",)
 
     with nk.inject(model, None, hardware=[Unscaled()], example_input=x), nk.noise_state(model, seed=1, level=0.5):
@@ -182,12 +182,12 @@ def test_measures_see_the_hardware() -> None:
     model, x = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval(), torch.randn(50, 4)
 
     def variance() -> float:
-        return next(r.variance for r in nk.site_statistics(model, x, seed=1) if r.site == "0:linear#0")
+        return next(r.variance for r in nk.training.site_statistics(model, x, seed=1) if r.site == "0:linear#0")
 
     plain = variance()
-    with nk.inject(model, None, hardware=[nk.ColumnGain(30.0)], example_input=x):
+    with nk.inject(model, None, hardware=[nk.hardware.ColumnGain(30.0)], example_input=x):
         assert variance() > 20 * plain
-    model[0] = nk.NoisyLinear(4, 3, hardware=[nk.ColumnGain(30.0)])
+    model[0] = nk.NoisyLinear(4, 3, hardware=[nk.hardware.ColumnGain(30.0)])
     assert variance() > 20 * plain
 
 
@@ -227,9 +227,9 @@ def test_votes_of_chips() -> None:
 def test_batch_norms_are_recalibrated_under_hardware() -> None:
     """The statistics are those of the noisy layer."""
     model, x = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4)), torch.randn(500, 6)
-    hardware = [nk.ColumnOffset(5.0)]
+    hardware = [nk.hardware.ColumnOffset(5.0)]
     with nk.inject(model, None, hardware=hardware, example_input=x[:2]):
-        nk.recalibrate_bn(model, x, seed=4, batch_size=500)
+        nk.training.recalibrate_bn(model, x, seed=4, batch_size=500)
     sites = {s.name: s.id for s in nk.sites(model, x[:2])}
     layer = model[0]
     y = nk.linear(x, layer.weight, layer.bias, hardware=hardware, seed=4, site=sites["0:linear#0"])

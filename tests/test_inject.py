@@ -12,8 +12,9 @@ from operators import assert_same_bits
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels import models, reference
-from noisykernels.sites import hashed_id, site_ids
+from noisykernels.noise.contract import hashed_id, site_ids
+from noisykernels.reference import noise as reference
+from noisykernels.zoo import networks as models
 
 # -------------------------------------------------------------------------------- names and numbers
 

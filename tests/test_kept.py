@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import noisykernels as nk
-from noisykernels import kept
-from noisykernels.evaluator import Evaluator
-from noisykernels.models import MLP
-from noisykernels.store import StoreError
+from noisykernels._engine import cached as kept
+from noisykernels._engine.evaluator import Evaluator
+from noisykernels._engine.store import StoreError
+from noisykernels.zoo import MLP
 
 SETTINGS: dict[str, Any] = dict(noise=nk.Noise(add=1.0), seed=1)
 

@@ -15,9 +15,9 @@ from scipy.stats import chi2
 from torch import Tensor
 
 import noisykernels as nk
-from noisykernels import reference
-from noisykernels.contraction import Contraction
-from noisykernels.macs import deviation
+from noisykernels.hardware.contraction import Contraction
+from noisykernels.hardware.macs import deviation
+from noisykernels.reference import noise as reference
 
 
 def products_one_by_one(x: Tensor, w: Tensor, m: float, a: float, s: float, draw: int) -> np.ndarray:

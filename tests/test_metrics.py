@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
-from noisykernels.train import train
+from noisykernels.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +47,7 @@ def test_the_signal_is_what_plain_torch_sees() -> None:
             values.append(v)
         values.append(model[5](v.flatten(1)))
     for size in (500, 5):
-        found = nk.site_statistics(model, (x, torch.zeros(23)), batch_size=size)
+        found = nk.training.site_statistics(model, (x, torch.zeros(23)), batch_size=size)
         names = [r.site for r in found]
         assert names == ["input", "0:conv2d#0", "1:batch_norm#0", "2:relu#0", "5:linear#0"]
         for i, (r, value) in enumerate(zip(found, values, strict=True)):
@@ -87,7 +87,7 @@ def test_noise_power_is_that_of_the_noise(settings: dict[str, Any], options: dic
     with nk.inject(model, nk.Noise(**settings), **options), torch.no_grad():
         with nk.noise_state(model, seed=1, level=level):
             measured = float((model(x) - x).double().square().mean())
-        (found,) = nk.site_statistics(model, x, seed=2, level=level, batch_size=60_000)
+        (found,) = nk.training.site_statistics(model, x, seed=2, level=level, batch_size=60_000)
     assert found.noise_power == pytest.approx(measured, rel=0.08)
     assert found.snr == pytest.approx(found.variance / found.noise_power)
     assert found.snr_db == pytest.approx(10 * math.log10(found.snr))
@@ -99,7 +99,7 @@ def test_additive_noise_has_the_published_ratio() -> None:
     x = torch.tensor([[0.0], [4.0]])
     model = nn.Identity()
     with nk.inject(model, nk.Noise(add=0.5)):
-        (found,) = nk.site_statistics(model, x)
+        (found,) = nk.training.site_statistics(model, x)
     assert found[3:] == (2, 2.0, 4.0, 8.0, 0.5, 0.25, 16.0, 10 * math.log10(16))
 
 
@@ -107,8 +107,8 @@ def test_noise_of_earlier_sites_is_part_of_the_signal() -> None:
     model, x, seen = network().eval(), images(), []
     model[1].register_forward_hook(lambda _, args, out: seen.append(out.clone()))
     with nk.inject(model, nk.Noise(add=2.0), where=["0", "2"]):
-        found = {r.site: r for r in nk.site_statistics(model, x, seed=4)}
-    clean = {r.site: r for r in nk.site_statistics(model, x)}
+        found = {r.site: r for r in nk.training.site_statistics(model, x, seed=4)}
+    clean = {r.site: r for r in nk.training.site_statistics(model, x)}
     assert found["0:conv2d#0"].variance == pytest.approx(clean["0:conv2d#0"].variance, rel=1e-6)
     relu = F.relu(seen[0]).double()
     assert found["2:relu#0"].variance == pytest.approx(float(relu.var(correction=0)), rel=1e-6)
@@ -119,16 +119,16 @@ def test_noise_of_earlier_sites_is_part_of_the_signal() -> None:
 def test_layers_attention_recurrence_and_rows_that_moved() -> None:
     layer = nk.NoisyLinear(4, 3, noise=nk.Noise(mul=0.5))
     x = torch.randn(7, 4)
-    noisy = nk.site_statistics(nn.Sequential(layer), x, seed=1)[1]
+    noisy = nk.training.site_statistics(nn.Sequential(layer), x, seed=1)[1]
     assert noisy.noise_power == pytest.approx(0.25 * noisy.power, rel=1e-12) and noisy.values == 21
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     with nk.inject(encoder, nk.Noise(add=0.3)):
-        found = nk.site_statistics(encoder, torch.randn(3, 5, 8))
+        found = nk.training.site_statistics(encoder, torch.randn(3, 5, 8))
     assert len(found) > 6 and all(r.noise_power == pytest.approx(0.09) for r in found)
     gru, x = nn.GRU(3, 4), torch.randn(6, 5, 3)
     levels = torch.arange(5.0)
     with nk.inject(gru, nk.Noise(add=1.0), example_input=x, row_dims={"*": 1, "input": 1}):
-        for r in nk.site_statistics(gru, x, level=torch.arange(5.0)):
+        for r in nk.training.site_statistics(gru, x, level=torch.arange(5.0)):
             assert r.noise_power == pytest.approx(float(levels.square().mean()), rel=1e-12)
 
 
@@ -136,7 +136,7 @@ def test_special_signals() -> None:
     def one(x: Tensor, noise: nk.Noise) -> nk.metrics.SiteStatistics:
         model = nn.Identity()
         with nk.inject(model, noise):
-            return nk.site_statistics(model, x)[0]
+            return nk.training.site_statistics(model, x)[0]
 
     assert one(torch.ones(3, 2), nk.Noise(add=1.0))[-2:] == (0, -math.inf)
     assert all(map(math.isnan, one(torch.ones(3, 2), nk.Noise())[-2:]))
@@ -153,11 +153,11 @@ def test_measuring_leaves_everything_as_it_was() -> None:
         if given:
             nk.inject(model, nk.Noise(add=0.5))
         cls, hooks = type(model), [len(m._forward_hooks) for m in model.modules()]
-        nk.site_statistics(model, images(), seed=1, batch_size=8)
-        nk.gradient_norms(model, (images(), torch.zeros(23).long()), seed=1, batch_size=8)
+        nk.training.site_statistics(model, images(), seed=1, batch_size=8)
+        nk.training.gradient_norms(model, (images(), torch.zeros(23).long()), seed=1, batch_size=8)
         assert type(model) is cls and [len(m._forward_hooks) for m in model.modules()] == hooks
         with pytest.raises(OSError):
-            nk.site_statistics(model, broken(), seed=1)
+            nk.training.site_statistics(model, broken(), seed=1)
         assert type(model) is cls and torch.is_grad_enabled() and not torch._C._is_torch_function_mode_enabled()
     assert all(torch.equal(a, b) for a, b in zip(before, state(model), strict=True))
     assert [m.training for m in model.modules()] == modes and torch.equal(generator, torch.get_rng_state())
@@ -179,7 +179,7 @@ def broken() -> Any:
     ],
 )
 def test_data_that_is_refused(data: Any, error: type[Exception], text: str) -> None:
-    for measure in (nk.site_statistics, nk.gradient_norms):
+    for measure in (nk.training.site_statistics, nk.training.gradient_norms):
         with pytest.raises(error, match=f"{measure.__name__}: .*{text}"):
             measure(small(), data)
 
@@ -230,7 +230,7 @@ def test_gradient_norms_row_by_row(how: str | None, frozen: bool) -> None:
             norms[row, i] = 0 if g is None else g.norm()
     model.requires_grad_(not frozen)
     for size in (500, 4):
-        found = nk.gradient_norms(model, (x, y), batch_size=size)
+        found = nk.training.gradient_norms(model, (x, y), batch_size=size)
         assert [g.site for g in found] == [s.name for s in nk.sites(model, x)] and found[3].shape == (6,)
         assert [g.norm for g in found] == pytest.approx(norms.mean(0).tolist(), rel=1e-12)
         assert all(g.rows == 11 for g in found) and found[1].norm == 0 < found[2].norm
@@ -242,7 +242,7 @@ def test_recomputation_has_the_noise_of_the_pass() -> None:
     for how in (None, "checkpointed"):
         model = Rich(how)
         with nk.inject(model, nk.Noise(add=0.3, mul=0.5)):
-            found.append(nk.gradient_norms(model, data, seed=1))
+            found.append(nk.training.gradient_norms(model, data, seed=1))
     assert found[0] == found[1]
 
 
@@ -254,7 +254,8 @@ def test_gradient_norms_predict_what_small_noise_does() -> None:
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     with nk.inject(model, nk.Noise(mul=0.5), where="1"):
         found = {
-            g.site: g.norm for g in nk.gradient_norms(model, (x, x), loss=lambda out, _: (out * weights).sum(), seed=1)
+            g.site: g.norm
+            for g in nk.training.gradient_norms(model, (x, x), loss=lambda out, _: (out * weights).sum(), seed=1)
         }
     factor = 1 + 0.5 * nk.eps((2000, 3), seed=1, site=nk.sites(model, x[:2])[2].id, operand="mul").double()
     by_hand = (factor * weights @ model[1].weight).norm(dim=1).mean()
@@ -270,10 +271,10 @@ def test_gradient_norms_predict_what_small_noise_does() -> None:
 def test_gradient_norms_of_tokens_and_without_labels() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3)).requires_grad_(False)
     tokens = torch.randint(9, (6, 2))
-    found = nk.gradient_norms(model, (tokens, torch.zeros(6).long()))
+    found = nk.training.gradient_norms(model, (tokens, torch.zeros(6).long()))
     assert [g.site for g in found] == ["2:linear#0"] and found[0].norm > 0
     with pytest.raises(ValueError, match="gradient_norms: data must hold labels, got inputs alone"):
-        nk.gradient_norms(model, tokens)
+        nk.training.gradient_norms(model, tokens)
 
 
 # --------------------------------------------------------------------------------------------------------- weights
@@ -298,27 +299,31 @@ def split(x: np.ndarray) -> float:
 def test_shapes_are_those_of_the_oracles(n: int, law: str) -> None:
     x = getattr(np.random.default_rng(n), law)(size=n) * 7 + 3
     t = torch.from_numpy(x)
-    assert nk.bimodality(t) == pytest.approx(coefficient(x), rel=1e-9)
-    assert nk.two_means(t) == pytest.approx(split(x), rel=1e-9)
+    assert nk.training.bimodality(t) == pytest.approx(coefficient(x), rel=1e-9)
+    assert nk.training.two_means(t) == pytest.approx(split(x), rel=1e-9)
     for other in (-t, 1e-200 * t, 3e150 * t, t.flip(0), t.reshape(1, -1, 1)):
-        assert nk.bimodality(other) == pytest.approx(nk.bimodality(t), rel=1e-8)
-        assert nk.two_means(other) == pytest.approx(nk.two_means(t), rel=1e-8)
+        assert nk.training.bimodality(other) == pytest.approx(nk.training.bimodality(t), rel=1e-8)
+        assert nk.training.two_means(other) == pytest.approx(nk.training.two_means(t), rel=1e-8)
 
 
 def test_shapes_with_known_answers() -> None:
     """Laws by their quantiles: the error of n points is of the order of 1 / n."""
     q = torch.arange(0.5, 100_000, dtype=torch.float64) / 100_000
     normal = torch.special.ndtri(q)
-    assert nk.bimodality(q) == pytest.approx(5 / 9, abs=1e-4) and nk.two_means(q) == pytest.approx(0.75, abs=1e-4)
-    assert nk.bimodality(normal) == pytest.approx(1 / 3, abs=1e-3)
-    assert nk.two_means(normal) == pytest.approx(2 / math.pi, abs=1e-3)
+    assert nk.training.bimodality(q) == pytest.approx(5 / 9, abs=1e-4) and nk.training.two_means(q) == pytest.approx(
+        0.75, abs=1e-4
+    )
+    assert nk.training.bimodality(normal) == pytest.approx(1 / 3, abs=1e-3)
+    assert nk.training.two_means(normal) == pytest.approx(2 / math.pi, abs=1e-3)
     for n in (4, 10, 1000):
         binary = torch.tensor([-3.0, 5.0] * (n // 2))
-        assert nk.bimodality(binary) == pytest.approx((n - 2) * (n - 3) / ((n - 1) * (n + 1)), rel=1e-12)
-        assert nk.two_means(binary) == 1
-    assert math.isnan(nk.bimodality(torch.ones(9))) and math.isnan(nk.two_means(torch.ones(9)))
-    assert math.isnan(nk.bimodality(torch.tensor([1.0, 2.0, 3.0]))) and math.isnan(nk.two_means(torch.zeros(0)))
-    assert nk.two_means(torch.tensor([0.1, 0.2])) == 1
+        assert nk.training.bimodality(binary) == pytest.approx((n - 2) * (n - 3) / ((n - 1) * (n + 1)), rel=1e-12)
+        assert nk.training.two_means(binary) == 1
+    assert math.isnan(nk.training.bimodality(torch.ones(9))) and math.isnan(nk.training.two_means(torch.ones(9)))
+    assert math.isnan(nk.training.bimodality(torch.tensor([1.0, 2.0, 3.0]))) and math.isnan(
+        nk.training.two_means(torch.zeros(0))
+    )
+    assert nk.training.two_means(torch.tensor([0.1, 0.2])) == 1
 
 
 def test_weights_of_a_network() -> None:
@@ -326,14 +331,16 @@ def test_weights_of_a_network() -> None:
     model[0].weight.data.copy_(torch.tensor([[3.0, -4.0], [3.7, 0.0]]))
     model[2].weight.data.zero_()
     model.append(model[0])
-    found = nk.weight_statistics(model)
+    found = nk.training.weight_statistics(model)
     assert [(w.weight, w.kind, w.values) for w in found] == [
         ("0.weight", "Linear", 4), ("1.weight", "BatchNorm1d", 2), ("2.weight", "Linear", 4),
         ("3.in_proj_weight", "MultiheadAttention", 12), ("3.out_proj.weight", "NonDynamicallyQuantizableLinear", 4),
     ]  # fmt: skip
     first, zero = found[0], found[2]
     assert first[3:7] == pytest.approx((math.sqrt(9 + 16 + 3.7**2), 4.0, 10.7 / 4, 0.5), rel=1e-6)
-    assert first.bimodality == nk.bimodality(model[0].weight) and first.two_means == nk.two_means(model[0].weight)
+    assert first.bimodality == nk.training.bimodality(model[0].weight) and first.two_means == nk.training.two_means(
+        model[0].weight
+    )
     assert zero[3:6] == (0, 0, 0) and all(map(math.isnan, zero[6:]))
 
 
@@ -344,16 +351,17 @@ def test_a_log_of_training_changes_nothing_and_says_it_all() -> None:
     pytest.importorskip("pandas")
     data = torch.randn(40, 6), torch.randint(3, (40,))
 
-    def run(logged: bool) -> tuple[nn.Module, nk.MetricLog]:
+    def run(logged: bool) -> tuple[nn.Module, nk.training.MetricLog]:
         model = small(norm=True)
         with nk.inject(model, nk.Noise(add=0.5), where="0"):
-            log = nk.MetricLog(
-                sites=lambda: nk.site_statistics(model, data, seed=1), weights=lambda: nk.weight_statistics(model)
+            log = nk.training.MetricLog(
+                sites=lambda: nk.training.site_statistics(model, data, seed=1),
+                weights=lambda: nk.training.weight_statistics(model),
             )
             log({"epoch": 0})
-            noisy = nk.noisy_steps(model, seed=1, level=nk.Schedule.ramp(6))
+            noisy = nk.training.noisy_steps(model, seed=1, level=nk.training.Schedule.ramp(6))
             train(model, data, epochs=2, batch_size=16, on_step=noisy, on_epoch=log if logged else None)
-            last = nk.site_statistics(model, data, seed=1)
+            last = nk.training.site_statistics(model, data, seed=1)
         assert not logged or log.records["sites"][-len(last) :] == [{"epoch": 2, **r._asdict()} for r in last]
         return model, log
 
@@ -365,4 +373,4 @@ def test_a_log_of_training_changes_nothing_and_says_it_all() -> None:
     with pytest.raises(KeyError, match="expected one of sites, weights, got 'snr'"):
         log.to_pandas("snr")
     with pytest.raises(TypeError, match="MetricLog: sites must be a function that measures, got list"):
-        nk.MetricLog(sites=[])
+        nk.training.MetricLog(sites=[])

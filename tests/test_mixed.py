@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import noisykernels as nk
-from noisykernels.__main__ import main
-from noisykernels.models import MLP
+from noisykernels.cli.main import main
 from noisykernels.study import Study
+from noisykernels.zoo import MLP
 
 HOW: dict[str, Any] = dict(levels=[0.1, 1.0, 10.0], draws=2, seed=3)
 

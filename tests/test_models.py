@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisykernels import models
+from noisykernels.zoo import networks as models
 
 LENET = "conv1 relu1 pool1 conv2 relu2 pool2 fc1 relu3 fc2 relu4 fc3"
 LENET_BN = "conv1 norm1 relu1 pool1 conv2 norm2 relu2 pool2 fc1 norm3 relu3 fc2 norm4 relu4 fc3"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from made_study import CLEAN, FLOOR, SITES, made_study
 
 import noisykernels as nk
-from noisykernels import models
-from noisykernels.fit import Midpoint
-from noisykernels.multi import MAPPINGS, allocate, predicted_accuracy, tailored, uniform
+from noisykernels.stats import Midpoint
+from noisykernels.study import MAPPINGS, allocate, predicted_accuracy, tailored, uniform
+from noisykernels.zoo import networks as models
 
 # Midpoints of the MLP on MNIST (two digits), and the lists of the published configuration made from them.
 MLP = dict(zip([f"s{i}" for i in range(8)], (0.54, 3.3, 2.4, 7.2, 6.0, 20, 17, 45), strict=True))

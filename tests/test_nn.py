@@ -12,8 +12,8 @@ from operators import assert_same_bits, bits
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels import reference
-from noisykernels.sites import hashed_id
+from noisykernels.noise.contract import hashed_id
+from noisykernels.reference import noise as reference
 
 NOISE = nk.Noise(add=0.5, mul=0.25)
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import noisykernels._C as _C
-from noisykernels import Noise, eps, per_channel, per_draw, per_row, perturb, reference
+from noisykernels import Noise, eps, per_channel, per_draw, per_row, perturb
+from noisykernels.reference import noise as reference
 
 NOISES = {
     "add": Noise(add=0.3),

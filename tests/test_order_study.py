@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import noisykernels as nk
 from noisykernels.arithmetic import Serial
+from noisykernels.arithmetic.order import permutation
 from noisykernels.brainscales import BrainScaleS2, BSS2Linear, ConvertingReLU
-from noisykernels.order_study import OrderStudy, order_sensitivity, permutation
+from noisykernels.experiments import OrderStudy, order_sensitivity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,15 +16,14 @@ from test_weight_walk import MODELS, problem
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.arithmetic import Serial
-from noisykernels.evaluator import Evaluator
-from noisykernels.fit import fit_midpoint
-from noisykernels.formats import FixedFormat
-from noisykernels.operations import CONTRACTION_KINDS
-from noisykernels.parameter_walk import PARAMETERS, walk_parameter
-from noisykernels.report import _snippet
-from noisykernels.store import StoreError
+from noisykernels._engine.evaluator import Evaluator
+from noisykernels._engine.store import StoreError
+from noisykernels.arithmetic import FixedFormat, Serial
+from noisykernels.injection.kinds import CONTRACTION_KINDS
+from noisykernels.stats import fit_midpoint
 from noisykernels.study import Study
+from noisykernels.study.html_report import _snippet
+from noisykernels.walking import PARAMETERS, walk_parameter
 
 SEED, DRAWS = 2**63 + 5, [3, 0]
 
@@ -33,8 +32,11 @@ MAKES: dict[str, tuple[Callable[[float], Any], list[float]]] = {
     "leak": (lambda v: [Serial(leak=1 - v)], [0.0, 0.1, 0.5]),
     "bits of the sums": (lambda v: [Serial(FixedFormat(4, int(v), rounding="stochastic"))], [0, 2, 5]),
     "noise of steps": (lambda v: Serial(step_noise=v), [0.0, 0.3, 1.0]),
-    "bits of inputs and outputs": (lambda v: [nk.DAC(int(v), "row"), nk.ADC(int(v), "row")], [2, 3, 4]),
-    "offsets": (lambda v: [nk.ColumnOffset(v), nk.ColumnGain(v)], [0.0, 0.3, 1.0]),
+    "bits of inputs and outputs": (
+        lambda v: [nk.hardware.DAC(int(v), "row"), nk.hardware.ADC(int(v), "row")],
+        [2, 3, 4],
+    ),
+    "offsets": (lambda v: [nk.hardware.ColumnOffset(v), nk.hardware.ColumnGain(v)], [0.0, 0.3, 1.0]),
 }
 
 
@@ -219,7 +221,7 @@ def test_a_store_and_workers(one_thread: None, tmp_path: Path, monkeypatch: pyte
         given = {"make": limit, "values": [1.0], **how, **change}
         with pytest.raises(StoreError, match="results of another study: the target differs"):
             walk_parameter(model, data, **given)
-    orders = [nk.random_order(model[0].in_features, k) for k in (1, 2)]  # which print the same
+    orders = [nk.arithmetic.random_order(model[0].in_features, k) for k in (1, 2)]  # which print the same
     how["store"] = tmp_path / "orders.db"
     how["sites"] = "0:linear#0"
     for order in (orders[0], orders[0].clone()):
@@ -242,9 +244,13 @@ def test_draws_that_draw_nothing_tell_nothing(one_thread: None) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"make": [nk.ADC(4, 1.0)]}, TypeError, "make must be a function from a value to devices, got"),
+        ({"make": [nk.hardware.ADC(4, 1.0)]}, TypeError, "make must be a function from a value to devices, got"),
         ({"make": lambda v: nk.Noise(add=v)}, TypeError, "walk_parameter: hardware must be a list of devices"),
-        ({"make": lambda v: [nk.ADC(int(v), 1.0)], "values": [4, 99]}, ValueError, r"ADC: bits must lie in \[2, 24\]"),
+        (
+            {"make": lambda v: [nk.hardware.ADC(int(v), 1.0)], "values": [4, 99]},
+            ValueError,
+            r"ADC: bits must lie in \[2, 24\]",
+        ),
         ({"make": PARAMETERS["mantissa"].make, "values": [2.5]}, ValueError, "must be whole numbers of bits, got 2.5"),
         ({"make": PARAMETERS["input-bits"].make, "values": [4.1]}, ValueError, "must be whole numbers of bits"),
         ({"make": PARAMETERS["output-bits"].make, "values": [4.1]}, ValueError, "must be whole numbers of bits"),

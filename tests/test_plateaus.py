@@ -12,17 +12,17 @@ from test_reuse import NOISES as noises_of_all_modes
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.adaptive import Request
-from noisykernels.evaluator import Evaluator, Problem
-from noisykernels.inject import inject, noise_state
-from noisykernels.injected import state_of
-from noisykernels.models import MLP, LeNet5
-from noisykernels.plain import Passes
-from noisykernels.plateaus import largest_eps, provable
-from noisykernels.reuse import choose_plan
-from noisykernels.sites import Placement
-from noisykernels.tape import record_tape
-from noisykernels.train import train
+from noisykernels._engine.evaluator import Evaluator, Problem
+from noisykernels._engine.plan import Passes, choose_plan
+from noisykernels._engine.request import Request
+from noisykernels._graph.recorder import record_tape
+from noisykernels.injection import inject, noise_state
+from noisykernels.injection.placement import Placement
+from noisykernels.injection.state import state_of
+from noisykernels.noise.contract import largest_eps
+from noisykernels.training import train
+from noisykernels.walking.plateaus import provable
+from noisykernels.zoo import MLP, LeNet5
 
 NOISES = {**noises_of_all_modes, "laplace": nk.Noise(add=0.3, kind="laplace")}
 

@@ -11,19 +11,11 @@ import pytest
 from made_study import MIDPOINTS, SITES, made_study
 from matplotlib.figure import Figure
 
-from noisykernels.fit import described
-from noisykernels.maps import plot_heat_map, plot_mixed_map
-from noisykernels.plot import (
-    FAMILIES,
-    family_of,
-    plot_compare,
-    plot_curves,
-    plot_profile,
-    plot_study,
-    short_name,
-    short_names,
-)
-from noisykernels.study import Record, Study
+from noisykernels.plotting import plot_compare, plot_curves, plot_heat_map, plot_mixed_map, plot_profile, plot_study
+from noisykernels.plotting.style import FAMILIES, family_of, short_name, short_names
+from noisykernels.stats import Record
+from noisykernels.stats.midpoint import described
+from noisykernels.study import Study
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_without_noise_they_are_torchs_cumulative_averages(momentum: float | Non
     """torch.optim.swa_utils.update_bn, but in training mode only where batch norms are."""
     model, plain = network(momentum).eval(), network(momentum)
     batches = list(inputs().split(8))
-    nk.recalibrate_bn(model, batches)
+    nk.training.recalibrate_bn(model, batches)
     for module in plain:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
             module.reset_running_stats()
@@ -65,7 +65,7 @@ def test_one_batch_by_hand_in_every_dimension(d: int, kind: type) -> None:
     x = torch.randn(6, 3, *[4] * d, dtype=torch.float64) * 3 + 1
     for data in (x, (x, torch.zeros(6)), [x], [(x, torch.zeros(6))]):
         layer = kind(3).double()
-        nk.recalibrate_bn(layer, data)
+        nk.training.recalibrate_bn(layer, data)
         flat = x.movedim(1, 0).reshape(3, -1)
         torch.testing.assert_close(layer.running_mean, flat.mean(1), rtol=1e-13, atol=1e-14)
         torch.testing.assert_close(layer.running_var, flat.var(1), rtol=1e-13, atol=1e-14)
@@ -73,7 +73,7 @@ def test_one_batch_by_hand_in_every_dimension(d: int, kind: type) -> None:
 
 def test_rows_of_a_batch() -> None:
     layer, x = nn.BatchNorm1d(3), torch.randn(10, 3)
-    nk.recalibrate_bn(layer, x, batch_size=4)
+    nk.training.recalibrate_bn(layer, x, batch_size=4)
     torch.testing.assert_close(layer.running_mean, torch.stack([p.mean(0) for p in x.split(4)]).mean(0))
     torch.testing.assert_close(layer.running_var, torch.stack([p.var(0) for p in x.split(4)]).mean(0))
     assert layer.num_batches_tracked == 3
@@ -89,7 +89,7 @@ def test_noise_widens_by_what_it_should() -> None:
     ):
         model = nn.Sequential(nn.Identity(), nn.BatchNorm1d(2)).eval()
         with nk.inject(model, noise, where="input"):
-            nk.recalibrate_bn(model, x, seed=1, batch_size=10_000)
+            nk.training.recalibrate_bn(model, x, seed=1, batch_size=10_000)
         torch.testing.assert_close(model[1].running_var, torch.tensor(expected), rtol=0.04, atol=0)
         torch.testing.assert_close(model[1].running_mean, torch.tensor([0.0, 3.0]), rtol=0, atol=0.08)
 
@@ -106,7 +106,7 @@ def test_the_same_for_the_same_seed_with_a_row_its_noise_in_any_batch(kind: str)
 
     def run(**options: Any) -> Tensor:
         seen.clear()
-        nk.recalibrate_bn(model, x, **options)
+        nk.training.recalibrate_bn(model, x, **options)
         return torch.cat(seen)
 
     whole = run(seed=3)
@@ -132,7 +132,7 @@ def test_nothing_else_changes() -> None:
     before, modes = state(model), [m.training for m in model.modules()]
     generator = torch.get_rng_state()
     with nk.inject(model, nk.Noise(add=0.5)):
-        nk.recalibrate_bn(model, inputs(), seed=1, batch_size=8)
+        nk.training.recalibrate_bn(model, inputs(), seed=1, batch_size=8)
     after = state(model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     names = ("running_mean", "running_var", "num_batches_tracked")
@@ -150,7 +150,7 @@ def test_noise_enters_where_it_does_in_evaluation() -> None:
             model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).train()
             flags = {"in_training": False, "in_eval": False} | {when: True}
             with nk.inject(model, nk.Noise(add=5.0), where=where, **flags):
-                nk.recalibrate_bn(model, torch.randn(2000, 3), seed=1)
+                nk.training.recalibrate_bn(model, torch.randn(2000, 3), seed=1)
             outcomes[where, when] = float(model[1].running_var.mean())
     assert outcomes["0", "in_eval"] > 20  # 1 + 25
     assert all(v < 2 for k, v in outcomes.items() if k != ("0", "in_eval"))
@@ -161,14 +161,14 @@ def test_outputs_under_noise_are_standard_again() -> None:
     x = torch.randn(5000, 8) * 0.01
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.BatchNorm1d(4)).eval()
     nn.init.zeros_(model[0].bias)
-    nk.recalibrate_bn(model, x)
+    nk.training.recalibrate_bn(model, x)
     found = []
     with nk.inject(model, nk.Noise(add=0.3), where="0"), torch.no_grad():
         for seed in (1, 2):
             with nk.noise_state(model, seed=5):  # another draw than that of the calibration
                 z = model(x)
             found.append((float(z.mean()), float(z.var())))
-            nk.recalibrate_bn(model, x, seed=seed)
+            nk.training.recalibrate_bn(model, x, seed=seed)
     assert found[0][0] > 5 and found[0][1] > 100
     assert found[1] == pytest.approx((0, 1), abs=0.1)  # 20,000 values: standard errors of 0.01 and about 0.02
 
@@ -178,8 +178,8 @@ def test_wrapped_models() -> None:
         model, other = network(), network()
         wrapped = wrap(model.eval())
         wrapped(inputs())  # compiled without the hooks that come
-        nk.recalibrate_bn(wrapped, inputs())
-        nk.recalibrate_bn(other, inputs())
+        nk.training.recalibrate_bn(wrapped, inputs())
+        nk.training.recalibrate_bn(other, inputs())
         assert torch.equal(statistics(model), statistics(other))
 
 
@@ -194,7 +194,7 @@ def test_shared_and_uncalled_layers() -> None:
 
     model, x = Calls(), torch.randn(20, 2)
     before = state(model.idle)
-    nk.recalibrate_bn(model, x)
+    nk.training.recalibrate_bn(model, x)
     torch.testing.assert_close(model.norm.running_var, (x.var(0) + 9 * x.var(0)) / 2)
     assert all(torch.equal(before[name], value) for name, value in model.idle.state_dict().items())
 
@@ -219,17 +219,17 @@ def test_an_error_leaves_everything_as_it_was(data: Any, error: type[Exception],
     model = network().train()
     before = state(model)
     with pytest.raises(error, match=text):
-        nk.recalibrate_bn(model, data())
+        nk.training.recalibrate_bn(model, data())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(m.training and not m._forward_pre_hooks for m in model.modules())
 
 
 def test_what_else_is_refused() -> None:
     with pytest.raises(ValueError, match="no batch reached a batch norm"):
-        nk.recalibrate_bn(nn.Linear(2, 2), torch.zeros(4, 2))
+        nk.training.recalibrate_bn(nn.Linear(2, 2), torch.zeros(4, 2))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        nk.recalibrate_bn(network(), inputs(), batch_size=0)
+        nk.training.recalibrate_bn(network(), inputs(), batch_size=0)
     inner = network()
     nk.inject(inner[1], nk.Noise(add=1.0))
     with pytest.raises(ValueError, match="noise_state: the model is not injected"):  # a part of it is
-        nk.recalibrate_bn(inner, inputs(), seed=0)
+        nk.training.recalibrate_bn(inner, inputs(), seed=0)

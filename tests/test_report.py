@@ -12,9 +12,8 @@ from html.parser import HTMLParser
 import pytest
 from made_study import MIDPOINTS, SITES, made_study
 
-from noisykernels.fit import described
-from noisykernels.report import report
-from noisykernels.study import Study
+from noisykernels.stats.midpoint import described
+from noisykernels.study import Study, report
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.carry import Suffix, directions
-from noisykernels.inject import inject, noise_state
-from noisykernels.injected import state_of
-from noisykernels.models import MLP, LeNet5
-from noisykernels.reuse import choose_plan
-from noisykernels.sites import Placement
-from noisykernels.tape import NotTraceable, record_tape
+from noisykernels._engine.plan import choose_plan
+from noisykernels._graph.directions import directions
+from noisykernels._graph.recorder import record_tape
+from noisykernels._graph.suffix import Suffix
+from noisykernels._graph.tape import NotTraceable
+from noisykernels.injection import inject, noise_state
+from noisykernels.injection.placement import Placement
+from noisykernels.injection.state import state_of
+from noisykernels.zoo import MLP, LeNet5
 
 NOISES = {
     "add": nk.Noise(add=0.5),
@@ -266,7 +268,7 @@ def test_a_linear_operation_runs_once_for_all_levels(monkeypatch: pytest.MonkeyP
                     seen.append(len(x))
                     return function(x, *args, **kwargs)
 
-                monkeypatch.setattr("noisykernels.linearity.CONTRACTIONS", frozenset({function, counted}))
+                monkeypatch.setattr("noisykernels._graph.linearity.CONTRACTIONS", frozenset({function, counted}))
                 step.function = counted
         number = tape.sites["pool1:max_pool2d#0"]
         suffix, clean = Suffix(tape, number), tape.run(x)

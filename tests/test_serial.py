@@ -23,9 +23,9 @@ from summing import KEY, LAYERS, checked, loop, made, small_wholes, summed
 from torch import Tensor
 
 import noisykernels as nk
-from noisykernels import reference, reference_serial
-from noisykernels.arithmetic import ORDERS, Serial, random_order
-from noisykernels.formats import FORMATS, FixedFormat, FloatFormat, as_format, quantize
+from noisykernels.arithmetic import FORMATS, ORDERS, FixedFormat, FloatFormat, Serial, as_format, quantize, random_order
+from noisykernels.reference import noise as reference
+from noisykernels.reference import serial as reference_serial
 
 # -------------------------------------------------------------------------------------- the compiled one, to the bit
 
@@ -191,7 +191,7 @@ def test_rows_keep_their_random_numbers_in_any_batch() -> None:
 
 def test_work_in_pieces_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions and sorted orders are laid out a few rows at a time."""
-    import noisykernels.arithmetic as arithmetic
+    from noisykernels.arithmetic import serial as arithmetic
 
     how = [Serial("M7E6", step_noise=0.1, order=order, low=-2) for order in ("natural", "ascending")]
     how.append(Serial(FixedFormat(4, 4, "stochastic")))

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
-from noisykernels import reference_serial
-from noisykernels.arithmetic import ORDERS, Serial, operands_of, random_order
-from noisykernels.contraction import Contraction
-from noisykernels.formats import FixedFormat, FloatFormat, quantize
+from noisykernels.arithmetic import ORDERS, FixedFormat, FloatFormat, Serial, quantize, random_order
+from noisykernels.arithmetic.operands import operands_of
+from noisykernels.brainscales import BrainScaleS2
+from noisykernels.hardware.contraction import Contraction
+from noisykernels.reference import serial as reference_serial
 
 FULL = pytest.mark.full
 ROUGH = dict(low=-0.9, high=1.5, step_noise=0.2)
@@ -435,7 +436,7 @@ def test_the_argument_is_the_last_device() -> None:
         given = geometry or {}
         y = op(*operands, **given, arithmetic=how)
         assert_same_bits(y, op(*operands, **given, hardware=[how]))
-        noisy = [nk.WeightNoise(add=0.1), nk.DAC(bits=4, limit=2.0)]
+        noisy = [nk.WeightNoise(add=0.1), nk.hardware.DAC(bits=4, limit=2.0)]
         y = op(*operands, **given, hardware=noisy, arithmetic=how, **KEY)
         assert_same_bits(y, op(*operands, **given, hardware=[*noisy, how], **KEY))
         assert not torch.equal(y, op(*operands, **given, hardware=noisy, **KEY))
@@ -573,7 +574,7 @@ def test_errors_name_what_is_wrong() -> None:
         (lambda: nk.conv2d(pair, six, arithmetic=Serial()), ValueError, "conv2d: x must have 4 channels"),
         (lambda: nk.conv2d(pair[0, 0], six, arithmetic=Serial()), ValueError, "conv2d: x must have 4 channels"),
         (lambda: nk.conv2d(pair, six[:5, :1], groups=2, arithmetic=Serial()), ValueError, "2 groups"),
-        (lambda: nk.conv2d(pair, six, arithmetic=nk.BrainScaleS2()), ValueError, "conv2d: x must have 4 channels"),
+        (lambda: nk.conv2d(pair, six, arithmetic=BrainScaleS2()), ValueError, "conv2d: x must have 4 channels"),
         (lambda: nk.conv_transpose2d(pair, six[:4], arithmetic=Serial()), ValueError, "must have 4 channels"),
         (lambda: Serial(gradient="exact"), ValueError, "gradient must be one of straight_through, masked"),
         (lambda: Serial("M7"), ValueError, "format must be one of"),
@@ -658,7 +659,9 @@ def test_masked_gradients_some_matrices_at_a_time(order: str, monkeypatch: pytes
         return torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape).sin()).sum(), operands)
 
     whole = gradients()
-    monkeypatch.setattr("noisykernels.serial_rules._ELEMENTS", 1000)  # of 3 x 18 and 18 x 36 for each of 10 matrices
+    monkeypatch.setattr(
+        "noisykernels.arithmetic.autograd._ELEMENTS", 1000
+    )  # of 3 x 18 and 18 x 36 for each of 10 matrices
     for one, other in zip(whole, gradients(), strict=True):
         # The sum of a weight's gradient over rows is in another order.
         torch.testing.assert_close(one, other, rtol=0, atol=200 * torch.finfo(torch.float64).eps)

@@ -20,12 +20,12 @@ import noisykernels as nk
 
 SGD = torch.optim.SGD
 METHODS: dict[str, tuple[type, dict[str, Any]]] = {
-    "sam": (nk.SAM, {"rho": 0.3}),
-    "asam": (nk.ASAM, {"rho": 0.7, "eta": 0.05}),
-    "samson_inf": (nk.SAMSON, {"rho": 0.4, "eta": 0.05}),
-    "samson_2": (nk.SAMSON, {"rho": 0.4, "eta": 0.05, "p": 2}),
-    "samson_1": (nk.SAMSON, {"rho": 0.4, "eta": 0.0, "p": 1}),
-    "samson_3.5": (nk.SAMSON, {"rho": 0.4, "eta": 0.05, "p": 3.5}),
+    "sam": (nk.training.SAM, {"rho": 0.3}),
+    "asam": (nk.training.ASAM, {"rho": 0.7, "eta": 0.05}),
+    "samson_inf": (nk.training.SAMSON, {"rho": 0.4, "eta": 0.05}),
+    "samson_2": (nk.training.SAMSON, {"rho": 0.4, "eta": 0.05, "p": 2}),
+    "samson_1": (nk.training.SAMSON, {"rho": 0.4, "eta": 0.0, "p": 1}),
+    "samson_3.5": (nk.training.SAMSON, {"rho": 0.4, "eta": 0.05, "p": 3.5}),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -80,11 +80,11 @@ def reference(method: str, named: dict[str, Tensor], gradients: dict[str, Tensor
     for name, g in gradients.items():
         w = [abs(v) for v in named[name].flatten().tolist()]
         size = 1.0
-        if kind is nk.SAMSON:
+        if kind is nk.training.SAMSON:
             p = s.get("p", math.inf)
             size = max(w) if p == math.inf else sum(v**p for v in w) ** (1 / p)
         for v, gi in zip(w, g.flatten().tolist(), strict=True):
-            t = 1.0 if kind is nk.SAM or "weight" not in name else (v + s["eta"]) / size
+            t = 1.0 if kind is nk.training.SAM or "weight" not in name else (v + s["eta"]) / size
             scaled.setdefault(name, []).append((t, t * gi))
     norm = math.sqrt(sum(tg**2 for part in scaled.values() for _, tg in part))
     return {
@@ -113,19 +113,24 @@ class Quadratic(nn.Module):
     ("kind", "settings", "start", "ascent"),
     [
         # g = (3, 4), norm 5, epsilon = 0.5 (3, 4) / 5
-        (nk.SAM, {"rho": 0.5}, (1, 1), (1.3, 1.4)),
+        (nk.training.SAM, {"rho": 0.5}, (1, 1), (1.3, 1.4)),
         # T = (1, 2), g = (3, 8), T g = (3, 16), T^2 g = (3, 32), norm sqrt(265)
-        (nk.ASAM, {"rho": 0.5, "eta": 0}, (1, 2), (1 + 1.5 / math.sqrt(265), 2 + 16 / math.sqrt(265))),
+        (nk.training.ASAM, {"rho": 0.5, "eta": 0}, (1, 2), (1 + 1.5 / math.sqrt(265), 2 + 16 / math.sqrt(265))),
         # T = (1.5, 1.5) alike: epsilon = 1.5 * 0.5 (3, -4) / 5
-        (nk.ASAM, {"rho": 0.5, "eta": 0.5}, (1, -1), (1.45, -1.6)),
+        (nk.training.ASAM, {"rho": 0.5, "eta": 0.5}, (1, -1), (1.45, -1.6)),
         # the largest is 2: T = (1, 2) / 2, half of ASAM's epsilon
-        (nk.SAMSON, {"rho": 0.5, "eta": 0}, (1, 2), (1 + 0.75 / math.sqrt(265), 2 + 8 / math.sqrt(265))),
+        (nk.training.SAMSON, {"rho": 0.5, "eta": 0}, (1, 2), (1 + 0.75 / math.sqrt(265), 2 + 8 / math.sqrt(265))),
         # sum of magnitudes 2: T = (1.5, 1.5) / 2
-        (nk.SAMSON, {"rho": 0.5, "eta": 0.5, "p": 1}, (1, -1), (1.225, -1.3)),
+        (nk.training.SAMSON, {"rho": 0.5, "eta": 0.5, "p": 1}, (1, -1), (1.225, -1.3)),
         # Euclidean norm 5, w = (4, 3), g = (12, 12), T = (0.8, 0.6): T g = (9.6, 7.2), norm 12
-        (nk.SAMSON, {"rho": 0.5, "eta": 0, "p": 2}, (4, 3), (4.32, 3.18)),
+        (nk.training.SAMSON, {"rho": 0.5, "eta": 0, "p": 2}, (4, 3), (4.32, 3.18)),
         # cubic: w = (1, -1), norm 2^(1/3)
-        (nk.SAMSON, {"rho": 0.5, "eta": 0, "p": 3}, (1, -1), (1 + 0.3 / 2 ** (1 / 3), -1 - 0.4 / 2 ** (1 / 3))),
+        (
+            nk.training.SAMSON,
+            {"rho": 0.5, "eta": 0, "p": 3},
+            (1, -1),
+            (1 + 0.3 / 2 ** (1 / 3), -1 - 0.4 / 2 ** (1 / 3)),
+        ),
     ],
 )
 def test_ascent_point_of_a_quadratic_by_hand(
@@ -196,7 +201,7 @@ def test_asam_goes_along_with_a_rescaled_network() -> None:
         models[1][0].weight *= c
         models[1][2].weight /= c
     found = []
-    for kind, more in ((nk.ASAM, {"eta": 0.0}), (nk.SAM, {})):
+    for kind, more in ((nk.training.ASAM, {"eta": 0.0}), (nk.training.SAM, {})):
         for model in models:
             model.zero_grad()
             F.cross_entropy(model(x), batch()[1]).backward()
@@ -212,18 +217,22 @@ def test_asam_goes_along_with_a_rescaled_network() -> None:
 def test_samson_does_not_see_the_scale_of_a_tensor(p: float) -> None:
     """For the same gradient: T is that of the tensor divided by its norm. ASAM's changes."""
     found: dict[tuple[type, float], dict[str, Tensor]] = {}
-    for kind in (nk.SAMSON, nk.ASAM):
+    for kind in (nk.training.SAMSON, nk.training.ASAM):
         for c in (1.0, 64.0):
             model = network()
             loss_of(model, batch()).backward()
             with torch.no_grad():
                 model[0].weight *= c
-            more = {"p": p} if kind is nk.SAMSON else {}
+            more = {"p": p} if kind is nk.training.SAMSON else {}
             optimizer = kind(model.named_parameters(), SGD, lr=0.1, rho=0.5, eta=0.0, **more)
             found[kind, c] = epsilon(optimizer, model)
-    for name in found[nk.SAMSON, 1.0]:
-        torch.testing.assert_close(found[nk.SAMSON, 64.0][name], found[nk.SAMSON, 1.0][name], rtol=1e-11, atol=1e-13)
-    assert not torch.allclose(found[nk.ASAM, 64.0]["3.weight"], found[nk.ASAM, 1.0]["3.weight"], rtol=0.1)
+    for name in found[nk.training.SAMSON, 1.0]:
+        torch.testing.assert_close(
+            found[nk.training.SAMSON, 64.0][name], found[nk.training.SAMSON, 1.0][name], rtol=1e-11, atol=1e-13
+        )
+    assert not torch.allclose(
+        found[nk.training.ASAM, 64.0]["3.weight"], found[nk.training.ASAM, 1.0]["3.weight"], rtol=0.1
+    )
 
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])
@@ -234,7 +243,7 @@ def test_samson_is_asam_where_all_norms_are_one(p: float) -> None:
             if "weight" in name:
                 w /= torch.linalg.vector_norm(w, p)
     found = []
-    for kind, more in ((nk.ASAM, {}), (nk.SAMSON, {"p": p})):
+    for kind, more in ((nk.training.ASAM, {}), (nk.training.SAMSON, {"p": p})):
         model.zero_grad()
         loss_of(model, batch()).backward()
         found.append(epsilon(kind(model.named_parameters(), SGD, lr=0.1, rho=0.5, eta=0.01, **more), model))
@@ -250,7 +259,9 @@ def test_norms_of_high_order_neither_under_nor_overflow() -> None:
             model = nn.Linear(2, 1, bias=False)
             nn.init.constant_(model.weight, size)
             model.weight.grad = torch.tensor([[3.0, 4.0]])
-            found.append(epsilon(nk.SAMSON(model.named_parameters(), SGD, lr=0.1, p=p, eta=0.0), model)["weight"])
+            found.append(
+                epsilon(nk.training.SAMSON(model.named_parameters(), SGD, lr=0.1, p=p, eta=0.0), model)["weight"]
+            )
         torch.testing.assert_close(found[0], found[1] / 2 ** (1 / 200), rtol=0, atol=2e-7 * max(size, 1))
 
 
@@ -260,7 +271,7 @@ def test_half_types_are_computed_in_single() -> None:
     model.register_parameter("weight", nn.Parameter(torch.full((100_000,), 0.01, dtype=torch.float16)))
     for g in (300.0, 0.0):
         model.weight.grad = torch.full_like(model.weight, g)
-        found = epsilon(nk.SAM(model.parameters(), SGD, rho=2.0, lr=0.1), model)["weight"]
+        found = epsilon(nk.training.SAM(model.parameters(), SGD, rho=2.0, lr=0.1), model)["weight"]
         expected = torch.full_like(found, 2.0 / math.sqrt(100_000) if g else 0.0)
         torch.testing.assert_close(found, expected, rtol=0, atol=2**-17)  # w + e is rounded near 0.016
 
@@ -269,7 +280,7 @@ def test_a_tensor_of_zeros_is_left_unscaled() -> None:
     model = nn.Linear(2, 1)
     nn.init.zeros_(model.weight)
     model.weight.grad, model.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
-    found = epsilon(nk.SAMSON(model.named_parameters(), SGD, lr=0.1, rho=0.5), model)
+    found = epsilon(nk.training.SAMSON(model.named_parameters(), SGD, lr=0.1, rho=0.5), model)
     torch.testing.assert_close(found["weight"], torch.tensor([[0.3, 0.0]]))
 
 
@@ -290,7 +301,7 @@ def test_maximising_goes_to_where_the_objective_is_lowest() -> None:
     """As minimising the negated objective."""
     models = [Quadratic(1.0, 2.0), Quadratic(1.0, 2.0)]
     for model, sign in zip(models, (1, -1), strict=True):
-        optimizer = nk.ASAM(model.named_parameters(), SGD, lr=0.1, maximize=sign == 1)
+        optimizer = nk.training.ASAM(model.named_parameters(), SGD, lr=0.1, maximize=sign == 1)
         optimizer.step(lambda model=model, sign=sign: (sign * model()).backward())
     assert torch.equal(models[0].weight, models[1].weight)
 
@@ -302,7 +313,7 @@ def test_groups_have_their_own_settings_and_one_norm() -> None:
         {"params": [("weight", model.weight)], "rho": 1.0, "eta": 1.0, "lr": 0.5},
         {"params": [("bias", other)]},
     ]
-    optimizer = nk.ASAM(groups, SGD, rho=0.5, eta=0.0, lr=0.1)
+    optimizer = nk.training.ASAM(groups, SGD, rho=0.5, eta=0.0, lr=0.1)
     model.weight.grad, other.grad = torch.tensor([1.0, 1.0]).double(), torch.tensor([1.0]).double()
     optimizer.ascend()  # T = 2, 2, 1: the norm is 3
     assert model.weight.tolist() == pytest.approx([1 + 4 / 3, 1 + 4 / 3], rel=1e-15)
@@ -355,7 +366,7 @@ def test_without_gradients_nothing_moves() -> None:
         assert same(values(model), before)  # zero gradients: 0 / 1e-16
     empty = nn.Parameter(torch.zeros(0))
     empty.grad = torch.zeros(0)
-    nk.SAMSON([("weight", empty)], SGD, lr=0.1).ascend()
+    nk.training.SAMSON([("weight", empty)], SGD, lr=0.1).ascend()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -416,7 +427,7 @@ def test_closure_runs_without_grad_mode_around() -> None:
 
 def test_rho_zero_is_the_base_optimizer() -> None:
     model, plain = network(), network()
-    nk.SAM(model.parameters(), SGD, rho=0, lr=0.1).step(lambda: loss_of(model, batch()).backward())
+    nk.training.SAM(model.parameters(), SGD, rho=0, lr=0.1).step(lambda: loss_of(model, batch()).backward())
     base = SGD(plain.parameters(), lr=0.1)
     loss_of(plain, batch()).backward()
     base.step()
@@ -455,7 +466,7 @@ def noisy(kind: str) -> Any:
 def test_the_noise_of_the_two_passes(kind: str, again: bool) -> None:
     """With rho 0 the passes differ by their noise alone, which is seen in the output; dropout goes with it."""
     model, x = noisy(kind), torch.randn(3, 5)
-    optimizer = nk.SAM(model.parameters(), SGD, rho=0.0, lr=0.0, same_noise=again)
+    optimizer = nk.training.SAM(model.parameters(), SGD, rho=0.0, lr=0.0, same_noise=again)
     outputs: list[Tensor] = []
 
     def closure() -> None:
@@ -480,7 +491,7 @@ def test_a_step_takes_as_much_of_the_generator_as_one_pass() -> None:
     states = []
     for run in (
         lambda: model(x),
-        lambda: nk.SAM(model.parameters(), SGD, lr=0.1).step(lambda: model(x).sum().backward()),
+        lambda: nk.training.SAM(model.parameters(), SGD, lr=0.1).step(lambda: model(x).sum().backward()),
     ):
         torch.manual_seed(5)
         run()
@@ -500,10 +511,10 @@ def test_batch_norm_records_the_first_pass_only(momentum: float | None) -> None:
         m.append(copy.deepcopy(frozen))
         m.append(nn.BatchNorm1d(3, track_running_stats=False).double())
     data = batch()
-    held = nk.SAM(model.parameters(), SGD, lr=0.1, model=model)
+    held = nk.training.SAM(model.parameters(), SGD, lr=0.1, model=model)
     held.step(lambda: loss_of(model, data).backward())
     loss_of(plain, data)
-    nk.SAM(both.parameters(), SGD, lr=0.1).step(lambda: loss_of(both, data).backward())
+    nk.training.SAM(both.parameters(), SGD, lr=0.1).step(lambda: loss_of(both, data).backward())
     for name, value in plain[1].named_buffers():
         assert torch.equal(value, getattr(model[1], name))
         assert not torch.equal(value, getattr(both[1], name))
@@ -514,7 +525,7 @@ def test_batch_norm_records_the_first_pass_only(momentum: float | None) -> None:
 
 def test_batch_norm_records_again_after_an_error() -> None:
     model = network()
-    optimizer = nk.SAM(model.parameters(), SGD, lr=0.1, model=model)
+    optimizer = nk.training.SAM(model.parameters(), SGD, lr=0.1, model=model)
     loss_of(model, batch()).backward()
     with pytest.raises(MemoryError):
         for number in optimizer.passes():
@@ -577,7 +588,7 @@ def test_overflow_of_a_scaled_loss(overflow: list[int]) -> None:
 
 def test_autocast_around_both_passes_sees_the_moved_weights() -> None:
     model = nn.Linear(64, 64)
-    optimizer = nk.SAM(model.parameters(), SGD, rho=5.0, lr=0.1)
+    optimizer = nk.training.SAM(model.parameters(), SGD, rho=5.0, lr=0.1)
     x, outputs = torch.randn(8, 64), []
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for _ in optimizer.passes():
@@ -676,23 +687,27 @@ W = nn.Parameter(torch.ones(2))
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: nk.SAM([W], SGD([W], lr=0.1)), TypeError, "optimizer's class, .* got an object of class SGD"),
-        (lambda: nk.SAM([W], nn.Linear, lr=0.1), TypeError, "optimizer's class, .* got the class Linear"),
-        (lambda: nk.SAM([W], SGD, lr=0.1, rho=-0.1), ValueError, "rho must be finite and not negative, got -0.1"),
-        (lambda: nk.SAM([W], SGD, lr=0.1, rho=math.nan), ValueError, "rho must be finite"),
-        (lambda: nk.SAM([W], SGD, lr=0.1, rho=math.inf), ValueError, "rho must be finite"),
-        (lambda: nk.SAM([W], SGD, lr=0.1, rho="0.1"), TypeError, "rho must be a number, got str"),
-        (lambda: nk.SAM([W], SGD, lr=0.1, rho=True), TypeError, "rho must be a number, got bool"),
-        (lambda: nk.SAM([{"params": [W], "rho": -1}], SGD, lr=0.1), ValueError, "rho must be"),
-        (lambda: nk.SAM([W], torch.optim.Adadelta), ValueError, "Adadelta has settings of the same name: rho"),
-        (lambda: nk.SAM([W], SGD, lr=0.1, model=W), TypeError, "model must be a torch.nn.Module"),
-        (lambda: nk.SAM([W], SGD, lr=0.1, eta=1.0), TypeError, "eta"),
-        (lambda: nk.SAM([], SGD, lr=0.1), ValueError, "empty parameter list"),
-        (lambda: nk.ASAM([W], SGD, lr=0.1), ValueError, "give model.named_parameters"),
-        (lambda: nk.ASAM([("weight", W)], SGD, lr=0.1, eta=-1), ValueError, "eta must be finite"),
-        (lambda: nk.SAMSON([W], SGD, lr=0.1), ValueError, "give model.named_parameters"),
-        (lambda: nk.SAMSON([("weight", W)], SGD, lr=0.1, p=0.5), ValueError, "p must be at least 1, got 0.5"),
-        (lambda: nk.SAMSON([("weight", W)], SGD, lr=0.1, p=math.nan), ValueError, "p must be at least 1"),
+        (lambda: nk.training.SAM([W], SGD([W], lr=0.1)), TypeError, "optimizer's class, .* got an object of class SGD"),
+        (lambda: nk.training.SAM([W], nn.Linear, lr=0.1), TypeError, "optimizer's class, .* got the class Linear"),
+        (
+            lambda: nk.training.SAM([W], SGD, lr=0.1, rho=-0.1),
+            ValueError,
+            "rho must be finite and not negative, got -0.1",
+        ),
+        (lambda: nk.training.SAM([W], SGD, lr=0.1, rho=math.nan), ValueError, "rho must be finite"),
+        (lambda: nk.training.SAM([W], SGD, lr=0.1, rho=math.inf), ValueError, "rho must be finite"),
+        (lambda: nk.training.SAM([W], SGD, lr=0.1, rho="0.1"), TypeError, "rho must be a number, got str"),
+        (lambda: nk.training.SAM([W], SGD, lr=0.1, rho=True), TypeError, "rho must be a number, got bool"),
+        (lambda: nk.training.SAM([{"params": [W], "rho": -1}], SGD, lr=0.1), ValueError, "rho must be"),
+        (lambda: nk.training.SAM([W], torch.optim.Adadelta), ValueError, "Adadelta has settings of the same name: rho"),
+        (lambda: nk.training.SAM([W], SGD, lr=0.1, model=W), TypeError, "model must be a torch.nn.Module"),
+        (lambda: nk.training.SAM([W], SGD, lr=0.1, eta=1.0), TypeError, "eta"),
+        (lambda: nk.training.SAM([], SGD, lr=0.1), ValueError, "empty parameter list"),
+        (lambda: nk.training.ASAM([W], SGD, lr=0.1), ValueError, "give model.named_parameters"),
+        (lambda: nk.training.ASAM([("weight", W)], SGD, lr=0.1, eta=-1), ValueError, "eta must be finite"),
+        (lambda: nk.training.SAMSON([W], SGD, lr=0.1), ValueError, "give model.named_parameters"),
+        (lambda: nk.training.SAMSON([("weight", W)], SGD, lr=0.1, p=0.5), ValueError, "p must be at least 1, got 0.5"),
+        (lambda: nk.training.SAMSON([("weight", W)], SGD, lr=0.1, p=math.nan), ValueError, "p must be at least 1"),
     ],
 )
 def test_what_is_refused(make: Callable[[], object], error: type[Exception], text: str) -> None:
@@ -732,7 +747,7 @@ def test_calls_out_of_order_are_refused() -> None:
     table = nn.Embedding(4, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="of weight is sparse"):
-        nk.SAM(table.named_parameters(), SGD, lr=0.1).ascend()
+        nk.training.SAM(table.named_parameters(), SGD, lr=0.1).ascend()
 
 
 # --- two processes -------------------------------------------------------------------------------
@@ -745,7 +760,7 @@ def _rank(rank: int, folder: Path) -> None:
     x, y = (part[rank::2] for part in batch())
     found = []
     for synced in (True, False):
-        optimizer = nk.ASAM(model.named_parameters(), SGD, lr=0.1)
+        optimizer = nk.training.ASAM(model.named_parameters(), SGD, lr=0.1)
         for number in optimizer.passes():
             for i, part in enumerate(zip(x.chunk(2), y.chunk(2), strict=True)):
                 alone = i == 0 or (number == 0 and not synced)
@@ -776,7 +791,7 @@ def test_two_ranks_and_no_sync(tmp_path: Path) -> None:
     agree = [same(a, b) for a, b in zip(*ranks, strict=True)]
     assert agree == [True, True, False, True]  # ascent point and step, synchronised; the same without
     whole = _small()
-    optimizer = nk.ASAM(whole.named_parameters(), SGD, lr=0.1)
+    optimizer = nk.training.ASAM(whole.named_parameters(), SGD, lr=0.1)
     optimizer.step(lambda: loss_of(whole, batch()).backward())
     for p, q in zip(values(whole), ranks[0][1], strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)

@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from noisykernels import speech
-from noisykernels.data import ChecksumError, CorruptData, DataNotFound
-from noisykernels.speech import RATE, Recordings, log_mel, read_recordings, spoken_digits, synthetic_recordings
+from noisykernels.datasets import (
+    ChecksumError,
+    CorruptData,
+    DataNotFound,
+    Recordings,
+    log_mel,
+    read_recordings,
+    speech,
+    spoken_digits,
+    synthetic_recordings,
+)
+from noisykernels.datasets.speech import RATE
 
 MADE = synthetic_recordings(takes=7)
 ARCHIVE = speech._FILE

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pytest
 from scipy import special, stats
 
-from noisykernels import eps, reference
+from noisykernels import eps
+from noisykernels.reference import noise as reference
 
 ALPHA = 1e-6
 Array = npt.NDArray[Any]

@@ -19,8 +19,10 @@ import pytest
 import torch
 from torch import nn
 
-from noisykernels import STREAM_VERSION, Noise, store
-from noisykernels.store import Store, StoreError, network_file_system, note_of, noting, study_key, task_key
+from noisykernels import STREAM_VERSION, Noise
+from noisykernels._engine import store
+from noisykernels._engine.store import Store, StoreError, network_file_system, note_of, noting
+from noisykernels._engine.store_keys import study_key, task_key
 
 KEY = {"weights": "ab" * 32, "seed": 7, "plan": {"threads": 2, "batch_rows": 500}}
 KEYS = [task_key("fc:linear#0", [0.1 * n], [0], (0, 100)) for n in range(200)]

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_study import CLEAN, MIDPOINTS, SITES, made_study
 
-from noisykernels import study as study_module
-from noisykernels.bands import wilson
-from noisykernels.fit import fit_midpoint
-from noisykernels.study import Meta, Record, Study, StudyFileError
+from noisykernels.stats import Meta, Record, fit_midpoint, wilson
+from noisykernels.study import Study, StudyFileError
+from noisykernels.study import study as study_module
 
 FIELDS = ["site", "site_index", "level", "draw", "rows", "correct", "accuracy", "status", "low",
           "high"]  # fmt: skip

@@ -14,7 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noisykernels import augment, checkpoint, data, train
+from noisykernels.datasets import augment
+from noisykernels.datasets import vision as data
+from noisykernels.training import loop as train
+from noisykernels.zoo import checkpoint
 
 Record = dict[str, float]
 

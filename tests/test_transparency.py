@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
-from noisykernels import reference
-from noisykernels.sites import hashed_id
+from noisykernels.noise.contract import hashed_id
+from noisykernels.reference import noise as reference
 
 # ----------------------------------------------------------------------------- what stays as it was
 
@@ -301,7 +301,7 @@ def test_backward_may_run_after_the_state_and_the_injection_are_gone() -> None:
 
 def test_training_with_noise() -> None:
     """A draw per step, rows of the data set, clamped weights; reproduced to the bit."""
-    from noisykernels.train import train
+    from noisykernels.training import train
 
     data = torch.randn(40, 6), torch.randint(3, (40,))
 

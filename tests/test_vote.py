@@ -16,10 +16,12 @@ from scipy import stats
 from torch import nn
 
 import noisykernels as nk
-from noisykernels import data, models
-from noisykernels.ballots import _subsets
-from noisykernels.train import train
-from noisykernels.voting import KINDS, VoteCurve, executions_needed, majority, mean_scores, vote
+from noisykernels.datasets import vision as data
+from noisykernels.experiments import vote
+from noisykernels.stats import VoteCurve, executions_needed, majority, mean_scores
+from noisykernels.stats.votes import KINDS, _subsets
+from noisykernels.training import train
+from noisykernels.zoo import networks as models
 
 # ------------------------------------------------------------------------------------------- oracles
 

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import noisykernels as nk
-from noisykernels import kept, reference
-from noisykernels.evaluator import Evaluator
-from noisykernels.models import MLP, LeNet5
-from noisykernels.report import _snippet
-from noisykernels.store import StoreError
+from noisykernels._engine import cached as kept
+from noisykernels._engine.evaluator import Evaluator
+from noisykernels._engine.store import StoreError
+from noisykernels.reference import noise as reference
 from noisykernels.study import Study
+from noisykernels.study.html_report import _snippet
+from noisykernels.zoo import MLP, LeNet5
 
 NOISES: dict[str, nk.WeightNoise] = {
     "add": nk.WeightNoise(add=0.3),
@@ -324,7 +325,9 @@ def test_the_noise_is_a_direction_at_the_contraction(name: str, monkeypatch: pyt
     """Weights are drawn once for each site, draw and part of the rows, however many levels there are."""
     model, data = problem(name, 60)
     drawn: list[Any] = []
-    monkeypatch.setattr("noisykernels.weights.eps", lambda shape, **how: (drawn.append(shape), nk.eps(shape, **how))[1])
+    monkeypatch.setattr(
+        "noisykernels._engine.targets.eps", lambda shape, **how: (drawn.append(shape), nk.eps(shape, **how))[1]
+    )
     counts = []
     for levels in ([1.0], torch.linspace(0.1, 1, 12)):
         drawn.clear()
@@ -472,7 +475,7 @@ def test_chips_are_a_loop_over_draws() -> None:
     model, (x, y) = problem("lenet", 45)
     hardware = {
         "conv*": [nk.WeightNoise(add=0.3, relative="channel")],
-        "fc*": [nk.WeightNoise(mul=1.0), nk.DAC(4, "row")],
+        "fc*": [nk.WeightNoise(mul=1.0), nk.hardware.DAC(4, "row")],
     }
     noise = {"relu*": nk.Noise(add=0.5)}
     draws = [5, 0, 9]
@@ -504,10 +507,10 @@ def test_chips_of_one_layer_are_a_walk_over_weights() -> None:
     assert table["correct"].tolist() == [r.correct for r in study.records] and set(table["rows"]) == {45}
 
 
-class Breaks(nk.Device):
+class Breaks(nk.hardware.Device):
     """Chips with an odd number give NaN."""
 
-    def output(self, y: Tensor, draw: nk.Draw) -> Tensor:
+    def output(self, y: Tensor, draw: nk.hardware.Draw) -> Tensor:
         return y * math.nan if draw.id is not None and int(draw.id) % 2 else y
 
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels import workers
-from noisykernels.models import MLP
-from noisykernels.plain import Passes
+from noisykernels._engine import workers
+from noisykernels._engine.plan import Passes
+from noisykernels.zoo import MLP
 
 GRID: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[0.1, 1.0, 3.0], draws=3, seed=1)
 
@@ -249,7 +249,7 @@ def test_only_the_rows_of_the_study_are_sent_and_not_more_often_than_needed(monk
     model, (x, y) = problem(7000)
     made = workers.packed
     sizes: list[int] = []
-    monkeypatch.setattr("noisykernels.engine.packed", lambda p: (found := made(p), sizes.append(len(found)))[0])
+    monkeypatch.setattr("noisykernels.walking.walk.packed", lambda p: (found := made(p), sizes.append(len(found)))[0])
     executor = Reluctant()
     monkeypatch.setattr(executor, "_max_workers", 1, raising=False)
     monkeypatch.setattr(Reluctant, "every", 10**9)

@@ -19,8 +19,8 @@ from scaffold import TEST_SEED, Data, accuracies, main, mean, noisy_trained, pyp
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.data import info, load
-from noisykernels.sites import hashed_id
+from noisykernels.datasets import info, load
+from noisykernels.noise.contract import hashed_id
 
 LEVELS = (0.0, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4, 1e10)
 SMALL = 0.01  # zero, or as good as: below this share of the values' root mean square

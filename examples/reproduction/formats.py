@@ -18,15 +18,20 @@ import torch.nn.functional as F
 from scaffold import Data, cached, main, noisy_trained, pyplot, show, write
 from torch import Tensor, nn
 
-from noisykernels.cost import CostModel
-from noisykernels.data import info, load
-from noisykernels.format_plots import plot_agreement, plot_front
-from noisykernels.format_search import LinearPredictor, exhaustive_search, search_format
-from noisykernels.format_sweep import design_space, sweep_formats
-from noisykernels.formats import Format, as_format
-from noisykernels.per_layer import layer_formats
-from noisykernels.running_sum import plot_running_sums, running_sums
-from noisykernels.train import train
+from noisykernels.arithmetic import CostModel, Format, as_format
+from noisykernels.datasets import info, load
+from noisykernels.experiments import (
+    LinearPredictor,
+    design_space,
+    exhaustive_search,
+    layer_formats,
+    plot_running_sums,
+    running_sums,
+    search_format,
+    sweep_formats,
+)
+from noisykernels.plotting import plot_agreement, plot_front
+from noisykernels.training import train
 
 SUMS = ("fp32", "M8E6", "M2E8", "M10E4", "L3R8", "L2R8")
 

@@ -16,7 +16,7 @@ import numpy as np
 from scaffold import accuracies, main, mean, noisy_trained, pyplot, show, write
 
 import noisykernels as nk
-from noisykernels.data import load
+from noisykernels.datasets import load
 
 ORDERS = ("mul_add", "add_mul")
 

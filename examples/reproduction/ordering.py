@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import noisykernels as nk
 from noisykernels.brainscales import BrainScaleS2, BSS2Linear, ConvertingReLU
-from noisykernels.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from noisykernels.order_study import OrderStudy, order_sensitivity
-from noisykernels.speech import spoken_digits, synthetic_recordings
-from noisykernels.train import train
+from noisykernels.datasets import spoken_digits, synthetic_recordings
+from noisykernels.experiments import OrderStudy, order_sensitivity
+from noisykernels.training import train
+from noisykernels.zoo import checkpoint_path, load_checkpoint, save_checkpoint
 
 METHODS = ("plain", "twin", "twin, masked", "ordered", "ordered, masked")
 TESTS = ("twin", "natural order", "random orders")
@@ -28,13 +28,13 @@ SHOWN = ("twin, masked", "ordered, masked")  # whose layers are looked at
 HIDDEN, SHIFT, LARGEST = 128, 2, 31
 
 
-class Ideal(nk.Device):
+class Ideal(nk.hardware.Device):
     """Sums in LSB, without rounding, noise or limits."""
 
     def __init__(self, gain: float) -> None:
         self.gain = gain
 
-    def output(self, y: Tensor, draw: nk.Draw) -> Tensor:
+    def output(self, y: Tensor, draw: nk.hardware.Draw) -> Tensor:
         """The sums in LSB."""
         return y * self.gain
 
@@ -100,7 +100,7 @@ def trained_on(
     if path.exists():
         load_checkpoint(path, made, settings)
     else:
-        on_step = nk.noisy_steps(made, seed=seed)
+        on_step = nk.training.noisy_steps(made, seed=seed)
         train(made, rows, epochs=epochs, lr=lr, clamp=63.0, seed=seed, on_step=on_step)
         save_checkpoint(path, made, settings)
     tested = network(features, device_of("ordered", gain, limit), seed)

@@ -17,8 +17,8 @@ from scaffold import TEST_SEED, Data, accuracies, main, mean, noisy_trained, pyp
 from torch import nn
 
 import noisykernels as nk
-from noisykernels.data import info, load
-from noisykernels.plot import short_names
+from noisykernels.datasets import info, load
+from noisykernels.plotting.style import short_names
 
 STEP = math.sqrt(10.0)  # between the levels of training
 

@@ -18,8 +18,7 @@ import torch
 from scaffold import TEST_SEED, accuracies, main, mean, noisy_trained, pyplot, show, spread, write
 
 import noisykernels as nk
-from noisykernels.augment import augmentation
-from noisykernels.data import info, load
+from noisykernels.datasets import augmentation, info, load
 
 LEVELS = {"add": (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6), "mul": (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.2)}
 
@@ -69,7 +68,7 @@ def run(
                     before[-1].append(mean(accuracies(network, test, noise, draws=draws)))
                     changed = copy.deepcopy(network)
                     with nk.inject(changed, noise, example_input=images[:2]):
-                        nk.recalibrate_bn(changed, images, seed=TEST_SEED + 1)
+                        nk.training.recalibrate_bn(changed, images, seed=TEST_SEED + 1)
                     after[-1].append(mean(accuracies(changed, test, noise, draws=draws)))
             halves = [floor + (c - floor) / 2 for c in clean]
             points = {

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.augment import augmentation
-from noisykernels.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from noisykernels.data import load
-from noisykernels.study import aligned
-from noisykernels.train import fresh, train
+from noisykernels._util.text import aligned
+from noisykernels.datasets import augmentation, load
+from noisykernels.training import train
+from noisykernels.zoo import checkpoint_path, fresh, load_checkpoint, save_checkpoint
 
 Data = tuple[Tensor, Tensor]
 TEST_SEED = 2024  # of the noise in all tests; that of a training is the training's own seed

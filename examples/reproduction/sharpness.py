@@ -19,23 +19,22 @@ from scaffold import TEST_SEED, Data, accuracies, cached, main, mean, pyplot, sh
 from torch import nn
 
 import noisykernels as nk
-from noisykernels.augment import augmentation
-from noisykernels.data import load
+from noisykernels.datasets import augmentation, load
 
 ETA = 0.01
 METHODS: dict[
     str, tuple[type | None, dict[str, float], tuple[float, ...]]
 ] = {  # optimizer, settings, rho to choose from
     "SGD": (None, {}, (0.0,)),
-    "SAM": (nk.SAM, {}, (0.05, 0.1, 0.2, 0.4)),
-    "ASAM": (nk.ASAM, {"eta": ETA}, (0.5, 1.0, 2.0, 4.0)),
-    "SAMSON p=2": (nk.SAMSON, {"eta": ETA, "p": 2.0}, (0.2, 0.4, 0.8, 1.6)),
-    "SAMSON p=inf": (nk.SAMSON, {"eta": ETA, "p": math.inf}, (0.1, 0.2, 0.5, 1.0)),
+    "SAM": (nk.training.SAM, {}, (0.05, 0.1, 0.2, 0.4)),
+    "ASAM": (nk.training.ASAM, {"eta": ETA}, (0.5, 1.0, 2.0, 4.0)),
+    "SAMSON p=2": (nk.training.SAMSON, {"eta": ETA, "p": 2.0}, (0.2, 0.4, 0.8, 1.6)),
+    "SAMSON p=inf": (nk.training.SAMSON, {"eta": ETA, "p": math.inf}, (0.1, 0.2, 0.5, 1.0)),
     "SGD, noisy weights": (None, {}, (0.0,)),
 }
 
 
-def array(level: float) -> list[nk.Device] | None:
+def array(level: float) -> list[nk.hardware.Device] | None:
     """What holds the weights of a layer: noise of `level` times the largest of them, drawn once for each chip."""
     return [nk.WeightNoise(add=level, relative="layer")] if level else None
 

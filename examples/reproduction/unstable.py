@@ -16,10 +16,9 @@ from scaffold import TEST_SEED, Data, cached, main, mean, pyplot, show, spread, 
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.augment import augmentation
-from noisykernels.data import load
-from noisykernels.sites import hashed_id
-from noisykernels.train import train
+from noisykernels.datasets import augmentation, load
+from noisykernels.noise.contract import hashed_id
+from noisykernels.training import train
 
 ALPHA, THETA = 0.45, 0.66  # published
 METHODS = ("clean", "constant", "variance-aware")
@@ -47,9 +46,9 @@ def trained_for(method: str, level: float, model: str, data: str, epochs: int, l
         rows = load(data, "train", limit=limit)
         levels: Any = settings["level"]
         if method == "variance-aware":
-            levels = nk.VarianceAware(level, alpha=ALPHA, theta=THETA * level, seed=seed)
+            levels = nk.training.VarianceAware(level, alpha=ALPHA, theta=THETA * level, seed=seed)
         with nk.inject(network, nk.Noise(add=1.0), after_operations(network, rows[0]), example_input=rows[0][:2]):
-            on_step = nk.noisy_steps(network, seed=seed, level=levels)
+            on_step = nk.training.noisy_steps(network, seed=seed, level=levels)
             train(network, rows, epochs=epochs, seed=seed, augment=augmentation(data), on_step=on_step)
 
     return cached(settings, fit)

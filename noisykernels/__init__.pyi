@@ -1,0 +1,62 @@
+"""What `noisykernels` offers, for type checkers: the counterpart of `__init__.py`."""
+
+from noisykernels import arithmetic as arithmetic
+from noisykernels import brainscales as brainscales
+from noisykernels import datasets as datasets
+from noisykernels import experiments as experiments
+from noisykernels import hardware as hardware
+from noisykernels import injection as injection
+from noisykernels import metrics as metrics
+from noisykernels import nn as nn
+from noisykernels import noise as noise
+from noisykernels import plotting as plotting
+from noisykernels import stats as stats
+from noisykernels import study as study
+from noisykernels import training as training
+from noisykernels import walking as walking
+from noisykernels import zoo as zoo
+from noisykernels.arithmetic import Serial as Serial
+from noisykernels.arithmetic import quantize as quantize
+from noisykernels.experiments import chips as chips
+from noisykernels.experiments import vote as vote
+from noisykernels.hardware import InputNoise as InputNoise
+from noisykernels.hardware import MacNoise as MacNoise
+from noisykernels.hardware import WeightNoise as WeightNoise
+from noisykernels.injection import inject as inject
+from noisykernels.injection import noise_state as noise_state
+from noisykernels.injection import remove as remove
+from noisykernels.injection import sites as sites
+from noisykernels.nn import NoiseSite as NoiseSite
+from noisykernels.nn import NoisyConv1d as NoisyConv1d
+from noisykernels.nn import NoisyConv2d as NoisyConv2d
+from noisykernels.nn import NoisyConv3d as NoisyConv3d
+from noisykernels.nn import NoisyConvTranspose1d as NoisyConvTranspose1d
+from noisykernels.nn import NoisyConvTranspose2d as NoisyConvTranspose2d
+from noisykernels.nn import NoisyConvTranspose3d as NoisyConvTranspose3d
+from noisykernels.nn import NoisyLinear as NoisyLinear
+from noisykernels.nn import conv1d as conv1d
+from noisykernels.nn import conv2d as conv2d
+from noisykernels.nn import conv3d as conv3d
+from noisykernels.nn import conv_transpose1d as conv_transpose1d
+from noisykernels.nn import conv_transpose2d as conv_transpose2d
+from noisykernels.nn import conv_transpose3d as conv_transpose3d
+from noisykernels.nn import linear as linear
+from noisykernels.nn import matmul as matmul
+from noisykernels.noise import Noise as Noise
+from noisykernels.noise import eps as eps
+from noisykernels.noise import get_include as get_include
+from noisykernels.noise import per_channel as per_channel
+from noisykernels.noise import per_draw as per_draw
+from noisykernels.noise import per_row as per_row
+from noisykernels.noise import perturb as perturb
+from noisykernels.noise import perturb_relu_max_pool2d as perturb_relu_max_pool2d
+from noisykernels.noise.contract import STREAM_VERSION as STREAM_VERSION
+from noisykernels.noise.contract import build_info as build_info
+from noisykernels.study import Study as Study
+from noisykernels.study import compare as compare
+from noisykernels.walking import walk_mixed as walk_mixed
+from noisykernels.walking import walk_parameter as walk_parameter
+from noisykernels.walking.walk import walk as walk
+
+__version__: str
+__all__: list[str]

@@ -1,0 +1,82 @@
+"""What a study is given, checked: each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels._util.checks import is_number
+from noisykernels.injection.site import Site, matches
+from noisykernels.noise.arguments import ids_tensor
+from noisykernels.noise.description import Noise
+
+__all__ = ["chosen_sites", "draw_list", "level_list", "refuse_without_rows", "scaled_noise"]
+
+
+def level_list(op: str, levels: Sequence[float] | Tensor) -> list[float]:
+    wrong = f"{op}: levels must be a list of numbers, got {levels!r}"
+    try:
+        values = torch.as_tensor(levels, dtype=torch.float64).tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(wrong) from error
+    if not isinstance(values, list) or not all(isinstance(v, float) for v in values):
+        raise ValueError(wrong)
+    if not values or not all(math.isfinite(v) and v >= 0 for v in values):
+        raise ValueError(f"{op}: levels must be finite, not negative, and at least one, got {values}")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{op}: levels must differ from each other, got {values}")
+    return values
+
+
+def scaled_noise(op: str, noise: Noise, amplitude: float, computed: torch.dtype) -> Noise:
+    scaled = noise.scaled(amplitude)
+    for name, level in (("add", scaled.add), ("mul", scaled.mul)):
+        if level is not None and not bool(level.to(computed).isfinite().all()):
+            kind = str(computed).removeprefix("torch.")
+            raise ValueError(f"{op}: `{name}` of the noise times level {amplitude} exceeds {kind}'s range")
+    return scaled
+
+
+def draw_list(op: str, draws: Any) -> list[int]:
+    ids: Tensor | None
+    try:
+        if is_number(draws):
+            ids = torch.arange(max(operator.index(draws), 0))
+        else:
+            ids = torch.as_tensor(draws, dtype=None if len(draws) else torch.int64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{op}: draws must be a number of draws or a list of ids, got {draws!r}") from error
+    ids = ids_tensor(op, "draws", ids, torch.device("cpu"))
+    assert ids is not None
+    if len(ids) == 0 or len(ids.unique()) != len(ids):
+        raise ValueError(f"{op}: draws must be at least one, or ids that differ, got {draws}")
+    return ids.tolist()
+
+
+def chosen_sites(op: str, every: list[Site], sites: Sequence[str | int] | str | None) -> list[Site]:
+    if sites is None:
+        return list(every)
+    wanted: Any = [sites] if isinstance(sites, str) or is_number(sites) else list(sites)
+
+    def fits(site: Site, choice: str | int) -> bool:
+        return matches(site.name, choice) if isinstance(choice, str) else site.index == choice
+
+    for choice in wanted:
+        if not any(fits(site, choice) for site in every):
+            names = ", ".join(f"{s.index} {s.name}" for s in every)
+            raise ValueError(f"{op}: no site {choice!r}; the model has {names}")
+    return [site for site in every if any(fits(site, choice) for choice in wanted)]
+
+
+def refuse_without_rows(op: str, chosen: list[Site]) -> None:
+    """Before anything runs: at such a site the walk would end, and lose what it has counted."""
+    if lost := [repr(site.name) for site in chosen if site.row_dim is None]:
+        raise RuntimeError(
+            f"{op}: rows cannot be told apart at {', '.join(lost)}, so no noise can enter there; "
+            "choose other sites with sites="
+        )

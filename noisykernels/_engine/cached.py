@@ -1,0 +1,175 @@
+"""Answers kept in a file: what is there is not evaluated again, and several processes share the rest.
+
+A task is what one request still lacks on some hundred rows: levels by draws of one site. It is evaluated and kept as a
+whole, so that a study that was killed asks again for exactly the same, and ends with the same bits. Where rows are cut
+depends on the engine's chunks only, so that a larger study finds what a smaller one has left.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import secrets
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from noisykernels._engine.request import Answer, Request, joined
+from noisykernels._engine.store import Store
+from noisykernels._engine.store_keys import task_key
+from noisykernels.metrics.base import NAN
+
+__all__ = ["Kept"]
+
+
+Evaluate = Callable[[Sequence[Request], Callable[[float], object]], Sequence[Answer]]
+
+LEASE = 15.0  # seconds that others keep off a task without a sign of life
+BEAT, POLL = 3.0, 0.2  # seconds between signs of life, and between looks at what others do
+GO = 5.0  # seconds of tasks evaluated in one go: they share the clean prefix and the workers, and are lost together
+FIRST_GO = 20_000  # predictions of the first one, which tells how fast they are
+
+
+class Kept:
+    """Evaluates requests through a store.
+
+    Args:
+        store: the file.
+        evaluate: gives the answers that the file does not hold.
+        rows_of: rows of a task of a request, a multiple of its engine's chunks.
+    """
+
+    def __init__(self, store: Store, evaluate: Evaluate, rows_of: Callable[[Request], int]) -> None:
+        self.store, self.evaluate, self.rows_of = store, evaluate, rows_of
+        self.together = FIRST_GO  # predictions of one go
+        self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.cells: dict[tuple[str, str, str, int], Any] = {}  # (site, rows, bits of level, draw): answer of the rows
+        self.read: set[str] = set()
+
+    def answers(self, requests: Sequence[Request], advance: Callable[[float], object]) -> list[Answer]:
+        """The answers to requests, from the file or evaluated now; waits for those that others are at."""
+        parts = [list(self._parts(r)) for r in requests]
+        told = 0.0
+        try:
+            while True:
+                self._look()
+                rest = [lack for some in parts for part in some for lack in self._rest(part)]
+                open_cells = sum(len(r.levels) * len(r.draws) * r.rows / (len(w.draws) * w.rows)
+                                 for w, some in zip(requests, parts, strict=True)
+                                 for part in some for r in self._rest(part))  # fmt: skip
+                done = sum(len(r.levels) for r in requests) - open_cells
+                advance(done - told)
+                told = done
+                if not rest:
+                    return [joined(r, [(p, self._assembled(p)) for p in some])
+                            for r, some in zip(requests, parts, strict=True)]  # fmt: skip
+                if not any(self._worked(group) for group in self._groups(rest)):
+                    time.sleep(POLL)
+        finally:
+            self.store.release(self.owner)
+
+    def _worked(self, group: Sequence[Request]) -> bool:
+        """Evaluates what nobody else is at of a group; whether there was anything."""
+        mine = [r for r in group if self.store.claim([_key(r)], self.owner, LEASE, 1)]
+        if mine:
+            start = time.monotonic()
+            with self._alive():
+                answers = self.evaluate(mine, lambda _: None)
+            predictions = sum(answer.size for answer in answers)
+            self.together = max(FIRST_GO, int(predictions * GO / max(1e-3, time.monotonic() - start)))
+            for request, answer in zip(mine, answers, strict=True):
+                self.store.finish(_key(request), _encoded(answer), self.owner)
+        return bool(mine)
+
+    def _parts(self, request: Request) -> Iterator[Request]:
+        """A request cut by rows into what makes one task each."""
+        step = self.rows_of(request)
+        for first in range(request.start // step * step, request.end, step):
+            if (part := request.within(first, first + step)) is not None:
+                yield part
+
+    def _groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Requests in their order, so many together as one go takes."""
+        group: list[Request] = []
+        size = 0
+        for r in requests:
+            group.append(r)
+            size += len(r.levels) * len(r.draws) * r.rows
+            if size >= self.together:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Signs of life from a thread: a single pass of a large model may take longer than a lease."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(BEAT):
+                self.store.heartbeat(self.owner)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _look(self) -> None:
+        """Takes in what has been finished since."""
+        for key, result in self.store.done(self.read).items():
+            self.read.add(key)
+            site, levels, draws, rows = key.rsplit("|", 3)
+            for level, of_level in zip(levels.split(";"), _decoded(result), strict=True):
+                for draw, of_draw in zip(draws.split(","), of_level, strict=True):
+                    self.cells[site, rows, level, int(draw)] = of_draw
+
+    def _rest(self, request: Request) -> list[Request]:
+        """What the file lacks of a request, as requests for whole rectangles."""
+        lacking: dict[tuple[int, ...], list[float]] = {}
+        for level in request.levels:
+            draws = tuple(d for d in request.draws if self._cell(request, level, d) is None)
+            if draws:
+                lacking.setdefault(draws, []).append(level)
+        return [replace(request, levels=tuple(levels), draws=draws) for draws, levels in lacking.items()]
+
+    def _cell(self, request: Request, level: float, draw: int) -> Any:
+        return self.cells.get((_site(request), f"{request.start}:{request.end}", float(level).hex(), draw))
+
+    def _assembled(self, request: Request) -> Answer:
+        return np.stack([np.stack([self._cell(request, v, d) for d in request.draws]) for v in request.levels])
+
+
+def _site(request: Request) -> str:
+    """The site, and which of several noises it is."""
+    return f"{request.site.name}~{request.which}" if request.which else request.site.name
+
+
+def _key(request: Request) -> str:
+    return task_key(_site(request), request.levels, request.draws, (request.start, request.end))
+
+
+def _encoded(answer: Answer) -> dict[str, Any]:
+    def packed(which: Any) -> str:
+        return base64.b64encode(zlib.compress(np.packbits(which).tobytes(), 1)).decode()
+
+    return {"shape": list(answer.shape), "correct": packed(answer == 1), "nan": packed(answer == NAN)}
+
+
+def _decoded(result: dict[str, Any]) -> Answer:
+    def unpacked(text: str) -> Any:
+        bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8))
+        return bits[: int(np.prod(result["shape"]))].reshape(result["shape"]).astype(np.int8)
+
+    answer: Answer = unpacked(result["correct"]) + NAN * unpacked(result["nan"])
+    return answer

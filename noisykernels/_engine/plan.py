@@ -1,0 +1,79 @@
+"""How the work is cut: rows and draws of a pass of the whole model, rows and bytes of a shared one.
+
+Part of what fixes the rounding of contractions, so a study chooses it once and stores it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+import torch
+
+from noisykernels._graph.suffix import row_bytes
+from noisykernels._graph.tape import Tape
+from noisykernels._util.checks import whole_size
+from noisykernels.injection.placement import Placement
+from noisykernels.injection.site import Site
+
+__all__ = ["ROWS", "SILENT", "Passes", "Plan", "choose_passes", "choose_plan", "pass_memory", "pass_rows"]
+
+
+def pass_rows(op: str, rows: SupportsIndex | None, device: torch.device) -> int:
+    """Rows of a pass; None: what is enough to keep the device busy."""
+    return whole_size(op, "batch_rows", (5000 if device.type == "cuda" else 500) if rows is None else rows)
+
+
+def pass_memory(op: str, size: SupportsIndex | None, device: torch.device) -> int:
+    """Bytes of a pass; a part of all of a GPU's memory, not of what is free: a walk that goes on keeps its plan."""
+    if size is None:
+        size = torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 2**30
+    return whole_size(op, "memory", size)
+
+
+SILENT = Placement(layers_own=False)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Rows of a pass of the whole model, and how many draws of them at once."""
+
+    rows: int
+    draws: int
+
+
+def choose_passes(sites: Sequence[Site], memory: int, rows: int, draws: int) -> Passes:
+    """At most so many rows and draws, and no more than fit into `memory` bytes: a pass holds about four values of the
+    size of the largest at once (what an operation takes and gives, its noise, and the library's own copy)."""
+    row = 4 * max(8 * math.prod(s.shape) // max(1, s.shape[s.row_dim or 0]) for s in sites)
+    rows = max(1, min(rows, memory // row))
+    return Passes(rows, max(1, min(draws, memory // (row * rows))))
+
+
+# Bytes of a site's value and direction that are read again for every level: they should stay in the cache of one core.
+NEAR = 1 << 20
+# Bytes of the largest pair of arguments and results after the levels part: beyond the last cache, memory is the limit.
+FAR = 24 << 20
+ROWS = 250  # of a chunk at most: sites with small values take all of them at once, workers get no less
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the work is cut: part of what fixes the rounding of contractions, so it is stored with a study."""
+
+    rows: int  # of a chunk of data
+    bytes: int  # that a pass after the levels have parted may take in one operation
+    near: int  # that a site's value and direction may take
+
+
+def choose_plan(tape: Tape, memory: int, most_rows: int, device: torch.device) -> Plan:
+    """Rows of a chunk and bytes of a pass, within `memory` bytes: passes that fit the last cache of a CPU, and on a GPU
+    the largest, which keep all of it busy.
+    """
+    sizes = [row_bytes(tape, n) for n in tape.row_dims]
+    rows = max(1, min(most_rows, memory // (4 * sum(sizes))))
+    if device.type != "cpu":
+        return Plan(rows, max(max(sizes), memory // 4), memory // 4)
+    return Plan(min(ROWS, rows), max(max(sizes), min(FAR, memory // 4)), NEAR)

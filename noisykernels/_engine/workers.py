@@ -1,0 +1,274 @@
+"""Sends parts of requests to the workers of an executor, and puts their answers together.
+
+Anything with the semantics of `concurrent.futures` will do: `submit` gives a future. A worker that dies gives an error
+there, and the part is sent again. Requests are cut by rows at the borders of chunks, so answers depend neither on the
+number of workers nor on who evaluates what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from noisykernels._C import STREAM_VERSION, cpu_level
+from noisykernels._engine.evaluator import Evaluator, Problem
+from noisykernels._engine.plan import SILENT, Passes, Plan
+from noisykernels._engine.request import Answer, Request, joined
+from noisykernels._util.runtime import torch_threads
+from noisykernels.injection.api import inject
+from noisykernels.injection.state import state_of
+
+__all__ = ["RayExecutor", "Workers", "packed"]
+
+
+PREDICTIONS = 250_000  # of a part: some tenths of a second for a small network
+PARTS = 8  # of a round at least, where it has so many chunks
+TRIES = 3  # of a part whose worker died
+KEPT = 2  # problems that a worker thread remembers
+
+_here = threading.local()
+
+
+class RayExecutor(Executor):
+    """`submit` for Ray: tasks of the cluster that `ray.init` joined. Ray tries a task again when its worker dies.
+
+    Example:
+        >>> executor = RayExecutor()  # doctest: +SKIP
+        >>> walk(model, data, noise=Noise(add=1.0), seed=0, executor=executor)  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._remote: dict[Any, Any] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """A future of `fn(*args, **kwargs)`."""
+        import ray  # as large as torch; only who has it comes here
+
+        if fn not in self._remote:
+            self._remote[fn] = ray.remote(fn)
+        found: Future[Any] = self._remote[fn].remote(*args, **kwargs).future()
+        return found
+
+
+def packed(problem: Problem) -> bytes:
+    """A problem as bytes; models of a notebook or a script too where cloudpickle is installed."""
+    try:
+        import cloudpickle as how  # type: ignore[import-untyped]
+    except ModuleNotFoundError:
+        how = pickle
+    # A tensor is sent with all of its memory, be it a small part of a large one.
+    x, y, rows = (t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for t in problem.data)
+    try:
+        found: bytes = how.dumps(replace(problem, data=(x, y, rows)))
+        return found
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"walk: the model cannot be sent to workers: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------ a worker
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a worker is sent, beside the problem itself, which goes along if it does not know it."""
+
+    key: str  # of the problem
+    passes: Passes
+    plan: Plan | None
+    threads: int
+    versions: tuple[str, int, str]  # of torch and of the noise stream, and the CPU level
+    requests: tuple[Request, ...]
+
+
+def evaluate_part(part: Part, problem: bytes | None) -> list[Answer] | Exception | None:
+    """In the worker: the answers; an error of the model or the versions; None: it does not know the problem yet."""
+    try:
+        if part.versions != (mine := _versions()):
+            raise RuntimeError(
+                f"walk: a worker has torch, noise stream and CPU level {mine}, expected {part.versions}; "
+                "NOISYKERNELS_CPU_LEVEL sets the level"
+            )
+        known = _here.__dict__.setdefault("known", {})
+        if part.key not in known:
+            if problem is None:
+                return None
+            with torch.inference_mode(False):  # it may have been inherited
+                given: Problem = pickle.loads(problem)
+                for module in given.model.modules():
+                    module.training = False
+                injected = inject(given.model, None, example_input=given.data[0][:2]).model
+            state_of(injected).placement = SILENT
+            while len(known) >= KEPT:
+                known.pop(next(iter(known)))
+            with torch.inference_mode():
+                known[part.key] = Evaluator(given, injected, part.passes, part.plan)
+        with torch_threads(part.threads):
+            found: list[Answer] = known[part.key].correct(part.requests)
+        return found
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it would break the pool on its way back
+            return RuntimeError(f"{type(error).__name__}: {error}")
+        return error
+
+
+def _versions() -> tuple[str, int, str]:
+    return torch.__version__, STREAM_VERSION, cpu_level()
+
+
+# ----------------------------------------------------------------------------------- the coordinator
+
+
+def _quiet() -> None:
+    """Ctrl-C is the coordinator's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Workers:
+    """An executor that evaluates the parts of requests; a context manager.
+
+    Args:
+        executor: an object with `submit`, or the number of processes to start; those are replaced when they die.
+        problem: what `packed` gave.
+        here: evaluates what an executor that broke for good has left.
+        passes, plan: how the engines cut their work, here and in the workers.
+    """
+
+    def __init__(
+        self, executor: Executor | int, problem: bytes, here: Evaluator, passes: Passes, plan: Plan | None
+    ) -> None:
+        self.count = executor if isinstance(executor, int) else 0
+        self.executor = self._pool() if isinstance(executor, int) else executor
+        self.problem, self.here = problem, here
+        key = hashlib.sha256(problem).hexdigest()
+        self.part = Part(key, passes, plan, torch.get_num_threads(), _versions(), ())
+        self.workers = self.count or getattr(executor, "_max_workers", None) or os.cpu_count() or 4
+
+    def _pool(self) -> Executor:
+        return ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), initializer=_quiet)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.count:
+            processes = list(getattr(self.executor, "_processes", None) or {})
+            self.executor.shutdown(wait=exception[0] is None, cancel_futures=True)
+            if exception[0] is not None:  # what they are at is of no use any more
+                for pid in processes:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGTERM)
+
+    def correct(
+        self, requests: Sequence[Request], advance: Callable[[float], object] = lambda done: None
+    ) -> list[Answer]:
+        """As `Evaluator.correct`."""
+        parts = list(self._cut(requests))
+        answers: dict[int, list[Answer]] = {}
+        waiting = deque(range(len(parts)))
+        unknown: set[int] = set()  # parts whose worker did not know the problem
+        tries = [0] * len(parts)
+        running: dict[Future[Any], int] = {}
+        carrying: set[Future[Any]] = set()  # with the problem: one for each worker at most, for it may be large
+
+        def told(i: int) -> None:
+            for k, part in parts[i]:
+                advance(len(part.levels) * part.rows / requests[k].rows)
+
+        try:
+            while waiting or running:
+                # Two for each worker, so that none waits.
+                while waiting and len(running) < 2 * self.workers:
+                    i = waiting[0]
+                    if i in unknown and len(carrying) >= self.workers:
+                        break
+                    message = replace(self.part, requests=tuple(r for _, r in parts[i]))
+                    try:
+                        future = self.executor.submit(evaluate_part, message, self.problem if i in unknown else None)
+                    except BrokenExecutor as error:
+                        if not self._renewed(error):
+                            for k in (*waiting, *running.values()):
+                                answers[k] = self.here.correct([r for _, r in parts[k]])
+                                told(k)
+                            waiting.clear()
+                            running.clear()
+                        break
+                    waiting.popleft()
+                    running[future] = i
+                    if i in unknown:
+                        carrying.add(future)
+                for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                    i = running.pop(future)
+                    answer = self._result(future, i, tries)
+                    if answer is None:
+                        waiting.appendleft(i)
+                        unknown.add(i)
+                    else:
+                        answers[i] = answer
+                        told(i)
+                        if future in carrying:  # its worker knows the problem now
+                            unknown.clear()
+                    carrying.discard(future)
+        finally:
+            for future in running:
+                future.cancel()
+        found: dict[int, list[tuple[Request, Answer]]] = {k: [] for k in range(len(requests))}
+        for i, pairs in enumerate(parts):
+            for (k, request), one in zip(pairs, answers[i], strict=True):
+                found[k].append((request, one))
+        return [joined(request, found[k]) for k, request in enumerate(requests)]
+
+    def _result(self, future: Future[Any], i: int, tries: list[int]) -> list[Answer] | None:
+        """What came back; None: it is to be sent again."""
+        try:
+            answer = future.result()
+        except Exception as error:
+            tries[i] += 1
+            if tries[i] >= TRIES:
+                hint = "; a script that starts processes needs `if __name__ == '__main__':`" if self.count else ""
+                raise RuntimeError(
+                    f"walk: workers died {TRIES} times over one part ({type(error).__name__}: {error}){hint}"
+                ) from error
+            return None
+        if isinstance(answer, Exception):
+            raise answer
+        found: list[Answer] | None = answer
+        return found
+
+    def _renewed(self, error: Exception) -> bool:
+        """Whether there are new workers in place of an executor that broke."""
+        if self.count:
+            self.executor.shutdown(wait=False, cancel_futures=True)
+            self.executor = self._pool()
+            return True
+        warnings.warn(f"walk: the executor broke ({error}); what is left runs in this process", stacklevel=3)
+        return False
+
+    def _cut(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:
+        """Requests in parts of some chunks of rows: lists of (place in `requests`, part of it)."""
+        for engine, shared in ((self.here.reuse, True), (self.here.plain, False)):
+            mine = [(k, r) for k, r in enumerate(requests) if self.here.shares(r) == shared]
+            if engine is None or not mine:
+                continue
+            low, high = min(r.start for _, r in mine), max(r.end for _, r in mine)
+            chunks = -(-high // engine.rows) - low // engine.rows
+            predictions = sum(len(r.levels) * len(r.draws) * r.rows for _, r in mine)
+            step = engine.rows * max(1, chunks // max(PARTS, predictions // PREDICTIONS))
+            for first in range(low // engine.rows * engine.rows, high, step):
+                part = [(k, p) for k, r in mine if (p := r.within(first, first + step)) is not None]
+                if part:
+                    yield part

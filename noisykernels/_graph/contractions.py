@@ -1,0 +1,98 @@
+"""The contraction at a site of a tape: its weight and input, and its value or direction under noise inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels._graph.linearity import CONTRACTIONS, takes_first, without_bias
+from noisykernels._graph.tape import Step, Tape, Value
+from noisykernels.hardware.contraction import Contraction
+from noisykernels.hardware.device import Device
+from noisykernels.hardware.noises import WeightNoise
+from noisykernels.injection.kinds import CONTRACTION_KINDS
+from noisykernels.injection.site import Site
+from noisykernels.noise.functional import eps
+
+__all__ = ["direction_at", "input_of", "step_of", "value_at"]
+
+
+def step_of(tape: Tape, site: str) -> Step | None:
+    """The contraction whose result is a site's value; None: its weight is not constant, or it is not one step."""
+    number = tape.sites.get(site)
+    step = next((s for s in tape.steps if number in s.outputs), None)
+    if step is None or step.function not in CONTRACTIONS or len(step.inputs) != 1 or not takes_first(step):
+        return None
+    return step if isinstance(_weight(step), Tensor) else None
+
+
+def _weight(step: Step) -> Any:
+    return step.args[1] if len(step.args) > 1 else step.kwargs.get("weight")
+
+
+def _contraction(step: Step) -> Contraction:
+    """As far as the features of the weight are concerned."""
+    if _weight(step).dim() == 2:
+        return Contraction(step.name)
+    groups = step.args[6] if len(step.args) > 6 else step.kwargs.get("groups", 1)
+    return Contraction(step.name, ([], [], [], "transpose" in step.name, [], groups))
+
+
+def direction_at(
+    noise: WeightNoise, step: Step, x: Tensor, row_dim: int, *, seed: int, site: int, draws: Sequence[int]
+) -> Tensor:
+    """What noise of level 1 on the weight adds to the output, for every draw: (draws x rows), draw by draw.
+
+    Args:
+        noise: at level 1.
+        step: the contraction.
+        x: its input.
+        row_dim: dimension of rows of its output.
+    """
+    weight = _weight(step).detach()
+    add, mul = noise.levels(_contraction(step), weight)
+    kept = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    of_weight = None if mul is None else weight.to(kept) * mul.to(weight.device, kept)
+    size = None if add is None else add.to(weight.device, kept)
+    if size is not None and size.dim() > weight.dim():
+        size = size.squeeze(0)
+    if of_weight is not None:
+        size = of_weight if size is None else torch.hypot(of_weight, size)
+    assert size is not None
+    args, kwargs = without_bias(step)  # after the input
+    parts = []
+    for draw in draws:
+        key: dict[str, Any] = {"seed": seed, "site": site, "operand": "weight", "draw": draw}
+        drawn = eps(weight.shape, kind=noise.noise.kind, **key, device=weight.device)
+        moved = (drawn.to(kept) * size).to(weight.dtype)
+        if args:
+            parts.append(step.function(x, moved, *args[1:], **kwargs))
+        else:
+            parts.append(step.function(x, **{**kwargs, "weight": moved}))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, row_dim)
+
+
+def value_at(devices: Sequence[Device], step: Step, site: Site, x: Tensor, dims: tuple[int, int], **key: Any) -> Tensor:
+    """What a contraction gives on hardware, for every draw: (draws x rows), draw by draw.
+
+    Args:
+        devices: the hardware.
+        step: the contraction.
+        site: its site.
+        x: its input.
+        dims: dimension of rows of its input and of its output.
+        key: seed, draws and rows.
+    """
+    op = CONTRACTION_KINDS[site.kind]
+    x, args, kwargs = x.movedim(dims[0], 0), step.args[1:], step.kwargs
+    return op(x, *args, **kwargs, hardware=devices, site=site.id, shared=True, **key).movedim(0, dims[1])
+
+
+def input_of(step: Step) -> int:
+    """The value that a contraction takes."""
+    first = step.args[0]
+    assert isinstance(first, Value)
+    return first.number

@@ -1,0 +1,23 @@
+"""Tables as aligned text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["aligned"]
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """The lines of a table, a rule below the first; columns flush right but for those in `left`.
+
+    Example:
+        >>> aligned([["site", "level"], ["fc", "0.5"]], left=[0])
+        ['site  level', '-----------', 'fc      0.5']
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(c.ljust(w) if i in left else c.rjust(w)
+                  for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    ]  # fmt: skip
+    return [text[0], "-" * max(map(len, text)), *text[1:]]

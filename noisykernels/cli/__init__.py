@@ -1,0 +1,1 @@
+"""The command line; everything it does is also a function of another package."""

@@ -1,0 +1,75 @@
+"""Files from elsewhere: the cache folder, checked downloads, and errors that say what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+
+from noisykernels._util.files import replacing
+from noisykernels._util.progress import progress_bar
+
+__all__ = ["ChecksumError", "CorruptData", "DataNotFound", "cache_folder", "download_file"]
+
+
+class DataError(RuntimeError):
+    """A data set could not be read."""
+
+
+class DataNotFound(DataError):
+    """A data set is in none of the places looked at; the message names each."""
+
+
+class CorruptData(DataError):
+    """A file of a data set is not what it should be; the message names it."""
+
+
+class ChecksumError(CorruptData):
+    """A download had another SHA-256 than the published file; nothing of it is kept."""
+
+
+def cache_folder(root: str | os.PathLike[str] | None = None) -> Path:
+    """Folder for downloads and checkpoints: `root`, else $NOISYKERNELS_DATA, else the user's cache.
+
+    The user's cache is `$XDG_CACHE_HOME/noisykernels`, or `~/.cache/noisykernels`. Nothing is made.
+
+    Example:
+        >>> cache_folder("here").name
+        'here'
+    """
+    if root is not None:
+        return Path(root)
+    if chosen := os.environ.get("NOISYKERNELS_DATA"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "noisykernels"
+
+
+def download_file(url: str, path: Path, sha256: str | None) -> Path:
+    """Download `url` to `path`; whatever goes wrong leaves nothing behind. None: the caller checks what came.
+
+    Raises:
+        ChecksumError: the file that came is not the one expected.
+        OSError: no network, no such page, connection lost, no room, ...
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "noisykernels"})
+    digest, received = hashlib.sha256(), 0
+    with urllib.request.urlopen(request, timeout=30) as reply, replacing(path) as file:
+        size = int(reply.headers.get("Content-Length") or 0)
+        bar = progress_bar(size or None, path.name, unit="B", unit_scale=True)
+        try:
+            while block := reply.read(1 << 20):
+                received += len(block)
+                digest.update(block)
+                file.write(block)
+                if bar is not None:
+                    bar.update(len(block))
+        finally:
+            if bar is not None:
+                bar.close()
+        if size and received != size:
+            raise OSError(f"connection lost after {received} of {size} bytes")
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise ChecksumError(f"{url}: expected SHA-256 {sha256}, got {digest.hexdigest()}; nothing was kept")
+    return path

@@ -1,0 +1,225 @@
+"""Accuracy of a network in hundreds of number formats, against what a unit of each costs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from noisykernels._engine.session import Data, in_memory
+from noisykernels._engine.store import Store
+from noisykernels._engine.store_keys import identity, study_key
+from noisykernels._util.optional import optional
+from noisykernels._util.progress import progress_of
+from noisykernels.arithmetic.cost import CostModel
+from noisykernels.arithmetic.formats import FixedFormat, FloatFormat, Format, as_format
+from noisykernels.arithmetic.serial import Serial
+from noisykernels.experiments.format_runs import FormatRuns
+from noisykernels.hardware.device import Device
+from noisykernels.plotting.formats import plot_front
+
+__all__ = ["INPUTS", "TARGET", "FormatResult", "Sweep", "design_space", "sweep_formats"]
+
+
+TARGET = 0.99  # of the accuracy in float32
+INPUTS = 10  # whose last layer tells how well a format does
+
+
+def design_space(
+    mantissa: Iterable[int] = range(1, 24),
+    exponent: Iterable[int] = range(2, 9),
+    left: Iterable[int] = range(1, 13),
+    right: Iterable[int] = range(1, 17),
+    *,
+    rounding: str = "truncate",
+) -> list[Format]:
+    """Formats to choose from: each floating-point format of these bits, and each fixed-point format of up to 24 bits.
+
+    Args:
+        mantissa, exponent: bits of floating-point formats; either empty: none of them.
+        left, right: bits of fixed-point formats before and behind the point.
+        rounding: as for `FloatFormat`.
+
+    Returns:
+        161 floating-point and 182 fixed-point formats, unless said otherwise (the published sweep has 340).
+
+    Example:
+        >>> len(design_space())
+        343
+        >>> [str(f) for f in design_space([7, 8], [6], [4], [3])]
+        ['M7E6', 'M8E6', 'L4R3']
+    """
+    right, exponent = list(right), list(exponent)
+    floats = [FloatFormat(m, e, rounding=rounding) for m in mantissa for e in exponent]
+    return [*floats, *(FixedFormat(n, r, rounding=rounding) for n in left for r in right if n + r <= 24)]
+
+
+@dataclass(frozen=True)
+class FormatResult:
+    """What a network does in one format.
+
+    Args:
+        format: the format.
+        r2: agreement of the last layer with float32.
+        normalised: accuracy as a share of that in float32.
+        speedup, saving: by the cost model.
+    """
+
+    format: Format
+    r2: float
+    normalised: float
+    speedup: float
+    saving: float
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Accuracy of one network in many formats; what `sweep_formats` returns.
+
+    Example:
+        >>> made = [FormatResult(FloatFormat(m, 6), 1.0, n, 30.0 / m, 1.0) for m, n in ((2, 0.5), (3, 0.999), (4, 1.0))]
+        >>> sweep = Sweep(made, clean=0.9, rows=500, name="made up")
+        >>> str(sweep.fastest(0.99).format), [str(r.format) for r in sweep.front()]
+        ('M3E6', ['M2E6', 'M3E6', 'M4E6'])
+    """
+
+    results: list[FormatResult]
+    clean: float
+    rows: int
+    name: str = ""
+    target: ClassVar[float] = TARGET  # where its pictures draw the line
+
+    def fastest(self, target: float = TARGET) -> FormatResult | None:
+        """The fastest format that keeps this share of the accuracy, of equally fast ones the most accurate; or None."""
+        good = [r for r in self.results if r.normalised >= target]
+        return max(good, key=lambda r: (r.speedup, r.normalised), default=None)
+
+    def front(self) -> list[FormatResult]:
+        """The formats that no other one beats in speed without a loss of accuracy, fastest first."""
+        found: list[FormatResult] = []
+        for r in sorted(self.results, key=lambda r: (-r.speedup, -r.normalised)):
+            if not found or r.normalised > found[-1].normalised:
+                found.append(r)
+        return found
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each format: format, point, bits, r2, normalised, speedup, saving."""
+        rows = [
+            (str(r.format), r.format.point, r.format.bits, r.r2, r.normalised, r.speedup, r.saving)
+            for r in self.results
+        ]
+        names = ["format", "point", "bits", "r2", "normalised", "speedup", "saving"]
+        return optional("pandas", "table").DataFrame(rows, columns=names)
+
+    def plot(self, ax: Any = None, *, target: float = TARGET) -> Any:
+        """Speed-up against accuracy with the front; see `format_plots.plot_front`."""
+        return plot_front(self, ax, target=target)
+
+    def __repr__(self) -> str:
+        return f"<Sweep{f' of {self.name}' if self.name else ''}: {len(self.results)} formats, {self.rows} rows, " \
+               f"clean {self.clean:.4f}>"  # fmt: skip
+
+
+def sweep_formats(
+    model: nn.Module,
+    data: Data,
+    formats: Iterable[str | Format] | None = None,
+    *,
+    cost: CostModel | None = None,
+    inputs: int | Tensor = INPUTS,
+    seed: int = 0,
+    arithmetic: Callable[[Format], Device] = Serial,
+    batch_rows: int | None = None,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool | Callable[[int, int], object] = False,
+    name: str = "",
+) -> Sweep:
+    """Accuracy and agreement with float32 of a model in each format, all of its contractions in that format.
+
+    Args:
+        model: a classifier, (rows, ...) -> (rows, classes), not injected; it is left as it was.
+        data: (inputs, labels), or an iterable of such batches; held in memory.
+        formats: of operands, products and sums; None: `design_space()`.
+        cost: what units cost; None: the stand-in of `CostModel`.
+        inputs: number of inputs, picked by the seed, whose last layer is compared with that in float32; or the inputs,
+            as the model takes them.
+        seed: 64-bit seed, also of stochastic rounding.
+        arithmetic: what is in every contraction for a format; another order of the operands, say.
+        batch_rows: rows of a pass; None: 500, and 5,000 on a GPU.
+        store: a file that keeps what is found: a sweep that was stopped goes on from there, and other formats or costs
+            evaluate only what is new. It belongs to this model, data, seed and arithmetic, and refuses others; data in
+            another order is other data, so no loader that shuffles.
+        progress: show a progress bar, if tqdm is installed; or a function (done, total).
+        name: of the network, for tables and pictures.
+
+    Returns:
+        A `Sweep`. Rows whose scores hold NaN count as wrong.
+
+    Raises:
+        ValueError: unknown formats or none, a format that `cost` does not know, bad data or inputs, a model that is
+            injected already, without contractions or without one score per class and row.
+        StoreError: the file is no store, or another sweep's.
+
+    Source: Hill et al. 2018 (arXiv 1808.02513), section 4.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> x = torch.randn(20, 1, 2, 2)
+        >>> sweep = sweep_formats(model, (x, model(x).argmax(1)), ["M2E4", "fp16", "L4R16"])
+        >>> [r.normalised for r in sweep.results][2], sweep
+        (1.0, <Sweep: 3 formats, 20 rows, clean 1.0000>)
+    """
+    cost = CostModel() if cost is None else cost
+    made = list(dict.fromkeys(design_space() if formats is None else map(as_format, formats)))
+    if not made:
+        raise ValueError("sweep_formats: formats must hold at least one format, got none")
+    costs = [(cost.speedup(fmt), cost.saving(fmt)) for fmt in made]  # before any work: a table may lack a format
+    x, y, _ = in_memory("sweep_formats", data, None)  # once: batches may come only once, or in another order
+    data = x, y
+    results = []
+    with contextlib.ExitStack() as stack:
+        kept = None
+        if store is not None:
+            kept = stack.enter_context(Store(store, _store_key(model, data, inputs, seed, arithmetic, batch_rows)))
+        runs = stack.enter_context(FormatRuns("sweep_formats", model, data, inputs, seed, batch_rows))
+        advance = stack.enter_context(progress_of("sweep_formats", progress, len(made)))
+        known = {} if kept is None else kept.done()
+        for fmt, price in zip(made, costs, strict=True):
+            if repr(fmt) not in known:
+                hardware = [arithmetic(fmt)]
+                known[repr(fmt)] = {"correct": runs.correct(hardware), "r2": runs.agreement(hardware)}
+                if kept is not None:
+                    kept.finish(repr(fmt), known[repr(fmt)], "sweep")
+            found = known[repr(fmt)]
+            share = found["correct"] / runs.rows / runs.clean
+            results.append(FormatResult(fmt, found["r2"], share, *price))
+            advance(1)
+        return Sweep(results, runs.clean, runs.rows, name)
+
+
+def _store_key(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    inputs: int | Tensor,
+    seed: int,
+    arithmetic: Callable[[Format], Device],
+    rows: Any,
+) -> dict[str, Any]:
+    example = as_format("M7E6")
+    devices = arithmetic(example)
+    plan = {
+        "batch_rows": rows,
+        "inputs": identity(inputs),
+        "arithmetic": re.sub(r" at 0x[0-9a-f]+", "", repr(devices)).replace(repr(example), "format"),
+        "digest of the arithmetic": hashlib.sha256(identity(devices).encode()).hexdigest()[:16],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    return study_key(model, *data, [], seed, plan=plan, target="formats")

@@ -1,0 +1,372 @@
+"""How much the order of operands matters where sums saturate: to each layer's outputs, and to a network's answers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noisykernels._engine.plan import pass_rows
+from noisykernels._engine.session import Data, in_memory, scores_of
+from noisykernels._util.checks import whole_size
+from noisykernels._util.optional import optional
+from noisykernels._util.runtime import evaluating, place_of
+from noisykernels._util.text import aligned
+from noisykernels.arithmetic.order import ORDERS as NAMES
+from noisykernels.arithmetic.order import permutation
+from noisykernels.hardware.device import Arithmetic, Device, Draw
+from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.state import state_of
+from noisykernels.nn.modules import NoisyLayer
+from noisykernels.noise.arguments import seed_tensor
+
+__all__ = ["LayerOrder", "OrderStudy", "order_sensitivity"]
+
+
+KEPT = 4096  # outputs of each batch that the quantiles are of
+ORDERS = ("natural", "positive_first", "negative_first")
+
+
+class Ordered(Protocol):
+    """An arithmetic that adds up in an order, such as `Serial` or `BrainScaleS2`."""
+
+    ordered: bool
+    order: str | Tensor
+    low: float
+    high: float
+    synapse_limit: float | None
+
+    def unordered(self) -> Arithmetic:
+        """The twin without an order."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOrder:
+    """What the order does to the outputs of one layer; all deviations relative to that of its outputs.
+
+    Fields: name of the site; steps, the number K of operands; outputs of all rows; std of the outputs (of the twin
+    without an order), in their unit; spread, the root mean square of the deviation of an output over permutations;
+    saturated, the share of outputs (of all permutations) that a limit has changed; shift, for each named order the
+    root mean square of the difference from the twin; quantiles, 101 of the deviation over permutations.
+    """
+
+    name: str
+    steps: int
+    outputs: int
+    std: float
+    spread: float
+    saturated: float
+    shift: dict[str, float]
+    quantiles: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class OrderStudy:
+    """What `order_sensitivity` returns.
+
+    Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
+    layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
+    which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
+    not the twin's, over permutations; rows, seed. Without labels the figures of the network are empty or NaN.
+    """
+
+    layers: tuple[LayerOrder, ...]
+    accuracy: NDArray[np.float64]
+    orders: dict[str, float]
+    disagreement: float
+    changed: float
+    rows: int
+    permutations: int
+    seed: int
+
+    def table(self) -> str:
+        """Layers, and the network, as aligned text."""
+        names = list(self.layers[0].shift)
+        lines = [["layer", "operands", "saturated", "spread", *names]]
+        for layer in self.layers:
+            values = (layer.saturated, layer.spread, *layer.shift.values())
+            lines.append([layer.name, str(layer.steps), *(f"{v:.4f}" for v in values)])
+        text = [
+            f"{self.permutations} permutations, {self.rows} rows, seed {self.seed}; deviations relative to that of the "
+            "outputs",
+            *aligned(lines, [0]),
+        ]
+        if len(self.accuracy):
+            spread = f" +- {self.accuracy.std(ddof=1):.4f}" if len(self.accuracy) > 1 else ""
+            text += [
+                "accuracy: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
+                f"accuracy of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
+                f"{self.accuracy.max():.4f}",
+                f"predictions: {self.changed:.4f} changed by a permutation, {self.disagreement:.4f} differ between two",
+            ]
+        return "\n".join(text)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each layer: site, steps, outputs, std, spread, saturated, shift_*."""
+        rows = [
+            {
+                **{"site": a.name, "steps": a.steps, "outputs": a.outputs, "std": a.std, "spread": a.spread},
+                **{"saturated": a.saturated, **{f"shift_{name}": value for name, value in a.shift.items()}},
+            }
+            for a in self.layers
+        ]
+        return optional("pandas", "table").DataFrame(rows)
+
+    def plot(self, axes: Any = None) -> Any:
+        """The deviation of each layer's outputs, sorted, and the accuracy of each permutation; the Figure.
+
+        Args:
+            axes: two matplotlib axes; None makes a new figure.
+        """
+        if axes is None:
+            _, axes = optional("matplotlib.pyplot", "plot").subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+        left, right = axes
+        share = np.linspace(0, 1, 101)
+        for layer in self.layers:
+            left.plot(share, layer.quantiles, label=f"{layer.name}, K = {layer.steps}")
+        left.set(xlabel="share of outputs", ylabel="deviation over permutations / deviation of outputs", ylim=(0, None))
+        left.legend(fontsize="small")
+        left.grid(alpha=0.3)
+        right.plot(np.sort(self.accuracy), "o", ms=4, color="0.4", label="random permutations, sorted")
+        for i, (name, value) in enumerate(self.orders.items()):
+            right.axhline(value, color=f"C{i}", ls="-" if name == "none" else "--", label=f"order: {name}")
+        right.set(xlabel="permutation", ylabel="accuracy", ylim=(0, 1))
+        right.xaxis.get_major_locator().set_params(integer=True)
+        right.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 0.12))
+        right.grid(alpha=0.3)
+        return left.figure
+
+
+@dataclass
+class _Moments:
+    """Sums over the outputs of one layer."""
+
+    steps: int = 0
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    variance: float = 0.0
+    saturated: int = 0
+    shift: dict[str, float] = field(default_factory=dict)
+    kept: list[Tensor] = field(default_factory=list)
+
+    def result(self, name: str, permutations: int) -> LayerOrder:
+        count = max(1, self.count)
+        std = math.sqrt(max(0.0, self.squares / count - (self.total / count) ** 2))
+        unit = std or 1.0
+        kept = torch.cat(self.kept).double().cpu().numpy() if self.count else np.zeros(1)
+        return LayerOrder(
+            name,
+            self.steps,
+            self.count,
+            std,
+            math.sqrt(self.variance / count) / unit,
+            self.saturated / (count * permutations),
+            {order: math.sqrt(value / count) / unit for order, value in self.shift.items()},
+            np.quantile(kept / unit, np.linspace(0, 1, 101)),
+        )
+
+
+class _Study:
+    """What the contractions of the model do at present: measure, or add up in one of the orders."""
+
+    def __init__(self, seed: int, permutations: int, orders: Sequence[str]) -> None:
+        self.seed, self.permutations, self.orders = seed, permutations, orders
+        self.present: str | int | None = None  # an order, the number of a permutation; None: measure
+        self.moments: dict[str, _Moments] = {}
+        self.drawn: dict[tuple[int, str, int], Tensor] = {}
+
+    def contract(self, arithmetic: Ordered, name: str, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
+        if self.present == "none":
+            return arithmetic.unordered().contract(x, weight, draw)
+        if self.present is not None:
+            return self.ordered(arithmetic, name, self.present, weight, draw).contract(x, weight, draw)
+        twin = arithmetic.unordered().contract(x, weight, draw)
+        exact, m = twin.double(), self.moments.setdefault(name, _Moments())
+        m.steps = draw.contraction.steps(weight)
+        m.count += exact.numel()
+        m.total, m.squares = m.total + float(exact.sum()), m.squares + float(exact.square().sum())
+        first, sums, squares = None, torch.zeros_like(exact), torch.zeros_like(exact)
+        for number in range(self.permutations):
+            ordered = self.ordered(arithmetic, name, number, weight, draw)
+            y = ordered.contract(x, weight, draw)
+            m.saturated += int((y != _unlimited(ordered).contract(x, weight, draw)).sum())
+            first = y.double() if first is None else first
+            difference = y.double() - first  # exactly 0 where no order matters
+            sums, squares = sums + difference, squares + difference.square()
+        variance = (squares - sums.square() / self.permutations).clamp(min=0) / (self.permutations - 1)  # NaN for one
+        m.variance += float(variance.sum())
+        m.kept.append(_spread_out(variance.flatten()).sqrt())
+        for order in self.orders:
+            y = self.ordered(arithmetic, name, order, weight, draw).contract(x, weight, draw)
+            m.shift[order] = m.shift.get(order, 0.0) + float((y.double() - exact).square().sum())
+        return twin
+
+    def ordered(self, arithmetic: Ordered, name: str, order: str | int, weight: Tensor, draw: Draw) -> Arithmetic:
+        made = copy.copy(arithmetic)
+        if isinstance(order, str):
+            made.order = order
+        else:
+            key = (draw.contraction.steps(weight), name, order)
+            if key not in self.drawn:
+                self.drawn[key] = permutation(key[0], self.seed, name, order)
+            made.order = self.drawn[key]
+        return cast(Arithmetic, made)
+
+
+def _spread_out(values: Tensor) -> Tensor:
+    """At most KEPT of many values, from everywhere: equal steps could meet the same few outputs of every row."""
+    if len(values) <= KEPT:
+        return values
+    golden = (torch.arange(KEPT, dtype=torch.float64) * ((math.sqrt(5) - 1) / 2)) % 1
+    return values[(golden * len(values)).long().to(values.device)]
+
+
+def _unlimited(arithmetic: Any) -> Arithmetic:
+    """The same sums in the same order, with nothing that saturates."""
+    if hasattr(arithmetic, "unlimited"):
+        return cast(Arithmetic, arithmetic.unlimited())
+    made = copy.copy(arithmetic)
+    made.low, made.high = -math.inf, math.inf
+    made.synapse_limit = None if arithmetic.synapse_limit is None else math.inf
+    return cast(Arithmetic, made)
+
+
+class _Watched(Arithmetic):
+    """An arithmetic in the order that the study is about at present."""
+
+    def __init__(self, inner: Any, name: str, study: _Study) -> None:
+        self.inner, self.name, self.study = inner, name, study
+        self.operands, self.level_names = inner.operands, inner.level_names
+
+    def contract(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
+        return self.study.contract(self.inner, self.name, x, weight, draw)
+
+    def add_bias(self, y: Tensor, bias: Tensor, draw: Draw) -> Tensor:
+        return cast(Tensor, self.inner.add_bias(y, bias, draw))
+
+
+def order_sensitivity(
+    model: nn.Module,
+    data: Data | Tensor,
+    arithmetic: Arithmetic | None = None,
+    *,
+    permutations: int = 20,
+    orders: Sequence[str] = ORDERS,
+    seed: int,
+    batch_rows: int | None = None,
+) -> OrderStudy:
+    r"""Adds up the same operands in many random orders, and tells what changes.
+
+    For each layer, the operands are those that reach it where all layers before it add up without an order. With
+    :math:`y_p` an output under permutation *p* and *y* the twin's, and all averages over rows and outputs,
+
+    .. math:: spread^2 = \langle \mathrm{var}_p\, y_p \rangle / \mathrm{var}\, y \qquad
+        shift^2 = \langle (y_{order} - y)^2 \rangle / \mathrm{var}\, y
+
+    For the network, all layers are permuted at once, each in its own way.
+
+    Args:
+        model: any model with linear layers or convolutions, or one layer; not injected. It is left as it was.
+        data: (inputs, labels), or an iterable of such batches; or inputs alone, which tell about layers only.
+        arithmetic: how all layers add up, a `Serial` or `BrainScaleS2` with ``ordered=True``. None: as the noisy layers
+            of the model say. Noise inside it is the same under all orders; noise of sites is left out.
+        permutations: number P of random orders, 0, 1, ...: see `permutation`. One has no spread: NaN.
+        orders: further orders to look at, as `Serial` names them; sorted ones are slow.
+        seed: 64-bit seed of permutations and noise.
+        batch_rows: rows of a pass.
+
+    Returns:
+        `OrderStudy`.
+
+    Raises:
+        ValueError: no ordered arithmetic, an unknown order, bad data or sizes; a model that is injected already.
+
+    Example:
+        >>> from noisykernels.arithmetic import Serial
+        >>> model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> data = torch.randn(20, 64), torch.randint(3, (20,))
+        >>> study = order_sensitivity(model, data, Serial(low=-0.2, high=0.2), permutations=5, seed=1)
+        >>> [layer.name for layer in study.layers], study.accuracy.shape
+        (['0:linear#0', '2:linear#0'], (5,))
+        >>> study.layers[0].spread > 0
+        True
+    """
+    op = "order_sensitivity"
+    permutations = whole_size(op, "permutations", permutations)
+    for order in orders:
+        if order not in NAMES:
+            raise ValueError(f"{op}: orders must be some of {', '.join(NAMES)}, got {order!r}")
+    place = place_of(model)
+    seed_tensor(op, seed, place)
+    if arithmetic is not None:
+        _check(arithmetic)
+    with_labels = not isinstance(data, Tensor)
+    pair = (data, torch.zeros(len(data), dtype=torch.int64)) if isinstance(data, Tensor) else data
+    inputs, labels, rows = in_memory(op, pair, None)
+    inputs, labels = inputs.to(place), labels.to(place)
+    batches = list(zip(*(part.split(pass_rows(op, batch_rows, place)) for part in (inputs, rows)), strict=True))
+    study = _Study(seed, permutations, tuple(orders))
+
+    def hardware(name: str, module: nn.Module) -> list[Device] | None:
+        own = module.hardware if isinstance(module, NoisyLayer) else None
+        if arithmetic is not None:
+            return [_Watched(arithmetic, name, study), *(d for d in own or () if not isinstance(d, Arithmetic))]
+        return None if own is None else [
+            _Watched(_check(d), name, study) if isinstance(d, Arithmetic) else d for d in own
+        ]  # fmt: skip
+
+    def outputs(order: str | int | None) -> list[Tensor]:
+        study.present, found = order, []
+        for x, numbers in batches:
+            with noise_state(model, seed=seed, rows=numbers):
+                found.append(model(x) if order is None else scores_of(op, model, x, len(x)).argmax(1))
+        return found
+
+    with inject(model, None, hardware=hardware, example_input=inputs[:2]), evaluating(model), torch.inference_mode():
+        state = state_of(model)
+        state.placement = replace(state.placement, layers_own=False)
+        outputs(None)
+        if not study.moments:
+            raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
+        named = {order: torch.cat(outputs(order)) for order in ("none", *study.orders)} if with_labels else {}
+        permuted = [torch.cat(outputs(number)) for number in range(permutations)] if with_labels else []
+    right = np.array([float((p == labels).double().mean()) for p in permuted])
+    return OrderStudy(
+        tuple(m.result(name, permutations) for name, m in study.moments.items()),
+        right,
+        {order: float((found == labels).double().mean()) for order, found in named.items()},
+        _disagreement(torch.stack(permuted)) if permuted else math.nan,
+        float((torch.stack(permuted) != named["none"]).double().mean()) if permuted else math.nan,
+        len(labels),
+        permutations,
+        seed,
+    )
+
+
+def _check(arithmetic: Any) -> Any:
+    """An arithmetic with an order, and a twin without."""
+    if not (isinstance(arithmetic, Arithmetic) and getattr(arithmetic, "ordered", False)):
+        raise ValueError(
+            f"order_sensitivity: arithmetic must be a Serial or BrainScaleS2 with ordered=True, got {arithmetic!r}"
+        )
+    return arithmetic
+
+
+def _disagreement(predictions: Tensor) -> float:
+    """Share of pairs of permutations (P, rows) that differ."""
+    count = len(predictions)
+    if count < 2:
+        return math.nan
+    ones = nn.functional.one_hot(predictions).sum(0).double()
+    return float(1 - ((ones * (ones - 1)).sum(1) / (count * (count - 1))).mean())

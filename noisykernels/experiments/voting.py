@@ -1,0 +1,185 @@
+"""Voting: the noisy machine runs several times and its answers are combined; how accurate is that?
+
+`vote` runs a model and counts (`ballots` has the counting).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from noisykernels._engine.arguments import chosen_sites, draw_list
+from noisykernels._engine.plan import SILENT, choose_passes, pass_memory, pass_rows
+from noisykernels._engine.session import Data, clean_correct, in_memory, scores_of
+from noisykernels._util.checks import whole_size
+from noisykernels._util.optional import optional
+from noisykernels._util.progress import progress_of
+from noisykernels._util.runtime import evaluating, place_of
+from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.api import sites as sites_of
+from noisykernels.injection.state import state_of
+from noisykernels.nn.modules import NoisyLayer
+from noisykernels.noise.arguments import seed_tensor
+from noisykernels.noise.description import Noise
+from noisykernels.plotting.votes import plot_votes
+from noisykernels.stats.votes import KINDS, Means, VoteCurve, majority_curve
+
+__all__ = ["Votes", "vote"]
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """Accuracy against the number of executions, by kind of vote; what `vote` returns.
+
+    Example:
+        >>> curve = VoteCurve(np.array([1, 2, 3]), np.array([0.7, 0.7, 0.8]), np.full(3, 0.01))
+        >>> print(Votes({"majority": curve}, clean=0.9, rows=500, draws=(0, 1, 2), seed=1).table())
+        clean accuracy 0.9000, 500 rows, 3 draws, seed 1
+        executions          majority
+        ----------------------------
+                 1  0.7000 +- 0.0100
+                 2  0.7000 +- 0.0100
+                 3  0.8000 +- 0.0100
+    """
+
+    curves: dict[str, VoteCurve]
+    clean: float
+    rows: int
+    draws: tuple[int, ...]
+    seed: int
+
+    def table(self) -> str:
+        """Accuracy +- standard error as aligned text: lines for n up to 10, every tenth and the last."""
+        count = len(self.draws)
+        lines = ["executions" + "".join(f"{kind:>18}" for kind in self.curves)]
+        lines.append("-" * len(lines[0]))
+        for i in range(count):
+            if i < 10 or (i + 1) % 10 == 0 or i + 1 == count:
+                cells = "".join(f"  {c.accuracy[i]:.4f} +- {c.error[i]:.4f}" for c in self.curves.values())
+                lines.append(f"{i + 1:10}{cells}")
+        title = f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
+        return "\n".join([title, *lines])
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame: kind, executions, accuracy, error."""
+        pandas = optional("pandas", "table")
+        return pandas.concat(
+            [pandas.DataFrame({"kind": kind, **c._asdict()}) for kind, c in self.curves.items()], ignore_index=True
+        )
+
+    def plot(self, ax: Any = None) -> Any:
+        """Picture of the curves on the caller's axes or a new figure (see `plot.plot_votes`); the Figure."""
+        return plot_votes(self, ax).figure
+
+
+def vote(
+    model: nn.Module,
+    data: Data,
+    *,
+    noise: Noise | dict[str, Noise] | None,
+    hardware: Any = None,
+    draws: int | Sequence[int],
+    seed: int,
+    sites: Sequence[str | int] | str | None = None,
+    kinds: Sequence[str] = KINDS,
+    repeats: int | dict[str, int] = 1,
+    subsets: int = 20,
+    rows: Sequence[int] | torch.Tensor | None = None,
+    batch_rows: int | None = None,
+    draws_per_pass: int = 8,
+    progress: bool | Callable[[int, int], object] = False,
+) -> Votes:
+    """Runs the noisy model once per draw and tells the accuracy of n executions that vote, n = 1..D.
+
+    `majority`: the class most executions name (exact, see `majority`); `logit`, `probability`: the class with the
+    highest mean score or softmax (see `mean_scores`).
+
+    Args:
+        model: a classifier, (rows, ...) -> (rows, classes), not injected; it is left as it was.
+        data: (inputs, labels), or an iterable of such batches; held in memory.
+        noise: the noise of all chosen sites, or a dict from name patterns to noises; None: that of the model's own
+            noisy layers, which keep theirs in any case.
+        hardware: what is inside contractions, as for `inject`.
+        draws: number D of draws (ids 0, 1, ...), or the ids.
+        seed: 64-bit seed of the noise; also of the random subsets.
+        sites: names, name patterns or indices of the noisy sites; None: all. Not with a dict.
+        kinds: of votes, from ``"majority"``, ``"logit"``, ``"probability"``.
+        repeats: multi-execution beside the voting, as for `inject`.
+        subsets: random subsets for the mean scores, see `mean_scores`.
+        rows: int64 vector, data-set index of each row of the data; None numbers them in order.
+        batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once.
+        progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
+
+    Returns:
+        `Votes`; rows whose scores hold NaN in one draw vote for nobody there, and make mean scores wrong.
+
+    Raises:
+        ValueError: bad data, draws, sites, kinds or sizes, a model without noise, already injected, or without one
+            score per class and row.
+        TypeError: noise is no Noise.
+
+    Source: whole-network voting extends the multi-execution of Walking Noise, arXiv 2212.10430.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> data = torch.randn(20, 1, 2, 2), torch.randint(2, (20,))
+        >>> votes = vote(model, data, noise=Noise(add=0.5), draws=5, seed=1)
+        >>> list(votes.curves), votes.curves["majority"].accuracy.shape
+        (['majority', 'logit', 'probability'], (5,))
+    """
+    wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(KINDS):
+        raise ValueError(f"vote: kinds must be some of {KINDS}, each once, got {kinds!r}")
+    if isinstance(noise, dict) and sites is not None:
+        raise ValueError("vote: a dict of noises says where they enter; leave out sites=")
+    if noise is None and hardware is None and not any(isinstance(m, NoisyLayer) for m in model.modules()):
+        raise ValueError("vote: noise is None, there is no hardware, and the model has no noisy layer")
+    device = place_of(model)
+    batch_rows = pass_rows("vote", batch_rows, device)
+    draws_per_pass = whole_size("vote", "draws_per_pass", draws_per_pass)
+    seed_tensor("vote", seed, device)
+    sampled = [k for k in KINDS[1:] if k in wanted]
+    means = Means("vote", None, subsets, seed)
+    with contextlib.ExitStack() as stack:
+        ids = draw_list("vote", draws)
+        inputs, labels, row_ids = (part.to(device) for part in in_memory("vote", data, rows))
+        where = None
+        if sites is not None:
+            where = [site.name for site in chosen_sites("vote", sites_of(model, inputs[:2]), sites)]
+        stack.enter_context(evaluating(model))
+        how = dict(example_input=inputs[:2], repeats=repeats, hardware=hardware)
+        injected = stack.enter_context(inject(model, noise, where, **how))
+        stack.enter_context(torch.inference_mode())
+        state = state_of(injected)
+        size = choose_passes(state.traced, pass_memory("vote", None, device), batch_rows, draws_per_pass)
+        batches = list(zip(*(part.split(size.rows) for part in (inputs, labels, row_ids)), strict=True))
+        noisy, state.placement = state.placement, SILENT
+        correct, classes = clean_correct("vote", injected, inputs, labels, size.rows)
+        state.placement = noisy
+        passes = [ids[i : i + size.draws] for i in range(0, len(ids), size.draws)]
+        predictions = np.empty((len(ids), len(labels)), np.int64)
+        advance = stack.enter_context(progress_of("vote", progress, len(batches) * len(passes)))
+        done = 0
+        for x, y, numbers in batches:
+            parts = []
+            for some in passes:
+                with noise_state(injected, seed=seed, draws=some, rows=numbers):
+                    scores = scores_of("vote", injected, x, len(some) * len(y))
+                parts.append(scores.view(len(some), len(y), classes).cpu().double().numpy())
+                advance(1)
+            every, last = np.concatenate(parts), done + len(y)
+            best = every.argmax(2)
+            best[np.isnan(every).any(2)] = -1
+            predictions[:, done:last], done = best, last
+            if sampled:
+                means.add(every, y.cpu().numpy(), sampled)
+    curves = means.curves()
+    if "majority" in wanted:
+        curves["majority"] = majority_curve("vote", predictions, labels.cpu().numpy(), classes, None)
+    return Votes({k: curves[k] for k in wanted}, float(correct.mean()), len(labels), tuple(ids), seed)

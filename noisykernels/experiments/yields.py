@@ -1,0 +1,192 @@
+"""Many chips of one design: a draw is a chip, whose accuracy on the whole data set is one number that varies."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noisykernels._engine.arguments import draw_list
+from noisykernels._engine.plan import SILENT, choose_passes, pass_memory, pass_rows
+from noisykernels._engine.session import Data, clean_correct, in_memory, scores_of
+from noisykernels._util.checks import whole_size
+from noisykernels._util.optional import optional
+from noisykernels._util.progress import progress_of
+from noisykernels._util.runtime import evaluating, place_of
+from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.state import state_of
+from noisykernels.noise.arguments import seed_tensor
+from noisykernels.noise.description import Noise
+from noisykernels.stats.intervals import wilson
+
+__all__ = ["Chips", "chips", "worst_of"]
+
+
+def worst_of(accuracy: Sequence[float] | NDArray[np.float64], count: int) -> float:
+    r"""Expected accuracy of the worst of so many chips, over all subsets of those that are known.
+
+    .. math:: \sum_i x_{(i)} \binom{D-i}{n-1} \Big/ \binom{D}{n}
+
+    Args:
+        accuracy: of D chips.
+        count: n, from 1 (the mean) to D (the worst of all).
+
+    Raises:
+        ValueError: a count outside of 1..D.
+
+    Example:
+        >>> worst_of([0.5, 0.8, 0.9], 2)
+        0.6
+    """
+    x = np.sort(np.asarray(accuracy, np.float64))
+    if not 1 <= count <= len(x):
+        raise ValueError(f"worst_of: count must lie in 1..{len(x)}, got {count}")
+    weights = [math.comb(len(x) - 1 - i, count - 1) / math.comb(len(x), count) for i in range(len(x))]
+    return round(float(x @ weights), 12)
+
+
+@dataclass(frozen=True, eq=False)
+class Chips:
+    """Accuracy of each of D chips on one data set; what `chips` returns.
+
+    Example:
+        >>> found = Chips(np.array([0.9, 0.8, 0.85, 0.6]), clean=0.92, rows=500, draws=(0, 1, 2, 3), seed=1)
+        >>> round(found.mean, 4), round(found.std, 4), found.worst, found.yield_at(0.8)[0]
+        (0.7875, 0.1315, 0.6, 0.75)
+    """
+
+    accuracy: NDArray[np.float64]
+    clean: float
+    rows: int
+    draws: tuple[int, ...]
+    seed: int
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy."""
+        return float(self.accuracy.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation from chip to chip (D - 1 in the denominator)."""
+        return float(self.accuracy.std(ddof=1)) if len(self.accuracy) > 1 else math.nan
+
+    @property
+    def worst(self) -> float:
+        """Accuracy of the worst chip."""
+        return float(self.accuracy.min())
+
+    def worst_of(self, count: int) -> float:
+        """Expected accuracy of the worst of `count` chips; see `worst_of`."""
+        return worst_of(self.accuracy, count)
+
+    def yield_at(self, limit: float, confidence: float = 0.95) -> tuple[float, float, float]:
+        """Share of chips whose accuracy is at least `limit`, and Wilson's interval of it."""
+        good = int((self.accuracy >= limit).sum())
+        low, high = wilson(good, len(self.accuracy), confidence)
+        return good / len(self.accuracy), float(low), float(high)
+
+    def table(self, limits: Sequence[float] = ()) -> str:
+        """Mean, spread, quantiles and yields as aligned text.
+
+        Args:
+            limits: accuracies at which the yield is told; none: 99, 95 and 90 % of the clean accuracy.
+        """
+        count = len(self.accuracy)
+        error = self.std / math.sqrt(count)
+        lines = [
+            f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} chips, seed {self.seed}",
+            f"mean       {self.mean:.4f} +- {error:.4f}",
+            f"deviation  {self.std:.4f}",
+            f"median     {float(np.median(self.accuracy)):.4f}",
+            f"worst      {self.worst:.4f}   (of 10: {self.worst_of(min(10, count)):.4f})",
+        ]
+        for limit in limits or [share * self.clean for share in (0.99, 0.95, 0.9)]:
+            share, low, high = self.yield_at(limit)
+            lines.append(f"yield at {limit:.4f}: {share:.3f}   (95 %: {low:.3f} .. {high:.3f})")
+        return "\n".join(lines)
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame: draw, rows, correct, accuracy."""
+        correct = np.rint(self.accuracy * self.rows).astype(np.int64)
+        table = {"draw": list(self.draws), "rows": self.rows, "correct": correct, "accuracy": self.accuracy}
+        return optional("pandas", "table").DataFrame(table)
+
+
+def chips(
+    model: nn.Module,
+    data: Data,
+    *,
+    hardware: Any = None,
+    noise: Noise | dict[str, Noise] | None = None,
+    draws: int | Sequence[int] = 100,
+    seed: int,
+    rows: Sequence[int] | Tensor | None = None,
+    batch_rows: int | None = None,
+    draws_per_pass: int = 8,
+    progress: bool | Callable[[int, int], object] = False,
+) -> Chips:
+    """Runs a model on D chips and tells the accuracy of each on all of the data.
+
+    Args:
+        model: a classifier, (rows, ...) -> (rows, classes), not injected; it is left as it was.
+        data: (inputs, labels), or an iterable of such batches; held in memory.
+        hardware: what is inside contractions, as for `inject`: what is fixed on a chip, such as `WeightNoise`, is drawn
+            once for each and stays over the whole data.
+        noise: of the sites, as for `inject`; new for each row and chip.
+        draws: number D of chips (ids 0, 1, ...), or the ids.
+        seed: 64-bit seed.
+        rows: int64 vector, data-set index of each row of the data; None numbers them in order.
+        batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many chips at once.
+        progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
+
+    Returns:
+        `Chips`. Rows whose scores hold NaN count as wrong.
+
+    Raises:
+        ValueError: neither hardware nor noise, bad data, draws or sizes; a model that is injected already, or without
+            one score per class and row.
+
+    Example:
+        >>> from noisykernels.hardware import WeightNoise
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> data = torch.randn(20, 1, 2, 2), torch.randint(2, (20,))
+        >>> chips(model, data, hardware=[WeightNoise(add=0.1, relative="layer")], draws=5, seed=1).accuracy.shape
+        (5,)
+    """
+    if hardware is None and noise is None:
+        raise ValueError("chips: give hardware, or noise, or both: without them all chips are the same")
+    device = place_of(model)
+    batch_rows = pass_rows("chips", batch_rows, device)
+    draws_per_pass = whole_size("chips", "draws_per_pass", draws_per_pass)
+    seed_tensor("chips", seed, device)
+    ids = draw_list("chips", draws)
+    inputs, labels, row_ids = (part.to(device) for part in in_memory("chips", data, rows))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        injected = stack.enter_context(inject(model, noise, example_input=inputs[:2], hardware=hardware))
+        stack.enter_context(torch.inference_mode())
+        state = state_of(injected)
+        size = choose_passes(state.traced, pass_memory("chips", None, device), batch_rows, draws_per_pass)
+        given, state.placement = state.placement, SILENT
+        correct, classes = clean_correct("chips", injected, inputs, labels, size.rows)
+        state.placement = given
+        batches = list(zip(*(part.split(size.rows) for part in (inputs, labels, row_ids)), strict=True))
+        passes = [ids[i : i + size.draws] for i in range(0, len(ids), size.draws)]
+        hits = torch.zeros(len(ids), dtype=torch.int64, device=device)
+        advance = stack.enter_context(progress_of("chips", progress, len(batches) * len(passes)))
+        for x, y, numbers in batches:
+            for k, some in enumerate(passes):
+                with noise_state(injected, seed=seed, draws=some, rows=numbers):
+                    scores = scores_of("chips", injected, x, len(some) * len(y)).view(len(some), len(y), classes)
+                good = (scores.argmax(2) == y) & ~scores.isnan().any(2)
+                hits[k * size.draws : k * size.draws + len(some)] += good.sum(1)
+                advance(1)
+    return Chips(hits.cpu().numpy() / len(labels), float(correct.mean()), len(labels), tuple(ids), seed)

@@ -1,0 +1,153 @@
+"""Rules under torch's transforms of the contractions whose weights and products are noisy.
+
+What the forward drew is drawn again for the gradient: nothing random is stored, and no noisy weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels.hardware.contraction import Contraction
+from noisykernels.hardware.macs import deviation
+from noisykernels.noise.autograd import (
+    NO_FOLD,
+    NO_LEVEL,
+    Grads,
+    convolution_gradients,
+    empty_like,
+    linear_gradients,
+    noise_gradient,
+    register_autocast,
+    register_autograd,
+    register_vmap,
+)
+from noisykernels.noise.contract import MODES, OPERANDS
+
+_ops = torch.ops.noisykernels
+
+_FOLD = MODES.index("fold")
+_WEIGHT, _PER_PRODUCT = OPERANDS.index("weight"), OPERANDS.index("per_product")
+
+_NOISE = ("add", "mul", "mode", "kind")
+_MACS = ("per_product", "per_step", "read")
+_GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+_ARGUMENTS = {  # in the order of the schemas
+    "array_linear": ("x", "weight", "bias", *_NOISE, *_MACS, "seed", "draws", "rows", "first_row", "site", "shared"),
+    "array_convolution": ("x", "weight", "bias", *_GEOMETRY, *_NOISE, "seed", "draws", "site", "shared"),
+}
+
+
+def _named(name: str, args: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(_ARGUMENTS[name], args, strict=True))
+
+
+def _contraction(a: dict[str, Any]) -> Contraction:
+    geometry = tuple(a[n] for n in _GEOMETRY) if "stride" in a else None
+    return Contraction("linear" if geometry is None else "convolution", geometry)
+
+
+def _batched(a: dict[str, Any]) -> bool:
+    return a["x"].dim() == a["weight"].dim() if "stride" in a else a["x"].dim() > 1
+
+
+def _fake(name: str, args: Sequence[Any]) -> Tensor:
+    a = _named(name, args)
+    x, weight, draws = a["x"], a["weight"], a["draws"]
+    if not _batched(a):
+        return _fake(name, (x.unsqueeze(0), *args[1:])).squeeze(0)
+    clean = _contraction(a)(x, weight, a["bias"]) if "stride" in a else x.new_empty((*x.shape[:-1], weight.shape[0]))
+    count = draws.shape[0] if a["shared"] and draws is not None else 1
+    return empty_like(clean, (count * clean.shape[0], *clean.shape[1:]))
+
+
+def _register(library: torch.library.Library, name: str) -> None:
+    tensors = [
+        n for n in _ARGUMENTS[name] if n not in ("bias", "mode", "kind", "first_row", "site", "shared", *_GEOMETRY)
+    ]
+
+    def refuse(ctx: Any, args: tuple[Any, ...]) -> str | None:
+        if _named(name, args)["mode"] == _FOLD:
+            return NO_FOLD
+        return NO_LEVEL if any(ctx.needs_input_grad[3:-1]) else None
+
+    def keep(ctx: Any, args: tuple[Any, ...], output: Tensor) -> tuple[Any, ...]:
+        a = _named(name, args)
+        return tuple(a[n] for n in tensors)
+
+    def backward(ctx: Any, grad: Tensor) -> Grads:
+        a = _named(name, ctx.arguments) | dict(zip(tensors, ctx.saved_tensors, strict=True))
+        if _batched(a):
+            return _gradients(ctx, a, grad)
+        dx, dw, db = _gradients(ctx, {**a, "x": a["x"].unsqueeze(0)}, grad.unsqueeze(0))
+        return None if dx is None else dx.squeeze(0), dw, db
+
+    torch.library.register_fake(f"noisykernels::{name}", lambda *args: _fake(name, args))
+    register_autograd(library, name, keep, backward, refuse)
+    register_vmap(name)
+    register_autocast(library, name, 3)
+
+
+def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
+    """Gradients of input, weight and bias. The mean is bilinear in the input and the noisy weight; the deviation is
+    differentiated with its eps held.
+    """
+    x, weight, draws, shared, noisy = a["x"], a["weight"], a["draws"], a["shared"], a["mode"] >= 0
+    count = 1 if draws is None else draws.shape[0]
+    key = (a["seed"], draws)
+    eps = None
+    levels: Any = tuple(a.get(n) for n in _MACS)
+    if any(level is not None for level in levels):
+        one = torch.ones((), dtype=torch.float64)
+        of_outputs = (*key, a["rows"], a["first_row"], a["site"])
+        eps = _ops.perturb(torch.zeros_like(grad), _PER_PRODUCT, one, None, *of_outputs, 0, 0, False) * grad
+    if count == 0:  # nothing came of them
+        shapes = (x.shape, weight.shape, (_contraction(a).features(weight),))
+        return tuple(
+            grad.new_zeros(s) if need else None for s, need in zip(shapes, ctx.needs_input_grad[:3], strict=True)
+        )
+    # Draws that share their weights are one contraction.
+    parts = count if noisy else 1
+    if shared and not noisy:
+        grad, eps = (None if g is None else g.view(count, -1, *g.shape[1:]).sum(0) for g in (grad, eps))  # type: ignore[assignment]
+    held = [weight]
+    of_weight = (*key, None, 0, a["site"])
+    if noisy:
+        held = _ops.perturb(weight, _WEIGHT, a["add"], a["mul"], *of_weight, a["mode"], a["kind"], True).chunk(count)
+    contraction, clean = _contraction(a), convolution_gradients if "stride" in a else linear_gradients
+    found = []
+    for d in range(parts):
+        part = x if shared else x.chunk(parts)[d]
+        grads = list(clean(ctx, grad.chunk(parts)[d], part, held[d]))
+        if eps is not None:
+            spread = eps.chunk(parts)[d]
+
+            def deviations(p: Tensor, q: Tensor, shape: torch.Size = spread.shape) -> Tensor:
+                return deviation(levels, contraction, p, q).expand(shape)
+
+            pull = torch.func.vjp(deviations, part, held[d])[1]
+            for i, more in enumerate(pull(spread)):
+                if grads[i] is not None:
+                    grads[i] = grads[i] + more
+        found.append(grads)
+    dxs, dws, dbs = ([g for g in each if g is not None] for each in zip(*found, strict=True))
+    dx = (sum(dxs[1:], dxs[0]) if shared else torch.cat(dxs)) if dxs else None
+    dw = torch.cat(dws) if dws else None
+    if dw is not None and noisy:
+        noise_args = (a["add"], a["mul"], *of_weight, a["mode"], a["kind"], True)
+        # Without draws there is one, and nothing to add up.
+        dw = noise_gradient(dw, noise_args, len(weight), _WEIGHT)
+    return dx, dw, sum(dbs[1:], dbs[0]) if dbs else None
+
+
+def _register_all() -> torch.library.Library:
+    library = torch.library.Library("noisykernels", "IMPL")
+    for name in _ARGUMENTS:
+        _register(library, name)
+    return library
+
+
+LIBRARY = _register_all()  # the registrations live as long as this object

@@ -1,0 +1,147 @@
+"""The base classes of what hardware does to a contraction, and one draw of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels.hardware.contraction import Contraction, largest_of
+from noisykernels.noise.contract import KINDS, OPERANDS
+
+__all__ = ["Arithmetic", "Device", "Draw"]
+
+_ops = torch.ops.noisykernels
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One execution of the hardware at one contraction, as a device sees it: one draw, which stands for one chip.
+
+    Example:
+        >>> import noisykernels as nk
+        >>> class Uneven(Device):  # each output with a fixed factor of its own
+        ...     def output(self, y, draw):
+        ...         return y * (1 + draw.channels(draw.fixed((y.shape[-1],), "column_gain"), y))
+        >>> y = nk.linear(torch.ones(2, 4), torch.ones(3, 4), hardware=[Uneven()], seed=1)
+        >>> bool((y[0] == y[1]).all())
+        True
+    """
+
+    contraction: Contraction
+    seed: Tensor
+    site: int
+    id: Tensor | None  # (1), the number of the draw; None: 0
+    rows: Tensor | None  # data-set indices of the rows; None: from first_row on
+    first_row: int
+    device: torch.device  # of the operands
+
+    def fixed(self, shape: Sequence[int], operand: str, kind: str = "gaussian", dtype: Any = torch.float32) -> Tensor:
+        """Standardised values that belong to the chip: the same for every row of the data.
+
+        Args:
+            shape: of the values; dimension 0 counts what the contract calls rows: of a weight, as it is stored.
+            operand: which stream, such as ``"programming"`` or ``"column_offset"``.
+            kind: of noise.
+            dtype: of the result.
+        """
+        zeros = torch.zeros(tuple(shape), dtype=dtype, device=self.device)
+        return self._perturbed(zeros, operand, kind, None, 0)
+
+    def fresh(self, x: Tensor, operand: str, kind: str = "gaussian") -> Tensor:
+        """Standardised values for each element of a value (rows, ...) of this draw: new for every row of the data."""
+        return self._perturbed(torch.zeros_like(x.detach()), operand, kind, self.rows, self.first_row)
+
+    def largest(self, weight: Tensor, over: str) -> Tensor:
+        """max |W| over the ``"layer"``, or for each output ``"channel"`` in a shape that broadcasts to the weight; it
+        takes part in no gradient."""
+        if over == "layer":
+            return largest_of(weight)
+        return self.contraction.beside_weight(self.contraction.largest(weight), weight)
+
+    def channels(self, values: Tensor, y: Tensor) -> Tensor:
+        """One value for each output feature (N), in a shape that broadcasts to the output ``y``."""
+        return self.contraction.beside_output(values, y)
+
+    def _perturbed(self, zeros: Tensor, operand: str, kind: str, rows: Tensor | None, first_row: int) -> Tensor:
+        key = (self.seed, self.id, rows, first_row, self.site)
+        one = torch.ones((), dtype=torch.float64)
+        number = OPERANDS.index(operand)
+        return _ops.perturb.default(zeros, number, one, None, *key, 0, KINDS.index(kind), False)
+
+
+class Device:
+    """One property of analog hardware at a contraction: a subclass overrides what it changes.
+
+    Devices are applied in the order of their list. Each method is called once for each draw, gets values of that draw
+    only, and must be a pure function of its arguments; whatever is random comes from `Draw`. The bias is added after
+    the outputs have passed the devices, as it is in most hardware.
+
+    Example:
+        >>> import noisykernels as nk
+        >>> class Attenuated(Device):
+        ...     def output(self, y, draw):
+        ...         return y / 2
+        >>> nk.linear(torch.ones(1, 2), torch.ones(3, 2), hardware=[Attenuated()])
+        tensor([[1., 1., 1.]])
+
+    One that draws noise: see `Draw`.
+    """
+
+    operands: tuple[str, ...] = ()
+    """The streams it draws from; two devices of a list may not share one."""
+
+    level_names: tuple[str, ...] = ()
+    """The attributes that are levels of its noise."""
+
+    def scaled(self, factor: float | Tensor) -> Device:
+        """This device with the levels of its noise multiplied, as ``noise_state(level=...)`` does."""
+        if self.operands and not self.level_names:
+            raise RuntimeError(f"{type(self).__name__}: a level needs `level_names` or `scaled` of a device that draws")
+        if not isinstance(factor, Tensor) and not 0 <= factor < math.inf:
+            raise ValueError(f"{type(self).__name__}.scaled: factor must be finite and not negative, got {factor}")
+        made = copy.copy(self)
+        for name in self.level_names:
+            level = getattr(self, name)
+            setattr(made, name, None if level is None else level * factor)
+        return made
+
+    def input(self, x: Tensor, draw: Draw) -> Tensor:
+        """What the contraction gets instead of the input x (rows, ...)."""
+        return x
+
+    def weight(self, weight: Tensor, draw: Draw) -> Tensor:
+        """What the array holds instead of the weight."""
+        return weight
+
+    def output(self, y: Tensor, draw: Draw) -> Tensor:
+        """What comes out instead of the sums y (rows, ...)."""
+        return y
+
+
+class Arithmetic(Device):
+    """How a contraction is computed, where it is not the library that computes it. At most one in a list of devices.
+
+    A subclass overrides `contract`; the devices before and after it act on its operands and its result as usual.
+
+    Example:
+        >>> import noisykernels as nk
+        >>> class Doubled(Arithmetic):
+        ...     def contract(self, x, weight, draw):
+        ...         return 2 * draw.contraction(x, weight)
+        >>> nk.linear(torch.ones(1, 3), torch.ones(2, 3), arithmetic=Doubled())
+        tensor([[6., 6.]])
+    """
+
+    def contract(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
+        """The sums (rows, ...) from the input and the weight that the other devices have made."""
+        raise NotImplementedError
+
+    def add_bias(self, y: Tensor, bias: Tensor, draw: Draw) -> Tensor:
+        """The outputs with the bias (N) of each feature."""
+        return y + draw.channels(bias.to(y.dtype), y)

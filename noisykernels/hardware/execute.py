@@ -1,0 +1,159 @@
+"""Runs a contraction through a list of devices: on its inputs, its weights, its products and its outputs.
+
+A list of devices says what happens at a linear layer or a convolution. The noise of weights and of products has kernels
+of its own; any other device is a subclass of `Device` in plain torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels._util.runtime import as_autocast, as_given
+from noisykernels.hardware.contraction import Contraction
+from noisykernels.hardware.device import Arithmetic, Device, Draw
+from noisykernels.hardware.macs import MacNoise, deviation, explicit_products
+from noisykernels.hardware.noises import InputNoise, WeightNoise
+from noisykernels.noise.contract import ID_LIMIT, SITE_LIMIT
+
+__all__ = ["checked", "run", "with_arithmetic"]
+
+_ops = torch.ops.noisykernels
+
+
+# ------------------------------------------------------------------------------------------- running a contraction
+
+
+def run(
+    contraction: Contraction,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hardware: Sequence[Device],
+    *,
+    seed: Tensor,
+    site: int,
+    draws: Tensor | None,
+    shared: bool,
+    rows: Tensor | None,
+    first_row: int,
+) -> Tensor:
+    """A contraction of x (rows, ...) as the devices make it: (D * B, ...) with D draws."""
+    devices = checked(contraction.name, hardware)
+    count = 1 if draws is None else draws.shape[0]
+    if not shared and count > 0 and x.shape[0] % count:
+        raise ValueError(
+            f"{contraction.name}: dimension 0 holds draws x rows and must be a multiple of {count} draws, got "
+            f"{x.shape[0]} (shared=True gives every draw the same rows)"
+        )
+    each = x.shape[0] if shared or count == 0 else x.shape[0] // count
+    if rows is not None and rows.shape[0] != each:
+        raise ValueError(f"{contraction.name}: rows must hold one id for each of {each} rows, got {rows.shape[0]}")
+    if rows is None and isinstance(first_row, int) and first_row + each > ID_LIMIT:
+        raise ValueError(f"{contraction.name}: first_row and the {each} rows from it on must lie in [0, 2^32)")
+    if not 0 <= site < SITE_LIMIT:
+        raise ValueError(f"{contraction.name}: site must lie in [0, 2^24), got {site}")
+    macs = next((d for d in devices if isinstance(d, MacNoise) and d.noisy), None)
+    native = macs is None or (
+        contraction.geometry is None
+        and not macs.explicit
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+    if native and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
+        for device in devices:
+            if isinstance(device, InputNoise):
+                x = device.perturbed(x, seed, site, draws, shared, rows, first_row)
+                shared = False
+        noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
+        return _array(contraction, x, weight, bias, noise, macs, seed, site, draws, shared, rows, first_row)
+    arithmetic = next((d for d in devices if isinstance(d, Arithmetic)), None)
+    whole = Draw(contraction, seed, site, None, rows, first_row, x.device)
+    parts = []
+    for d in range(count):
+        draw = whole if draws is None else replace(whole, id=draws.narrow(0, d, 1))
+        value, held = (x if shared or count == 1 else x.narrow(0, d * each, each)), weight
+        for device in devices:
+            value, held = device.input(value, draw), device.weight(held, draw)
+        value, held = as_autocast(value), as_autocast(held)
+        with as_given(x.device):
+            if macs is not None and macs.explicit:
+                y = explicit_products(macs.levels(contraction, weight), contraction, value, held, draw)
+            elif arithmetic is not None:
+                contraction.check(value, held)
+                y = arithmetic.contract(value, held, draw)
+            else:
+                y = contraction(value, held)
+                if macs is not None:
+                    spread = deviation(macs.levels(contraction, weight), contraction, value, held)
+                    mean = y.to(spread.dtype)
+                    y = torch.addcmul(mean, spread, draw.fresh(mean, "per_product")).to(y.dtype)
+        for device in devices:
+            y = device.output(y, draw)
+        if bias is not None:
+            given = bias.to(y.dtype)  # autocast: y is of a half type
+            y = y + draw.channels(given, y) if arithmetic is None else arithmetic.add_bias(y, given, draw)
+        parts.append(y)
+    if not parts:
+        return contraction(x[:0], weight, bias)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
+    """The devices, no two of which draw from the same stream: they would have the same noise."""
+    devices = (hardware,) if isinstance(hardware, Device) else hardware
+    if not isinstance(devices, list | tuple) or not all(isinstance(d, Device) for d in devices):
+        raise TypeError(f"{op}: hardware must be a list of devices, got {hardware!r}")
+    drawn = [name for device in devices for name in device.operands]
+    if len(set(drawn)) < len(drawn):
+        twice = next(name for name in drawn if drawn.count(name) > 1)
+        sharing = [d for d in devices if twice in d.operands]
+        raise ValueError(f"{op}: hardware must have at most one device that draws {twice!r}, got {sharing!r}")
+    ways = [d for d in devices if isinstance(d, Arithmetic | MacNoise)]
+    if len(ways) > 1 and any(isinstance(d, Arithmetic) for d in ways):
+        raise ValueError(f"{op}: hardware must say at most once how products are added up, got {ways!r}")
+    return tuple(devices)
+
+
+def with_arithmetic(op: str, hardware: Any, arithmetic: Arithmetic | None) -> Any:
+    """The devices with the arithmetic among them."""
+    if arithmetic is None:
+        return hardware
+    if not isinstance(arithmetic, Arithmetic):
+        raise TypeError(f"{op}: arithmetic must be an Arithmetic, such as Serial(...), got {arithmetic!r}")
+    if hardware is None:
+        return (arithmetic,)
+    if isinstance(hardware, dict) or (callable(hardware) and not isinstance(hardware, Device)):
+        raise ValueError(f"{op}: put the arithmetic into the lists of hardware, where these differ from layer to layer")
+    return checked(op, (*checked(op, hardware), arithmetic))
+
+
+def _array(
+    contraction: Contraction,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    noise: WeightNoise | None,
+    macs: MacNoise | None,
+    seed: Tensor,
+    site: int,
+    draws: Tensor | None,
+    shared: bool,
+    rows: Tensor | None,
+    first_row: int,
+) -> Tensor:
+    """By the kernels: noisy weights in panels, and one eps for each output."""
+    of_weight: tuple[Any, ...] = (None, None, -1, 0)
+    if noise is not None:
+        of_weight = (*noise.levels(contraction, weight), noise.noise.mode_index, noise.noise.kind_index)
+    if contraction.geometry is not None:
+        return _ops.array_convolution.default(
+            x, weight, bias, *contraction.geometry, *of_weight, seed, draws, site, shared
+        )
+    of_macs = (None, None, None) if macs is None else macs.levels(contraction, weight)
+    return _ops.array_linear.default(x, weight, bias, *of_weight, *of_macs, seed, draws, rows, first_row, site, shared)

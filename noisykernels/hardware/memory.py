@@ -1,0 +1,205 @@
+"""Models of what holds the weights: pairs of conductances, phase-change memory. For the list ``hardware=``.
+
+Each is a few lines of plain torch over `Draw`. Arithmetic is float32 for half types and the data's own type otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from noisykernels._util.checks import number, one_of, shown, whole
+from noisykernels._util.tensors import kept_type, or_one, straight_through
+from noisykernels.hardware.device import Device, Draw
+
+__all__ = ["PCM", "ROUND", "ROUNDINGS", "DifferentialPair"]
+
+
+# ------------------------------------------------------------------------------------------- arithmetic
+
+ROUND = {"floor": torch.floor, "nearest": torch.round}  # torch.round takes ties to the even neighbour
+ROUNDINGS = ("nearest", "floor")
+OVER = ("layer", "channel")
+
+
+# ------------------------------------------------------------------------------------------- weights
+
+
+class DifferentialPair(Device):
+    r"""Each weight as the difference of two noisy conductances that cannot be negative.
+
+    .. math::
+        G^+ = \max(0,\; c W 1_{W>0} + \sigma\epsilon^+) \qquad G^- = \max(0,\; c |W| 1_{W<0} + \sigma\epsilon^-)
+        \qquad \tilde W = (G^+ - G^-) / c \qquad c = G_{max} / W_{max}
+
+    with both devices of a pair noisy, also the one that holds nothing. With ``levels`` *N* the weight is first put on
+    a grid of :math:`\Delta = G_{max}/N`: :math:`W \leftarrow \lfloor cW/\Delta \rfloor \Delta / c`. As published, the
+    sign is part of what is rounded down: 0.1 steps become none, and -0.1 steps become -1.
+
+    Args:
+        sigma: standard deviation of a conductance, in the unit of ``g_max``.
+        g_max: the conductance that stands for the largest weight.
+        levels: number *N* of steps up to ``g_max``; None: no quantisation.
+        over: ``"layer"`` or output ``"channel"``: what :math:`W_{max} = \max|W|` is taken over.
+        clip: whether conductances stop at 0. Without, the noise of a weight is Gaussian with a standard deviation of
+            :math:`\sqrt 2\, \sigma W_{max} / G_{max}`.
+        rounding: ``"floor"``, or ``"nearest"`` (ties to even), which treats both signs alike.
+
+    The gradient passes straight through the rounding, and not where the device that holds the weight is clipped.
+    :math:`W_{max}` takes part in no gradient. Weights that are all zero stay zero.
+
+    Raises:
+        ValueError, TypeError: a negative ``sigma``, a ``g_max`` that is not positive, fewer than 1 level, or an unknown
+            ``over`` or ``rounding``.
+
+    Source: MemSE (Kern et al. 2022, arXiv 2205.01707), by the group of SAMSON (arXiv 2211.11561).
+
+    Example:
+        >>> import noisykernels as nk
+        >>> w = torch.tensor([[1.0, -0.3], [0.5, 0.0]])
+        >>> nk.linear(torch.eye(2), w, hardware=[DifferentialPair(sigma=0.0, levels=4)], seed=1).T
+        tensor([[ 1.0000, -0.5000],
+                [ 0.5000,  0.0000]])
+    """
+
+    operands = ("g_plus", "g_minus")
+    level_names = ("sigma",)
+
+    def __init__(
+        self,
+        sigma: float | Tensor,
+        *,
+        g_max: float | Tensor = 1.0,
+        levels: int | None = None,
+        over: str = "layer",
+        clip: bool = True,
+        rounding: str = "floor",
+    ) -> None:
+        self.sigma = number("DifferentialPair", "sigma", sigma)
+        self.g_max = number("DifferentialPair", "g_max", g_max, positive=True)
+        self.levels = None if levels is None else whole("DifferentialPair", "levels", levels, 1, 2**24)
+        self.over = one_of("DifferentialPair", "over", over, OVER)
+        self.rounding = one_of("DifferentialPair", "rounding", rounding, ROUNDINGS)
+        self.clip = bool(clip)
+
+    def weight(self, weight: Tensor, draw: Draw) -> Tensor:
+        """The weight as its pairs hold it. Everything is in units of weights: conductances divided by c."""
+        kept = kept_type(weight)
+        held = weight.to(kept)
+        largest = draw.largest(held, self.over)
+        if self.levels is not None:
+            steps = held.double() / or_one(largest) * self.levels
+            if self.rounding == "floor":  # a weight that is on the grid but for its last bits stays there
+                steps = steps + 1e-6
+            steps = ROUND[self.rounding](steps).to(kept)
+            held = straight_through(steps * (largest / self.levels), held)
+        spread = (self.sigma / self.g_max).to(held.device, kept) * largest
+        plus = torch.where(held >= 0, held, 0) + spread * draw.fixed(held.shape, "g_plus", dtype=kept)
+        minus = torch.where(held < 0, -held, 0) + spread * draw.fixed(held.shape, "g_minus", dtype=kept)
+        if self.clip:
+            plus, minus = plus.clamp(min=0), minus.clamp(min=0)
+        return (plus - minus).to(weight.dtype)
+
+    def __repr__(self) -> str:
+        return shown("DifferentialPair", vars(self))
+
+
+class PCM(Device):
+    r"""Weights in phase-change memory: programmed inexactly, drifting, and read with 1/f noise.
+
+    With :math:`g = G_T / 25\,\mu S = |W| / \max|W|` the target of a device, in microsiemens, and *t* the seconds since
+    the first reading, 20 s after programming:
+
+    .. math::
+        G_P &= \max(0, G_T + \sigma_P \epsilon_P) &\quad \sigma_P &= 0.26348 + 1.9650\,g - 1.1731\,g^2 \\
+        G_D &= G_P \left(\tfrac{t + 20}{20}\right)^{-\nu} &\quad \nu &= |\mu_\nu + \sigma_\nu \epsilon_D| \\
+        G_R &= \max(0, G_D + G_D Q s \epsilon_R)
+            &\quad s^2 &= \ln \frac{t + 20 + t_r}{2 t_r}, \quad t_r = 250\,\text{ns}
+
+    with :math:`\mu_\nu` = -0.0155 ln g + 0.0244 in [0.049, 0.1], :math:`\sigma_\nu` = -0.0125 ln g - 0.0059 in
+    [0.008, 0.045], and Q = 0.0088 / (G_P / 25)^0.65, at most 0.2. The weight becomes
+    :math:`\mathrm{sign}(W)\, G_R \max|W| / 25`: one device for each weight, the other of its pair being left at zero. A
+    weight of zero is not programmed and stays zero.
+
+    Args:
+        time: *t* in seconds; 0: the first reading, nothing has drifted, but there is the noise of reading.
+        over: ``"layer"`` or output ``"channel"``: what max|W| is taken over.
+        programming, drift, read: factors of :math:`\sigma_P`, :math:`\nu` and Q; 0 switches a stage off.
+        compensate: multiply all weights by :math:`\sum G_P / \sum G_R`, what all devices of the layer together
+            conducted when programmed over what they conduct now.
+
+    A chip has one noise of each stage: at another ``time`` it is the same chip, with the same programmed conductances,
+    drift coefficients and eps of the reading. The gradient is that of the formulas with eps held, none where something
+    is clipped; max|W| and the compensation take part in none.
+
+    Raises:
+        ValueError, TypeError: a negative ``time`` or factor, or an unknown ``over``.
+
+    Source: the fits to measured devices by Nandakumar et al. 2019 (ICECS) and Joshi et al. 2020 (Nature
+    Communications), with the constants of IBM's aihwkit; global compensation of the drift after Joshi et al.
+
+    Example:
+        >>> import noisykernels as nk
+        >>> x, w = torch.eye(3), torch.full((1, 3), -1.0)
+        >>> year = PCM(time=3.15e7, programming=0.0, read=0.0)
+        >>> bool((nk.linear(x, w, hardware=[year], seed=1) > -0.7).all())  # what is left of -1
+        True
+    """
+
+    operands = ("programming", "drift", "read")
+    level_names = ("programming", "drift", "read")
+    largest_conductance = 25.0  # microsiemens
+    first_reading = 20.0  # seconds after programming
+    reading = 250e-9  # seconds that one takes
+
+    def __init__(
+        self,
+        time: float | Tensor = 0.0,
+        *,
+        over: str = "layer",
+        programming: float | Tensor = 1.0,
+        drift: float | Tensor = 1.0,
+        read: float | Tensor = 1.0,
+        compensate: bool = False,
+    ) -> None:
+        self.time = number("PCM", "time", time)
+        self.over = one_of("PCM", "over", over, OVER)
+        self.programming = number("PCM", "programming", programming)
+        self.drift = number("PCM", "drift", drift)
+        self.read = number("PCM", "read", read)
+        self.compensate = bool(compensate)
+
+    def weight(self, weight: Tensor, draw: Draw) -> Tensor:
+        """The weight as it is read. Conductances are in units of weights: times max|W| / 25."""
+        kept = kept_type(weight)
+        # Contiguous: a logarithm's last bit may depend on the order in memory.
+        held = weight.to(kept, memory_format=torch.contiguous_format)
+        place = held.device
+
+        def eps(operand: str) -> Tensor:
+            return draw.fixed(held.shape, operand, dtype=kept)
+
+        largest = draw.largest(held, self.over)
+        unit, g_max = or_one(largest), self.largest_conductance
+        target = held.abs()
+        g = target / unit
+        sigma = (0.26348 + g * (1.9650 - 1.1731 * g)) / g_max * self.programming.to(place, kept)
+        programmed = (target + largest * sigma * eps("programming")).clamp(min=0)
+
+        log_g = g.clamp(min=1e-7).log()  # beyond the bounds of mu and sigma long before
+        mu, sigma = (-0.0155 * log_g + 0.0244).clamp(0.049, 0.1), (-0.0125 * log_g - 0.0059).clamp(0.008, 0.045)
+        nu = (mu + sigma * eps("drift")).abs() * self.drift.to(place, kept)
+        drifted = programmed * torch.exp(-nu * (self.time / self.first_reading).log1p().to(place, kept))
+
+        since = self.time + self.first_reading
+        s = ((since + self.reading) / (2 * self.reading)).log().sqrt()
+        q = (0.0088 / (programmed / unit).clamp(min=1e-7) ** 0.65).clamp(max=0.2) * (self.read * s).to(place, kept)
+        found = (drifted + drifted * q * eps("read")).clamp(min=0)
+        if self.compensate:
+            share = (held.detach() != 0) / unit
+            before, now = ((share * value.detach()).sum(dtype=torch.float64) for value in (programmed, found))
+            found = found * (before / or_one(now)).to(kept)
+        return (found * held.detach().sign()).to(weight.dtype)
+
+    def __repr__(self) -> str:
+        return shown("PCM", vars(self))

@@ -1,0 +1,159 @@
+"""Noise of a contraction's inputs and of its weights, which have kernels of their own. For the list ``hardware=``."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels.hardware.contraction import Contraction, largest_of
+from noisykernels.hardware.device import Device, Draw
+from noisykernels.noise.arguments import level_tensor
+from noisykernels.noise.contract import OPERANDS
+from noisykernels.noise.description import Noise
+
+__all__ = ["InputNoise", "WeightNoise"]
+
+_ops = torch.ops.noisykernels
+
+
+def _one_term(name: str, noise: Noise) -> Noise:
+    if noise.mode in ("mul_add", "add_mul"):
+        raise ValueError(f"{name}: give add or mul, or both with fold=True, got {noise!r}")
+    return noise
+
+
+class InputNoise(Device):
+    """Noise on what goes into a contraction: ``x + a*eps`` or ``x * (1 + m*eps)``, new for every row.
+
+    Args:
+        add, mul, kind, fold: as for `Noise`; both levels only with ``fold=True``.
+
+    Example:
+        >>> InputNoise(add=0.1)
+        InputNoise(add=0.1)
+    """
+
+    operands = ("input",)
+
+    def __init__(
+        self, add: float | Tensor = 0.0, mul: float | Tensor = 0.0, *, kind: str = "gaussian", fold: bool = False
+    ) -> None:
+        self.noise = _one_term("InputNoise", Noise(add, mul, kind=kind, fold=fold))
+
+    def scaled(self, factor: float | Tensor) -> InputNoise:
+        """This noise with its levels multiplied."""
+        made = copy.copy(self)
+        made.noise = self.noise.scaled(factor)
+        return made
+
+    def input(self, x: Tensor, draw: Draw) -> Tensor:
+        """x with noise."""
+        return self.perturbed(x, draw.seed, draw.site, draw.id, False, draw.rows, draw.first_row)
+
+    def perturbed(
+        self, x: Tensor, seed: Tensor, site: int, draws: Tensor | None, shared: bool, rows: Tensor | None, first: int
+    ) -> Tensor:
+        """x (rows, ...) with the noise of several draws."""
+        return _perturb(x, self.noise, "input", (seed, draws, rows, first, site), shared)
+
+    def __repr__(self) -> str:
+        return f"Input{self.noise!r}"
+
+
+class WeightNoise(Device):
+    r"""Noise on the weights, drawn once for each draw and shared by all rows and positions: a draw is a chip.
+
+    .. math:: W + a s \epsilon \qquad\text{or}\qquad W (1 + m \epsilon)
+
+    with *s* = 1, max|W| of the layer, or max|W| of each output channel.
+
+    Args:
+        add: level *a*: in units of the weights, or of what ``relative`` says.
+        mul: level *m*.
+        relative: None; ``"layer"``: *a* is a share of max|W| of the layer; ``"channel"``: of that of each output
+            channel. The maximum takes part in no gradient.
+        kind, fold: as for `Noise`; both levels only with ``fold=True``.
+
+    Raises:
+        ValueError: bad levels, or an unknown ``relative``.
+
+    Source: Joshi et al. 2020 (Nature Communications) for levels relative to max|W|; SAMSON (arXiv 2211.11561).
+
+    Example:
+        >>> import noisykernels as nk
+        >>> w = torch.eye(3)
+        >>> y = nk.linear(torch.eye(3).repeat(2, 1), w, hardware=[WeightNoise(add=0.1, relative="layer")], seed=1)
+        >>> bool((y[:3] == y[3:]).all())  # all rows see the same weights
+        True
+    """
+
+    operands = ("weight",)
+
+    def __init__(
+        self,
+        add: float | Tensor = 0.0,
+        mul: float | Tensor = 0.0,
+        *,
+        relative: str | None = None,
+        kind: str = "gaussian",
+        fold: bool = False,
+    ) -> None:
+        self._hold(Noise(add, mul, kind=kind, fold=fold), relative)
+
+    def _hold(self, noise: Noise, relative: str | None) -> None:
+        if relative not in (None, "layer", "channel"):
+            raise ValueError(f"WeightNoise: relative must be None, 'layer' or 'channel', got {relative!r}")
+        if relative is not None and noise.add is None:
+            raise ValueError(f"WeightNoise: relative={relative!r} is about the level add, which is not given")
+        self.noise, self.relative = _one_term("WeightNoise", noise), relative
+
+    @classmethod
+    def of(cls, noise: Noise, relative: str | None = None) -> WeightNoise:
+        """Weights with a noise of one term.
+
+        Example:
+            >>> WeightNoise.of(Noise(mul=0.1))
+            WeightNoise(mul=0.1)
+        """
+        made = object.__new__(cls)
+        made._hold(noise, relative)
+        return made
+
+    def scaled(self, factor: float | Tensor) -> WeightNoise:
+        """This noise with its levels multiplied."""
+        made = copy.copy(self)
+        made.noise = self.noise.scaled(factor)
+        return made
+
+    def levels(self, contraction: Contraction, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Levels as the operators take them for a weight."""
+        noise = self.noise
+        add = level_tensor(contraction.name, "add", noise.add, weight, noise.trusted)
+        mul = level_tensor(contraction.name, "mul", noise.mul, weight, noise.trusted)
+        if add is None or self.relative is None:
+            return add, mul
+        if self.relative == "layer":
+            return add * largest_of(weight).double(), mul
+        of_each = contraction.beside_weight(contraction.largest(weight), weight)
+        return add * of_each.to(torch.float64).unsqueeze(0), mul
+
+    def weight(self, weight: Tensor, draw: Draw) -> Tensor:
+        """The weight with noise."""
+        add, mul = self.levels(draw.contraction, weight)
+        key = (draw.seed, draw.id, None, 0, draw.site)
+        numbers = (OPERANDS.index("weight"), add, mul)
+        return _ops.perturb.default(weight, *numbers, *key, self.noise.mode_index, self.noise.kind_index, True)
+
+    def __repr__(self) -> str:
+        inner = repr(self.noise).removeprefix("Noise(").removesuffix(")")
+        return f"WeightNoise({inner}{f', relative={self.relative!r}' if self.relative else ''})"
+
+
+def _perturb(x: Tensor, noise: Noise, operand: str, key: tuple[Any, ...], shared: bool) -> Tensor:
+    add = level_tensor(operand, "add", noise.add, x, noise.trusted)
+    mul = level_tensor(operand, "mul", noise.mul, x, noise.trusted)
+    number = OPERANDS.index(operand)
+    return _ops.perturb.default(x, number, add, mul, *key, noise.mode_index, noise.kind_index, shared)

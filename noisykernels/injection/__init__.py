@@ -1,0 +1,7 @@
+"""Noise in a model that exists already: sites, placement, the running mode; knows of no study."""
+
+from noisykernels.injection.api import inject, noise_state, remove, sites
+from noisykernels.injection.site import Site
+from noisykernels.injection.state import NoiseState
+
+__all__ = ["NoiseState", "Site", "inject", "noise_state", "remove", "sites"]

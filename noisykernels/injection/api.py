@@ -1,0 +1,316 @@
+"""Noise in any existing model: `inject` and `remove`, its `sites`, and `noise_state`.
+
+The model's class is replaced by a subclass that runs the forward under a `SiteMode`; nothing else
+about the model changes, and `remove` puts the class back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from noisykernels._util.runtime import place_of, unwrap
+from noisykernels.hardware.device import Arithmetic, Device
+from noisykernels.hardware.execute import checked, with_arithmetic
+from noisykernels.injection.placement import Placement
+from noisykernels.injection.site import Site
+from noisykernels.injection.state import (
+    Enter,
+    Injected,
+    NoiseState,
+    announce,
+    injected_class,
+    original_class,
+    silence,
+    state_of,
+)
+from noisykernels.injection.torch_patches import keep_noise
+from noisykernels.injection.trace import refuse_hidden_rows, refuse_idle_hardware, refuse_unmatched, trace
+from noisykernels.nn.modules import NoisyLayer
+from noisykernels.noise.arguments import factor_tensor, ids_tensor, seed_tensor
+from noisykernels.noise.description import Noise
+
+__all__ = ["inject", "noise_state", "remove", "sites"]
+
+
+class inject:
+    """Puts noise into an existing model, in place; as a context manager, for the length of a block.
+
+    Args:
+        model: any model. Its class becomes a subclass until `remove`; parameters, buffers, keys,
+            hooks and sharing stay. DataParallel, DistributedDataParallel and torch.compile's
+            wrappers are looked through.
+        noise: the noise of every chosen site; or a dict from name patterns to noises (the first
+            match counts); or None for no noise yet. Noisy layers of the model keep their own noise
+            and switches.
+        where: which sites: None for all; a name pattern or a list of them (``"conv*"``,
+            ``"fc1:linear"``, ``"input"``); a module type or several (the sites directly inside such
+            modules); or a function ``(name, module) -> Noise | None``.
+        example_input: an input with at least one row: a tensor, a tuple of positional arguments or
+            a dict of keyword arguments. The model is run on it twice, with B and with B + 1 rows,
+            to find its sites, the dimension of each that counts rows, and the arguments that carry
+            rows. Without it, every site is taken to have its rows along dimension 0, which is wrong, and
+            seen only if the size differs, where a model moves them or makes its weights by such operations.
+        row_dims: dict from name patterns to the dimension that counts rows, where it is not 0;
+            ``"input"`` is that of the model's arguments.
+        normalize_to_input_size: divide levels by the number of elements of one row at the site
+            (published option).
+        repeats: repeat the noise at a site R times and average, a number or a dict from name
+            patterns: the levels of Gaussian noise are divided by sqrt(R); other kinds, and order
+            ``"add_mul"``, are drawn R times.
+        in_training, in_eval: whether noise enters where the module at the site is in training mode,
+            in evaluation mode.
+        hardware: what is inside linear layers and convolutions, such as ``[WeightNoise(add=0.05, relative="layer")]``:
+            a list of devices for all of them; a dict from name patterns to lists; or a function ``(name, module) ->
+            list | None``. It comes before the noise of the site, which ``repeats`` and ``where`` are about.
+        arithmetic: how linear layers and convolutions add up their products: `Serial`; the same as at the end of the
+            list ``hardware``.
+
+    Raises:
+        ValueError: the model or a part of it is injected already, cannot be looked into, or has
+            layers with rows along dimension 1 and neither example_input nor row_dims is given; or a
+            pattern matches no site.
+        TypeError: not a model, not a noise, not a choice of sites.
+
+    Note:
+        Operations that a forward runs in threads of its own, or while torch functions are disabled, are not seen.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> with inject(model, Noise(add=0.1)), noise_state(model, seed=1):
+        ...     y = model(torch.ones(2, 4))
+        >>> [site.name for site in sites(model, torch.ones(2, 4))]
+        ['input', '0:linear#0', '1:relu#0']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        noise: Noise | dict[str, Noise] | None,
+        where: Any = None,
+        *,
+        example_input: Any = None,
+        row_dims: dict[str, int] | None = None,
+        normalize_to_input_size: bool = False,
+        repeats: int | dict[str, int] = 1,
+        in_training: bool = True,
+        in_eval: bool = True,
+        hardware: Any = None,
+        arithmetic: Arithmetic | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"inject: model must be a torch.nn.Module, got {type(model).__name__}")
+        _check_choice(noise, where, repeats)
+        hardware = with_arithmetic("inject", hardware, arithmetic)
+        self.model = target = unwrap(model)
+        _check_model(target)
+        placement = Placement(
+            noise,
+            where,
+            normalize_to_input_size,
+            repeats,
+            in_training,
+            in_eval,
+            dict(row_dims or {}),
+            hardware=_checked_hardware(hardware),
+        )
+        has_layers = any(isinstance(m, NoisyLayer) for m in target.modules())
+        draws_noise = noise is not None or hardware is not None or has_layers
+        state = NoiseState(placement, _parameters(target), draws_noise)
+        keep_noise()
+        target.__dict__["_noise_state"] = state
+        announce(target)
+        target.__class__ = injected_class(type(target))
+        try:
+            if example_input is None:
+                refuse_hidden_rows(target, placement)
+                refuse_unmatched(target, placement)
+            else:
+                traced = trace(target, example_input)
+                refuse_unmatched(target, placement, traced)
+                refuse_idle_hardware(placement, traced)
+        except BaseException:
+            remove(target)
+            raise
+
+    def __enter__(self) -> nn.Module:
+        return self.model
+
+    def __exit__(self, *exception: object) -> None:
+        remove(self.model)
+
+
+def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
+    for n in noise.values() if isinstance(noise, dict) else (noise,):
+        if n is not None and not isinstance(n, Noise):
+            raise TypeError(f"inject: noise must be a Noise, a dict of them or None, got {type(n).__name__}")
+    if isinstance(noise, dict) and where is not None:
+        raise ValueError("inject: a dict of noises says where they enter; leave out where=")
+    for w in where if isinstance(where, list | tuple) else (where,):
+        if not (w is None or isinstance(w, str | type) or (callable(w) and w is where)):
+            raise TypeError(
+                "inject: where must be a name pattern, a module type, a list of these, or a "
+                f"function (name, module) -> Noise | None, got {w!r}"
+            )
+    for r in repeats.values() if isinstance(repeats, dict) else (repeats,):
+        if not isinstance(r, int) or r < 1:
+            raise ValueError(f"inject: repeats must be whole numbers of at least 1, got {r!r}")
+
+
+def _checked_hardware(hardware: Any) -> Any:
+    """Hardware as `inject` takes it, its lists checked."""
+    if hardware is None or (callable(hardware) and not isinstance(hardware, Device)):
+        return hardware
+    if isinstance(hardware, dict):
+        return {pattern: checked("inject", devices) for pattern, devices in hardware.items()}
+    return checked("inject", hardware)
+
+
+def _check_model(model: nn.Module) -> None:
+    """Refuses what is injected already, and what would run without showing its operations."""
+    for path, module in model.named_modules():
+        part = f"its part {path!r}" if path else "the model"
+        if isinstance(module, Injected) or any(isinstance(h, Enter) for h in module._forward_pre_hooks.values()):
+            raise ValueError(f"inject: {part} is injected already; remove() it first")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"inject: {part} is TorchScript, whose operations cannot be seen")
+    if "forward" in model.__dict__:
+        raise ValueError("inject: the model's forward was replaced on the object; replace it on its class")
+    if isinstance(model, LazyModuleMixin) and model.has_uninitialized_params():
+        raise ValueError("inject: the model is a lazy layer, which changes its class: run it once before")
+
+
+def _parameters(model: nn.Module) -> tuple[str, ...]:
+    """Names of the arguments that the model's forward takes by position."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind in kinds)
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Takes the noise out and returns the model as it was; one without noise is left alone.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> _ = inject(model, Noise(add=0.1))
+        >>> type(remove(model)) is nn.Linear
+        True
+    """
+    target = unwrap(model)
+    if isinstance(target, Injected):
+        target.__class__ = original_class(type(target))
+        del target.__dict__["_noise_state"]
+        silence(target)
+    return model
+
+
+_CHANGING = threading.Lock()  # held while a block of `noise_state` begins or ends
+
+
+@contextlib.contextmanager
+def noise_state(
+    model: nn.Module,
+    *,
+    seed: int | Tensor | None = None,
+    draws: Tensor | Sequence[int] | None = None,
+    rows: Tensor | Sequence[int] | None = None,
+    level: float | Tensor | Sequence[float] | None = None,
+) -> Iterator[NoiseState]:
+    """Sets seed, draws, rows and level of a model for the length of a block.
+
+    Works for injected models and for models that contain noisy layers. With D draws the model's
+    input is repeated D times, and its output holds D * B rows, draw by draw.
+
+    Args:
+        model: a model that `inject` was called on, or one that contains noisy layers.
+        seed: 64-bit seed; None draws a fresh one from torch's default generator for every forward.
+        draws: int64 vector (D) of draw ids; None is the one draw 0.
+        rows: int64 vector (B), the data-set index of each row; None numbers them by their place in
+            the batch.
+        level: factor by which all noise of the model is multiplied, at every site: a number, or a vector (B) with one
+            for each row (image), whatever the draw; None is 1. A compiled model sees its value change without a
+            recompilation.
+
+    Raises:
+        ValueError: an id or seed out of range, a negative or NaN level, no draw, or a model in which nothing draws
+            noise.
+        TypeError: a level that is neither a number nor a floating-point tensor.
+        RuntimeError: another thread is within such a block of the same model; give each its own copy.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> with inject(model, Noise(add=1.0)), noise_state(model, seed=1, draws=[0, 1, 2]):
+        ...     model(torch.ones(5, 4)).shape
+        torch.Size([15, 2])
+    """
+    target = unwrap(model)
+    place = place_of(target)
+    new_seed = None if seed is None else seed_tensor("noise_state", seed, place).to(place)  # a graph reads it anew
+    new_draws = ids_tensor("noise_state", "draws", draws, place)
+    new_rows = ids_tensor("noise_state", "rows", rows, place)
+    new_level = factor_tensor("noise_state", level, place)
+    if new_draws is not None and len(new_draws) == 0:
+        raise ValueError("noise_state: draws must hold at least one id")
+    me = threading.get_ident()
+    with _CHANGING:
+        temporary = not isinstance(target, Injected)
+        if temporary:
+            if not any(isinstance(m, NoisyLayer) for m in target.modules()):
+                raise ValueError("noise_state: the model is not injected and contains no noisy layer")
+            inject(target, None)
+        state = state_of(target)
+        if state.owner not in (None, me):
+            raise RuntimeError(
+                "noise_state: another thread is within a noise_state block of this model; give each thread a copy of it"
+            )
+        before = (state.seed, state.draws, state.rows, state.level, state.owner)
+        state.seed, state.draws, state.rows, state.level = new_seed, new_draws, new_rows, new_level
+        state.owner = me
+    try:
+        yield state
+    finally:
+        with _CHANGING:
+            state.seed, state.draws, state.rows, state.level, state.owner = before
+            if temporary:
+                remove(target)
+
+
+def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
+    """The sites of a model in execution order: ``input``, then one for every call of an operation
+    after which noise can enter.
+
+    These are convolutions, linear layers, norms, activations, pools, recurrent layers and
+    attention, whether called as modules or as functions, and noisy layers.
+
+    Args:
+        model: any model; it is run in evaluation mode without gradients, and left as it was.
+        example_input: as for `inject`; may be left out for an injected model that was given one.
+
+    Returns:
+        A list of `Site` (name, index, id, kind, shape of the example's value, row dimension).
+
+    Raises:
+        ValueError: no example input is known.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+        >>> [s.name for s in sites(model, torch.ones(1, 1, 5, 5))]
+        ['input', '0:conv2d#0', '1:relu#0']
+    """
+    target = unwrap(model)
+    if example_input is None:
+        known = state_of(target).traced if isinstance(target, Injected) else []
+        if not known:
+            raise ValueError("sites: the sites are found by running the model: give an example_input")
+        return list(known)
+    if isinstance(target, Injected):
+        return trace(target, example_input)
+    with inject(target, None, example_input=example_input):
+        return list(state_of(target).traced)

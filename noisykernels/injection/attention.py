@@ -1,0 +1,119 @@
+"""Multi-head attention taken apart, so that noise can enter at its projections and at its output.
+
+Stands in for `torch.nn.functional.multi_head_attention_forward` while an injected model runs: the
+same arguments, the same result up to rounding. Its tensors are (length, batch, features): rows lie
+along dimension 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisykernels.noise.description import Noise
+
+
+class Sites(Protocol):
+    """What attention asks of the mode that runs it; see `mode.SiteMode`."""
+
+    def name(self, kind: str) -> str: ...
+
+    def noise_at(self, name: str) -> Noise | None: ...
+
+    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor: ...
+
+    def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any: ...
+
+
+def multi_head_attention_forward(
+    mode: Sites,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """As torch's, with sites `linear#0..2` (q, k, v), `attention#0` and `linear#3` (output)."""
+    if static_k is not None or static_v is not None:
+        raise RuntimeError("attention with static_k or static_v cannot have noise: project them before")
+    if is_causal and attn_mask is None:
+        raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+    batched = query.dim() == 3
+    if not batched:
+        query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+        key_padding_mask = key_padding_mask.unsqueeze(0) if key_padding_mask is not None else None
+    length, rows, features = query.shape
+    if features != embed_dim_to_check:
+        raise RuntimeError(f"attention: expected {embed_dim_to_check} features, got {features}")
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return mode.site("linear", F.linear, (x, weight, bias), {}, row_dim=1)
+
+    if use_separate_proj_weight or in_proj_weight is None:
+        weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
+    else:
+        weights = in_proj_weight.chunk(3)
+    biases: Any = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    inputs = zip((query, key, value), weights, biases, strict=True)
+    q, k, v = (linear(x, weight, bias) for x, weight, bias in inputs)
+
+    causal = is_causal and key_padding_mask is None and not need_weights
+    mask = F._canonical_mask(None if causal else attn_mask, "attn_mask", None, "", q.dtype, False)
+    padding = F._canonical_mask(key_padding_mask, "key_padding_mask", None, "", q.dtype, False)
+    extra = 0  # keys that are not in the masks
+    if bias_k is not None and bias_v is not None:
+        k = torch.cat([k, bias_k.expand(1, rows, -1)])
+        v = torch.cat([v, bias_v.expand(1, rows, -1)])
+        extra += 1
+    # (length, rows, features) -> (rows, heads, length, features of a head)
+    q, k, v = (t.reshape(len(t), rows, num_heads, -1).permute(1, 2, 0, 3) for t in (q, k, v))
+    if add_zero_attn:
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        extra += 1
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if causal:  # torch then takes the hint for the mask, also for keys that are not in the mask
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if mask is not None:
+        mask = F.pad(mask, (0, extra))
+        if mask.dim() == 3:  # one for each row and head
+            mask = mask.reshape(rows, num_heads, *mask.shape[1:])
+        scores = scores + mask
+    if padding is not None:
+        scores = scores + F.pad(padding, (0, extra))[:, None, None, :]
+    attention = scores.softmax(-1)
+    if training and dropout_p > 0:
+        attention = F.dropout(attention, dropout_p)
+    out = (attention @ v).permute(2, 0, 1, 3).reshape(length, rows, -1)
+    name = mode.name("attention")
+    out = mode.at(name, mode.noise_at(name), out, row_dim=1)
+    out = linear(out, out_proj_weight, out_proj_bias)
+    if average_attn_weights:
+        attention = attention.mean(1)
+    if not batched:
+        out, attention = out.squeeze(1), attention.squeeze(0)
+    return out, attention if need_weights else None

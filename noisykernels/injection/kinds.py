@@ -1,0 +1,92 @@
+"""Which of torch's functions make sites, of which kind, and which of them write into their first argument."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisykernels.nn.functional import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    linear,
+)
+
+__all__ = ["CONTRACTION_KINDS", "INPLACE_AT", "KINDS", "RECURRENT", "in_place", "offered"]
+
+
+_ACTIVATIONS = (
+    "relu relu6 leaky_relu elu selu celu gelu silu mish softplus hardtanh hardswish hardsigmoid "
+    "tanh sigmoid logsigmoid prelu rrelu glu softsign tanhshrink hardshrink softshrink threshold"
+)
+_NORMS = "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm"
+_POOLS = " ".join(
+    f"{kind}_pool{d}d"
+    for d in (1, 2, 3)
+    for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
+)
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_CELLS = "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+CONTRACTION_KINDS = {  # whose noisy result our own operators give in one go
+    "linear": linear,
+    "conv1d": conv1d,
+    "conv2d": conv2d,
+    "conv3d": conv3d,
+    "conv_transpose1d": conv_transpose1d,
+    "conv_transpose2d": conv_transpose2d,
+    "conv_transpose3d": conv_transpose3d,
+}
+
+
+def offered(name: str) -> list[Any]:
+    """Every function, method and overload that torch offers under this name."""
+    places = (F, torch, Tensor, torch._C._nn, torch._VF)
+    found = [function for place in places if (function := getattr(place, name, None)) is not None]
+    packet = getattr(torch.ops.aten, name, None)  # what exported programs call
+    overloads = packet.overloads() if packet is not None else ()
+    return [*found, *(getattr(packet, overload) for overload in overloads)]
+
+
+def _kinds() -> dict[Any, str]:
+    """Kind of the site of every function that makes one."""
+    names = f"{_ACTIVATIONS} {_NORMS} {_POOLS} {' '.join(RECURRENT)} {_CELLS}".split()
+    kinds = dict.fromkeys(offered("scaled_dot_product_attention"), "attention")
+    for name in (*names, *CONTRACTION_KINDS):
+        for alias in (name, f"{name}_", f"{name}_with_indices"):
+            kinds.update(dict.fromkeys(offered(alias), name))
+    return kinds
+
+
+KINDS = _kinds()
+
+
+def _flags() -> dict[Any, int]:
+    """Functions that have an argument `inplace`, and its position."""
+    found = {}
+    for function in filter(inspect.isfunction, KINDS):
+        parameters = list(inspect.signature(function).parameters)
+        if "inplace" in parameters:
+            found[function] = parameters.index("inplace")
+    return found
+
+
+_IN_PLACE = frozenset(f for name in _ACTIVATIONS.split() for f in offered(f"{name}_"))
+INPLACE_AT = _flags()
+
+
+def in_place(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call overwrites its first argument."""
+    if func in _IN_PLACE:
+        return True
+    position = INPLACE_AT.get(func)
+    if position is None:
+        return False
+    return bool(args[position] if len(args) > position else kwargs.get("inplace"))

@@ -1,0 +1,330 @@
+"""Noise in a running forward: a torch-function mode sees every operation that a model calls, from
+modules and from plain functions alike, and puts noise on those that are sites.
+
+Nothing in the model is replaced, so parameters, keys, hooks and sharing stay as they are. What is
+chosen (`Placement`) and under which key (`Key`) is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noisykernels.hardware.device import Device
+from noisykernels.injection.attention import multi_head_attention_forward
+from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS, RECURRENT, in_place
+from noisykernels.injection.placement import Placement
+from noisykernels.nn.functional import linear
+from noisykernels.nn.signals import (
+    STANDARD,
+    ModelMode,
+    draw_layer,
+    draw_standard,
+    enter_model,
+    enter_module,
+    leave_module,
+)
+from noisykernels.noise.contract import hashed_id
+from noisykernels.noise.description import Noise
+from noisykernels.noise.functional import perturb
+
+
+@dataclass
+class Key:
+    """What the noise of one forward depends on, besides site and row."""
+
+    seed: Tensor | None  # None only where no noise is drawn
+    draws: Tensor | None
+    rows: Tensor | None
+    batch: int  # rows of every draw together
+    level: Tensor | None = None  # factor of all noise: 0-d, or one for each row
+
+
+Record = list[tuple[str, tuple[int, ...]]]  # names of sites and shapes of their values
+
+
+class SiteMode(ModelMode):
+    """Runs one forward of a model: names each site as it comes and puts the noise there.
+
+    Args:
+        placement: which noise enters where.
+        key: seed, draws and rows of this forward.
+        root: the model.
+        ids: numbers of the sites known so far; filled up as names come.
+        row_dims: the dimension that counts rows at each traced site, None where there is none.
+        record: if given, sites are listed there, and no noise enters.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        key: Key,
+        root: nn.Module,
+        ids: dict[str, int],
+        row_dims: Mapping[str, int | None],
+        record: Record | None = None,
+    ) -> None:
+        super().__init__()
+        self.placement, self.key, self.ids, self.row_dims = placement, key, ids, row_dims
+        self.record = record
+        self.tracing = record is not None  # sites are only listed: hardware is left out, as noise is
+        self.compiled = torch.compiler.is_compiling()
+        self.modules: list[tuple[str, nn.Module]] = [("", root)]
+        self.calls: dict[str, int] = {}
+
+    def resumed(self) -> SiteMode:
+        """A mode that goes on from here, for a later recomputation of what follows."""
+        root = self.modules[0][1]
+        mode = SiteMode(self.placement, self.key, root, self.ids, self.row_dims)
+        mode.modules, mode.calls = list(self.modules), dict(self.calls)
+        return mode
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling() and not self.compiled:  # names would get lost: run it as it is
+            raise RuntimeError("a part of an injected model cannot be compiled, only the whole model")
+        if func is enter_module:
+            return self.enter(*args)
+        if func is leave_module:
+            return self.leave(*args)
+        if func is enter_model:
+            raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
+        if func is draw_layer:
+            return self._layer(*args, **kwargs)
+        if func is draw_standard:
+            return self._standard(*args)
+        if func is F.multi_head_attention_forward and not self._noiseless():
+            return multi_head_attention_forward(self, *args, **kwargs)
+        kind = KINDS.get(func)
+        if kind is None or self._noiseless():
+            return func(*args, **kwargs)
+        return self.site(kind, func, args, kwargs)
+
+    def enter(self, path: str, module: nn.Module) -> None:
+        """A submodule begins."""
+        self.modules.append((path, module))
+
+    def leave(self, path: str) -> None:
+        """A submodule has ended."""
+        if self.modules[-1][0] == path:  # not so if a hook raised before the module was entered
+            self.modules.pop()
+
+    def name(self, kind: str) -> str:
+        """The name of the call of an operation that begins now."""
+        stem = f"{self.modules[-1][0]}:{kind}"
+        number = self.calls.get(stem, 0)
+        self.calls[stem] = number + 1
+        return f"{stem}#{number}"
+
+    def noise_at(self, name: str) -> Noise | None:
+        """The placement's noise at a site of the module that runs now."""
+        return self.placement.at(name, self.modules[-1][1])
+
+    def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
+        """One call of an operation that makes a site."""
+        name = self.name(kind)
+        noise = self.noise_at(name)
+        if kind == "batch_norm":
+            self._refuse_mixed_draws(name, args, kwargs)
+        if kind in CONTRACTION_KINDS and not self.tracing:
+            hardware = self.placement.hardware_at(name, self.modules[-1][1])
+            if hardware is not None:
+                return self._on_hardware(name, CONTRACTION_KINDS[kind], noise, hardware, args, kwargs, row_dim)
+        if noise is None and self.record is None:
+            return func(*args, **kwargs)
+        if kind in RECURRENT:
+            return self._recurrent(name, noise, func, args, kwargs)
+        if (out := kwargs.get("out")) is not None:
+            kwargs = {k: v for k, v in kwargs.items() if k != "out"}
+            return out.copy_(self.at(name, noise, func(*args, **kwargs), row_dim))
+        if in_place(func, args, kwargs):  # autograd may keep the noiseless value, so that gets memory of its own
+            target = args[0] if args else kwargs.pop("input")
+            return target.copy_(self.at(name, noise, func(target.clone(), *args[1:], **kwargs), row_dim))
+        if kind in CONTRACTION_KINDS and noise is not None and self.record is None and row_dim is None:
+            fused = self._fused(name, CONTRACTION_KINDS[kind], noise, args, kwargs)
+            if fused is not None:
+                return fused
+        out = func(*args, **kwargs)
+        if isinstance(out, tuple):  # the noise is on the first: not on indices, not on a cell's memory
+            return (self.at(name, noise, out[0], row_dim), *out[1:])
+        return self.at(name, noise, out, row_dim)
+
+    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+        """The noisy value at a site. `row_dim` overrides what is known of the site's rows."""
+        if self.record is not None:
+            self.record.append((name, tuple(clean.shape)))
+            return clean
+        if noise is None or not clean.is_floating_point():
+            return clean
+        dim = self._row_dim(name) if row_dim is None else row_dim
+        if dim is None or not -clean.dim() <= dim < clean.dim() or clean.shape[dim] != self.key.batch:
+            raise RuntimeError(self._no_rows(name, clean))
+        if dim == 0:
+            return self._noisy(name, noise, clean)
+        return self._noisy(name, noise, clean.movedim(dim, 0)).movedim(0, dim)
+
+    def _noisy(self, name: str, noise: Noise, value: Tensor) -> Tensor:
+        noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]), value.dim())
+        key = self._key(name)
+        if repeats == 1:
+            return perturb(value, noise, **key)
+        draws = key.pop("draws")
+        if draws is None:
+            draws = torch.zeros(1, dtype=torch.int64, device=value.device)
+        parts = [perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)]
+        return torch.stack(parts).mean(0)
+
+    def _levels(self, name: str, noise: Noise, item_size: int, rank: int) -> tuple[Noise, int]:
+        """The noise with the key's level and its published options applied, and the number of explicit repeats left.
+
+        `rank` is that of the value, whose dimension 0 counts rows.
+        """
+        if (level := self.key.level) is not None:
+            noise = noise.scaled(level if level.dim() == 0 else level.reshape(1, -1, *[1] * (rank - 1)))
+        placement, repeats = self.placement, self.placement.repeats_at(name)
+        scale = 1.0 / item_size if placement.normalize_to_input_size and item_size > 0 else 1.0
+        if noise.mode != "add_mul" and noise.kind == "gaussian":  # else the mean of R is no noise of the same kind
+            scale, repeats = scale / math.sqrt(repeats), 1
+        return (noise if scale == 1.0 else noise.scaled(scale)), repeats
+
+    def _key(self, name: str) -> dict[str, Any]:
+        key = self.key
+        return {"seed": key.seed, "site": self._id(name), "draws": key.draws, "rows": key.rows}
+
+    def _id(self, name: str) -> int:
+        """The number of a site; a collision that was not settled beforehand is an error."""
+        number = self.ids.get(name)
+        if number is None:
+            number = hashed_id(name)
+            if number in self.ids.values():
+                raise RuntimeError(
+                    f"site {name!r} has the same number as another; give inject() an example_input, which settles it"
+                )
+            if not torch.compiler.is_compiling():  # a graph would be guarded on the table
+                self.ids[name] = number
+        return number
+
+    def _fused(
+        self, name: str, op: Callable[..., Tensor], noise: Noise, args: Any, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """A contraction with its noise in one operator; None where the noise must come after."""
+        kwargs = dict(kwargs)
+        x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
+        weight = rest[0] if rest else kwargs["weight"]
+        batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
+        if not batched or x.shape[0] != self.key.batch or self._row_dim(name) != 0:
+            return None
+        if self.placement.normalize_to_input_size:
+            return None
+        noise, repeats = self._levels(name, noise, 0, x.dim())
+        return op(x, *rest, **kwargs, noise=noise, **self._key(name)) if repeats == 1 else None
+
+    def _layer(
+        self,
+        op: Callable[..., Tensor],
+        kind: str,
+        noise: Noise | None,
+        x: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The operation of a noisy layer: its own noise and hardware, or the placement's."""
+        name = self.name(kind)
+        own, hardware = self.placement.layers_own, kwargs.pop("hardware", None)
+        chosen = noise if own else self.noise_at(name)
+        hardware = hardware if own else self.placement.hardware_at(name, self.modules[-1][1])
+        if hardware is not None and not self.tracing:
+            return self._on_hardware(name, op, chosen, hardware, (x, *args), kwargs)
+        alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
+        if chosen is not None and self.record is None and not alone:
+            scaled, repeats = self._levels(name, chosen, 0, x.dim())
+            alone = repeats > 1
+        if self.record is not None or chosen is None or alone:
+            clean = x if kind == "noise" else getattr(F, kind)(x, *args, **kwargs)
+            return self.at(name, chosen, clean)
+        if x.dim() == 0 or x.shape[0] != self.key.batch or self._row_dim(name) != 0:
+            raise RuntimeError(self._no_rows(name, x))
+        return op(x, *args, noise=scaled, **kwargs, **self._key(name))
+
+    def _on_hardware(
+        self,
+        name: str,
+        op: Callable[..., Tensor],
+        noise: Noise | None,
+        hardware: Sequence[Device],
+        args: Any,
+        kwargs: dict[str, Any],
+        row_dim: int | None = None,
+    ) -> Tensor:
+        """A contraction as its hardware makes it, then the noise of the site."""
+        kwargs = dict(kwargs)
+        x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
+        dim = self._row_dim(name) if row_dim is None else row_dim
+        weight = rest[0] if rest else kwargs["weight"]
+        batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
+        if not batched or dim is None or x.shape[dim] != self.key.batch or (dim != 0 and op is not linear):
+            raise RuntimeError(self._no_rows(name, x))
+        if (level := self.key.level) is not None:
+            if level.dim() > 0:
+                raise RuntimeError(f"site {name!r}: hardware has no level for each row; give noise_state() one level")
+            hardware = [device.scaled(level) for device in hardware]
+        y = op(x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, **self._key(name)).movedim(0, dim)
+        return self.at(name, noise, y, row_dim)
+
+    def _noiseless(self) -> bool:
+        """Whether a module runs in which no operation is a site."""
+        return any(getattr(type(module), "noiseless", False) for _, module in self.modules)
+
+    def _standard(self, x: Tensor, name: str) -> Tensor:
+        number = self.calls.get(name, 0)
+        self.calls[name] = number + 1
+        return perturb(torch.zeros_like(x), STANDARD, **self._key(f"{name}#{number}"))
+
+    def _recurrent(self, name: str, noise: Noise | None, func: Any, args: Any, kwargs: Any) -> Any:
+        """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""
+        if not isinstance(args[3], bool):  # packed: (input, batch_sizes, ...), not (input, state, ...)
+            if self.record is not None:
+                return func(*args, **kwargs)
+            raise RuntimeError(
+                f"site {name!r}: packed sequences have no row dimension; "
+                "pad them instead, or leave the site out with where=..."
+            )
+        out, hidden, *memory = func(*args, **kwargs)
+        bidirectional, batch_first = args[-2:]
+        noisy = self.at(name, noise, out, 0 if batch_first else 1)
+        if noisy is not out:
+            time = 1 if batch_first else 0
+            last = noisy.select(time, -1).unsqueeze(0)
+            if bidirectional:  # the backward direction ends at the first step
+                forward, _ = last.chunk(2, -1)
+                _, backward = noisy.select(time, 0).unsqueeze(0).chunk(2, -1)
+                last = torch.cat([forward, backward])
+            hidden = torch.cat([hidden[: len(hidden) - len(last)], last])
+        return (noisy, hidden, *memory)
+
+    def _refuse_mixed_draws(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        training = kwargs["training"] if "training" in kwargs else len(args) > 5 and args[5]
+        if training and self.key.draws is not None and self.key.draws.shape[0] > 1:
+            raise RuntimeError(
+                f"{name!r}: batch norm in training mode would mix the draws of a batch; "
+                "use model.eval(), or run one draw at a time"
+            )
+
+    def _row_dim(self, name: str) -> int | None:
+        declared = self.placement.row_dim_at(name) if self.placement.row_dims else None
+        return self.row_dims.get(name, 0) if declared is None else declared
+
+    def _no_rows(self, name: str, value: Tensor) -> str:
+        return (
+            f"site {name!r}: expected {self.key.batch} rows (draws x batch) along the row "
+            f"dimension, got a value of shape {list(value.shape)}. Where rows do not lie along "
+            "dimension 0, let inject() find them with example_input=..., or give "
+            f"row_dims={{{name!r}: dim}}; a value that mixes rows cannot be a site: leave it out "
+            "with where=..."
+        )

@@ -1,0 +1,125 @@
+"""One pass of a model over data in which the value at every site is seen: what the measures share.
+
+Knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from noisykernels._util.data import Data, batches
+from noisykernels._util.runtime import evaluating, place_of, unwrap
+from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.mode import SiteMode
+from noisykernels.injection.state import Injected, begin, original_class, state_of
+from noisykernels.noise.description import Noise
+
+__all__ = ["Seen", "watch"]
+
+
+class Seen(NamedTuple):
+    """A site as the model passes it; values have their rows along dimension 0."""
+
+    site: str
+    clean: Tensor  # (B, *item)
+    noisy: Tensor  # (B, *item)
+    noise: Noise | None  # with all factors of its levels
+    repeats: int  # of the noise, averaged
+
+
+Look = Callable[[Seen], None]
+Backward = Callable[[Tensor, Tensor], None]
+
+
+class _Watching(SiteMode):
+    """Shows each site's value; with gradients, passes a copy on, since an operation in place may follow."""
+
+    look: Look | None
+    gradients: bool
+
+    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+        self.record = None  # which is there only to have every site come here
+        noisy = super().at(name, noise, clean, row_dim)
+        self.record = []
+        if not clean.is_floating_point():
+            return clean
+        if self.gradients and not noisy.requires_grad:
+            noisy = noisy.detach().requires_grad_()
+        dim = self._row_dim(name) if row_dim is None else row_dim
+        has_rows = dim is not None and -clean.dim() <= dim < clean.dim() and clean.shape[dim] == self.key.batch
+        if self.look is not None and dim is not None and has_rows:
+            first = (clean, noisy) if dim == 0 else (clean.movedim(dim, 0), noisy.movedim(dim, 0))
+            repeats = 1
+            if noise is not None:
+                noise, repeats = self._levels(name, noise, clean.numel() // max(1, self.key.batch), clean.dim())
+            self.look(Seen(name, *first, noise, repeats))
+            noisy = first[1].movedim(0, dim) if dim else first[1]
+        return noisy.clone() if self.gradients else noisy
+
+    def resumed(self) -> SiteMode:
+        mode = _watching(None, self.gradients)(self.placement, self.key, self.modules[0][1], self.ids, self.row_dims)
+        mode.modules, mode.calls = list(self.modules), dict(self.calls)
+        return mode
+
+
+def _watching(look: Look | None, gradients: bool) -> Callable[..., SiteMode]:
+    def make(*args: Any) -> SiteMode:
+        mode = _Watching(*args)
+        mode.look, mode.gradients, mode.record, mode.tracing = look, gradients, [], False
+        return mode
+
+    return make
+
+
+def watch(
+    name: str,
+    model: nn.Module,
+    data: Data,
+    look: Look,
+    *,
+    seed: int | Tensor | None,
+    level: Any,
+    batch_size: int,
+    backward: Backward | None = None,
+) -> None:
+    """Runs a model in evaluation mode over data and shows each site's value. The model is left as it was.
+
+    Args:
+        name: of the function that asks, for errors.
+        model: injected, with noisy layers, or without noise.
+        data: inputs or (inputs, labels), tensors; or any other iterable of batches, each likewise.
+        look: called at each site that has rows.
+        seed, level: of the noise, see `noise_state`.
+        batch_size: rows of a batch, where `data` are tensors.
+        backward: called with the outputs and labels of each batch; gradients are then on.
+    """
+    target, done = unwrap(model), 0
+    place = place_of(target)
+    make = _watching(look, backward is not None)
+    with contextlib.ExitStack() as stack:
+        dim = state_of(target).placement.row_dims.get("input", 0) if isinstance(target, Injected) else 0
+        for x, labels in batches(name, data, batch_size, dim):
+            if x.numel() == 0:
+                continue
+            if done == 0:
+                if not isinstance(target, Injected):
+                    stack.enter_context(inject(target, None, example_input=x[:1].to(place)))
+                stack.enter_context(evaluating(target))
+                stack.enter_context(torch.set_grad_enabled(backward is not None))
+            with noise_state(target, seed=seed, rows=torch.arange(done, done + x.shape[dim]), level=level):
+                mode, args, kwargs = begin(target, state_of(target), (x.to(place),), {}, make=make)
+                forward: Any = original_class(type(target))
+                with mode:
+                    out = forward.forward(target, *args, **kwargs)
+                if backward is not None:
+                    if labels is None:
+                        raise ValueError(f"{name}: data must hold labels, got inputs alone")
+                    backward(out, labels.to(place))
+            done += x.shape[dim]
+    if done == 0:
+        raise ValueError(f"{name}: data must hold at least one row, got none")

@@ -1,0 +1,209 @@
+"""An injected model: the class that it gets, its state, and how its forward begins.
+
+Knows nothing of how sites are chosen or found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisykernels.injection.mode import Key, Record, SiteMode
+from noisykernels.injection.placement import Placement
+from noisykernels.injection.site import Site
+from noisykernels.nn.signals import enter_model, enter_module, leave_module
+from noisykernels.noise.arguments import seed_tensor
+
+__all__ = [
+    "Enter",
+    "Injected",
+    "NoiseState",
+    "announce",
+    "begin",
+    "injected_class",
+    "original_class",
+    "silence",
+    "state_of",
+]
+
+
+class NoiseState(nn.Module):
+    """Seed, draws, rows and level of an injected model, and its placement of noise.
+
+    The tensors are non-persistent buffers: they follow the model to its device, never enter its
+    state dict, and may change between compiled calls without a recompilation. Held beside the
+    model's submodules, not among them, so that the model's length, children and keys stay as they
+    were.
+    """
+
+    seed: Tensor | None
+    draws: Tensor | None
+    rows: Tensor | None
+    level: Tensor | None
+
+    def __init__(self, placement: Placement, parameters: tuple[str, ...], draws_noise: bool) -> None:
+        super().__init__()
+        self.placement = placement
+        self.parameters_of_forward = parameters
+        self.draws_noise = draws_noise  # False: nothing in the model can draw
+        self.site_ids: dict[str, int] = {}
+        self.row_dims: dict[str, int | None] = {}  # of the traced sites
+        self.traced: list[Site] = []
+        self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
+        self.owner: int | None = None  # the thread that is within a block of `noise_state`
+        for name in ("seed", "draws", "rows", "level"):
+            self.register_buffer(name, None, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        level = self.level
+        super()._apply(fn, recurse)
+        if level is not None and self.level is not None:  # moved, but not rounded to a half type
+            self.level = level.to(self.level.device)
+        return self
+
+
+class Injected:
+    """What the class of an injected model adds to the original one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A new object, such as a slice of an nn.Sequential, is of the original class."""
+        return original_class(cls)(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        model: Any = self
+        mode, args, kwargs = begin(model, state_of(model), args, kwargs)
+        with mode:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        model: Any = self
+        state_of(model)._apply(fn)
+        return super()._apply(fn, recurse)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # pickles name the original class
+        build, args, *rest = tuple(super().__reduce_ex__(protocol))
+        original = original_class(type(self))
+        args = tuple(original if a is type(self) else a for a in args)
+        return (_rebuild, (build, args), *rest)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def injected_class(original: type) -> type:
+    """The class of an injected model that was of class `original`: the same one every time."""
+    if original not in _CLASSES:
+        names = {"__module__": original.__module__, "__doc__": original.__doc__}
+        _CLASSES[original] = type(original.__name__, (Injected, original), names)
+    return _CLASSES[original]
+
+
+def original_class(injected: type) -> type:
+    """The counterpart of `injected_class`."""
+    return injected.__bases__[1]
+
+
+def _rebuild(build: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    model = build(*args)
+    model.__class__ = injected_class(type(model))
+    return model
+
+
+class Enter:
+    """Forward pre-hook of a submodule: its path becomes the name of the sites that follow."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        enter_module(self.path, module)
+
+
+class Leave:
+    """Forward hook of a submodule: back to its parent."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        leave_module(self.path)
+
+
+def announce(model: nn.Module) -> None:
+    """Makes every submodule tell the running mode when it begins and ends."""
+    for path, module in model.named_modules():
+        if path:
+            module.register_forward_pre_hook(Enter(path))
+            module.register_forward_hook(Leave(path), always_call=True)
+
+
+def silence(model: nn.Module) -> None:
+    """The counterpart of `announce`."""
+    for module in model.modules():
+        for hooks, ours in ((module._forward_pre_hooks, Enter), (module._forward_hooks, Leave)):
+            for number in [n for n, hook in hooks.items() if isinstance(hook, ours)]:
+                del hooks[number]
+                module._forward_hooks_always_called.pop(number, None)
+
+
+def state_of(model: nn.Module) -> NoiseState:
+    """The state of an injected model."""
+    return model.__dict__["_noise_state"]
+
+
+def begin(
+    model: nn.Module,
+    state: NoiseState,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    record: Record | None = None,
+    make: Callable[..., SiteMode] = SiteMode,
+) -> tuple[SiteMode, tuple[Any, ...], dict[str, Any]]:
+    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`."""
+    enter_model()
+    placement = state.placement
+    names = state.parameters_of_forward
+    positional = [names[i] if i < len(names) else i for i in range(len(args))]
+    given: dict[Any, Any] = {**dict(zip(positional, args, strict=True)), **kwargs}
+    dim = placement.row_dims.get("input", 0)
+    tensors = {n: a for n, a in given.items() if isinstance(a, Tensor) and a.dim() > dim}
+    carriers = state.carriers if record is None else None
+    carrying = {n: a for n, a in tensors.items() if carriers is None or carriers.get(n, False)}
+    if not carrying:
+        raise RuntimeError(
+            f"an injected model needs a tensor argument whose dimension {dim} counts the rows, got "
+            f"{', '.join(type(a).__name__ for a in given.values()) or 'nothing'}"
+        )
+    draws = state.draws if record is None else None
+    count = 1 if draws is None else draws.shape[0]
+    if count != 1:
+        if len(tensors) > 1 and (carriers is None or any(n not in carriers for n in tensors)):
+            raise RuntimeError(
+                f"the model takes {len(tensors)} tensors, and which of them carry the rows is not "
+                "known: give inject() an example_input with all of them to run several draws"
+            )
+        carrying = {n: torch.cat([a] * count, dim) for n, a in carrying.items()}
+    first = next(iter(carrying.values()))
+    seed = state.seed
+    if seed is None and record is None and state.draws_noise:
+        seed = seed_tensor("noise_state", None, first.device)
+    level = state.level
+    if level is not None and level.dim() == 1 and level.shape[0] * count != first.shape[dim]:
+        raise RuntimeError(
+            f"noise_state: level must be 0-d or one for each of the {first.shape[dim] // count} rows, "
+            f"got {level.shape[0]}"
+        )
+    key = Key(seed, draws, state.rows, first.shape[dim], level)
+    mode = make(placement, key, model, state.site_ids, state.row_dims, record)
+    floats = [n for n, a in tensors.items() if a.is_floating_point()]
+    in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]
+    for number, n in enumerate(in_order):
+        if n in carrying:
+            name = "input" if number == 0 else f"input#{number}"
+            carrying[n] = mode.at(name, mode.noise_at(name), carrying[n], row_dim=dim)
+    given.update(carrying)
+    kwargs = {n: a for n, a in given.items() if n in kwargs}
+    return mode, tuple(given[n] for n in positional), kwargs

@@ -1,0 +1,125 @@
+"""The sites of an injected model, found by running it with B and with B + 1 rows: rows grow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisykernels._util.runtime import evaluating
+from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS
+from noisykernels.injection.mode import Record
+from noisykernels.injection.placement import Placement
+from noisykernels.injection.site import Site, kind_of, matches
+from noisykernels.injection.state import begin, original_class, state_of
+from noisykernels.noise.contract import site_ids
+
+__all__ = ["refuse_hidden_rows", "refuse_idle_hardware", "refuse_unmatched", "trace"]
+
+
+def trace(model: nn.Module, example_input: Any) -> list[Site]:
+    """The sites of an injected model; its state learns their numbers and where rows lie."""
+    state = state_of(model)
+    args, kwargs = _arguments(example_input)
+    dim = state.placement.row_dims.get("input", 0)
+    candidates = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() > dim]
+    if not candidates or candidates[0].shape[dim] == 0:
+        raise ValueError("sites: example_input must hold a tensor with at least one row")
+    rows = candidates[0].shape[dim]
+    more = tuple(_one_row_more(a, rows, dim) for a in args)
+    more_kwargs = {n: _one_row_more(a, rows, dim) for n, a in kwargs.items()}
+    with evaluating(model):
+        small, large = _record(model, args, kwargs), _record(model, more, more_kwargs)
+    if [name for name, _ in small] != [name for name, _ in large]:
+        raise ValueError(
+            "sites: the model calls other operations for another number of rows, so its sites have no fixed names"
+        )
+    ids = site_ids(name for name, _ in small)
+    found: list[Site] = []
+    for (name, a), (_, b) in zip(small, large, strict=True):
+        kind, row_dim = kind_of(name), _grown(a, b, rows)
+        if kind != "input" or row_dim is not None:  # an argument without rows is no site
+            found.append(Site(name, len(found), ids[name], kind, a, row_dim))
+    names = state.parameters_of_forward
+    given = {names[i] if i < len(names) else i: (a, b) for i, (a, b) in enumerate(zip(args, more, strict=True))}
+    given |= {n: (a, more_kwargs[n]) for n, a in kwargs.items()}
+    state.carriers = {n: a is not b for n, (a, b) in given.items()}
+    state.site_ids = {site.name: site.id for site in found}
+    state.row_dims = {site.name: site.row_dim for site in found}
+    state.traced = found
+    return list(found)
+
+
+def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments: a tuple holds the former, a dict the latter."""
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
+
+
+def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Record:
+    record: Record = []
+    mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
+    mode.placement = replace(mode.placement, noise=None)
+    forward: Any = original_class(type(model))
+    with mode:
+        forward.forward(model, *args, **kwargs)
+    return record
+
+
+def _one_row_more(a: Any, rows: int, dim: int) -> Any:
+    if isinstance(a, Tensor) and a.dim() > dim and a.shape[dim] == rows:
+        return torch.cat([a, a.narrow(dim, 0, 1)], dim)
+    return a
+
+
+def _grown(a: tuple[int, ...], b: tuple[int, ...], rows: int) -> int | None:
+    """The one dimension that has `rows` in one run and one more in the other, all else equal."""
+    if len(a) != len(b):
+        return None
+    dims = [d for d in range(len(a)) if a[d] != b[d]]
+    return dims[0] if len(dims) == 1 and (a[dims[0]], b[dims[0]]) == (rows, rows + 1) else None
+
+
+def refuse_unmatched(model: nn.Module, placement: Placement, traced: list[Site] | None = None) -> None:
+    """A pattern that can choose no site is a mistake; untraced, any operation may be called."""
+    patterns = placement.patterns()
+    if traced is not None:
+        names = [site.name for site in traced]
+    elif patterns:
+        kinds = {*KINDS.values(), "noise"}
+        names = [
+            "input",
+            *(f"{path}:{kind}#0" for path, _ in model.named_modules() for kind in kinds),
+        ]
+        patterns = [p.partition("#")[0] for p in patterns]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            known = names if traced is not None else ["input", *(p for p, _ in model.named_modules() if p)]
+            raise ValueError(f"inject: {pattern!r} matches no site; the model has {', '.join(known)}")
+
+
+def refuse_idle_hardware(placement: Placement, traced: list[Site]) -> None:
+    """Hardware that no linear layer or convolution of the model would get is a mistake."""
+    contractions = [site.name for site in traced if site.kind in CONTRACTION_KINDS]
+    patterns = list(placement.hardware) if isinstance(placement.hardware, dict) else ["*"]
+    for pattern in patterns if placement.hardware is not None else ():
+        if not any(matches(name, pattern) for name in contractions):
+            known = ", ".join(contractions) or "none"
+            which = "" if pattern == "*" else f"that {pattern!r} matches "
+            raise ValueError(f"inject: hardware needs a linear layer or convolution {which}; the model has {known}")
+
+
+def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:
+    """Around a (length, batch, features) layer, dimension 0 only looks like rows."""
+    if (placement.noise is None and placement.hardware is None) or placement.row_dims:
+        return
+    for path, module in model.named_modules():
+        if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
+            raise ValueError(
+                f"inject: {path or 'the model'!r} has batch_first=False, so rows may not lie along "
+                "dimension 0 of the values around it; give example_input=... (or row_dims=...)"
+            )

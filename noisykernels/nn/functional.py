@@ -1,0 +1,311 @@
+"""Linear layers, products of matrices and convolutions, with noise on what comes out and hardware inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisykernels.hardware.contraction import Contraction
+from noisykernels.hardware.device import Arithmetic, Device
+from noisykernels.hardware.execute import run, with_arithmetic
+from noisykernels.noise.arguments import Ids, Seed, Size, document_common, ints, key_args, noise_args
+from noisykernels.noise.description import Noise
+from noisykernels.noise.functional import perturb
+
+__all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul"]
+
+_ops = torch.ops.noisykernels
+
+
+@document_common
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    noise: Noise | None = None,
+    hardware: Sequence[Device] | None = None,
+    arithmetic: Arithmetic | None = None,
+    relu: bool = False,
+    seed: Seed = None,
+    site: int = 0,
+    draws: Ids = None,
+    shared: bool = False,
+    rows: Ids = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Linear layer with noise on its output: ``relu?(noise(x @ weight.T + bias))``.
+
+    Args:
+        x: (B, ..., K), or (D * B, ..., K) with D draws, or (K): one row.
+        weight: (N, K), the dtype of ``x``.
+        bias: (N) or None.
+        noise, seed, site, ...: see below; noise None: none, with hardware.
+        hardware: what happens inside: `WeightNoise`, `InputNoise`, `MacNoise` and other devices, in order.
+        arithmetic: how products are added up: `Serial`; the same as at the end of the list ``hardware``.
+        relu: apply a rectifier after the noise.
+        {common}
+
+    Returns:
+        (B, ..., N), or (D * B, ..., N).
+
+    Raises:
+        ValueError, RuntimeError: as `perturb`.
+
+    Example:
+        >>> w = torch.eye(3)
+        >>> linear(torch.ones(2, 3), w, noise=Noise(mul=0.1), seed=1).shape
+        torch.Size([2, 3])
+    """
+    hardware = with_arithmetic("linear", hardware, arithmetic)
+    if hardware is not None:
+        return with_hardware(
+            Contraction("linear"), x, weight, bias, hardware, noise, relu, seed, site, draws, shared, rows, first_row
+        )
+    return _ops.linear.default(
+        x, weight, bias, relu, *noise_args("linear", x, noise, seed, site, draws, shared, rows, first_row)
+    )
+
+
+def with_hardware(
+    contraction: Contraction,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hardware: Sequence[Device],
+    noise: Noise | None,
+    relu: bool,
+    seed: Seed,
+    site: int,
+    draws: Ids,
+    shared: bool,
+    rows: Ids,
+    first_row: int,
+) -> Tensor:
+    """A contraction as hardware makes it, then noise and a rectifier on its output."""
+    seed, draws, rows = key_args(contraction.name, x, seed, draws, rows, first_row)
+    key: dict[str, Any] = dict(seed=seed, draws=draws, rows=rows, site=site, first_row=first_row)
+    batched = x.dim() > 1 if contraction.geometry is None else x.dim() == weight.dim()
+    if not batched and draws is not None and draws.shape[0] != 1:
+        count = draws.shape[0]
+        raise ValueError(f"{contraction.name}: an unbatched value is one row and takes one draw, got {count}")
+    y = run(contraction, x if batched else x.unsqueeze(0), weight, bias, hardware, shared=shared, **key)
+    if noise is not None:
+        y = perturb(y, noise, **key)
+    y = torch.relu(y) if relu else y
+    return y if batched else y.squeeze(0)
+
+
+@document_common
+def matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    noise: Noise,
+    seed: Seed = None,
+    site: int = 0,
+    draws: Ids = None,
+    shared: bool = False,
+    rows: Ids = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Matrix product with noise on its result: ``noise(a @ b)``, rows being dimension 0 of the broadcast result.
+
+    Args:
+        a, b: as for `torch.matmul`, of one dtype.
+        {common}
+
+    Returns:
+        The shape of ``torch.matmul(a, b)``, with D times the rows if ``shared``.
+
+    Raises:
+        ValueError, RuntimeError: as `perturb`.
+
+    Example:
+        >>> matmul(torch.ones(5, 2, 3), torch.ones(3, 4), noise=Noise(add=0.1), seed=1).shape
+        torch.Size([5, 2, 4])
+    """
+    return _ops.matmul.default(a, b, *noise_args("matmul", a, noise, seed, site, draws, shared, rows, first_row))
+
+
+def _same_padding(
+    padding: Size | str, weight: Tensor, stride: list[int], dilation: list[int], dims: int, name: str
+) -> Size:
+    """torch's string paddings as numbers; "same" with an uneven total has no such number."""
+    if not isinstance(padding, str):
+        return padding
+    if padding == "valid":
+        return 0
+    if padding != "same":
+        raise ValueError(f"{name}: padding must be numbers, 'valid' or 'same', got {padding!r}")
+    if any(s != 1 for s in stride):
+        raise ValueError(f"{name}: padding='same' needs stride 1, got {stride}")
+    return [dilation[d] * (weight.shape[2 + d] - 1) for d in range(dims)]  # the total, both sides together
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    transposed: bool,
+    output_padding: Size,
+    groups: int,
+    dims: int,
+    relu: bool,
+    noise: Noise | None,
+    hardware: Sequence[Device] | None,
+    arithmetic: Arithmetic | None,
+    seed: Seed,
+    site: int,
+    draws: Ids,
+    shared: bool,
+    rows: Ids,
+    first_row: int,
+) -> Tensor:
+    """What all convolutions come to."""
+    name = f"conv{'_transpose' if transposed else ''}{dims}d"
+    if weight.dim() != dims + 2:
+        raise ValueError(f"{name}: weight must have {dims + 2} dimensions, got shape {list(weight.shape)}")
+    stride_, dilation_ = ints(name, "stride", stride, dims), ints(name, "dilation", dilation, dims)
+    if transposed and isinstance(padding, str):
+        raise ValueError(f"{name}: padding must be a number or {dims} numbers, got {padding!r}")
+    total = _same_padding(padding, weight, stride_, dilation_, dims, name)
+    padding_ = ints(name, "padding", total, dims)
+    if padding == "same":
+        if any(p % 2 for p in padding_):  # torch pads the far side by one more
+            x = F.pad(x, [p for t in reversed(padding_) for p in (t // 2, t - t // 2)])
+            padding_ = [0] * dims
+        else:
+            padding_ = [t // 2 for t in padding_]
+    output_padding_ = ints(name, "output_padding", output_padding, dims)
+    hardware = with_arithmetic(name, hardware, arithmetic)
+    if hardware is not None:
+        geometry = stride_, padding_, dilation_, transposed, output_padding_, groups
+        return with_hardware(
+            Contraction(name, geometry), x, weight, bias, hardware, noise, relu, seed, site, draws, shared, rows,
+            first_row,
+        )  # fmt: skip
+    args = noise_args(name, x, noise, seed, site, draws, shared, rows, first_row)
+    return _ops.convolution.default(
+        x, weight, bias, stride_, padding_, dilation_, transposed, output_padding_, groups, relu, *args
+    )
+
+
+def _convolution(dims: int) -> Callable[..., Tensor]:
+    def conv(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        noise: Noise | None = None,
+        hardware: Sequence[Device] | None = None,
+        arithmetic: Arithmetic | None = None,
+        relu: bool = False,
+        seed: Seed = None,
+        site: int = 0,
+        draws: Ids = None,
+        shared: bool = False,
+        rows: Ids = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        return convolution(
+            x, weight, bias, stride, padding, dilation, False, 0, groups, dims, relu,
+            noise, hardware, arithmetic, seed, site, draws, shared, rows, first_row,
+        )  # fmt: skip
+
+    size = "".join(f", {c}" for c in "DHW"[3 - dims :])
+    kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])
+    conv.__name__ = conv.__qualname__ = f"conv{dims}d"
+    conv.__doc__ = f"""{dims}-d convolution with noise on its output: ``relu?(noise(conv{dims}d(x, weight) + bias))``.
+
+    Args:
+        x: (B, C{size}), or (D * B, C{size}) with D draws, or (C{size}): one row.
+        weight: (N, C / groups{kernel}), the dtype of ``x``.
+        bias: (N) or None.
+        stride, padding, dilation, groups: as for `torch.nn.functional.conv{dims}d`.
+        relu: apply a rectifier after the noise.
+        {{common}}
+
+    Returns:
+        (B, N, ...), or (D * B, N, ...).
+
+    Raises:
+        ValueError, RuntimeError: as `perturb`.
+
+    Example:
+        >>> x, w = torch.ones(2, 3{", 8" * dims}), torch.ones(4, 3{", 3" * dims})
+        >>> conv{dims}d(x, w, padding=1, noise=Noise(add=0.1), seed=1).shape
+        torch.Size([2, 4{", 8" * dims}])
+    """
+    return document_common(conv)
+
+
+def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
+    def conv_transpose(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        dilation: Size = 1,
+        *,
+        noise: Noise | None = None,
+        hardware: Sequence[Device] | None = None,
+        arithmetic: Arithmetic | None = None,
+        relu: bool = False,
+        seed: Seed = None,
+        site: int = 0,
+        draws: Ids = None,
+        shared: bool = False,
+        rows: Ids = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        return convolution(
+            x, weight, bias, stride, padding, dilation, True, output_padding, groups, dims, relu,
+            noise, hardware, arithmetic, seed, site, draws, shared, rows, first_row,
+        )  # fmt: skip
+
+    size = "".join(f", {c}" for c in "DHW"[3 - dims :])
+    kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])
+    conv_transpose.__name__ = conv_transpose.__qualname__ = f"conv_transpose{dims}d"
+    conv_transpose.__doc__ = f"""{dims}-d transposed convolution with noise on its output.
+
+    ``relu?(noise(conv_transpose{dims}d(x, weight) + bias))``
+
+    Args:
+        x: (B, C{size}), or (D * B, C{size}) with D draws, or (C{size}): one row.
+        weight: (C, N / groups{kernel}), the dtype of ``x``.
+        bias: (N) or None.
+        stride, padding, output_padding, groups, dilation: as for `torch.nn.functional.conv_transpose{dims}d`.
+        relu: apply a rectifier after the noise.
+        {{common}}
+
+    Returns:
+        (B, N, ...), or (D * B, N, ...).
+
+    Raises:
+        ValueError, RuntimeError: as `perturb`.
+
+    Example:
+        >>> x, w = torch.ones(2, 3{", 4" * dims}), torch.ones(3, 5{", 2" * dims})
+        >>> conv_transpose{dims}d(x, w, stride=2, noise=Noise(add=0.1), seed=1).shape
+        torch.Size([2, 5{", 8" * dims}])
+    """
+    return document_common(conv_transpose)
+
+
+conv1d, conv2d, conv3d = (_convolution(d) for d in (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (_convolution_transpose(d) for d in (1, 2, 3))

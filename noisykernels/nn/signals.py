@@ -1,0 +1,87 @@
+"""What layers and modules tell the mode of the injected model that runs, without knowing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, handle_torch_function
+
+from noisykernels.noise.description import Noise
+from noisykernels.noise.functional import perturb
+
+__all__ = ["STANDARD", "ModelMode", "draw_layer", "draw_standard", "enter_model", "enter_module", "leave_module"]
+
+
+class ModelMode(TorchFunctionMode):
+    """The mode of the injected model that runs: what it is told. `injection.mode` has the one that there is."""
+
+    def enter(self, path: str, module: nn.Module) -> None:
+        """A submodule begins."""
+        raise NotImplementedError
+
+    def leave(self, path: str) -> None:
+        """A submodule has ended."""
+        raise NotImplementedError
+
+
+def _running() -> ModelMode | None:
+    """The mode of the injected model that runs now. Not for compiled code: that sees modes by their effect only."""
+    for i in reversed(range(torch._C._len_torch_function_stack())):
+        mode = torch._C._get_function_stack_at(i)
+        if isinstance(mode, ModelMode):
+            return mode
+    return None
+
+
+def _tell(notice: Callable[..., None], *args: Any) -> None:
+    """Calls a notice that compiled code sends through the modes, as if it were one of torch's functions."""
+    if torch._C._is_torch_function_mode_enabled():
+        handle_torch_function(notice, (), *args)
+
+
+def enter_model() -> None:
+    """An injected model begins its forward: not within that of another."""
+    if torch.compiler.is_compiling():
+        _tell(enter_model)
+    elif _running() is not None:
+        raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
+
+
+def enter_module(path: str, module: nn.Module) -> None:
+    """A submodule begins: its path names the sites that follow."""
+    if torch.compiler.is_compiling():
+        _tell(enter_module, path, module)
+    elif (mode := _running()) is not None:
+        mode.enter(path, module)
+
+
+def leave_module(path: str) -> None:
+    """The counterpart of `enter_module`."""
+    if torch.compiler.is_compiling():
+        _tell(leave_module, path)
+    elif (mode := _running()) is not None:
+        mode.leave(path)
+
+
+def draw_layer(
+    op: Callable[..., Tensor], kind: str, noise: Noise | None, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """A noisy layer's operation: a site of the model that runs, or alone, with a fresh seed."""
+    if torch._C._is_torch_function_mode_enabled():
+        return handle_torch_function(draw_layer, (x,), op, kind, noise, x, *args, **kwargs)
+    return op(x, *args, noise=noise, **kwargs)
+
+
+STANDARD = Noise(add=1.0)
+
+
+def draw_standard(x: Tensor, name: str) -> Tensor:
+    """Standard Gaussian values of the shape of x for what is no site of a model, such as a denoising block: under the
+    running model's seed, draws and rows but not its level; alone, with a fresh seed.
+    """
+    if torch._C._is_torch_function_mode_enabled():
+        return handle_torch_function(draw_standard, (x,), x, name)
+    return perturb(torch.zeros_like(x), STANDARD)

@@ -1,0 +1,208 @@
+"""Arguments that all operators share, checked: levels, seeds, ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels._util.tensors import can_look
+from noisykernels.noise.contract import ID_LIMIT, OPERANDS
+from noisykernels.noise.description import Noise
+
+__all__ = [
+    "Ids",
+    "Seed",
+    "Size",
+    "document_common",
+    "factor_tensor",
+    "ids_tensor",
+    "ints",
+    "key_args",
+    "level_tensor",
+    "noise_args",
+    "operand_number",
+    "seed_tensor",
+]
+
+
+def largest_level(dtype: torch.dtype) -> float:
+    """The largest level for values of a type: the noise of half types is float32."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max
+
+
+def within(t: Tensor, most: float) -> bool:
+    """Whether all values lie in [0, most]; NaN does not."""
+    if t.numel() == 0:
+        return True
+    low, high = torch.aminmax(t)  # a NaN is both
+    return 0 <= low.item() and high.item() <= most
+
+
+def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool) -> Tensor | None:
+    """A level as the operators take it: float64, on the device of `x`, checked where its values can be seen.
+
+    One that is 0-d and on the CPU stays there: the operator passes its value on, and no copy is waited for.
+    """
+    if t is None:
+        return None
+    if t.requires_grad:
+        raise ValueError(
+            f"{op}: level `{name}` requires grad, but there is no gradient with respect to a level; detach it"
+        )
+    if not trusted and can_look(t):
+        if not within(t, largest_level(x.dtype)):
+            raise ValueError(
+                f"{op}: level `{name}` must be finite (in {x.dtype}) and not negative, got "
+                f"{t.detach().flatten()[:8].tolist()}"
+            )
+    if t.dim() == 0 and t.device.type == "cpu":
+        return t if t.dtype == torch.float64 else t.double()
+    if t.dtype == torch.float64 and t.device == x.device:
+        return t
+    return t.to(device=x.device, dtype=torch.float64)
+
+
+def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """A seed as the operators take it: one int64. None draws one from torch's default generator of the device; one that
+    is on the CPU stays there, as a level does.
+    """
+    if seed is None:
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise ValueError(f"{op}: seed must be one int64, got {seed.dtype} of shape {list(seed.shape)}")
+        return seed if seed.device == device or seed.device.type == "cpu" else seed.to(device)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"{op}: seed must be an int, an int64 tensor or None, got {type(seed).__name__}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{op}: seed must lie in [0, 2^64), got {seed}")
+    return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device="cpu")
+
+
+def factor_tensor(op: str, level: float | Tensor | Sequence[float] | None, device: torch.device) -> Tensor | None:
+    """A factor of all levels: a 0-d or one-dimensional float64 tensor, checked where its values can be seen."""
+    if level is None:
+        return None
+    if isinstance(level, Tensor) and level.requires_grad:
+        raise ValueError(f"{op}: level requires grad, but there is no gradient with respect to a level; detach it")
+    if not isinstance(level, Tensor):
+        numbers = list(level) if isinstance(level, Sequence) and not isinstance(level, str) else [level]
+        if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+            raise TypeError(f"{op}: level must be a number, numbers or a floating-point tensor, got {level!r}")
+        level = torch.tensor(numbers if isinstance(level, Sequence) else level, dtype=torch.float64, device="cpu")
+    if not level.dtype.is_floating_point or level.dim() > 1:
+        raise TypeError(
+            f"{op}: level must be a floating-point tensor, 0-d or a vector, got {level.dtype} of {list(level.shape)}"
+        )
+    if can_look(level) and not within(level, torch.finfo(torch.float64).max):
+        raise ValueError(f"{op}: level must be finite and not negative, got {level.flatten()[:8].tolist()}")
+    return level.to(device=device, dtype=torch.float64)
+
+
+def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: torch.device) -> Tensor | None:
+    """Draw or row ids as the operators take them: an int64 vector, checked where its values can be seen."""
+    if ids is None:
+        return None
+    if isinstance(ids, int):
+        raise TypeError(f"{op}: {name} must be a vector of ids, got the number {ids}; for a count use range({ids})")
+    if not isinstance(ids, Tensor):  # whatever is not an integer keeps its type, to be refused below
+        ids = torch.tensor(ids, dtype=None if len(ids) else torch.int64, device="cpu")
+    if ids.dtype != torch.int64 or ids.dim() != 1:
+        raise ValueError(f"{op}: {name} must be an int64 vector, got {ids.dtype} of shape {list(ids.shape)}")
+    if can_look(ids) and ids.numel() > 0:
+        low, high = (int(v) for v in torch.aminmax(ids))
+        if low < 0 or high >= ID_LIMIT:
+            raise ValueError(f"{op}: {name} must lie in [0, 2^32), got values from {low} to {high}")
+    ids = ids if ids.device == device else ids.to(device)
+    return ids if ids.is_contiguous() else ids.contiguous()
+
+
+FLOAT32_MAX = largest_level(torch.float32)
+
+Seed = int | Tensor | None
+Ids = Tensor | Sequence[int] | None
+Size = int | Sequence[int]
+
+
+def noise_args(
+    op: str,
+    x: Tensor,
+    noise: Noise | None,
+    seed: Seed,
+    site: int,
+    draws: Ids,
+    shared: bool,
+    rows: Ids,
+    first_row: int,
+) -> tuple[Any, ...]:
+    """The trailing arguments that every operator shares, in the schema's order."""
+    if not isinstance(noise, Noise):
+        raise TypeError(f"{op}: noise must be a Noise, got {type(noise).__name__}")
+    if not torch.compiler.is_compiling() and FLOAT32_MAX < noise.largest > largest_level(x.dtype):
+        raise ValueError(f"{op}: a level must be finite in {x.dtype}, got {noise.largest}")
+    return (
+        level_tensor(op, "add", noise.add, x, noise.trusted),
+        level_tensor(op, "mul", noise.mul, x, noise.trusted),
+        *key_args(op, x, seed, draws, rows, first_row),
+        first_row,
+        site,
+        noise.mode_index,
+        noise.kind_index,
+        shared,
+    )
+
+
+def operand_number(op: str, operand: str) -> int:
+    """The number of an operand's stream."""
+    if operand not in OPERANDS:
+        raise ValueError(f"{op}: operand must be one of {', '.join(OPERANDS)}, got {operand!r}")
+    return OPERANDS.index(operand)
+
+
+def key_args(
+    op: str, x: Tensor, seed: Seed, draws: Ids, rows: Ids, first_row: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Seed, draws and rows of a call as the operators take them."""
+    if rows is not None and not (isinstance(first_row, int) and first_row == 0):
+        raise ValueError(f"{op}: give rows or first_row, not both")
+    if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
+        raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
+    device = x.device
+    return (
+        seed_tensor(op, seed, device),
+        ids_tensor(op, "draws", draws, device),
+        ids_tensor(op, "rows", rows, device),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- public functions
+
+_COMMON = """
+        noise: which noise, and its levels.
+        seed: 64-bit seed, an int in [0, 2^64) or an int64 tensor; None draws one from torch's default generator
+            (`torch.manual_seed` works).
+        site: id of the place where the noise enters, in [0, 2^24).
+        draws: int64 vector (D) of draw ids in [0, 2^32); None is the one draw 0.
+        shared: give every draw the same rows: the value has B rows and the result D * B, draw by draw.
+            Otherwise the value already holds D * B rows, draw by draw.
+        rows: int64 vector (B), the data-set index of each row in [0, 2^32); None numbers them from ``first_row``.
+        first_row: index of the first row in the data set.
+"""
+
+
+def document_common(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Fills the arguments that all operators share into a docstring."""
+    assert function.__doc__ is not None
+    function.__doc__ = function.__doc__.replace("        {common}\n", _COMMON.lstrip("\n"))
+    return function
+
+
+def ints(op: str, name: str, value: Size, dims: int) -> list[int]:
+    """One number for each dimension; one alone stands for all."""
+    numbers = [value] if isinstance(value, int) else list(value)
+    if len(numbers) not in (1, dims):
+        raise ValueError(f"{op}: {name} must be a number or {dims} numbers, got {value!r}")
+    return numbers * dims if len(numbers) == 1 else numbers

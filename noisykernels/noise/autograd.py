@@ -1,0 +1,341 @@
+"""Rules of the operators under torch's transforms: fake tensors, autograd, vmap and autocast.
+
+An operator's trailing ten arguments are the noise's (`noise_args` in ops.py); one table says how
+many tensors come first and how the gradient of the contraction is taken. The noise's own gradient
+is the same for all: additive noise passes it, a factor multiplies it by the same factor, drawn
+again from the same key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+from noisykernels.noise.contract import MODES
+
+_ops = torch.ops.noisykernels
+
+_NOISE = 10  # number of trailing noise arguments
+_MUL = MODES.index("mul")
+_FOLD = MODES.index("fold")
+_WITH_FACTOR = (_MUL, MODES.index("mul_add"), MODES.index("add_mul"))
+
+Grads = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class _Op:
+    """What the rules must know of an operator."""
+
+    name: str
+    clean: Callable[..., Tensor]  # a value of the noiseless result's shape, from all but the noise
+    rows: Callable[..., int | None]  # of that value; None: it is one row without a dimension for it
+    gradients: Callable[..., Grads] | None  # of the leading tensors; None: there is no gradient
+    tensors: int = 1  # how many arguments come first that are tensors
+    saved: int = 0  # how many of them the gradients need
+    relu: int | None = None  # position of the argument `relu`
+    operand: int | None = None  # position of the argument `operand`, where it is not the output's
+
+
+# ------------------------------------------------------------------------------------------- fake
+
+
+def is_channels_last(x: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if x.dim() not in formats or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=formats[x.dim()])
+
+
+def empty_like(clean: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor of another shape in the memory format of a value."""
+    out = clean.new_empty(shape)
+    if is_channels_last(clean):
+        out = out.contiguous(memory_format=torch.channels_last if clean.dim() == 4 else torch.channels_last_3d)
+    return out
+
+
+def _fake_noise(clean: Tensor, noise_args: tuple[Any, ...]) -> Tensor:
+    draws, shared = noise_args[3], noise_args[9]
+    shape = list(clean.shape)
+    if shared and draws is not None and shape:
+        shape[0] = draws.shape[0] * shape[0]
+    return empty_like(clean, shape)
+
+
+def _clean_linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _clean_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+    batched = x.dim() == weight.dim()
+    x = x if batched else x.unsqueeze(0)
+    out = torch.ops.aten.convolution(x, weight, bias, *args[:-1])
+    return out if batched else out.squeeze(0)
+
+
+def _clean_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    return F.max_pool2d(x.new_empty(x.shape), kernel, stride, padding)
+
+
+def _fake_eps(shape: list[int], kind: int, seed: Tensor, *_: Any) -> Tensor:
+    return seed.new_empty(shape, dtype=torch.float32)
+
+
+# ----------------------------------------------------------------------------- rows and gradients
+
+
+def _clean_perturb(x: Tensor, operand: int) -> Tensor:
+    return x
+
+
+def _rows(x: Tensor, *_: Any) -> int | None:
+    return x.shape[0] if x.dim() > 0 else None
+
+
+def _linear_rows(x: Tensor, *_: Any) -> int | None:
+    return x.shape[0] if x.dim() > 1 else None
+
+
+def _convolution_rows(x: Tensor, weight: Tensor, *_: Any) -> int | None:
+    return x.shape[0] if x.dim() == weight.dim() else None
+
+
+def _matmul_rows(a: Tensor, b: Tensor) -> int | None:
+    if a.dim() > 2 or b.dim() > 2:
+        return torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])[0]
+    return (*a.shape[:-1], *b.shape[1:], None)[0]
+
+
+def noise_gradient(grad: Tensor, noise_args: tuple[Any, ...], rows: int | None, operand: int = 0) -> Tensor:
+    """The gradient with respect to the clean value, which has so many rows."""
+    _, mul, seed, draws, ids, first_row, site, mode, kind, shared = noise_args
+    if rows is None:  # one row, as in the forward
+        grad = grad.unsqueeze(0)
+    if mode in _WITH_FACTOR:
+        key = (seed, draws, ids, first_row, site)
+        grad = _ops.perturb(grad, operand, None, mul, *key, _MUL, kind, False)
+    if rows is None:
+        return grad.squeeze(0)
+    if shared and draws is not None:
+        grad = grad.reshape(draws.shape[0], rows, *grad.shape[1:]).sum(0)
+    return grad
+
+
+def _identity_gradient(ctx: Any, grad: Tensor) -> Grads:
+    return (grad,)
+
+
+def linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
+    needs = ctx.needs_input_grad
+    flat = grad.reshape(-1, grad.shape[-1])
+    return (
+        grad @ weight if needs[0] else None,
+        flat.T @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
+        flat.sum(0) if needs[2] else None,
+    )
+
+
+def convolution_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
+    batched = x.dim() == weight.dim()
+    transposed, groups = ctx.arguments[6], ctx.arguments[8]
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        grad if batched else grad.unsqueeze(0),
+        x if batched else x.unsqueeze(0),
+        weight,
+        [weight.shape[1] * groups if transposed else weight.shape[0]],
+        *ctx.arguments[3:9],
+        list(ctx.needs_input_grad[:3]),
+    )
+    return dx if batched or dx is None else dx.squeeze(0), dw, db
+
+
+def _matmul_gradients(ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> Grads:
+    a2 = a.unsqueeze(0) if a.dim() == 1 else a
+    b2 = b.unsqueeze(1) if b.dim() == 1 else b
+    g = grad.unsqueeze(-1) if b.dim() == 1 else grad
+    g = g.unsqueeze(-2) if a.dim() == 1 else g
+    da = db = None
+    if ctx.needs_input_grad[0]:
+        da = (g @ b2.transpose(-1, -2)).sum_to_size(a2.shape).reshape(a.shape)
+    if ctx.needs_input_grad[1]:
+        db = (a2.transpose(-1, -2) @ g).sum_to_size(b2.shape).reshape(b.shape)
+    return da, db
+
+
+# --------------------------------------------------------------------------------------- autograd
+
+
+def register_autograd(
+    library: torch.library.Library,
+    name: str,
+    keep: Callable[[Any, tuple[Any, ...], Tensor], tuple[Any, ...]],
+    backward: Callable[..., Grads],
+    refuse: Callable[[Any, tuple[Any, ...]], str | None],
+) -> None:
+    """Autograd of an operator, to any order.
+
+    As torch.library.register_autograd, which (as of torch 2.13) neither works under torch.func.grad
+    nor notices forward-mode inputs: those would silently get zero tangents.
+
+    Args:
+        keep: (ctx, arguments, output) -> what is saved for the gradient.
+        backward: (ctx, gradient of each output) -> gradients of the leading arguments.
+        refuse: (ctx, arguments) -> why there is no gradient, if there is none.
+    """
+    op = getattr(_ops, name).default
+
+    def below(keys: torch._C.DispatchKeySet, args: Sequence[Any]) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    class Noisy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            *args, keys = inputs
+            if any(ctx.needs_input_grad) and (reason := refuse(ctx, tuple(args))) is not None:
+                raise RuntimeError(f"{op}: {reason}")
+            output = below(keys, args)
+            ctx.arguments = [None if isinstance(a, Tensor) else a for a in args]
+            ctx.save_for_backward(*keep(ctx, tuple(args), output))
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *along: Tensor) -> Grads:
+            grads = backward(ctx, *along)
+            return (*grads, *[None] * (len(ctx.arguments) + 1 - len(grads)))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Tensor:
+            raise NotImplementedError(f"{op}: there is no forward-mode derivative")
+
+    # torch.autograd.Function.apply without its detour through functorch: inside the dispatcher, one
+    # level of transforms is being worked on.
+    apply = super(torch.autograd.Function, Noisy).apply
+
+    def kernel(keys: torch._C.DispatchKeySet, *args: Any) -> Tensor:
+        backward = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if not backward and forward_ad._current_level < 0:
+            return below(keys, args)
+        with enable_single_level_autograd_function():
+            return apply(*args, keys)
+
+    library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+NO_FOLD = "folded noise (fold=True) has no gradient; use the two-term form"
+NO_LEVEL = "there is no gradient with respect to a level"
+
+
+def _register_output_noise(library: torch.library.Library, rules: _Op) -> None:
+    """Autograd of an operator with noise on its output."""
+
+    def refuse(ctx: Any, args: tuple[Any, ...]) -> str | None:
+        if rules.gradients is None:
+            return "it is inference only, but input requires grad"
+        if args[7 - _NOISE] == _FOLD:
+            return NO_FOLD
+        return NO_LEVEL if any(ctx.needs_input_grad[-_NOISE - 1 : -1]) else None
+
+    def keep(ctx: Any, args: tuple[Any, ...], output: Tensor) -> tuple[Any, ...]:
+        ctx.relu = rules.relu is not None and args[rules.relu]
+        ctx.rows = rules.rows(*args[: rules.tensors])
+        return (*args[: rules.saved], *args[-_NOISE:][:5], output if ctx.relu else None)
+
+    def backward(ctx: Any, grad: Tensor) -> Grads:
+        *saved, output = ctx.saved_tensors
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        noise_args = (*saved[rules.saved :], *ctx.arguments[5 - _NOISE :])
+        operand = 0 if rules.operand is None else ctx.arguments[rules.operand]
+        grad = noise_gradient(grad, noise_args, ctx.rows, operand)
+        assert rules.gradients is not None
+        return rules.gradients(ctx, grad, *saved[: rules.saved])
+
+    register_autograd(library, rules.name, keep, backward, refuse)
+
+
+# ------------------------------------------------------------------------------- vmap and autocast
+
+
+def register_vmap(name: str) -> None:
+    op = getattr(_ops, name)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """One call for each element of the mapped dimension: it draws what it would draw alone."""
+
+        def at(i: int) -> list[Any]:  # the dimension of a list is a list of None
+            return [
+                a.select(d, i).contiguous() if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)
+            ]
+
+        results = [op(*at(i)) for i in range(info.batch_size)]
+        if isinstance(results[0], tuple):
+            return tuple(torch.stack(outputs) for outputs in zip(*results, strict=True)), (0,) * len(results[0])
+        return torch.stack(results), 0
+
+    torch.library.register_vmap(f"noisykernels::{name}", rule)
+
+
+def register_autocast(library: torch.library.Library, name: str, operands: int) -> None:
+    """The operands (not the levels) in the lower type that autocast wants just now."""
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _register_autocast_on(library, name, operands, device, key)
+
+
+def _register_autocast_on(library: torch.library.Library, name: str, operands: int, device: str, key: str) -> None:
+    op = getattr(_ops, name)
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def lower(a: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if a is None or not a.is_floating_point() or a.dtype == torch.float64:
+            return a
+        return a.to(dtype)
+
+    def rule(*args: Any) -> Tensor:
+        dtype, leading = torch.get_autocast_dtype(device), args[:operands]
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            if args[0].device.type == device:  # a seed or a level alone may be of another device
+                leading = tuple(lower(a, dtype) for a in leading)
+            return op(*leading, *args[operands:])
+
+    library.impl(name, rule, key)
+
+
+# ----------------------------------------------------------------------------------- registration
+
+
+_TABLE = (
+    _Op("perturb", _clean_perturb, _rows, _identity_gradient, operand=1),
+    _Op("linear", _clean_linear, _linear_rows, linear_gradients, 3, 2, relu=3),
+    _Op("convolution", _clean_convolution, _convolution_rows, convolution_gradients, 3, 2, relu=9),
+    _Op("matmul", torch.matmul, _matmul_rows, _matmul_gradients, 2, 2),
+    _Op("perturb_relu_max_pool2d", _clean_pool, _rows, None),
+)
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("noisykernels", "IMPL")
+    for rules in _TABLE:
+
+        def fake(*args: Any, clean: Callable[..., Tensor] = rules.clean) -> Tensor:
+            return _fake_noise(clean(*args[:-_NOISE]), args[-_NOISE:])
+
+        torch.library.register_fake(f"noisykernels::{rules.name}", fake)
+        _register_output_noise(library, rules)
+        register_vmap(rules.name)
+        if rules.tensors > 1:  # contractions; noise alone keeps the type it finds
+            register_autocast(library, rules.name, rules.tensors)
+    torch.library.register_fake("noisykernels::eps", _fake_eps)
+    register_vmap("eps")
+    return library
+
+
+LIBRARY = _register()  # the registrations live as long as this object

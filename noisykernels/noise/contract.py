@@ -1,0 +1,74 @@
+"""Names and numbers that the noise contract fixes: kinds, streams, ids, numbers of sites, the largest eps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+import torch  # noqa: F401  # the compiled module needs torch's libraries in the process
+
+from noisykernels._C import STREAM_VERSION, build_info, noise_kinds, operands
+
+__all__ = [
+    "ID_LIMIT",
+    "KINDS",
+    "MODES",
+    "OPERANDS",
+    "SITE_LIMIT",
+    "STREAM_VERSION",
+    "build_info",
+    "hashed_id",
+    "largest_eps",
+    "site_ids",
+]
+
+
+KINDS: tuple[str, ...] = tuple(noise_kinds())
+OPERANDS: tuple[str, ...] = tuple(operands())
+MODES = ("add", "mul", "mul_add", "add_mul", "fold")  # the order of `Mode` in noise.h
+ID_LIMIT = 2**32  # draws and rows are 32-bit counter words
+
+# The noise's bounds: its words have 32 bits, and -2 ln u ends at u = 2^-32 (`noise.h`).
+_BOUNDS = {"gaussian": math.sqrt(64 * math.log(2)), "uniform": math.sqrt(3), "laplace": 32 * math.log(2) / math.sqrt(2)}
+
+
+def largest_eps(kind: str) -> float:
+    """Bound of the raw noise of a kind.
+
+    Example:
+        >>> round(largest_eps("gaussian"), 1)
+        6.7
+    """
+    return _BOUNDS[kind] * (1 + 2**-10)  # its polynomials and roundings
+
+
+SITE_LIMIT = 2**24
+
+
+def hashed_id(name: str) -> int:
+    """24 bits of BLAKE2b of a site's name."""
+    digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % SITE_LIMIT
+
+
+# As torch.compiler.assume_constant_result does it, which would import the whole compiler.
+hashed_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def site_ids(names: Iterable[str]) -> dict[str, int]:
+    """Numbers of a model's sites: the hashed name; of two equal ones the later name moves up.
+
+    Example:
+        >>> site_ids(["input", "conv1:conv2d#0"])
+        {'conv1:conv2d#0': 4577211, 'input': 11703183}
+    """
+    ids: dict[str, int] = {}
+    taken: set[int] = set()
+    for name in sorted(names):
+        number = hashed_id(name)
+        while number in taken:
+            number = (number + 1) % SITE_LIMIT
+        taken.add(number)
+        ids[name] = number
+    return ids

@@ -1,0 +1,200 @@
+"""What noise: the `Noise` description, its levels, and the helpers that shape them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from noisykernels._util.tensors import can_look
+from noisykernels.noise.contract import KINDS, MODES
+
+__all__ = ["Noise", "per_channel", "per_draw", "per_row"]
+
+
+class Noise:
+    r"""Additive, multiplicative or mixed noise of a given kind and level.
+
+    .. math::
+        \text{add:}\; x + a\,\epsilon_a \qquad \text{mul:}\; x\,(1 + m\,\epsilon_m) \qquad
+        \text{mul\_add:}\; x\,(1 + m\,\epsilon_m) + a\,\epsilon_a \qquad
+        \text{add\_mul:}\; (x + a\,\epsilon_a)(1 + m\,\epsilon_m)
+
+    with :math:`\epsilon` of mean 0 and variance 1. Which terms are there is fixed at construction: a level that is the
+    number 0 leaves its term out, a tensor keeps it whatever its value.
+
+    Args:
+        add: level *a*, in units of the value; a number, or a tensor that is 0-d or of rank ``1 + value.ndim``
+            broadcasting to (draws, rows, *item) (see `per_draw`, `per_row`, `per_channel`).
+        mul: level *m*, relative; likewise.
+        order: ``"mul_add"`` (the paper's default) or ``"add_mul"``; matters where both terms are there.
+        kind: ``"gaussian"``, ``"uniform"`` or ``"laplace"``.
+        fold: draw Gaussian ``mul_add`` noise as the single term :math:`\sqrt{m^2x^2 + a^2}\,\epsilon_a`: the same
+            distribution from half the random numbers, but other noise, and without a gradient. Only mixed noise
+            changes. An infinite *x* becomes NaN where the eps is negative.
+
+    Raises:
+        ValueError: a negative, NaN or infinite level, an unknown order or kind, or a fold that does not exist.
+        TypeError: a level that is neither a number nor a floating-point tensor.
+
+    Source: Walking Noise (arXiv 2212.10430). Two `Noise` objects are equal only if they are the same object.
+
+    Example:
+        >>> Noise(add=0.1)
+        Noise(add=0.1)
+        >>> Noise.amplitude(2.0, ratio=0.25)
+        Noise(add=0.5, mul=1.5)
+    """
+
+    def __init__(
+        self,
+        add: float | Tensor = 0.0,
+        mul: float | Tensor = 0.0,
+        *,
+        order: str = "mul_add",
+        kind: str = "gaussian",
+        fold: bool = False,
+    ) -> None:
+        if order not in ("mul_add", "add_mul"):
+            raise ValueError(f"Noise: order must be 'mul_add' or 'add_mul', got {order!r}")
+        if kind not in KINDS:
+            raise ValueError(f"Noise: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        if fold and (order != "mul_add" or kind != "gaussian"):
+            raise ValueError("Noise: fold exists for gaussian noise of order 'mul_add' only")
+        self.order, self.kind, self.fold = order, kind, bool(fold)
+        self.add = _level("add", add)
+        self.mul = _level("mul", mul)
+        if self.mul is None:
+            self.mode = "add"  # also no noise at all: level 0
+            self.add = _constant(0.0) if self.add is None else self.add
+        elif self.add is None:
+            self.mode = "mul"
+        else:
+            self.mode = "fold" if fold else order
+        self.mode_index = MODES.index(self.mode)
+        self.kind_index = KINDS.index(kind)
+        # Levels made here from numbers are known to be good; a caller's tensor is looked at whenever it is used.
+        self.trusted = not (isinstance(add, Tensor) or isinstance(mul, Tensor))
+        self.largest = float(max(add, mul)) if self.trusted else 0.0  # what is known of them without a look
+
+    @classmethod
+    def amplitude(
+        cls,
+        A: float | Tensor,
+        ratio: float | Tensor,
+        *,
+        order: str = "mul_add",
+        kind: str = "gaussian",
+        fold: bool = False,
+    ) -> Noise:
+        """The published amplitude form: ``add = A * ratio``, ``mul = A * (1 - ratio)``, ratio in [0, 1].
+
+        Example:
+            >>> Noise.amplitude(1.0, ratio=1.0)
+            Noise(add=1.0)
+        """
+        if not isinstance(ratio, Tensor) and not 0 <= ratio <= 1:
+            raise ValueError(f"Noise.amplitude: ratio must lie in [0, 1], got {ratio}")
+        return cls(A * ratio, A * (1 - ratio), order=order, kind=kind, fold=fold)
+
+    def scaled(self, factor: float | Tensor) -> Noise:
+        """This noise with both levels multiplied by ``factor``, as a walk does with its levels.
+
+        A number factor multiplies number levels; terms that are there stay there, also at factor 0.
+
+        Example:
+            >>> Noise(add=0.5, mul=1.0).scaled(2.0)
+            Noise(add=1.0, mul=2.0)
+        """
+        if not isinstance(factor, Tensor) and not (factor >= 0 and math.isfinite(factor)):
+            raise ValueError(f"Noise.scaled: factor must be finite and not negative, got {factor}")
+        scaled = object.__new__(Noise)
+        scaled.__dict__.update(self.__dict__)
+        scaled.add = None if self.add is None else self.add * factor
+        scaled.mul = None if self.mul is None else self.mul * factor
+        scaled.trusted = self.trusted and not isinstance(factor, Tensor)
+        if scaled.trusted:
+            assert not isinstance(factor, Tensor)
+            scaled.largest = self.largest * factor
+            if not math.isfinite(scaled.largest):
+                raise ValueError(f"Noise.scaled: level {self.largest} times factor {factor} is not finite")
+        return scaled
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{name}={t.item()!r}" if t.dim() == 0 and can_look(t) else f"{name}=<{list(t.shape)}>"
+            for name, t in (("add", self.add), ("mul", self.mul))
+            if t is not None
+        ]
+        if self.mode == "add_mul":
+            parts.append("order='add_mul'")
+        if self.kind != "gaussian":
+            parts.append(f"kind={self.kind!r}")
+        if self.fold:
+            parts.append("fold=True")
+        return f"Noise({', '.join(parts)})"
+
+
+def _level(name: str, value: float | Tensor) -> Tensor | None:
+    """A level as a float64 tensor (autocast leaves float64 alone), or None where the term is absent."""
+    if isinstance(value, Tensor):
+        if not value.dtype.is_floating_point:
+            raise TypeError(f"Noise: {name} must be a floating-point tensor, got {value.dtype}")
+        if value.requires_grad:
+            raise ValueError(
+                f"Noise: {name} requires grad, but there is no gradient with respect to a level; detach it"
+            )
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Noise: {name} must be a number or a tensor, got {type(value).__name__}")
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"Noise: {name} must be finite and not negative, got {value}")
+    return None if value == 0 else _constant(value)
+
+
+def _constant(value: float) -> Tensor:
+    """A level on the CPU, whatever the default device: operators move it, and `meta` would lose it."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+def _shaped(values: Tensor | Sequence[float], dim: int, ndim: int, name: str) -> Tensor:
+    t = torch.as_tensor(values, dtype=torch.float64)
+    if t.dim() != 1:
+        raise ValueError(f"{name}: values must be a vector, got shape {list(t.shape)}")
+    if ndim < dim:
+        raise ValueError(f"{name}: ndim must be at least {dim}, got {ndim}")
+    shape = [1] * (1 + ndim)
+    shape[dim] = -1
+    return t.reshape(shape)
+
+
+def per_draw(values: Tensor | Sequence[float], ndim: int) -> Tensor:
+    """Levels that differ from draw to draw, for a value of ``ndim`` dimensions: shape (D, 1, ...), rank ``1 + ndim``.
+
+    Example:
+        >>> per_draw([0.1, 0.2], ndim=2).shape
+        torch.Size([2, 1, 1])
+    """
+    return _shaped(values, 0, ndim, "per_draw")
+
+
+def per_row(values: Tensor | Sequence[float], ndim: int) -> Tensor:
+    """Levels that differ from row to row (image to image), for a value of ``ndim`` dimensions: (1, B, 1, ...).
+
+    Example:
+        >>> per_row([0.1, 0.2, 0.3], ndim=4).shape
+        torch.Size([1, 3, 1, 1, 1])
+    """
+    return _shaped(values, 1, ndim, "per_row")
+
+
+def per_channel(values: Tensor | Sequence[float], ndim: int) -> Tensor:
+    """Levels that differ along dimension 1 of the value (channels, features): (1, 1, C, 1, ...), rank ``1 + ndim``.
+
+    Example:
+        >>> per_channel([0.1, 0.2, 0.3], ndim=4).shape
+        torch.Size([1, 1, 3, 1, 1])
+    """
+    return _shaped(values, 2, ndim, "per_channel")

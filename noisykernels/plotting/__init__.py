@@ -1,0 +1,19 @@
+"""Pictures of results, drawn with matplotlib; must not know torch, nor the classes whose results it draws."""
+
+from noisykernels.plotting.comparison import plot_compare
+from noisykernels.plotting.curves import plot_curves, plot_profile, plot_study
+from noisykernels.plotting.formats import plot_agreement, plot_front
+from noisykernels.plotting.maps import plot_heat_map, plot_mixed_map
+from noisykernels.plotting.votes import plot_votes
+
+__all__ = [
+    "plot_agreement",
+    "plot_compare",
+    "plot_curves",
+    "plot_front",
+    "plot_heat_map",
+    "plot_mixed_map",
+    "plot_profile",
+    "plot_study",
+    "plot_votes",
+]

@@ -1,0 +1,82 @@
+"""Pictures of format sweeps: speed-up against accuracy, and how well the last layer tells the accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from noisykernels.plotting.style import axes_or_new
+from noisykernels.stats.views import PredictorLike, SweepLike
+
+__all__ = ["plot_agreement", "plot_front"]
+
+
+KINDS = {"float": ("floating point", "#0072B2", "o"), "fixed": ("fixed point", "#D55E00", "s")}
+
+
+def plot_front(sweep: SweepLike, ax: Any = None, *, target: float | None = None, marked: Sequence[str] = ()) -> Any:
+    """Accuracy against speed-up of every format, with the front of those that none beats in both.
+
+    Args:
+        sweep: what `sweep_formats` returned.
+        ax: matplotlib axes; None makes a new figure.
+        target: a share of the accuracy to draw a line at; None: the sweep's own.
+        marked: names of formats to write beside their points; the fastest one above the target always is.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    target = sweep.target if target is None else target
+    ax = axes_or_new(ax, (6.0, 4.4))
+    for point, (name, colour, marker) in KINDS.items():
+        mine = [r for r in sweep.results if r.format.point == point]
+        ax.plot([r.speedup for r in mine], [r.normalised for r in mine], ls="", marker=marker, color=colour, ms=4,
+                mew=0, alpha=0.6, label=name)  # fmt: skip
+    front = sweep.front()
+    ax.step([r.speedup for r in front], [r.normalised for r in front], where="post", color="0.2", lw=1, label="front")
+    ax.axhline(target, color="0.35", lw=1, ls=":", zorder=1)
+    best = sweep.fastest(target)
+    for r in sweep.results:
+        if str(r.format) in marked or r is best:
+            ax.annotate(f"{r.format}", (r.speedup, r.normalised), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    ax.set_xscale("log")
+    ax.set_xlabel("speed-up over float32 (cost model)")
+    ax.set_ylabel("accuracy / accuracy in float32")
+    ax.set_title(f"{sweep.name}: {len(sweep.results)} formats, {sweep.rows} rows".removeprefix(": "), fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend(loc="lower left", fontsize=8, framealpha=0.85, edgecolor="none")
+    return ax
+
+
+def plot_agreement(sweeps: Sequence[SweepLike], predictor: PredictorLike | None = None, ax: Any = None) -> Any:
+    """Accuracy against the agreement of the last layer, a colour for each network, and the line of a predictor.
+
+    Args:
+        sweeps: of some networks.
+        predictor: its line is drawn; None: none.
+        ax: matplotlib axes; None makes a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    ax = axes_or_new(ax, (6.0, 4.4))
+    for k, sweep in enumerate(sweeps):
+        x, y = [r.r2 for r in sweep.results], [r.normalised for r in sweep.results]
+        ax.plot(x, y, ls="", marker="osD^v"[k % 5], ms=4, mew=0, alpha=0.55, label=sweep.name or f"network {k + 1}")
+    if predictor is not None:
+        ends = np.array([0.0, 1.0])
+        label = f"fit, correlation {predictor.correlation:.2f}"
+        ax.plot(ends, predictor.slope * ends + predictor.intercept, color="0.2", lw=1.2, label=label)
+    ax.set_xlabel("$R^2$ of the last layer on a few inputs")
+    ax.set_ylabel("accuracy / accuracy in float32")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left", fontsize=8, framealpha=0.85, edgecolor="none")
+    return ax

@@ -1,0 +1,157 @@
+"""What pictures share: colours, markers and names of sites, axes, arrows. matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from noisykernels._util.optional import optional
+from noisykernels.stats.midpoint import Axis, Midpoint
+from noisykernels.stats.views import StudyLike
+
+__all__ = [
+    "FAMILIES",
+    "arrow",
+    "axes_or_new",
+    "chosen_places",
+    "colour_of",
+    "error_bars",
+    "family_of",
+    "level_axis",
+    "level_label",
+    "near",
+    "reach",
+    "short_names",
+    "site_legend",
+]
+
+
+# family of operations: (colour, marker, words in a site's kind, words in a module's name).
+# Colours: Okabe and Ito's palette, told apart with any colour vision; markers say it again.
+FAMILIES: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
+    "input": ("#000000", "*", ("input",), ("input",)),
+    "conv": ("#0072B2", "s", ("conv",), ("conv",)),
+    "linear": ("#56B4E9", "D", ("linear", "matmul"), ("linear", "fc", "dense", "proj", "lin")),
+    "norm": ("#D55E00", "o", ("norm",), ("norm", "bn", "ln")),
+    "pool": ("#009E73", "v", ("pool",), ("pool",)),
+    "activation": (
+        "#CC79A7", "^", ("elu", "sigmoid", "tanh", "softmax", "gelu", "silu", "mish", "relu",
+                         "softplus", "hardswish", "swish"), ("relu", "gelu", "act", "silu"),
+    ),
+    "other": ("#999999", "P", (), ()),
+}  # fmt: skip
+
+
+def family_of(site: str) -> str:
+    """Family of the operation of a site, a key of `FAMILIES`.
+
+    Example:
+        >>> family_of("norm1:batch_norm#0"), family_of("input"), family_of("a:fold#0")
+        ('norm', 'input', 'other')
+    """
+    kind = site.rpartition(":")[2].partition("#")[0]
+    return next((k for k, v in FAMILIES.items() if any(w in kind for w in v[2])), "other")
+
+
+def short_name(site: str) -> str:
+    """Name of a site for a label: without `#0`, and without the kind if the module says it.
+
+    Example:
+        >>> [short_name(s) for s in ("conv1:conv2d#0", "block.0:conv2d#0", "relu:relu#1", "input")]
+        ['conv1', 'block.0 conv2d', 'relu#1', 'input']
+    """
+    path, _, call = site.rpartition(":")
+    kind, _, count = call.partition("#")
+    again = f"#{count}" if count not in ("", "0") else ""
+    words = FAMILIES[family_of(site)][3]
+    if path and any(w in path.rpartition(".")[2].lower() for w in (*words, kind)):
+        return path + again
+    return f"{path} {kind}".strip() + again
+
+
+def short_names(sites: Sequence[str]) -> list[str]:
+    """Short names, the full name where two would be equal.
+
+    Example:
+        >>> short_names(["conv:conv1d#0", "conv:conv2d#0", "fc:linear#0"])
+        ['conv:conv1d#0', 'conv:conv2d#0', 'fc']
+    """
+    short = [short_name(s) for s in sites]
+    return [n if short.count(n) == 1 else s for n, s in zip(short, sites, strict=True)]
+
+
+def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
+    """The caller's axes, or those of a new figure."""
+    if ax is not None:
+        return ax
+    return optional("matplotlib.pyplot", "plot").subplots(figsize=size, layout="constrained")[1]
+
+
+def colour_of(i: int, count: int) -> Any:
+    """Colour of the i-th of so many sites, dark to light."""
+    return optional("matplotlib", "plot").colormaps["viridis"](0.92 * i / max(count - 1, 1))  # the rest is too pale
+
+
+def site_legend(ax: Any) -> None:
+    """The sites beside the axes, on the right."""
+    ax.legend(
+        title="site, in order", loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8,
+        title_fontsize=8, frameon=False, borderaxespad=0, labelspacing=0.35, handlelength=1.8,
+    )  # fmt: skip
+
+
+def level_axis(study: StudyLike) -> Axis:
+    """The axis to draw levels on: those of a search are never evenly spaced."""
+    return "log" if study.meta.midpoints or study.meta.axis is None else study.meta.axis
+
+
+def near(points: Iterable[Midpoint]) -> tuple[float, float]:
+    """A hundredfold around the midpoints found; everything if there are none."""
+    found = [p.level for p in points if p.status == "ok" and p.level > 0]
+    return (min(found) / 100, max(found) * 100) if found else (0.0, math.inf)
+
+
+def reach(points: Sequence[Midpoint]) -> tuple[float, float]:
+    """The smallest and the largest end of intervals and bounds, none further than near."""
+    low, high = near(points)
+    ends = [min(max(v, low), high) for p in points for v in (p.level, p.low, p.high) if 0 < v < math.inf]
+    return min(ends), max(ends)
+
+
+def level_label(study: StudyLike) -> str:
+    """What the level is, with its unit."""
+    if study.meta.parameter:
+        return study.meta.parameter
+    unit = "units of the value" if study.meta.axis == "log" else "fraction of the value"
+    return f"noise level (std. dev., {unit})"
+
+
+def chosen_places(sites: Iterable[str | int] | None, known: list[tuple[int, str, str]]) -> set[int]:
+    """Positions of the sites asked for."""
+    wanted = [k[1] for k in known] if sites is None else list(sites)
+    out = set()
+    for site in wanted:
+        found = [i for i, keys in enumerate(known) if site in keys]
+        if not found:
+            raise ValueError(f"sites: {site!r} is not one of {[k[1] for k in known]}")
+        out.update(found)
+    return out
+
+
+def error_bars(points: list[Midpoint], bottom: float, top: float) -> list[list[float]]:
+    """Lengths of the bars below and above, cut at the tested levels where there is no bound."""
+    low = [p.level - (p.low if p.low > 0 else min(bottom, p.level)) for p in points]
+    high = [(p.high if math.isfinite(p.high) else max(top, p.level)) - p.level for p in points]
+    return [low, high]
+
+
+def arrow(ax: Any, x: float, p: Midpoint, colour: str, bottom: float, top: float) -> None:
+    """An arrow from the bound of a site without a midpoint."""
+    up = p.above
+    start = min(max(p.low if up else p.high, bottom), top)
+    ax.annotate(
+        "", (x, start), xytext=(0, 22 if up else -22), textcoords="offset points", zorder=3,
+        arrowprops={"arrowstyle": "<|-", "color": colour, "lw": 1.6, "shrinkA": 0, "shrinkB": 0},
+    )  # fmt: skip
+    ax.plot([x], [start], marker="_", ms=9, mew=1.8, color=colour, zorder=3)

@@ -1,0 +1,162 @@
+"""What a study is made of: one record per (site, level, draw), curves, and how it came about.
+
+This file must not know torch or the compiled extension.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from noisykernels.stats.intervals import Floats, wilson
+from noisykernels.stats.midpoint import Axis
+
+
+class Record(NamedTuple):
+    """One cell: a site at one level under one draw. low..high: 95 % Wilson over the rows."""
+
+    site: str
+    site_index: int
+    level: float
+    draw: int
+    rows: int
+    correct: int
+    accuracy: float
+    status: str
+    low: float
+    high: float
+
+    @classmethod
+    def counted(
+        cls, site: str, site_index: int, level: float, draw: int, rows: int, correct: int,
+        status: str = "evaluated",
+    ) -> Record:  # fmt: skip
+        """The record of a count.
+
+        `accuracy = correct / rows`; `low`, `high`: Wilson's 95 % interval of that proportion.
+
+        Args:
+            site: name of the site.
+            site_index: its place in execution order.
+            level: noise level.
+            draw: id of the draw.
+            rows: rows evaluated, > 0.
+            correct: correct predictions among them, 0..rows.
+            status: how the count was come by.
+
+        Raises:
+            ValueError: not 0 <= correct <= rows, or no rows.
+
+        Example:
+            >>> Record.counted("fc1:linear#0", 1, 0.5, 0, rows=100, correct=90).accuracy
+            0.9
+        """
+        if not 0 <= correct <= rows or rows == 0:
+            raise ValueError(f"correct: expected 0 <= correct <= rows, got {correct} of {rows}")
+        low, high = wilson(correct, rows)
+        return cls(str(site), int(site_index), float(level), int(draw), int(rows), int(correct),
+                   int(correct) / int(rows), status, float(low), float(high))  # fmt: skip
+
+
+class Curve(NamedTuple):
+    """Accuracy of one site against level: the mean over draws and its 95 % band."""
+
+    site: str
+    site_index: int
+    levels: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+    draws: int
+
+
+@dataclass(frozen=True)
+class Meta:
+    """How a study came about: all that its records depend on, and what its views need.
+
+    Args:
+        seed: seed of the noise.
+        noise: the noise at level 1: kind, order, add, mul, fold; of a walk over a parameter of hardware: its name
+            (parameter), and whether it is larger that is better or worse.
+        levels: levels walked, or values of the parameter.
+        draws: ids of the draws.
+        rows: rows of the data set.
+        clean_correct: correct predictions without noise.
+        classes: number of classes.
+        sites: names in execution order.
+        stream_version: version of the noise stream.
+        plan: the contraction plan (batch_rows, draws_per_pass, threads, library versions).
+        axis: None infers it: "linear" for purely multiplicative noise, else "log".
+        floor: accuracy under unbounded noise; None means 1 / classes.
+        target: what is noisy; "activation" noise is independent between rows, other noise is
+            shared by all rows of a draw, which widens the intervals.
+        model, data: descriptions.
+        midpoints: what an adaptive walk has found, a dictionary for each site; empty for a grid.
+
+    Dictionaries must survive JSON.
+    """
+
+    seed: int
+    noise: Mapping[str, Any]
+    levels: tuple[float, ...]
+    draws: tuple[int, ...]
+    rows: int
+    clean_correct: int
+    classes: int
+    sites: tuple[str, ...]
+    stream_version: int
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    axis: Axis | None = None
+    floor: float | None = None
+    target: str = "activation"
+    model: str = ""
+    data: str = ""
+    midpoints: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Normalise types (so that a file reads back equal), infer, and check."""
+        put = object.__setattr__
+        put(self, "levels", tuple(float(v) for v in self.levels))
+        put(self, "draws", tuple(int(v) for v in self.draws))
+        put(self, "sites", tuple(str(v) for v in self.sites))
+        put(self, "midpoints", tuple(json.loads(json.dumps(dict(m), allow_nan=False)) for m in self.midpoints))
+        for name in ("noise", "plan"):
+            try:
+                put(self, name, json.loads(json.dumps(dict(getattr(self, name)), allow_nan=False)))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: expected values that JSON can hold: {error}") from error
+        if self.axis is None:
+            pure = np.any(self.noise.get("mul", 0.0)) and not np.any(self.noise.get("add", 0.0))
+            put(self, "axis", "linear" if pure else "log")
+        if self.axis not in ("log", "linear"):
+            raise ValueError(f'axis: expected "log" or "linear", got {self.axis!r}')
+        if self.classes < 1:
+            raise ValueError(f"classes: expected at least 1, got {self.classes}")
+        if not 0 <= self.clean_correct <= self.rows or self.rows < 1:
+            raise ValueError(f"clean_correct: got {self.clean_correct} of {self.rows} rows")
+        if self.floor is None:
+            put(self, "floor", 1 / self.classes)
+
+    @property
+    def clean(self) -> float:
+        """Accuracy without noise."""
+        return self.clean_correct / self.rows
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter of hardware that the levels are values of; empty: they are levels of noise."""
+        return str(self.noise.get("parameter", ""))
+
+    @property
+    def rising(self) -> bool:
+        """Whether accuracy rises with the level."""
+        return self.noise.get("larger") == "better"
+
+    @property
+    def independent_rows(self) -> bool:
+        """Whether different rows see independent noise."""
+        return self.target == "activation"

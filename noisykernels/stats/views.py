@@ -1,0 +1,103 @@
+"""What a result must have to be drawn: pictures lie below the results, and know no more of them than this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from noisykernels.stats.midpoint import Midpoint
+from noisykernels.stats.records import Curve, Meta, Record
+from noisykernels.stats.votes import VoteCurve
+
+__all__ = ["ComparisonLike", "PredictorLike", "StudyLike", "SweepLike", "VotesLike"]
+
+
+class StudyLike(Protocol):
+    """Of a `Study`."""
+
+    @property
+    def records(self) -> list[Record]: ...
+
+    @property
+    def meta(self) -> Meta: ...
+
+    def curves(self, confidence: float = 0.95) -> list[Curve]: ...
+
+    def to_pandas(self) -> Any: ...
+
+    def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]: ...
+
+
+class PairLike(Protocol):
+    """Of one site in a comparison."""
+
+    @property
+    def site(self) -> str: ...
+
+    @property
+    def a(self) -> Midpoint | None: ...
+
+    @property
+    def b(self) -> Midpoint | None: ...
+
+    @property
+    def verdict(self) -> str: ...
+
+
+class ComparisonLike(Protocol):
+    """Of a `Comparison`."""
+
+    @property
+    def pairs(self) -> Sequence[PairLike]: ...
+
+    @property
+    def names(self) -> tuple[str, str]: ...
+
+
+class VotesLike(Protocol):
+    """Of `Votes`."""
+
+    @property
+    def curves(self) -> Mapping[str, VoteCurve]: ...
+
+    @property
+    def clean(self) -> float: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def draws(self) -> tuple[int, ...]: ...
+
+
+class SweepLike(Protocol):
+    """Of a `Sweep`; its results have a format, r2, normalised and speedup."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def target(self) -> float: ...
+
+    @property
+    def results(self) -> Sequence[Any]: ...
+
+    def front(self) -> Sequence[Any]: ...
+
+    def fastest(self, target: float) -> Any: ...
+
+
+class PredictorLike(Protocol):
+    """Of a `LinearPredictor`."""
+
+    @property
+    def slope(self) -> float: ...
+
+    @property
+    def intercept(self) -> float: ...
+
+    @property
+    def correlation(self) -> float: ...

@@ -1,0 +1,297 @@
+"""A study as one HTML file that explains itself: readable offline, on paper, and years later.
+
+Nothing outside of the file is asked for: pictures lie in it, and there is no script. The same study makes the same
+bytes.
+This file must not know torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from noisykernels._util.files import replacing
+from noisykernels._util.optional import optional
+from noisykernels.plotting.curves import plot_curves, plot_profile
+from noisykernels.plotting.maps import plot_heat_map
+from noisykernels.stats.midpoint import Midpoint, midpoint_cells
+from noisykernels.stats.views import StudyLike
+
+__all__ = ["report"]
+
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  background: light-dark(#fff, #16181c); color: light-dark(#1a1a1a, #e4e4e4); }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+p.summary { font-size: 1.1rem; border-left: 4px solid #0072b2; padding-left: 1rem; }
+table { border-collapse: collapse; } .wide { overflow-x: auto; }
+th, td { text-align: left; padding: .2rem .9rem .2rem 0; vertical-align: top; border-bottom: 1px solid #8884; }
+td { overflow-wrap: anywhere; }
+th.n, td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; background: #fff; padding: .5rem; box-sizing: border-box; border-radius: 4px; }
+pre { padding: .8rem; background: #8882; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print { :root { color-scheme: light; }
+  body { margin: 0; max-width: none; background: #fff; color: #000; font-size: 11pt; }
+  img, tr, pre { break-inside: avoid; } h2 { break-after: avoid; } }
+"""
+# status of a record: what it says of the cell
+STATUSES = {
+    "evaluated": "run, and counted",
+    "proved": "not run: the noise was shown to change no prediction, so the counts are those without noise",
+    "settled": "not run in full: counts are of the rows looked at, accuracies are estimates for all rows",
+}
+
+
+def report(
+    study: StudyLike, path: str | os.PathLike[str], title: str | None = None, *, command: str | None = None
+) -> Path:
+    """Writes a study as one HTML file; an existing file is replaced whole or not at all.
+
+    In it: what was asked, the weakest and the strongest site, the midpoints with their intervals, curves, profile and
+    heat map, how the cells were come by, and how to run the study again.
+
+    Args:
+        study: the study.
+        path: of the file.
+        title: None names the model and the data.
+        command: the command that ran the study, if a command did.
+
+    Returns:
+        The path.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: no records; the clean accuracy is not above the floor, so there are no midpoints.
+
+    Example:
+        >>> import tempfile
+        >>> from noisykernels.stats import Meta, Record
+        >>> meta = Meta(seed=0, noise={"add": 1.0}, levels=(0.1, 1.0, 10.0), draws=(0,), rows=100, clean_correct=90,
+        ...             classes=10, sites=("input",), stream_version=1, model="mlp")
+        >>> counts = zip(meta.levels, (88, 50, 11), strict=True)
+        >>> study = Study([Record.counted("input", 0, v, 0, 100, c) for v, c in counts], meta)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = report(study, folder + "/report.html").read_text()
+        >>> page[:15], "<title>mlp" in page
+        ('<!DOCTYPE html>', True)
+    """
+    if not study.records:
+        raise ValueError("report: expected a study with records, got none")
+    m, points = study.meta, study.midpoints()
+    heading = title if title is not None else " on ".join(filter(None, (m.model, m.data))) or "Noise study"
+    rows = [[str(p.site_index), p.site, *midpoint_cells(p)] for p in points]
+    counts = Counter(r.status for r in study.records)
+    cells = [[status, f"{n:,}", STATUSES.get(status, "")] for status, n in sorted(counts.items())]
+    what = m.parameter or "noise level"
+    parts = [
+        f"<h1>{_text(heading)}</h1>",
+        f'<p class="summary">{_text(_summary(points, m.clean))}</p>',
+        "<h2>What was asked</h2>",
+        _table([], _asked(study)),
+        "<h2>Midpoint of each site</h2>",
+        f"<p>{_text(_meaning(study))} Half-way: where the measured curve crosses.</p>",
+        _table(["#", "site", "midpoint", "95 % interval", "half-way", "status"], rows, numbers=(0, 2, 3, 4)),
+        f"<h2>Accuracy against {_text(what)}</h2>",
+        _picture(lambda ax: plot_curves(study, ax), (9.5, 4.8), f"accuracy of each site against {what}"),
+        "<h2>Layer profile</h2>",
+        _picture(lambda ax: plot_profile(study, ax), (9.5, 4.8), "midpoint of each site in execution order"),
+        "<h2>Heat map</h2>",
+        _picture(
+            lambda ax: plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
+        ),
+        "<h2>How the cells were come by</h2>",
+        f"<p>A cell is one site at one {'value' if m.parameter else 'level'} under one draw of the noise.</p>",
+        _table(["status", "cells", "meaning"], cells, numbers=(1,)),
+        "<h2>How to run it again</h2>",
+        f"<pre>{_text(command)}</pre><p>or, in Python:</p>" if command else "",
+        f"<pre>{_text(_snippet(study))}</pre>",
+        "<p>Noise depends on nothing but seed, site, draw, row and element. Predictions are the same under the same "
+        "contraction plan; under another one those at a decision boundary may differ by rounding.</p>",
+        "<h2>Plan and versions</h2>",
+        _table([], [[k, _shown(v)] for k, v in [*m.plan.items(), ("noise stream", m.stream_version), *_versions()]]),
+    ]
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(heading)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</body>\n</html>\n"
+    )
+    path = Path(path)
+    with replacing(path) as file:
+        file.write(page.encode())
+    return path
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _shown(value: Any) -> str:
+    """A value of the meta for a reader."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else str(value)
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """A table; without a head the first column is one. numbers: columns flush right."""
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        tags = [tag if head or i else "th" for i in range(len(cells))]
+        kinds = [' class="n"' if i in numbers else "" for i in range(len(cells))]
+        return "".join(f"<{t}{k}>{_text(c)}</{t}>" for t, k, c in zip(tags, kinds, cells, strict=True))
+
+    body = "\n".join(f"<tr>{row('td', line)}</tr>" for line in lines)
+    top = f"<thead><tr>{row('th', head)}</tr></thead>\n" if head else ""
+    return f'<div class="wide"><table>\n{top}<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _picture(draw: Callable[[Any], object], size: tuple[float, float], words: str) -> str:
+    """A picture as an element of its own, so that names within two of them cannot clash.
+
+    matplotlib's own settings, whatever the user's are, and no date: the same bytes again.
+    """
+    style, figures = optional("matplotlib.style", "plot"), optional("matplotlib.figure", "plot")
+    file = io.BytesIO()
+    with style.context(["default", {"svg.hashsalt": "noisykernels"}]):
+        figure = figures.Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(file, format="svg", dpi=150, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = file.getvalue()
+    svg = svg[svg.index(b"<svg") :]  # without the reference to the document type
+    return f'<img alt="{_text(words)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
+
+
+def _meaning(study: StudyLike) -> str:
+    """What a midpoint is, and what stands in its place."""
+    if study.meta.rising:
+        return (
+            f"The {study.meta.parameter} at which accuracy is half-way from its clean value to the floor, and its 95 % "
+            "interval, which speaks of the randomness on these data. >: not even half-way at this value; <: still "
+            "above half-way at it."
+        )
+    return (
+        f"The {study.meta.parameter or 'noise level'} at which accuracy has fallen half-way from its clean value to "
+        "the floor, and its 95 % interval, which speaks of the noise's randomness on these data. >: not half-way up to "
+        "this level; <: already at this level."
+    )
+
+
+def _summary(points: Sequence[Midpoint], clean: float) -> str:
+    """The weakest and the strongest site, in words."""
+    ranks = {False: -math.inf, True: math.inf}
+    ranked = sorted(
+        points, key=lambda p: (p.level, p.low) if p.status == "ok" else (ranks[p.above], p.low if p.above else p.high)
+    )
+    weakest, strongest = (ranked[-1], ranked[0]) if points[0].rising else (ranked[0], ranked[-1])
+    text = f"Without noise the accuracy is {clean:.4f}. "
+    if len(points) == 1:
+        return f"{text}{weakest.site} {_stands(weakest)}."
+    text += f"The weakest of {len(points)} sites is {weakest.site}: it {_stands(weakest)}. "
+    text += f"The strongest is {strongest.site}: it {_stands(strongest)}"
+    if weakest.status == strongest.status == "ok" and min(weakest.level, strongest.level) > 0:
+        ratio = strongest.level / weakest.level
+        text += f", {ratio:.3g} times as much" if ratio >= 1 else f", 1/{1 / ratio:.3g} as much"
+    return text + "."
+
+
+def _stands(p: Midpoint) -> str:
+    if p.rising and p.status != "ok":
+        return f"{'stands' if p.status == 'none' else 'has not risen'} above half-way " + (
+            f"even at {p.high:.4g}" if p.status == "none" else f"up to {p.low:.4g}"
+        )
+    if p.status == "none":
+        return f"does not fall half-way up to level {p.low:.4g}"
+    if p.status == "below":
+        return "has fallen half-way already at " + (f"level {p.high:.4g}" if math.isfinite(p.high) else "every level")
+    interval = f"95 % interval {p.low:.4g} to {p.high:.4g}"
+    if p.rising:
+        return f"is half-way to the floor of {p.floor:.3g} at {p.level:.4g} ({interval})"
+    return f"falls half-way to the floor of {p.floor:.3g} at level {p.level:.4g} ({interval})"
+
+
+def _asked(study: StudyLike) -> list[list[str]]:
+    m = study.meta
+    walked = len({r.site_index for r in study.records})
+    span = f"from {min(m.levels):.4g} to {max(m.levels):.4g}"
+    search = f"searched for each site, {len(m.levels)} looked at, {span}"
+    return [
+        ["model", m.model or "not said"],
+        ["data", m.data or "not said"],
+        ["rows", f"{m.rows:,} ({m.clean_correct:,} correct without noise), {m.classes} classes"],
+        ["parameter", f"{m.parameter}; larger is {m.noise.get('larger')}"]
+        if m.parameter
+        else ["noise at level 1", _shown(m.noise)],
+        ["where", f"{m.target}s, one site at a time: {walked} of {len(m.sites)} sites"],
+        ["seed", str(m.seed)],
+        ["values" if m.parameter else "levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
+        ["draws", f"up to {len(m.draws)}, as many as needed" if m.midpoints else str(len(m.draws))],
+        ["floor", f"{m.floor:.4g}, the accuracy taken for unbounded noise"],
+    ]
+
+
+def _snippet(study: StudyLike) -> str:
+    """Python that runs the study again, but for what it cannot know: the model and the data."""
+    m = study.meta
+    walked = list(dict.fromkeys(r.site for r in study.records))
+    said = ((name, " ".join(text.split()) or "not said") for name, text in (("model", m.model), ("data", m.data)))
+    what = [f"# {name}: {text}" for name, text in said]  # on one line each: it must stay a comment
+    counted = list(m.draws) == list(range(len(m.draws)))
+    draws = f"draws={len(m.draws) if counted else list(m.draws)!r},"
+    settings = [f"seed={m.seed},", *([f"sites={walked!r},"] if len(walked) < len(m.sites) else [])]
+    settings += [
+        f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads", "memory", "plateaus") if k in m.plan
+    ]
+    settings += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
+    if m.parameter:
+        what.append("# make: from a value of the parameter to the devices of a contraction")
+        lines = [f"make, {list(m.levels)!r},", f"name={m.parameter!r}, larger={m.noise.get('larger')!r},", draws]
+        return _call("walk_parameter", what, [*lines, *settings])
+    noise = {k: m.noise[k] for k in ("add", "mul", "kind", "fold") if k in m.noise}
+    name, where = "Noise", []
+    if m.target == "weight":
+        name, where = "WeightNoise", ['target="weight",']
+        noise["relative"] = m.noise.get("relative")
+    else:
+        noise["order"] = m.noise.get("order") or ("add_mul" if m.noise.get("mode") == "add_mul" else "mul_add")
+    standard = {"add": 0.0, "mul": 0.0, "kind": "gaussian", "fold": False, "order": "mul_add", "relative": None}
+    known = {
+        k: "..." if str(v).startswith("tensor") else repr(v) for k, v in noise.items()
+    }  # a tensor's values are not
+    terms = ", ".join(f"{k}={known[k]}" for k, v in noise.items() if v != standard[k])
+    lines = [f"noise=nk.{name}({terms}),", *where]
+    if not m.midpoints:
+        lines += [f"levels={list(m.levels)!r},", draws]
+    if m.midpoints:
+        what.append("# add rel_ci=... if another interval was asked for than 5 % to either side")
+    return _call("walk", what, [*lines, *settings])
+
+
+def _call(function: str, what: Sequence[str], lines: Sequence[str]) -> str:
+    code = [
+        "import noisykernels as nk",
+        "",
+        *what,
+        f"study = nk.{function}(",
+        "    model, data,",
+        *(f"    {x}" for x in lines),
+        ")",
+    ]
+    return "\n".join(code)
+
+
+def _versions() -> list[tuple[str, str]]:
+    """Of what wrote the report."""
+    ours = getattr(sys.modules.get("noisykernels"), "__version__", "unknown")
+    return [("report by noisykernels", ours), ("pictures by matplotlib", optional("matplotlib", "plot").__version__)]

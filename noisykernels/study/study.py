@@ -1,0 +1,346 @@
+"""The result of a walk: tidy records, how they came about, and the views derived from them.
+
+Records come first, everything else is a view. This file must not know torch or the compiled
+extension; pandas, xarray and matplotlib are imported only by the view that needs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from noisykernels._util.files import replacing
+from noisykernels._util.optional import optional
+from noisykernels._util.text import aligned
+from noisykernels.plotting.curves import plot_curves, plot_study
+from noisykernels.stats.intervals import Floats, band
+from noisykernels.stats.midpoint import Midpoint, fit_midpoint, midpoint_cells, restored
+from noisykernels.stats.records import Curve, Meta, Record
+from noisykernels.study.comparison import Comparison, compare
+from noisykernels.study.export import exporter
+from noisykernels.study.html_report import report
+
+__all__ = ["Study", "StudyFileError"]
+
+
+FORMAT, FORMAT_VERSION = "noisykernels.study", 1
+
+
+class StudyFileError(ValueError):
+    """A file is not a study, or is damaged; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True, repr=False)
+class Study:
+    """What a walk returns: records in task-key order (site, level, draw), and `meta`.
+
+    Raises:
+        ValueError: a record of an unknown site, or two records of one cell.
+
+    Example:
+        >>> meta = Meta(seed=0, noise={"add": 1.0}, levels=(0.1, 1.0, 10.0), draws=(0,), rows=100,
+        ...             clean_correct=90, classes=10, sites=("input",), stream_version=1)
+        >>> counts = {0.1: 88, 1.0: 50, 10.0: 11}
+        >>> records = [Record.counted("input", 0, v, 0, 100, c) for v, c in counts.items()]
+        >>> study = Study(records, meta)
+        >>> study
+        <Study: 1 site x 3 levels x 1 draw, 100 rows, clean 0.9000, 3 records>
+        >>> [round(m.level, 2) for m in study.midpoints()]
+        [1.0]
+    """
+
+    records: list[Record]
+    meta: Meta
+
+    def __post_init__(self) -> None:
+        """Bring the records into task-key order and check their keys."""
+        records = sorted(self.records, key=lambda r: (r.site_index, r.level, r.draw))
+        for r in records:
+            if r.site not in self.meta.sites[r.site_index : r.site_index + 1]:
+                raise ValueError(f"records: site {r.site_index} {r.site!r} is not in meta.sites")
+        for a, b in pairwise(records):
+            if a[:4] == b[:4]:
+                raise ValueError(f"records: two of site {a.site!r}, level {a.level}, draw {a.draw}")
+        object.__setattr__(self, "records", records)
+
+    def __repr__(self) -> str:
+        m = self.meta
+        sizes = ((len(m.sites), "site"), (len(m.levels), "level"), (len(m.draws), "draw"))
+        text = " x ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in sizes)
+        count = len(self.records)
+        return f"<Study: {text}, {m.rows} rows, clean {m.clean:.4f}, {count} records>"
+
+    def _cells(self) -> list[tuple[str, int, Floats, Floats, Floats]]:
+        """Per walked site: name, index, levels, accuracy and rows [level, draw], nan if missing."""
+        found: dict[int, list[Record]] = {}
+        for r in self.records:
+            found.setdefault(r.site_index, []).append(r)
+        out = []
+        for index, records in found.items():
+            levels = sorted({r.level for r in records})
+            draws = sorted({r.draw for r in records})
+            row = {v: i for i, v in enumerate(levels)}
+            column = {v: i for i, v in enumerate(draws)}
+            accuracy = np.full((len(levels), len(draws)), np.nan)
+            rows = np.zeros_like(accuracy)
+            for r in records:
+                accuracy[row[r.level], column[r.draw]] = r.accuracy
+                rows[row[r.level], column[r.draw]] = r.rows
+            out.append((records[0].site, index, np.array(levels), accuracy, rows))
+        return out
+
+    def curves(self, confidence: float = 0.95) -> list[Curve]:
+        """Mean accuracy over draws per site and level, with the band of `bands.band`.
+
+        The band speaks of the noise's randomness on the given data, level by level: Wilson over
+        all rows of all draws for activation noise (safe with any number of draws, never
+        collapses), t over draws and never narrower than Wilson's for noise that rows share.
+
+        Args:
+            confidence: two-sided, pointwise.
+
+        Returns:
+            One curve per site, in execution order; arrays are [level].
+        """
+        return [
+            Curve(site, index, levels, *band(
+                accuracy, rows, confidence=confidence, independent_rows=self.meta.independent_rows
+            ), accuracy.shape[1])
+            for site, index, levels, accuracy, rows in self._cells()
+        ]  # fmt: skip
+
+    def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]:
+        """Midpoint noise level of each site: what an adaptive walk has found, or see `fit.fit_midpoint`.
+
+        Args:
+            floor: None: the study's (1 / classes unless said otherwise); "free": fitted per site;
+                or an accuracy.
+            confidence: two-sided.
+
+        Returns:
+            One per site, in execution order.
+
+        Raises:
+            ValueError: the clean accuracy is not above the floor.
+        """
+        if isinstance(floor, str) and floor != "free":
+            raise ValueError(f'floor: expected None, "free" or an accuracy, got {floor!r}')
+        if self.meta.midpoints and floor is None and confidence == self.meta.midpoints[0]["confidence"]:
+            return [restored(m) for m in self.meta.midpoints]
+        lo = None if floor == "free" else self.meta.floor if floor is None else float(floor)
+        assert self.meta.axis is not None  # set by Meta
+        found = []
+        for site, index, levels, accuracy, rows in self._cells():
+            m = fit_midpoint(
+                levels, accuracy, rows=rows, clean=self.meta.clean, floor=lo, axis=self.meta.axis,
+                confidence=confidence, independent_rows=self.meta.independent_rows, rising=self.meta.rising,
+            )  # fmt: skip
+            found.append(replace(m, site=site, site_index=index))
+        return found
+
+    def table(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> str:
+        """The midpoint table as aligned text, one line per site; arguments as `midpoints`.
+
+        "> 10" in place of a midpoint: never half-way up to level 10. "< 0.1": already at 0.1. (Where larger is better:
+        not even half-way at 10; and still above half-way at 0.1.)
+        """
+        m = self.meta
+        every = self.midpoints(floor, confidence)
+        head = [
+            "#",
+            "site",
+            "floor",
+            "midpoint",
+            f"{confidence:.0%} interval",
+            "half-way",
+            "status",
+        ]
+        lines = [head] + [[str(p.site_index), p.site, f"{p.floor:.3f}", *midpoint_cells(p)] for p in every]
+        title = (
+            f"clean accuracy {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
+            + (
+                f"adaptive, {m.plan['evaluations']:,} evaluations"
+                if m.midpoints
+                else f"{len(m.levels)} levels x {len(m.draws)} draws"
+            )
+            + (f" of the {m.parameter}" if m.parameter else "")
+            + f", {m.axis} axis, seed {m.seed}"
+        )
+        return "\n".join([title, *aligned(lines, left=(1, 6))])
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """Picture of the study: curves and profile, or the curves alone on the caller's axes.
+
+        Args:
+            ax: matplotlib axes for `plot.plot_curves`, a pair for `plot.plot_study`, or None.
+            options: passed on.
+
+        Returns:
+            The matplotlib Figure.
+        """
+        if ax is None or isinstance(ax, Sequence | np.ndarray):
+            return plot_study(self, axes=ax, **options)
+        return plot_curves(self, ax=ax, **options).figure
+
+    def to_pandas(self) -> Any:
+        """The records as a pandas DataFrame, one column per field of `Record`."""
+        pandas = optional("pandas", "table")
+        return pandas.DataFrame.from_records(self.records, columns=list(Record._fields))
+
+    def chips(self, limit: float | None = None) -> Any:
+        """The spread over draws at each site and level; under noise on weights a draw is a chip.
+
+        Args:
+            limit: accuracy at which the yield is told; None: 95 % of the clean accuracy.
+
+        Returns:
+            A pandas DataFrame: site, site_index, level, chips, mean, std, worst, best, yield.
+
+        Raises:
+            ValueError: the study is adaptive: its draws have seen different rows.
+        """
+        pandas = optional("pandas", "table")
+        if self.meta.midpoints:
+            raise ValueError("chips: an adaptive study has no chips to compare: give walk levels and draws")
+        least = 0.95 * self.meta.clean if limit is None else limit
+        records = self.to_pandas()
+        records["good"] = records["accuracy"] >= least
+        table = records.groupby(["site", "site_index", "level"], as_index=False, sort=False).agg(
+            chips=("draw", "count"), mean=("accuracy", "mean"), std=("accuracy", "std"), worst=("accuracy", "min"),
+            best=("accuracy", "max"), good=("good", "mean"),
+        )  # fmt: skip
+        return pandas.DataFrame(table.rename(columns={"good": "yield"}))
+
+    def to_xarray(self) -> Any:
+        """The records as an xarray Dataset over (site, level, draw).
+
+        Counts and accuracies are float (nan where a cell has no record), status is text ("" there).
+        """
+        xarray = optional("xarray", "table")
+        names = {r.site_index: r.site for r in self.records}
+        keys: dict[str, list[Any]] = {
+            "site_index": sorted(names),
+            "level": sorted({r.level for r in self.records}),
+            "draw": sorted({r.draw for r in self.records}),
+        }
+        places = {name: {v: i for i, v in enumerate(values)} for name, values in keys.items()}
+        shape = tuple(len(v) for v in keys.values())
+        data: dict[str, Any] = {name: np.full(shape, np.nan) for name in ("rows", "correct", "accuracy", "low", "high")}
+        data["status"] = np.full(shape, "", dtype=object)
+        for r in self.records:
+            at = tuple(places[name][getattr(r, name)] for name in keys)
+            for name, values in data.items():
+                values[at] = getattr(r, name)
+        m = self.meta
+        return xarray.Dataset(
+            {name: (("site", "level", "draw"), values) for name, values in data.items()},
+            coords={
+                "site": [names[i] for i in keys["site_index"]],
+                "site_index": ("site", keys["site_index"]),
+                "level": keys["level"],
+                "draw": keys["draw"],
+            },
+            attrs={"seed": m.seed, "clean": m.clean, "floor": m.floor, "axis": m.axis,
+                   "stream_version": m.stream_version},
+        )  # fmt: skip
+
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write the records for other programs; the file's suffix says how. An existing file is replaced.
+
+        ``.csv``: a line of names and a line for each record, numbers with all their digits. ``.json``:
+        ``{"meta": {...}, "records": [{"site": ..., ...}, ...]}``. ``.parquet``: the table of `to_pandas`; pandas reads
+        the meta back as ``frame.attrs["meta"]``. None of them can be loaded as a study again: `save` is for that.
+
+        Args:
+            path: ends in .csv, .json or .parquet.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: another suffix.
+            ModuleNotFoundError: .parquet without pandas or pyarrow.
+
+        Example:
+            >>> import tempfile
+            >>> meta = Meta(seed=0, noise={"add": 1.0}, levels=(0.5,), draws=(0,), rows=100, clean_correct=90,
+            ...             classes=10, sites=("input",), stream_version=1)
+            >>> study = Study([Record.counted("input", 0, 0.5, 0, 100, 70)], meta)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     print(study.export(folder + "/records.csv").read_text()[:72])
+            site,site_index,level,draw,rows,correct,accuracy,status,low,high
+            input,0
+        """
+        path = Path(path)
+        content = exporter(path)(self)
+        with replacing(path) as file:
+            file.write(content)
+        return path
+
+    def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write one HTML file that shows and explains the study; see `report.report`."""
+        return report(self, path, title)
+
+    def compare(self, other: Study, names: tuple[str, str] = ("a", "b")) -> Comparison:
+        """The midpoints of this study (a) and of another one (b), site by site; see `compare.compare`."""
+        return compare(self, other, names)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the study as JSON; an existing file is replaced whole or not at all.
+
+        Returns:
+            The path.
+        """
+        body = {
+            "meta": asdict(self.meta),
+            "columns": list(Record._fields),
+            "records": [list(r) for r in self.records],
+        }
+        head = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(body)}
+        path = Path(path)
+        with replacing(path) as file:
+            file.write(json.dumps({**head, **body}, allow_nan=False).encode() + b"\n")
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Study:
+        """Read what `save` wrote; equal to the study saved.
+
+        Raises:
+            StudyFileError: not a study, from a newer release, damaged or edited.
+            OSError: no such file, ...
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise StudyFileError(f"{path}: not a study file, or cut off: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise StudyFileError(f'{path}: not a study file (no "format": "{FORMAT}")')
+        if content.get("version") != FORMAT_VERSION:
+            raise StudyFileError(
+                f"{path}: format version {content.get('version')!r}; this release reads version {FORMAT_VERSION}"
+            )
+        body = {k: v for k, v in content.items() if k not in ("format", "version", "sha256")}
+        if content.get("sha256") != _digest(body):
+            raise StudyFileError(f"{path}: damaged or edited: its SHA-256 does not fit its content")
+        try:
+            if body["columns"] != list(Record._fields):
+                raise ValueError(f"columns are {body['columns']}")
+            return cls([Record(*r) for r in body["records"]], Meta(**body["meta"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StudyFileError(f"{path}: not a valid study: {error}") from error
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    """SHA-256 of the content, whatever the order of keys and the white space."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""How sharp the loss is around a network's weights: what sharpness-aware training makes smaller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from noisykernels._util.data import Data, batches
+from noisykernels._util.runtime import evaluating, place_of
+from noisykernels.training.sam import ASAM, SAM, SAMSON
+
+__all__ = ["m_sharpness"]
+
+
+def m_sharpness(
+    model: nn.Module,
+    data: Data,
+    *,
+    rho: float = 0.05,
+    ascent: type[SAM] | type[ASAM] | type[SAMSON] = SAM,
+    batch_size: int = 128,
+    **options: Any,
+) -> float:
+    r"""By how much the loss rises within a ball around the weights: its mean over batches of *m* rows.
+
+    .. math:: \frac1N \sum_{\text{batches } b} m_b \big[ L_b(w + \epsilon_b) - L_b(w) \big]
+
+    with :math:`\epsilon_b` the ascent of `SAM`, `ASAM` or `SAMSON` on the batch: to first order where the loss in the
+    ball is largest. Cross-entropy, in evaluation mode; the weights are put back to the bit.
+
+    Args:
+        model: a classifier, (rows, ...) -> (rows, classes).
+        data: (inputs, labels), tensors; or any other iterable of such batches.
+        rho: size of the ball, as the optimizer has it.
+        ascent: `SAM`, `ASAM` or `SAMSON`.
+        batch_size: *m*: rows of a batch, where `data` are tensors.
+        options: of the ascent: eta, p.
+
+    Returns:
+        The mean rise of the loss, per row.
+
+    Raises:
+        ValueError: no data, no labels, or an option out of range.
+
+    Source: m-sharpness: Foret et al. 2021 (SAM, arXiv 2010.01412); against noise on weights: SAMSON (2211.11561).
+
+    Example:
+        >>> model = nn.Linear(4, 3)
+        >>> m_sharpness(model, (torch.randn(8, 4), torch.arange(8) % 3), rho=0.1) > 0
+        True
+    """
+    weights = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = ascent(weights, torch.optim.SGD, rho=rho, lr=0.0, **options)
+    before, place = [p.grad for _, p in weights], place_of(model)
+    total, rows = 0.0, 0
+    try:
+        with evaluating(model):
+            for x, labels in batches("m_sharpness", data, batch_size):
+                if labels is None:
+                    raise ValueError("m_sharpness: data must hold labels, got inputs alone")
+                x, labels = x.to(place), labels.to(place)
+                optimizer.zero_grad()
+                with torch.enable_grad():
+                    here = F.cross_entropy(model(x), labels)
+                    torch.autograd.backward(here)
+                optimizer.ascend()
+                try:
+                    there = F.cross_entropy(model(x), labels)
+                finally:
+                    optimizer.restore()
+                total += float(there - here.detach()) * len(labels)
+                rows += len(labels)
+    finally:
+        for (_, p), grad in zip(weights, before, strict=True):
+            p.grad = grad
+    if rows == 0:
+        raise ValueError("m_sharpness: data must hold at least one row, got none")
+    return total / rows

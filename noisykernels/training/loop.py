@@ -1,0 +1,199 @@
+"""Training with the recipe of the Walking Noise study, and accuracy.
+
+Knows nothing about noise: a model whose layers draw noise is trained like any other, and `on_step`
+lets the caller name the draw and the rows of each step. Shuffling and augmentation have a generator
+of their own; torch's global generator is left to the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from noisykernels._util.progress import progress_bar
+from noisykernels._util.runtime import evaluating, keeping_modes, place_of
+from noisykernels.datasets.augment import Augment
+
+__all__ = ["accuracy", "clamp_weights", "train"]
+
+
+Data = tuple[Tensor, Tensor]
+Step = Callable[[int, Tensor], AbstractContextManager[object] | None]
+
+
+def clamp_weights(model: nn.Module, limit: float) -> None:
+    """Clamp the `weight` of every module but batch norms to [-limit, limit]; biases are left alone.
+
+    Example:
+        >>> layer = nn.Linear(4, 4)
+        >>> clamp_weights(layer, 0.01)
+        >>> bool(layer.weight.abs().max() <= 0.01)
+        True
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, nn.Parameter) and not isinstance(module, _BatchNorm):
+                weight.clamp_(-limit, limit)
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    *,
+    epochs: int,
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    augment: Augment | None = None,
+    clamp: float | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    on_epoch: Callable[[dict[str, float]], object] | None = None,
+    on_step: Step | None = None,
+    val: Data | None = None,
+) -> list[dict[str, float]]:
+    """Train in place: Adam, cosine annealing over the epochs, cross-entropy, no weight decay.
+
+    Each epoch is a permutation of the rows, from a generator seeded with `seed`, which also serves
+    `augment`; a last batch of a single row, which batch norm cannot take, joins the one before it.
+    For the same seed, data, model and number of threads the weights come out equal to the bit.
+
+    Args:
+        model: any classifier; its modules are in training mode meanwhile, and put back afterwards.
+        data: inputs (N, ...), float; labels (N,), int64.
+        epochs: passes over the data.
+        lr: learning rate of the first epoch.
+        batch_size: rows of a step.
+        augment: function (inputs of a batch, generator) -> inputs; see `augmentation`.
+        clamp: after each step, `clamp_weights(model, clamp)`.
+        seed: of shuffling and augmentation. Noise inside the model has its own.
+        device: move the model there; by default it stays where it is. The data follows it.
+        progress: show a bar on standard error, if tqdm is installed.
+        on_epoch: called with the record of each epoch.
+        on_step: called as `on_step(step, rows)` before each step, counted from 0 over all epochs,
+            with the data-set rows of the batch (int64, on the CPU). If it returns a context
+            manager, forward and backward run inside it. To train with noise that does not repeat:
+            `on_step=lambda step, rows: noise_state(model, seed=1, draws=[step], rows=rows)`.
+        val: data on which each epoch's accuracy is measured, without `on_step`.
+
+    Returns:
+        A record per epoch: `epoch` (from 1), `lr`, `loss` and `accuracy` (means over the epoch, in
+        training mode), `seconds`, and `val_accuracy` where `val` is given.
+
+    Raises:
+        ValueError: data that does not fit together, or a setting out of range.
+
+    Example:
+        >>> model = nn.Linear(3, 2)
+        >>> history = train(model, (torch.randn(8, 3), torch.zeros(8, dtype=torch.int64)), epochs=2)
+        >>> [record["lr"] for record in history]
+        [0.001, 0.0005]
+    """
+    _check(data)
+    if epochs < 0 or batch_size < 1 or (clamp is not None and not clamp > 0):
+        raise ValueError(
+            "train: expected epochs >= 0, batch_size >= 1 and clamp > 0 or None, "
+            f"got {epochs}, {batch_size} and {clamp}"
+        )
+    if device is not None:
+        model.to(device)
+    place = place_of(model)
+    inputs, labels = (part.to(place) for part in data)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
+    history: list[dict[str, float]] = []
+    bar = progress_bar(epochs, "training", unit="epoch") if progress else None
+    step = 0
+    try:
+        for epoch in range(1, epochs + 1):
+            start, rate = time.perf_counter(), schedule.get_last_lr()[0]
+            loss_sum = torch.zeros((), device=place)
+            correct = torch.zeros((), dtype=torch.int64, device=place)
+            batches = _batches(len(labels), batch_size, generator)
+            with keeping_modes(model):
+                model.train()  # which a model may override, to leave a part as it is
+                for rows in batches:
+                    x, y = inputs[rows.to(place)], labels[rows.to(place)]
+                    if augment is not None:
+                        x = augment(x, generator)
+                    around = on_step(step, rows) if on_step is not None else None
+                    with around if around is not None else nullcontext():
+                        logits = model(x)
+                        loss = nn.functional.cross_entropy(logits, y)
+                        optimizer.zero_grad()
+                        torch.autograd.backward(loss)
+                    optimizer.step()
+                    if clamp is not None:
+                        clamp_weights(model, clamp)
+                    loss_sum += loss.detach() * len(rows)
+                    correct += (logits.detach().argmax(1) == y).sum()
+                    step += 1
+                    if bar is not None:
+                        bar.update(1 / len(batches))
+            schedule.step()
+            record = {
+                "epoch": epoch,
+                "lr": float(rate),
+                "loss": float(loss_sum) / len(labels),
+                "accuracy": int(correct) / len(labels),
+            }
+            if val is not None:
+                record["val_accuracy"] = accuracy(model, val)
+            record["seconds"] = time.perf_counter() - start
+            history.append(record)
+            if bar is not None:
+                bar.set_postfix({k: v for k, v in record.items() if k.endswith(("loss", "racy"))})
+            if on_epoch is not None:
+                on_epoch(record)
+    finally:
+        if bar is not None:
+            bar.close()
+    return history
+
+
+def accuracy(model: nn.Module, data: Data, batch_size: int = 1000) -> float:
+    """Fraction of rows classified correctly, in evaluation mode; the model's modes are put back.
+
+    Args:
+        model: any classifier, on any device.
+        data: inputs (N, ...), float; labels (N,), int64.
+        batch_size: rows per forward pass.
+
+    Example:
+        >>> accuracy(nn.Identity(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
+        0.75
+    """
+    _check(data)
+    place, correct = place_of(model), 0
+    batches = zip(*(torch.split(part, batch_size) for part in data), strict=True)
+    with evaluating(model), torch.inference_mode():
+        for x, y in batches:
+            correct += int((model(x.to(place)).argmax(1) == y.to(place)).sum())
+    return correct / len(data[1])
+
+
+def _check(data: Data) -> None:
+    """Refuse data that is empty or does not fit together."""
+    inputs, labels = data
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(f"labels: expected int64 of shape (N,), got {labels.dtype} of {tuple(labels.shape)}")
+    if len(inputs) != len(labels) or len(labels) == 0:
+        raise ValueError(
+            f"data: expected as many inputs as labels and at least one, got {len(inputs)} and {len(labels)}"
+        )
+
+
+def _batches(n: int, size: int, generator: Generator) -> list[Tensor]:
+    """A permutation of n rows in batches; a last batch of one row joins the one before it."""
+    order = torch.randperm(n, generator=generator)
+    batches = list(torch.split(order, size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

@@ -1,0 +1,364 @@
+"""Sharpness-aware training: `SAM`, `ASAM` and `SAMSON`, around any of torch's optimizers.
+
+Each step takes two passes over the same batch: the first gradient says where the loss nearby is largest,
+and the base optimizer steps from the weights with the gradient of that place. Knows nothing of noise but that
+layers without a seed of their own draw one from torch's generators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.optimizer import Optimizer, ParamsT
+
+__all__ = ["ASAM", "SAM", "SAMSON"]
+
+
+TINY = 1e-16  # added to the norm of the gradient, as in the authors' code
+
+
+class _SharpnessAware(Optimizer):
+    """What the three have in common; they differ in `_scale`, the T of their formulas.
+
+    The base optimizer's groups, state and defaults are also this optimizer's: there is one learning rate for a
+    scheduler to change and one state to store.
+    """
+
+    base_optimizer: Optimizer
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[Optimizer],
+        settings: dict[str, Any],
+        model: nn.Module | None,
+        same_noise: bool,
+        options: dict[str, Any],
+    ) -> None:
+        name = type(self).__name__
+        if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
+            kind = base_optimizer if isinstance(base_optimizer, type) else type(base_optimizer)
+            raise TypeError(
+                f"{name}: base_optimizer must be an optimizer's class, with its arguments after it, got "
+                f"{'the class' if kind is base_optimizer else 'an object of class'} {kind.__name__}"
+            )
+        if not (model is None or isinstance(model, nn.Module)):
+            raise TypeError(f"{name}: model must be a torch.nn.Module or None, got {type(model).__name__}")
+        self.settings, self.model, self.same_noise = settings, model, same_noise
+        self._originals: list[tuple[Tensor, Tensor]] | None = None  # weights and their copies, at the ascent point
+        self._ready = False  # both passes are done
+        super().__init__(params, dict(settings))
+        self.base_optimizer = base_optimizer(self.param_groups, **options)
+        if clash := settings.keys() & self.base_optimizer.defaults.keys():
+            raise ValueError(f"{name}: {base_optimizer.__name__} has settings of the same name: {', '.join(clash)}")
+        self.base_optimizer.defaults.update(settings)
+        self._share()
+
+    def _share(self) -> None:
+        base = self.base_optimizer
+        self.defaults, self.param_groups, self.state = base.defaults, base.param_groups, base.state
+
+    def _scale(self, name: str, weight: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """T of a parameter; None is 1."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def ascend(self) -> None:
+        """Moves the weights by epsilon, and sets the gradients to None for the second pass.
+
+        Where the gradient is not finite, nothing moves. Epsilon does not depend on the gradient's scale: a loss
+        scaler's factor needs no removal here, and clipping the first gradient changes nothing.
+
+        Raises:
+            RuntimeError: the weights are at the ascent point already, or a gradient is sparse.
+        """
+        if self._originals is not None:
+            raise RuntimeError("ascend: the weights are at the ascent point already; restore() them first")
+        parts: list[tuple[Tensor, Tensor, Tensor | None, float]] = []
+        for group in self.param_groups:
+            names = group.get("param_names", [""] * len(group["params"]))
+            for name, p in zip(names, group["params"], strict=True):
+                if p.grad is None or p.numel() == 0:
+                    continue
+                if p.grad.is_sparse:
+                    raise RuntimeError(
+                        f"ascend: the gradient of {name or 'a parameter'} is sparse, expected a dense one"
+                    )
+                g = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
+                scale = self._scale(name, p.to(g.dtype), group)
+                rho = -group["rho"] if group.get("maximize") else group["rho"]  # to where the objective is worst
+                parts.append((p, g if scale is None else scale * g, scale, rho))
+        self._originals, self._ready = [(p, p.clone()) for p, _, _, _ in parts], False
+        self.zero_grad()
+        if parts:
+            norms = [torch.linalg.vector_norm(scaled) for _, scaled, _, _ in parts]
+            norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+            for p, scaled, scale, rho in parts:
+                here = norm.to(p.device)
+                epsilon = scaled * (rho / (here + TINY))
+                if scale is not None:
+                    epsilon *= scale
+                p.add_(torch.where(here.isfinite(), epsilon, 0.0))  # without waiting for a device
+        torch.clear_autocast_cache()  # which holds copies of the weights
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the weights back, to the bit.
+
+        Raises:
+            RuntimeError: the weights are not at the ascent point.
+        """
+        if self._originals is None:
+            raise RuntimeError("restore: the weights are not at the ascent point; ascend() first")
+        for p, original in self._originals:
+            p.copy_(original)
+        torch.clear_autocast_cache()
+        self._originals, self._ready = None, True
+
+    def passes(self) -> Iterator[int]:
+        """The two passes of a step, as a loop whose body runs forward and backward on the same data both times.
+
+        Yields 0 at the weights, then 1 at the ascent point. Around the second go what `same_noise` and `model`
+        say, after it the weights are back, and `step()` takes the step. What the body draws from torch's
+        generators it draws twice the same way with `same_noise`, so the data is chosen before.
+        """
+        with self._noise_again():
+            yield 0
+        self.ascend()
+        try:
+            with _held_statistics(self.model):
+                yield 1
+        finally:
+            self.restore()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the base optimizer with the gradient of the ascent point.
+
+        Args:
+            closure: clears the gradients, computes the loss, its gradients, and returns it; runs twice. None:
+                both passes were run before, by `passes`, or by `ascend` and `restore`.
+
+        Returns:
+            The loss of the first pass, which is that of the weights themselves; None without a closure.
+
+        Raises:
+            RuntimeError: no closure, and no two passes either.
+        """
+        loss = None
+        if closure is not None:
+            for number in self.passes():
+                with torch.enable_grad():
+                    value = closure()
+                loss = value if number == 0 else loss
+        if not self._ready:
+            raise RuntimeError("step: run both passes first, `for _ in optimizer.passes(): ...`, or give a closure")
+        self._ready = False
+        self.base_optimizer.step()
+        return loss
+
+    def _noise_again(self) -> contextlib.AbstractContextManager[None]:
+        """After it the generators stand where they stood before."""
+        places = {p.device for group in self.param_groups for p in group["params"] if p.device.type != "cpu"}
+        kind = next(iter(places)).type if places else None
+        return torch.random.fork_rng(places, enabled=self.same_noise, device_type=kind)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As for any optimizer; a group may have its own rho, eta and p."""
+        for name in self.settings:
+            self._check(name, param_group.get(name, self.settings[name]))
+        super().add_param_group(param_group)
+
+    def _check(self, name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{type(self).__name__}: {name} must be a number, got {type(value).__name__}")
+        fits, range_ = (value >= 1, "at least 1") if name == "p" else (0 <= value < math.inf, "finite and not negative")
+        if not fits:
+            raise ValueError(f"{type(self).__name__}: {name} must be {range_}, got {value}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's, whose groups hold rho, eta and p too."""
+        return self.base_optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also that of a base optimizer alone; the settings are then those given here."""
+        self.base_optimizer.load_state_dict(state_dict)
+        self._share()
+        for group in self.param_groups:
+            for name, value in self.settings.items():
+                group.setdefault(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("base_optimizer", "settings", "model", "same_noise", "_originals", "_ready")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
+
+
+class SAM(_SharpnessAware):
+    r"""Sharpness-aware minimisation: the step is taken with the gradient at :math:`w + \varepsilon`.
+
+    .. math:: \varepsilon = \rho\, g / (\lVert g \rVert_2 + 10^{-16})
+
+    with *g* the gradient at *w* and one norm over all parameters. The weights are back at *w* to the bit before
+    the base optimizer steps.
+
+    Args:
+        params: parameters, named parameters or groups, as for any optimizer.
+        base_optimizer: class of the optimizer that steps; its arguments are the remaining ones.
+        rho: length of epsilon, in units of the weights; may differ between groups.
+        model: its batch norms keep to the statistics of the first pass. None: both count.
+        same_noise: torch's generators make the second pass draw as the first did, which holds for noise
+            without a seed of its own and for dropout; False: the second pass draws afresh.
+        **options: of the base optimizer.
+
+    Raises:
+        TypeError: a base optimizer that is no class, a setting that is no number.
+        ValueError: a setting out of range, or one that the base optimizer has too.
+
+    Source: Foret et al., Sharpness-Aware Minimization (arXiv 2010.01412).
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+        >>> x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)
+        >>> for _ in optimizer.passes():
+        ...     nn.functional.cross_entropy(model(x), y).backward()
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[Optimizer],
+        *,
+        rho: float = 0.05,
+        model: nn.Module | None = None,
+        same_noise: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, base_optimizer, {"rho": rho}, model, same_noise, options)
+
+    def _scale(self, name: str, weight: Tensor, group: dict[str, Any]) -> None:
+        return None
+
+
+class _Adaptive(_SharpnessAware):
+    """Those that scale by the weights, which they know by their names."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        if "param_names" not in param_group:
+            raise ValueError(
+                f"{type(self).__name__}: names tell which parameters are weights: give model.named_parameters()"
+            )
+
+
+class ASAM(_Adaptive):
+    r"""Adaptive SAM: with eta 0 it does not depend on how a network's weights are scaled against each other.
+
+    .. math:: \varepsilon = \rho\, T^2 g / (\lVert T g \rVert_2 + 10^{-16}), \qquad T = |w| + \eta
+
+    for parameters whose name contains "weight" (batch norm's too), and *T* = 1 for the others.
+
+    Args:
+        params: named parameters, or groups of them: `model.named_parameters()`.
+        base_optimizer, model, same_noise, **options: see `SAM`.
+        rho: relative length of epsilon; may differ between groups.
+        eta: added to the weights' magnitudes, in their units; may differ between groups.
+
+    Raises:
+        TypeError, ValueError: see `SAM`; also parameters without names.
+
+    Source: Kwon et al., ASAM (arXiv 2102.11600).
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = ASAM(model.named_parameters(), torch.optim.SGD, lr=0.1)
+        >>> optimizer.step(lambda: model(torch.ones(1, 4)).sum().backward())
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[Optimizer],
+        *,
+        rho: float = 0.5,
+        eta: float = 0.01,
+        model: nn.Module | None = None,
+        same_noise: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, base_optimizer, {"rho": rho, "eta": eta}, model, same_noise, options)
+
+    def _scale(self, name: str, weight: Tensor, group: dict[str, Any]) -> Tensor | None:
+        return weight.abs() + group["eta"] if "weight" in name else None
+
+
+class SAMSON(_Adaptive):
+    r"""ASAM with each weight tensor measured by its own norm, as analog hardware scales it by its largest weight.
+
+    .. math::
+        \varepsilon = \rho\, T^2 g / (\lVert T g \rVert_2 + 10^{-16}), \qquad
+        T = (|w| + \eta) / \lVert W \rVert_p
+
+    for parameters whose name contains "weight", with *W* the whole tensor that *w* is part of, and *T* = 1 for the
+    others, and for a tensor of zeros.
+
+    Args:
+        params: named parameters, or groups of them: `model.named_parameters()`.
+        base_optimizer, model, same_noise, **options: see `SAM`.
+        rho: length of epsilon; may differ between groups.
+        eta: added to the weights' magnitudes, in their units; may differ between groups.
+        p: order of the norm, 1 to infinity; infinity is the largest magnitude. May differ between groups.
+
+    Raises:
+        TypeError, ValueError: see `ASAM`.
+
+    Source: SAMSON, sharpness-aware minimization scaled by outlier normalization (arXiv 2211.11561).
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = SAMSON(model.named_parameters(), torch.optim.SGD, p=2, lr=0.1)
+        >>> optimizer.step(lambda: model(torch.ones(1, 4)).sum().backward())
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[Optimizer],
+        *,
+        rho: float = 0.2,
+        eta: float = 0.01,
+        p: float = math.inf,
+        model: nn.Module | None = None,
+        same_noise: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, base_optimizer, {"rho": rho, "eta": eta, "p": p}, model, same_noise, options)
+
+    def _scale(self, name: str, weight: Tensor, group: dict[str, Any]) -> Tensor | None:
+        if "weight" not in name:
+            return None
+        largest = weight.abs().max()
+        unit = torch.where(largest > 0, largest, 1.0)  # powers of numbers near 1 neither over- nor underflow
+        size = unit * torch.linalg.vector_norm(weight / unit, group["p"])
+        return torch.where(size > 0, (weight.abs() + group["eta"]) / size, 1.0)
+
+
+@contextlib.contextmanager
+def _held_statistics(model: nn.Module | None) -> Iterator[None]:
+    """Batch norms in training mode go on normalising with the batch, and record nothing."""
+    modules = () if model is None else model.modules()
+    held = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for module in held:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in held:
+            module.track_running_stats = True

@@ -1,0 +1,112 @@
+"""The networks of the zoo, trained here and kept as checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from noisykernels.datasets.augment import augmentation
+from noisykernels.datasets.vision import info, load
+from noisykernels.training.loop import train
+from noisykernels.zoo.checkpoint import Settings, checkpoint_path, load_checkpoint, save_checkpoint
+from noisykernels.zoo.networks import build
+
+__all__ = ["fresh", "trained"]
+
+
+def fresh(model_name: str, data_name: str, *, seed: int = 0) -> nn.Module:
+    """An untrained model for a data set; the same weights for the same seed, on the CPU.
+
+    torch's global generator is left exactly as it was.
+
+    Example:
+        >>> fresh("mlp", "digits", seed=1).fc1
+        Linear(in_features=64, out_features=64, bias=True)
+    """
+    about = info(data_name)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also reseed the generators of every accelerator.
+        torch.default_generator.manual_seed(seed)
+        return build(model_name, about.shape, about.classes)
+
+
+def trained(
+    model_name: str,
+    data_name: str,
+    *,
+    epochs: int,
+    seed: int = 0,
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    augment: bool = True,
+    clamp: float | None = None,
+    limit: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    on_epoch: Callable[[dict[str, float]], object] | None = None,
+) -> nn.Module:
+    """A trained model: read from its checkpoint if there is one, else trained and stored.
+
+    The checkpoint's name holds the model, the data set and a digest of all settings that shape the
+    result (`cache`, `root`, `progress` and `on_epoch` do not, nor does `device`, but for rounding).
+
+    Args:
+        model_name: one of `zoo.MODELS`.
+        data_name: one of `data.DATASETS`.
+        epochs, lr, batch_size, clamp: see `train`.
+        seed: of the first weights, of shuffling and of augmentation.
+        augment: use the data set's published augmentation, if it has one.
+        limit: train on the first `limit` rows only.
+        cache: folder of checkpoints; default `checkpoints` in `data.cache_folder()`.
+        root: see `data.load`.
+        device, progress, on_epoch: see `train`.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: there is a file, but it is damaged or of other settings; it is left alone.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = trained("mlp", "digits", epochs=1, limit=200, cache=folder)
+        >>> model.training
+        False
+    """
+    settings: Settings = {
+        "model": model_name,
+        "data": data_name,
+        "epochs": epochs,
+        "seed": seed,
+        "lr": float(lr),
+        "batch_size": batch_size,
+        "augment": augment,
+        "clamp": None if clamp is None else float(clamp),
+        "limit": limit,
+    }
+    model = fresh(model_name, data_name, seed=seed)
+    path = checkpoint_path(settings, cache)
+    if path.exists():
+        load_checkpoint(path, model, settings)
+        return (model if device is None else model.to(device)).eval()
+    history = train(
+        model,
+        load(data_name, "train", root=root, limit=limit),
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        augment=augmentation(data_name) if augment else None,
+        clamp=clamp,
+        seed=seed,
+        device=device,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+    save_checkpoint(path, model, settings, history)
+    return model.eval()
