@@ -195,7 +195,7 @@ class Store:
         ({'a': {'correct': 90}, 'b': {'correct': 90}}, ['c'])
         >>> Store(folder.name + "/study.db", {"seed": 8})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        noisykernels.store.StoreError: ...: results of another study: the seed differs (7 in the file, 8 here)
+        noisykernels._engine.store.StoreError: ...: results of another study: the seed differs (7 in the file, 8 here)
     """
 
     def __init__(self, path: str | os.PathLike[str], key: Mapping[str, Any]) -> None:

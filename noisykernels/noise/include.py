@@ -16,4 +16,4 @@ def get_include() -> str:
         >>> print((Path(get_include()) / "noisykernels" / "noise.h").read_text()[:30])
         // The definition of the noise
     """
-    return str(Path(__file__).parent / "include")
+    return str(Path(__file__).parents[1] / "include")

@@ -95,6 +95,7 @@ def compare(a: StudyLike, b: StudyLike, names: Sequence[str] = ("a", "b")) -> Co
 
     Example:
         >>> from noisykernels.stats import Record
+        >>> from noisykernels.study import Study
         >>> def study(fallen, seed):
         ...     meta = Meta(seed=seed, noise={"add": 1.0}, levels=(0.1, 1.0, 10.0, 100.0), draws=(0,), rows=1000,
         ...                 clean_correct=900, classes=10, sites=("input",), stream_version=1)

@@ -76,6 +76,7 @@ def report(
     Example:
         >>> import tempfile
         >>> from noisykernels.stats import Meta, Record
+        >>> from noisykernels.study import Study
         >>> meta = Meta(seed=0, noise={"add": 1.0}, levels=(0.1, 1.0, 10.0), draws=(0,), rows=100, clean_correct=90,
         ...             classes=10, sites=("input",), stream_version=1, model="mlp")
         >>> counts = zip(meta.levels, (88, 50, 11), strict=True)

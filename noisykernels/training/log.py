@@ -23,6 +23,7 @@ class MetricLog:
         TypeError: a measure that cannot be called.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 3))
         >>> log = MetricLog(weights=lambda: nk.training.weight_statistics(model))
         >>> for epoch in (1, 2):  # or train(..., on_epoch=log)
