@@ -18,7 +18,7 @@ _HOMES = {
     "arithmetic": "Serial quantize",
     "injection": "inject noise_state remove sites",
     "walking.walk": "walk",
-    "walking": "walk_mixed walk_parameter",
+    "walking": "Compute Search walk_mixed walk_parameter",
     "experiments": "chips vote",
     "study": "Study compare",
 }

@@ -54,6 +54,8 @@ from noisykernels.noise.contract import STREAM_VERSION as STREAM_VERSION
 from noisykernels.noise.contract import build_info as build_info
 from noisykernels.study import Study as Study
 from noisykernels.study import compare as compare
+from noisykernels.walking import Compute as Compute
+from noisykernels.walking import Search as Search
 from noisykernels.walking import walk_mixed as walk_mixed
 from noisykernels.walking import walk_parameter as walk_parameter
 from noisykernels.walking.walk import walk as walk

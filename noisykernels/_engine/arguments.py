@@ -13,9 +13,8 @@ from torch import Tensor
 from noisykernels._util.checks import is_number
 from noisykernels.injection.site import Site, matches
 from noisykernels.noise.arguments import ids_tensor
-from noisykernels.noise.description import Noise
 
-__all__ = ["chosen_sites", "draw_list", "level_list", "refuse_without_rows", "scaled_noise"]
+__all__ = ["chosen_sites", "draw_list", "level_list", "refuse_without_rows"]
 
 
 def level_list(op: str, levels: Sequence[float] | Tensor) -> list[float]:
@@ -31,15 +30,6 @@ def level_list(op: str, levels: Sequence[float] | Tensor) -> list[float]:
     if len(set(values)) != len(values):
         raise ValueError(f"{op}: levels must differ from each other, got {values}")
     return values
-
-
-def scaled_noise(op: str, noise: Noise, amplitude: float, computed: torch.dtype) -> Noise:
-    scaled = noise.scaled(amplitude)
-    for name, level in (("add", scaled.add), ("mul", scaled.mul)):
-        if level is not None and not bool(level.to(computed).isfinite().all()):
-            kind = str(computed).removeprefix("torch.")
-            raise ValueError(f"{op}: `{name}` of the noise times level {amplitude} exceeds {kind}'s range")
-    return scaled
 
 
 def draw_list(op: str, draws: Any) -> list[int]:

@@ -7,29 +7,25 @@ depends on the engine's chunks only, so that a larger study finds what a smaller
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import secrets
 import socket
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from noisykernels._engine.request import Answer, Request, joined
+from noisykernels._engine.request import Advance, Answer, Evaluate, Request, joined, unheard
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import task_key
-from noisykernels.metrics.base import NAN
+from noisykernels.metrics.law import Law
 
-__all__ = ["Kept"]
+__all__ = ["CachedAnswers"]
 
-
-Evaluate = Callable[[Sequence[Request], Callable[[float], object]], Sequence[Answer]]
 
 LEASE = 15.0  # seconds that others keep off a task without a sign of life
 BEAT, POLL = 3.0, 0.2  # seconds between signs of life, and between looks at what others do
@@ -37,23 +33,24 @@ GO = 5.0  # seconds of tasks evaluated in one go: they share the clean prefix an
 FIRST_GO = 20_000  # predictions of the first one, which tells how fast they are
 
 
-class Kept:
+class CachedAnswers:
     """Evaluates requests through a store.
 
     Args:
         store: the file.
         evaluate: gives the answers that the file does not hold.
         rows_of: rows of a task of a request, a multiple of its engine's chunks.
+        law: by which answers are packed.
     """
 
-    def __init__(self, store: Store, evaluate: Evaluate, rows_of: Callable[[Request], int]) -> None:
-        self.store, self.evaluate, self.rows_of = store, evaluate, rows_of
+    def __init__(self, store: Store, evaluate: Evaluate, rows_of: Callable[[Request], int], law: Law) -> None:
+        self.store, self.evaluate, self.rows_of, self.law = store, evaluate, rows_of, law
         self.together = FIRST_GO  # predictions of one go
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.cells: dict[tuple[str, str, str, int], Any] = {}  # (site, rows, bits of level, draw): answer of the rows
         self.read: set[str] = set()
 
-    def answers(self, requests: Sequence[Request], advance: Callable[[float], object]) -> list[Answer]:
+    def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
         """The answers to requests, from the file or evaluated now; waits for those that others are at."""
         parts = [list(self._parts(r)) for r in requests]
         told = 0.0
@@ -61,14 +58,14 @@ class Kept:
             while True:
                 self._look()
                 rest = [lack for some in parts for part in some for lack in self._rest(part)]
-                open_cells = sum(len(r.levels) * len(r.draws) * r.rows / (len(w.draws) * w.rows)
+                open_cells = sum(r.cells / (len(w.draws) * w.rows)
                                  for w, some in zip(requests, parts, strict=True)
                                  for part in some for r in self._rest(part))  # fmt: skip
                 done = sum(len(r.levels) for r in requests) - open_cells
                 advance(done - told)
                 told = done
                 if not rest:
-                    return [joined(r, [(p, self._assembled(p)) for p in some])
+                    return [joined(self.law, r, [(p, self._assembled(p)) for p in some])
                             for r, some in zip(requests, parts, strict=True)]  # fmt: skip
                 if not any(self._worked(group) for group in self._groups(rest)):
                     time.sleep(POLL)
@@ -81,11 +78,11 @@ class Kept:
         if mine:
             start = time.monotonic()
             with self._alive():
-                answers = self.evaluate(mine, lambda _: None)
+                answers = self.evaluate.answers(mine)
             predictions = sum(answer.size for answer in answers)
             self.together = max(FIRST_GO, int(predictions * GO / max(1e-3, time.monotonic() - start)))
             for request, answer in zip(mine, answers, strict=True):
-                self.store.finish(_key(request), _encoded(answer), self.owner)
+                self.store.finish(_key(request), self.law.packed(answer), self.owner)
         return bool(mine)
 
     def _parts(self, request: Request) -> Iterator[Request]:
@@ -101,7 +98,7 @@ class Kept:
         size = 0
         for r in requests:
             group.append(r)
-            size += len(r.levels) * len(r.draws) * r.rows
+            size += r.cells
             if size >= self.together:
                 yield group
                 group, size = [], 0
@@ -130,7 +127,7 @@ class Kept:
         for key, result in self.store.done(self.read).items():
             self.read.add(key)
             site, levels, draws, rows = key.rsplit("|", 3)
-            for level, of_level in zip(levels.split(";"), _decoded(result), strict=True):
+            for level, of_level in zip(levels.split(";"), self.law.unpacked(result), strict=True):
                 for draw, of_draw in zip(draws.split(","), of_level, strict=True):
                     self.cells[site, rows, level, int(draw)] = of_draw
 
@@ -157,19 +154,3 @@ def _site(request: Request) -> str:
 
 def _key(request: Request) -> str:
     return task_key(_site(request), request.levels, request.draws, (request.start, request.end))
-
-
-def _encoded(answer: Answer) -> dict[str, Any]:
-    def packed(which: Any) -> str:
-        return base64.b64encode(zlib.compress(np.packbits(which).tobytes(), 1)).decode()
-
-    return {"shape": list(answer.shape), "correct": packed(answer == 1), "nan": packed(answer == NAN)}
-
-
-def _decoded(result: dict[str, Any]) -> Answer:
-    def unpacked(text: str) -> Any:
-        bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8))
-        return bits[: int(np.prod(result["shape"]))].reshape(result["shape"]).astype(np.int8)
-
-    answer: Answer = unpacked(result["correct"]) + NAN * unpacked(result["nan"])
-    return answer

@@ -6,23 +6,26 @@ and passes of a chunk are cut in the same way whoever asks. So any worker may ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from noisykernels._engine.plain import Plain
-from noisykernels._engine.plan import ROWS, Passes, Plan
-from noisykernels._engine.request import Answer, Request
-from noisykernels._engine.shared import Reuse
-from noisykernels._engine.targets import Walked
+from noisykernels._C import cpu_level, cuda_multiplier
+from noisykernels._engine.plain import PlainEngine
+from noisykernels._engine.plan import ROWS, Plan, choose_plan
+from noisykernels._engine.proofs import proved_up_to
+from noisykernels._engine.request import Advance, Answer, Request, unheard
+from noisykernels._engine.session import Session
+from noisykernels._engine.shared import SharedEngine
 from noisykernels._graph.recorder import record_tape
-from noisykernels._graph.tape import Tape
+from noisykernels._graph.tape import NotTraceable, Tape
+from noisykernels._util.runtime import gpu_precision
+from noisykernels.injection.site import Site
 
-__all__ = ["Engine", "Evaluator", "Problem"]
+__all__ = ["Engine", "Evaluator"]
 
 
 class Engine(Protocol):
@@ -41,70 +44,84 @@ class Engine(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Problem:
-    """All that answers depend on, as it can be sent to a worker.
-
-    Args:
-        model: not injected.
-        data: inputs, labels, ids of rows.
-        noises: at level 1.
-        seed: of the study.
-    """
-
-    model: nn.Module
-    data: tuple[Tensor, Tensor, Tensor]
-    noises: tuple[Walked, ...]
-    seed: int
-
-
 class Evaluator:
-    """Both engines on one problem.
+    """Both engines on the problem of a session.
 
     Args:
-        problem: what is asked.
-        injected: its model, injected and traced.
-        passes: of the plain engine.
+        session: its model is run.
         plan: of the engine that shares work; None: there is none.
         tape: of the model; None records it if there is a plan.
     """
 
-    def __init__(
-        self, problem: Problem, injected: nn.Module, passes: Passes, plan: Plan | None, tape: Tape | None = None
-    ) -> None:
-        self.problem = problem
-        how = problem.noises, problem.seed
-        self.plain = Plain(injected, passes, *how)
-        self.reuse = None if plan is None else Reuse(tape or record_tape(injected, problem.data[0][:4]), plan, *how)
+    def __init__(self, session: Session, plan: Plan | None, tape: Tape | None = None) -> None:
+        self.session, self.problem, self.plan = session, session.problem, plan
+        self.plain = PlainEngine(session)
+        self.shared: SharedEngine | None = None
+        if plan is not None:
+            with torch.inference_mode():
+                tape = tape or record_tape(session.model, session.inputs[:4])
+            self.shared = SharedEngine(self.problem, tape, plan)
+
+    @classmethod
+    def of(cls, session: Session, chosen: Sequence[Site]) -> Evaluator:
+        """The engines that a session's `Compute` asks for, at the sites chosen; with a warning where work cannot be
+        shared."""
+        if session.compute.engine == "plain" or (tape := _tape(session, chosen)) is None:
+            return cls(session, None)
+        device = session.problem.device
+        plan = choose_plan(tape, session.compute.memory_on(device), session.passes.rows, device)
+        return cls(session, plan, tape)
+
+    def described(self) -> dict[str, Any]:
+        """The contraction plan: all that fixes how contractions round, as a study's JSON can hold it."""
+        session, device = self.session, self.problem.device
+        found: dict[str, Any] = {
+            "batch_rows": session.passes.rows,
+            "draws_per_pass": session.passes.draws,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "cpu_level": cpu_level(),
+            "device": device.type,
+        }
+        if device.type == "cuda":
+            found |= {
+                "gpu": torch.cuda.get_device_name(device),
+                "precision": list(gpu_precision()),
+                "multiplier": cuda_multiplier(),
+            }
+        if self.plan is not None:
+            found |= {"chunk_rows": self.plan.rows, "pass_bytes": self.plan.bytes}
+        return found
 
     def shares(self, request: Request) -> bool:
         """Whether the engine that shares work can evaluate a request."""
-        return self.reuse is not None and self.reuse.reaches(request.site.name, self.problem.noises[request.which])
+        target = self.problem.targets[request.which]
+        return self.shared is not None and target.reaches(self.shared.tape, request.site.name)
 
     def rows_of_task(self, request: Request) -> int:
         """Some hundred rows, at whose multiples a request may be cut without changing its answer."""
-        chunk = self.reuse.rows if self.reuse is not None and self.shares(request) else self.plain.rows
+        chunk = self.shared.rows if self.shared is not None and self.shares(request) else self.plain.rows
         return chunk * -(-ROWS // chunk)
 
-    def correct(
-        self, requests: Sequence[Request], advance: Callable[[float], object] = lambda done: None
-    ) -> list[Answer]:
+    def engines(self, requests: Sequence[Request]) -> list[tuple[Engine, list[int]]]:
+        """Each engine with the places of the requests that it evaluates."""
+        mine = [self.shares(r) for r in requests]
+        found: list[tuple[Engine | None, bool]] = [(self.shared, True), (self.plain, False)]
+        return [(e, [i for i, s in enumerate(mine) if s == shares]) for e, shares in found if e and shares in mine]
+
+    def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
         """The answers to requests.
 
         Args:
             advance: called with the levels done since, in parts.
         """
-        found = [np.zeros((len(r.levels), len(r.draws), r.rows), dtype=np.int8) for r in requests]
+        found = [self.problem.metric.law.empty(len(r.levels), len(r.draws), r.rows) for r in requests]
         with torch.inference_mode():
-            for engine, shared in ((self.reuse, True), (self.plain, False)):
-                mine = [i for i, r in enumerate(requests) if self.shares(r) == shared]
-                if engine is not None and mine:
-                    self._run(engine, {i: requests[i] for i in mine}, found, advance)
+            for engine, places in self.engines(requests):
+                self._run(engine, {i: requests[i] for i in places}, found, advance)
         return found
 
-    def _run(
-        self, engine: Engine, requests: dict[int, Request], found: list[Answer], advance: Callable[[float], object]
-    ) -> None:
+    def _run(self, engine: Engine, requests: dict[int, Request], found: list[Answer], advance: Advance) -> None:
         low, high = min(r.start for r in requests.values()), max(r.end for r in requests.values())
         for first in range(low // engine.rows * engine.rows, high, engine.rows):
             parts = {i: p for i, r in requests.items() if (p := r.within(first, first + engine.rows)) is not None}
@@ -116,3 +133,34 @@ class Evaluator:
                 part, whole = parts[places[k]], requests[places[k]]
                 found[places[k]][..., part.start - whole.start : part.end - whole.start] = answer
                 advance(len(part.levels) * part.rows / whole.rows)
+
+    @torch.inference_mode()
+    def scales(self, sites: Sequence[Site], which: int) -> dict[str, float]:
+        """Where to begin to look for the levels of a target, at the sites of which that is known."""
+        return {} if self.shared is None else self.shared.scales(sites, self.problem.targets[which])
+
+    @torch.inference_mode()
+    def proved(self, requests: Sequence[Request]) -> list[float]:
+        """For each request on all rows, the level up to which no prediction can flip."""
+        return [0.0] * len(requests) if self.shared is None else proved_up_to(self.shared, requests)
+
+
+def _tape(session: Session, chosen: Sequence[Site]) -> Tape | None:
+    """The model recorded; None, with a warning, if it cannot be or no site can be reached."""
+    try:
+        with torch.inference_mode():
+            tape = record_tape(session.model, session.inputs[:4])
+    except NotTraceable as reason:
+        warnings.warn(
+            f"{session.op}: every pass runs the whole model: {reason}", stacklevel=5
+        )  # of the caller of `walk`
+        return None
+    refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
+    target = session.problem.targets[0]
+    recorded = [s.name for s in chosen if s.name in tape.sites]
+    why = "its weight is computed, or its input given by name"
+    refused += [f"{name} ({why})" for name in recorded if not target.reaches(tape, name)]
+    if refused:
+        said = f"{session.op}: for these sites every pass runs the whole model: {', '.join(refused)}"
+        warnings.warn(said, stacklevel=5)  # of the caller of `walk`
+    return tape if tape.sites else None

@@ -8,32 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
 
 import torch
 
 from noisykernels._graph.suffix import row_bytes
 from noisykernels._graph.tape import Tape
-from noisykernels._util.checks import whole_size
-from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site
 
-__all__ = ["ROWS", "SILENT", "Passes", "Plan", "choose_passes", "choose_plan", "pass_memory", "pass_rows"]
-
-
-def pass_rows(op: str, rows: SupportsIndex | None, device: torch.device) -> int:
-    """Rows of a pass; None: what is enough to keep the device busy."""
-    return whole_size(op, "batch_rows", (5000 if device.type == "cuda" else 500) if rows is None else rows)
-
-
-def pass_memory(op: str, size: SupportsIndex | None, device: torch.device) -> int:
-    """Bytes of a pass; a part of all of a GPU's memory, not of what is free: a walk that goes on keeps its plan."""
-    if size is None:
-        size = torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 2**30
-    return whole_size(op, "memory", size)
-
-
-SILENT = Placement(layers_own=False)
+__all__ = ["ROWS", "Passes", "Plan", "choose_passes", "choose_plan"]
 
 
 @dataclass(frozen=True)

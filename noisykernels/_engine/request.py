@@ -5,18 +5,20 @@ Everything that evaluates takes requests and gives answers, so each wraps the ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Protocol
 
 from noisykernels.injection.site import Site
+from noisykernels.metrics.law import Answer, Law
 
-__all__ = ["Answer", "Request", "joined"]
+__all__ = ["Advance", "Answer", "Evaluate", "Request", "joined", "unheard"]
+
+Advance = Callable[[float], object]  # is called with the levels of requests that were done since, in parts
 
 
-Answer = NDArray[np.int8]  # [levels, draws, rows]: 1 for a correct prediction, 0 for a wrong one, NAN
+def unheard(done: float) -> None:
+    """The progress of what nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,17 @@ class Request:
     draws: tuple[int, ...]
     rows: int
     start: int = 0
-    which: int = 0  # of the study's noises
+    which: int = 0  # of the study's targets
 
     @property
     def end(self) -> int:
         """The row after the last."""
         return self.start + self.rows
+
+    @property
+    def cells(self) -> int:
+        """Numbers in its answer."""
+        return len(self.levels) * len(self.draws) * self.rows
 
     def within(self, start: int, end: int) -> Request | None:
         """The part of this request on rows start..end - 1; None: there is none."""
@@ -41,9 +48,16 @@ class Request:
         return replace(self, start=low, rows=high - low) if low < high else None
 
 
-def joined(request: Request, parts: Sequence[tuple[Request, Answer]]) -> Answer:
+class Evaluate(Protocol):
+    """What evaluates requests: the engines here, workers, a store before either."""
+
+    def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
+        """The answers to requests, each [levels, draws, rows]."""
+
+
+def joined(law: Law, request: Request, parts: Sequence[tuple[Request, Answer]]) -> Answer:
     """The answer to a request from those to its parts."""
-    found: Answer = np.zeros((len(request.levels), len(request.draws), request.rows), dtype=np.int8)
+    found = law.empty(len(request.levels), len(request.draws), request.rows)
     for part, answer in parts:
         found[..., part.start - request.start : part.end - request.start] = answer
     return found

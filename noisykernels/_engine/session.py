@@ -1,24 +1,84 @@
-"""One set-up for all studies: data in memory, a clean run, scores that are checked."""
+"""One set-up for all studies: data checked and moved, a model injected and silent, passes cut, clean values known.
+
+Every study asks a `Problem` and works inside a `Session`. Neither knows what is noisy, how often, or why.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from noisykernels.noise.arguments import ids_tensor
+from noisykernels._engine.compute import Compute
+from noisykernels._engine.plan import Passes, choose_passes
+from noisykernels._engine.targets import Target
+from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
+from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.placement import SILENT, Placement
+from noisykernels.injection.site import Site
+from noisykernels.injection.state import state_of
+from noisykernels.metrics.accuracy import ACCURACY
+from noisykernels.metrics.base import Metric
+from noisykernels.noise.arguments import ids_tensor, seed_tensor
 
-__all__ = ["Data", "clean_correct", "in_memory", "scores_of"]
+__all__ = ["Data", "Problem", "Session"]
 
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
 
-def in_memory(op: str, data: Data, rows: Tensor | Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Problem:
+    """All that answers depend on, as it can be sent to a worker.
+
+    Args:
+        model: not injected.
+        data: inputs, labels, ids of rows.
+        seed: of the study.
+        targets: what is walked, at level 1; none for studies that walk nothing.
+        metric: what is measured.
+    """
+
+    model: nn.Module
+    data: tuple[Tensor, Tensor, Tensor]
+    seed: int
+    targets: tuple[Target, ...] = ()
+    metric: Metric = field(default=ACCURACY)
+
+    @classmethod
+    def of(
+        cls, op: str, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
+        targets: Sequence[Target] = (), metric: Metric = ACCURACY, shuffled: bool = False,
+    ) -> Problem:  # fmt: skip
+        """A problem from what a study is given: checked, and where the model is.
+
+        Args:
+            op: of the study, for errors.
+            shuffled: puts rows into an order of their own, fixed by the seed: the first ones are a random part of all.
+        """
+        device = place_of(model)
+        seed_tensor(op, seed, device)
+        inputs, labels, ids = (part.to(device) for part in _in_memory(op, data, rows, metric))
+        if shuffled:
+            order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed % 2**63)).to(device)
+            inputs, labels, ids = inputs[order], labels[order], ids[order]
+        return cls(model, (inputs, labels, ids), seed, tuple(targets), metric)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self.data[0].device
+
+
+def _in_memory(
+    op: str, data: Data, rows: Tensor | Sequence[int] | None, metric: Metric
+) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, labels and row ids, checked."""
     inputs: Any
     labels: Any
@@ -31,11 +91,7 @@ def in_memory(op: str, data: Data, rows: Tensor | Sequence[int] | None) -> tuple
             inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{op}: data must be (inputs, labels) or an iterable of such batches: {error}") from error
-    if labels.dim() != 1 or labels.is_floating_point() or inputs.dim() == 0 or not len(inputs) == len(labels) > 0:
-        raise ValueError(
-            f"{op}: data must be inputs (rows, ...) and whole-number labels (rows), not empty, "
-            f"got {list(inputs.shape)} and {labels.dtype} {list(labels.shape)}"
-        )
+    metric.check_data(op, inputs, labels)
     ids = ids_tensor(op, "rows", rows, torch.device("cpu"))
     ids = torch.arange(len(labels)) if ids is None else ids
     if len(ids) != len(labels):
@@ -43,27 +99,111 @@ def in_memory(op: str, data: Data, rows: Tensor | Sequence[int] | None) -> tuple
     return inputs, labels, ids
 
 
-def scores_of(op: str, model: nn.Module, inputs: Tensor, rows: int) -> Tensor:
-    """The model's scores, checked."""
-    scores = model(inputs)
-    if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[0] != rows:
-        got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"{op}: the model must give scores of shape [{rows}, classes], got {got}")
-    return scores
+class Session:
+    """A problem's model, injected and silent for the length of a block; it is left as it was.
 
+    Args:
+        op: name of the study, for errors.
+        problem: what is asked.
+        compute: how it is computed.
+        passes: sizes of passes; None: chosen.
+        placed: arguments of `inject`: the noise and hardware of `noisy`.
+    """
 
-def clean_correct(
-    op: str, model: nn.Module, inputs: Tensor, labels: Tensor, batch_rows: int
-) -> tuple[NDArray[np.bool_], int]:
-    """Which predictions are correct without noise, and the number of classes."""
-    found, classes = [], 0
-    for x, y in zip(inputs.split(batch_rows), labels.split(batch_rows), strict=True):
-        scores = scores_of(op, model, x, len(y))
-        if bool(scores.isnan().any()):
-            raise ValueError(f"{op}: the model gives NaN without noise")
-        classes = scores.shape[1]
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= classes:
-            raise ValueError(f"{op}: labels must lie in 0..{classes - 1}, got {low}..{high}")
-        found.append(scores.argmax(1) == y)
-    return torch.cat(found).cpu().numpy(), classes
+    def __init__(
+        self, op: str, problem: Problem, compute: Compute | None = None, passes: Passes | None = None, **placed: Any
+    ) -> None:
+        self.op, self.problem, self._passes, self._placed = op, problem, passes, placed
+        self.compute = Compute() if compute is None else compute
+        if not isinstance(self.compute, Compute):
+            raise TypeError(f"{op}: compute must be a Compute, got {type(compute).__name__}")
+        self.inputs, self.labels, self.rows = problem.data
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Session:
+        noise, compute, device = self._placed.pop("noise", None), self.compute, self.problem.device
+        with self._stack as stack:  # taken back if something fails
+            stack.enter_context(torch_threads(compute.threads))
+            stack.enter_context(evaluation_mode(self.problem.model))
+            given = inject(self.problem.model, noise, example_input=self.inputs[:2], **self._placed)
+            self.model: nn.Module = stack.enter_context(given)
+            self.state = state_of(self.model)
+            self.noisy, self.state.placement = self.state.placement, SILENT
+            self.sites: list[Site] = self.state.traced
+            self.passes = self._passes or choose_passes(
+                self.sites, compute.memory_on(device), compute.rows_on(device), int(compute.draws_per_pass)
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def placing(self, placement: Placement) -> Iterator[None]:
+        """Noise and hardware for the length of a block, in which a `SILENT` model has neither."""
+        before, self.state.placement = self.state.placement, placement
+        try:
+            yield
+        finally:
+            self.state.placement = before
+
+    @torch.inference_mode()
+    def scores(self, inputs: Tensor, rows: Tensor | None = None, draws: Sequence[int] | None = None) -> Tensor:
+        """The model's scores, checked: (rows, ...), or (draws x rows, ...).
+
+        Args:
+            rows, draws: ids, under which the placement that there is draws its noise; without rows it draws none.
+        """
+        count = len(inputs) * (1 if draws is None else len(draws))
+        with contextlib.nullcontext() if rows is None else self.drawing(rows, draws):
+            return self.problem.metric.check_scores(self.op, self.model(inputs), count)
+
+    def drawing(self, rows: Tensor, draws: Sequence[int] | None = None) -> contextlib.AbstractContextManager[Any]:
+        """The key of what is drawn for the length of a block."""
+        return noise_state(self.model, seed=self.problem.seed, rows=rows, draws=None if draws is None else list(draws))
+
+    def batches(self, rows: int | None = None) -> list[tuple[Tensor, ...]]:
+        """Inputs, labels and ids, so many rows at once; None: those of a pass."""
+        return list(zip(*(part.split(rows or self.passes.rows) for part in self.problem.data), strict=True))
+
+    def noisy_scores(self, draws: Sequence[int]) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Scores of all rows under what is placed, pass by pass: (rows, places of draws, scores [draws, rows, ...]);
+        all draws of a batch of rows before the next batch."""
+        done, size = 0, self.passes.draws
+        for x, _, ids in self.batches():
+            for first in range(0, len(draws), size):
+                some = draws[first : first + size]
+                with self.placing(self.noisy):
+                    scores = self.scores(x, ids, some)
+                yield (
+                    slice(done, done + len(x)),
+                    slice(first, first + len(some)),
+                    scores.unflatten(0, (len(some), len(x))),
+                )
+            done += len(x)
+
+    def noisy_passes(self, draws: Sequence[int]) -> int:
+        """How many passes `noisy_scores` takes."""
+        return -(-len(self.inputs) // self.passes.rows) * -(-len(draws) // self.passes.draws)
+
+    @cached_property
+    def clean(self) -> NDArray[Any]:
+        """The number of each row without noise."""
+        return self._clean_run[0]
+
+    @cached_property
+    def outputs(self) -> int:
+        """Scores that the model gives for a row."""
+        return self._clean_run[1]
+
+    @cached_property
+    def _clean_run(self) -> tuple[NDArray[Any], int]:
+        found, metric, outputs = [], self.problem.metric, 0
+        with self.placing(SILENT):
+            for x, y, _ in self.batches():
+                scores = self.scores(x)
+                metric.check_clean(self.op, scores, y)
+                found.append(metric.rows(scores, y))
+                outputs = scores.shape[-1]
+        return metric.law.numbers(torch.cat(found).cpu().numpy()), outputs

@@ -1,56 +1,346 @@
-"""Walking over what is inside contractions: noise of the weight, and hardware of which a parameter is walked.
+"""What a walk puts in at one site at a time: noise on a value, noise on a weight, hardware with a parameter.
 
-The noise of a weight is a direction at the output of its contraction, ``(W + A dW) x = W x + A (dW x)``: levels part
-there, as those of noise on the output do. Hardware is not linear in its parameter: the contraction is run for each
-value.
+A target knows all that differs between them: which sites are open to it, what the plain engine places there, how the
+shared engine runs it for many levels at once, and what it says of itself. Noise is a direction that its level
+multiplies: on an output directly, on a weight through the contraction, ``(W + A dW) x = W x + A (dW x)``. Hardware is
+not linear in its parameter: the contraction is run for each value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
+import torch
+from torch import Tensor
+
+from noisykernels._engine.plan import ROWS
+from noisykernels._engine.store_keys import identity
+from noisykernels._graph.contractions import direction_at, input_of, step_of, value_at
+from noisykernels._graph.directions import Mixture, Term, directions
+from noisykernels._graph.suffix import Suffix
+from noisykernels._graph.tape import Tape
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.kinds import CONTRACTION_KINDS
+from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.site import Site
+from noisykernels.noise.contract import largest_eps
 from noisykernels.noise.description import Noise
 
-__all__ = ["Varied", "Walked", "as_weight_noise", "has_weight"]
-
-
-@dataclass(frozen=True, eq=False)
-class Varied:
-    """Hardware of a contraction that depends on a parameter.
-
-    Args:
-        make: the list of devices for a value of the parameter.
-        name: of the parameter, with its unit.
-        larger: ``"better"``: more of it is closer to the exact contraction; ``"worse"``.
-    """
-
-    make: Callable[[float], Sequence[Device] | Device]
-    name: str
-    larger: str
-
-    def scaled(self, value: float) -> tuple[Device, ...]:
-        """The devices for a value."""
-        return checked("walk_parameter", self.make(value))  # type: ignore[arg-type]
-
-
-Walked = Noise | WeightNoise | Varied  # what a walk is over
-
-
-def as_weight_noise(op: str, noise: Noise | WeightNoise) -> WeightNoise:
-    """Noise for weights from what a walk is given; levels must be numbers, as they serve weights of any shape."""
-    if not isinstance(noise, WeightNoise):
-        noise = WeightNoise.of(noise)
-    if any(level is not None and level.dim() > 0 for level in (noise.noise.add, noise.noise.mul)):
-        raise ValueError(f"{op}: levels of noise on weights must be numbers, got {noise!r}")
-    return noise
+__all__ = ["Activation", "Parameter", "Pass", "Target", "Weight", "Work", "has_weight"]
 
 
 def has_weight(site: Site) -> bool:
     """Whether a site is that of a contraction with a weight."""
     return site.kind in CONTRACTION_KINDS
+
+
+class Work(NamedTuple):
+    """Requests at one site that the shared engine runs together on some rows: of as many levels, under the same draws.
+
+    Args:
+        tape, suffix, site: the model, and what follows the site.
+        clean: the values without noise that are read.
+        rows: ids.
+        draws: ids.
+        levels: of each request.
+        targets: of each request.
+        seed: of the study.
+        bytes: that a pass may take in one operation.
+    """
+
+    tape: Tape
+    suffix: Suffix
+    site: Site
+    clean: dict[int, Any]
+    rows: Tensor
+    draws: tuple[int, ...]
+    levels: list[tuple[float, ...]]
+    targets: list[Any]  # all of one class
+    seed: int
+    bytes: int
+
+    @property
+    def value(self) -> tuple[Tensor, int]:
+        """The clean value at the site, and its dimension of rows."""
+        number = self.tape.sites[self.site.name]
+        dim = self.tape.row_dims[number]
+        assert dim is not None
+        return self.clean[number], dim
+
+    def key(self, draws: Sequence[int]) -> dict[str, Any]:
+        """Under which some draws are drawn."""
+        return {"seed": self.seed, "site": self.site.id, "draws": draws, "rows": self.rows}
+
+
+class Pass(NamedTuple):
+    """Scores [levels, draws, rows, ...] of a part of the work: place of the request, of its first level and draw."""
+
+    request: int
+    level: int
+    draw: int
+    scores: Tensor
+
+
+class Target(ABC):
+    """What a walk puts in, at level 1."""
+
+    name: ClassVar[str]  # what studies and stores call it
+    shares_rows: ClassVar[bool] = True  # the rows of a draw share what is random: a draw is a chip
+    least_rows: ClassVar[int] = ROWS  # what is drawn for all rows alike is drawn anew for each part of them
+    bounded: bool = False  # whether `radii` can say how far a value can move
+
+    @abstractmethod
+    def check(self, op: str, level: float, computed: torch.dtype) -> None:
+        """Refuses a level that cannot be, where values are computed in this type: ValueError."""
+
+    @abstractmethod
+    def placement(self, site: str, level: float) -> Placement:
+        """What the plain engine places."""
+
+    @abstractmethod
+    def passes(self, work: Work) -> Iterator[Pass]:
+        """Scores of all requests of a work whose first target this is."""
+
+    @abstractmethod
+    def told(self) -> dict[str, Any]:
+        """What is walked, as a study's JSON can hold it."""
+
+    @classmethod
+    @abstractmethod
+    def stored(cls, targets: Sequence[Any], levels: Sequence[float]) -> tuple[list[Noise], str]:
+        """For the key of a store: the noises, and what else is to be told from others, in words."""
+
+    def opens(self, site: Site) -> bool:
+        """Whether it can be put in at a site."""
+        return has_weight(site)
+
+    def reaches(self, tape: Tape, site: str) -> bool:
+        """Whether the shared engine can run it at a site."""
+        return step_of(tape, site) is not None
+
+    def reads(self, tape: Tape, site: str) -> set[int]:
+        """Values before the site that `passes` reads."""
+        step = step_of(tape, site)
+        return set() if step is None else {input_of(step)}
+
+    def ratio(self, work: Work) -> float:
+        """The level at which it is as large as the values at the site; NaN: not known."""
+        return math.nan
+
+    def radii(self, x: Tensor) -> list[Tensor]:
+        """How far it can move values of absolute size x: r1, r2, ... at level A by at most A r1 + A^2 r2 + ..."""
+        raise NotImplementedError
+
+
+class _Directed(Target):
+    """A target that is a direction, or two, times its level: drawn and carried once for all levels."""
+
+    @abstractmethod
+    def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
+        """Directions at the site, and how each target of the work is made of them."""
+
+    def passes(self, work: Work) -> Iterator[Pass]:
+        """See `Target`."""
+        suffix, count = work.suffix, len(work.rows)
+        copies = max(1, work.bytes // (suffix.peak * count))
+        some = max(1, min(len(work.draws), copies // len(work.levels[0])))
+        half = work.value[0].dtype.itemsize < 4
+        for first in range(0, len(work.draws), some):
+            draws = work.draws[first : first + some]
+            toward, mixtures = self.directions(work, draws)
+            carried = suffix.carry(toward, len(draws), count, half=half)
+            for k, mixture in enumerate(mixtures):
+                levels = torch.tensor(work.levels[k], dtype=torch.float64)
+                for low, part in _parts(levels, copies // len(draws)):
+                    scores = suffix.scores(work.clean, carried, mixture, part, len(draws), count)
+                    yield Pass(k, low, first, scores.unflatten(0, (len(part), len(draws), count)))
+
+    def ratio(self, work: Work) -> float:
+        """See `Target`: from one draw of some rows."""
+        table, (mixture,) = self.directions(work, [0])
+        size = mixture.of(table)[0].double().square().mean().sqrt() * mixture.factor
+        return float(work.value[0].double().square().mean().sqrt() / size)
+
+
+@dataclass(frozen=True, eq=False)
+class Activation(_Directed):
+    """Noise on the value at a site."""
+
+    noise: Noise
+    name: ClassVar[str] = "activation"
+    shares_rows: ClassVar[bool] = False
+    least_rows: ClassVar[int] = 1
+
+    def check(self, op: str, level: float, computed: torch.dtype) -> None:
+        """See `Target`."""
+        _check_scaled(op, self.noise, level, computed)
+
+    def placement(self, site: str, level: float) -> Placement:
+        """See `Target`."""
+        return replace(SILENT, noise=self.noise.scaled(level), where=site)
+
+    def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
+        """See `_Directed`."""
+        value, dim = work.value
+        return directions([t.noise for t in work.targets], value, dim, **work.key(draws))
+
+    def told(self) -> dict[str, Any]:
+        """See `Target`."""
+        return _told(self.noise)
+
+    @classmethod
+    def stored(cls, targets: Sequence[Activation], levels: Sequence[float]) -> tuple[list[Noise], str]:
+        """See `Target`."""
+        return [t.noise for t in targets], cls.name
+
+    def opens(self, site: Site) -> bool:
+        """Any site."""
+        return True
+
+    def reaches(self, tape: Tape, site: str) -> bool:
+        """See `Target`."""
+        return site in tape.sites
+
+    def reads(self, tape: Tape, site: str) -> set[int]:
+        """The site alone."""
+        return set()
+
+    @property
+    def bounded(self) -> bool:  # type: ignore[override]
+        """Where its levels are numbers."""
+        return all(level is None or level.dim() == 0 for level in (self.noise.add, self.noise.mul))
+
+    def radii(self, x: Tensor) -> list[Tensor]:
+        """See `Target`."""
+        noise, most = self.noise, largest_eps(self.noise.kind)
+        a, m = (0.0 if level is None else float(level) for level in (noise.add, noise.mul))
+        found = [most * (a + m * x)]
+        if noise.mode == "add_mul":
+            found.append(torch.full_like(x, a * m * most**2))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Weight(_Directed):
+    """Noise on the weight of a contraction, the same for all rows of a draw."""
+
+    noise: WeightNoise
+    name: ClassVar[str] = "weight"
+
+    def check(self, op: str, level: float, computed: torch.dtype) -> None:
+        """See `Target`."""
+        _check_scaled(op, self.noise.noise, level, computed)
+
+    def placement(self, site: str, level: float) -> Placement:
+        """See `Target`."""
+        return replace(SILENT, hardware={site: [self.noise.scaled(level)]})
+
+    def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
+        """See `_Directed`."""
+        step = step_of(work.tape, work.site.name)
+        assert step is not None
+        x, dim = work.clean[input_of(step)], work.value[1]
+        key = {name: value for name, value in work.key(draws).items() if name != "rows"}
+        table: dict[Term, Tensor] = {
+            ("weight", k): direction_at(t.noise, step, x, dim, **key) for k, t in enumerate(work.targets)
+        }
+        return table, [Mixture([{term: 1.0}]) for term in table]
+
+    def told(self) -> dict[str, Any]:
+        """See `Target`."""
+        return _told(self.noise.noise) | {"relative": self.noise.relative}
+
+    @classmethod
+    def stored(cls, targets: Sequence[Weight], levels: Sequence[float]) -> tuple[list[Noise], str]:
+        """See `Target`."""
+        relative = ", ".join(str(t.noise.relative) for t in targets)
+        return [t.noise.noise for t in targets], f"{cls.name} relative to {relative}"
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter(Target):
+    """Hardware of a contraction that depends on a parameter.
+
+    Args:
+        make: the list of devices for a value of the parameter.
+        label: name of the parameter, with its unit.
+        larger: ``"better"``: more of it is closer to the exact contraction; ``"worse"``.
+    """
+
+    make: Callable[[float], Sequence[Device] | Device]
+    label: str
+    larger: str
+    name: ClassVar[str] = "parameter"
+
+    def devices(self, value: float) -> tuple[Device, ...]:
+        """The devices for a value."""
+        return checked("walk_parameter", self.make(value))  # type: ignore[arg-type]
+
+    def check(self, op: str, level: float, computed: torch.dtype) -> None:
+        """See `Target`."""
+        self.devices(level)
+
+    def placement(self, site: str, level: float) -> Placement:
+        """See `Target`."""
+        return replace(SILENT, hardware={site: self.devices(level)})
+
+    def passes(self, work: Work) -> Iterator[Pass]:
+        """See `Target`: the contraction is run for each value."""
+        suffix, count, step = work.suffix, len(work.rows), step_of(work.tape, work.site.name)
+        assert step is not None
+        x = work.clean[input_of(step)]
+        dims = work.tape.row_dims[input_of(step)], work.tape.row_dims[suffix.number]
+        assert dims[0] is not None and dims[1] is not None
+        some = max(1, min(len(work.draws), work.bytes // (suffix.peak * count)))
+        for first in range(0, len(work.draws), some):
+            draws = work.draws[first : first + some]
+            key: dict[str, Any] = {"seed": work.seed, "draws": torch.tensor(draws), "rows": work.rows}
+            for k, target in enumerate(work.targets):
+                for low, level in enumerate(work.levels[k]):
+                    value = value_at(target.devices(level), step, work.site, x, (dims[0], dims[1]), **key)
+                    scores = suffix.of_value(value, work.clean, len(draws), count)
+                    yield Pass(k, low, first, scores.unflatten(0, (1, len(draws), count)))
+
+    def told(self) -> dict[str, Any]:
+        """See `Target`."""
+        return {"parameter": self.label, "larger": self.larger}
+
+    @classmethod
+    def stored(cls, targets: Sequence[Parameter], levels: Sequence[float]) -> tuple[list[Noise], str]:
+        """See `Target`; the devices at the first value stand for all."""
+        (one,) = targets
+        return [], f"{cls.name} {one.label}, at {levels[0]!r}: {identity(one.devices(levels[0]))}"
+
+
+def _check_scaled(op: str, noise: Noise, level: float, computed: torch.dtype) -> None:
+    """Noise times a level must be finite in what it is computed in."""
+    scaled = noise.scaled(level)
+    for name, value in (("add", scaled.add), ("mul", scaled.mul)):
+        if value is not None and not bool(value.to(computed).isfinite().all()):
+            kind = str(computed).removeprefix("torch.")
+            raise ValueError(f"{op}: `{name}` of the noise times level {level} exceeds {kind}'s range")
+
+
+def _told(noise: Noise) -> dict[str, Any]:
+    def level(value: Tensor | None) -> Any:
+        if value is None:
+            return 0.0
+        return value.item() if value.dim() == 0 else f"tensor {list(value.shape)}"
+
+    return {
+        "kind": noise.kind, "mode": noise.mode, "fold": noise.fold, "add": level(noise.add), "mul": level(noise.mul)
+    }  # fmt: skip
+
+
+def _parts(levels: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
+    """Levels in parts of about equal length, none above `most`: (place of the first, part)."""
+    low = 0
+    for part in levels.tensor_split(-(-len(levels) // max(1, most))):
+        yield low, part
+        low += len(part)

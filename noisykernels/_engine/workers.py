@@ -24,12 +24,11 @@ from typing import Any
 import torch
 
 from noisykernels._C import STREAM_VERSION, cpu_level
-from noisykernels._engine.evaluator import Evaluator, Problem
-from noisykernels._engine.plan import SILENT, Passes, Plan
-from noisykernels._engine.request import Answer, Request, joined
+from noisykernels._engine.evaluator import Evaluator
+from noisykernels._engine.plan import Passes, Plan
+from noisykernels._engine.request import Advance, Answer, Request, joined, unheard
+from noisykernels._engine.session import Problem, Session
 from noisykernels._util.runtime import torch_threads
-from noisykernels.injection.api import inject
-from noisykernels.injection.state import state_of
 
 __all__ = ["RayExecutor", "Workers", "packed"]
 
@@ -106,17 +105,13 @@ def evaluate_part(part: Part, problem: bytes | None) -> list[Answer] | Exception
             if problem is None:
                 return None
             with torch.inference_mode(False):  # it may have been inherited
-                given: Problem = pickle.loads(problem)
-                for module in given.model.modules():
-                    module.training = False
-                injected = inject(given.model, None, example_input=given.data[0][:2]).model
-            state_of(injected).placement = SILENT
+                session = Session("walk", pickle.loads(problem), passes=part.passes)
+                session.__enter__()  # for as long as the worker remembers it
             while len(known) >= KEPT:
                 known.pop(next(iter(known)))
-            with torch.inference_mode():
-                known[part.key] = Evaluator(given, injected, part.passes, part.plan)
+            known[part.key] = Evaluator(session, part.plan)
         with torch_threads(part.threads):
-            found: list[Answer] = known[part.key].correct(part.requests)
+            found: list[Answer] = known[part.key].answers(part.requests)
         return found
     except Exception as error:
         try:
@@ -144,18 +139,15 @@ class Workers:
     Args:
         executor: an object with `submit`, or the number of processes to start; those are replaced when they die.
         problem: what `packed` gave.
-        here: evaluates what an executor that broke for good has left.
-        passes, plan: how the engines cut their work, here and in the workers.
+        here: evaluates what an executor that broke for good has left; the workers cut their work as it does.
     """
 
-    def __init__(
-        self, executor: Executor | int, problem: bytes, here: Evaluator, passes: Passes, plan: Plan | None
-    ) -> None:
+    def __init__(self, executor: Executor | int, problem: bytes, here: Evaluator) -> None:
         self.count = executor if isinstance(executor, int) else 0
         self.executor = self._pool() if isinstance(executor, int) else executor
         self.problem, self.here = problem, here
-        key = hashlib.sha256(problem).hexdigest()
-        self.part = Part(key, passes, plan, torch.get_num_threads(), _versions(), ())
+        key, passes = hashlib.sha256(problem).hexdigest(), here.session.passes
+        self.part = Part(key, passes, here.plan, torch.get_num_threads(), _versions(), ())
         self.workers = self.count or getattr(executor, "_max_workers", None) or os.cpu_count() or 4
 
     def _pool(self) -> Executor:
@@ -173,10 +165,8 @@ class Workers:
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGTERM)
 
-    def correct(
-        self, requests: Sequence[Request], advance: Callable[[float], object] = lambda done: None
-    ) -> list[Answer]:
-        """As `Evaluator.correct`."""
+    def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
+        """As `Evaluator.answers`."""
         parts = list(self._cut(requests))
         answers: dict[int, list[Answer]] = {}
         waiting = deque(range(len(parts)))
@@ -202,7 +192,7 @@ class Workers:
                     except BrokenExecutor as error:
                         if not self._renewed(error):
                             for k in (*waiting, *running.values()):
-                                answers[k] = self.here.correct([r for _, r in parts[k]])
+                                answers[k] = self.here.answers([r for _, r in parts[k]])
                                 told(k)
                             waiting.clear()
                             running.clear()
@@ -230,7 +220,8 @@ class Workers:
         for i, pairs in enumerate(parts):
             for (k, request), one in zip(pairs, answers[i], strict=True):
                 found[k].append((request, one))
-        return [joined(request, found[k]) for k, request in enumerate(requests)]
+        law = self.here.problem.metric.law
+        return [joined(law, request, found[k]) for k, request in enumerate(requests)]
 
     def _result(self, future: Future[Any], i: int, tries: list[int]) -> list[Answer] | None:
         """What came back; None: it is to be sent again."""
@@ -260,13 +251,11 @@ class Workers:
 
     def _cut(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:
         """Requests in parts of some chunks of rows: lists of (place in `requests`, part of it)."""
-        for engine, shared in ((self.here.reuse, True), (self.here.plain, False)):
-            mine = [(k, r) for k, r in enumerate(requests) if self.here.shares(r) == shared]
-            if engine is None or not mine:
-                continue
+        for engine, places in self.here.engines(requests):
+            mine = [(k, requests[k]) for k in places]
             low, high = min(r.start for _, r in mine), max(r.end for _, r in mine)
             chunks = -(-high // engine.rows) - low // engine.rows
-            predictions = sum(len(r.levels) * len(r.draws) * r.rows for _, r in mine)
+            predictions = sum(r.cells for _, r in mine)
             step = engine.rows * max(1, chunks // max(PARTS, predictions // PREDICTIONS))
             for first in range(low // engine.rows * engine.rows, high, step):
                 part = [(k, p) for k, r in mine if (p := r.within(first, first + step)) is not None]

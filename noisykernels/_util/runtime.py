@@ -13,6 +13,7 @@ __all__ = [
     "as_autocast",
     "as_given",
     "evaluating",
+    "evaluation_mode",
     "gpu_precision",
     "keeping_modes",
     "place_of",
@@ -70,11 +71,18 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients for a while; each module's own mode comes back."""
-    with keeping_modes(model), torch.no_grad():
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module's own mode comes back."""
+    with keeping_modes(model):
         for module in model.modules():  # not model.eval(), which exported programs refuse
             module.training = False
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients for a while; each module's own mode comes back."""
+    with evaluation_mode(model), torch.no_grad():
         yield
 
 

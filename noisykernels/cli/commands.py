@@ -72,8 +72,8 @@ def run_walk(args: argparse.Namespace) -> None:
             noise=noise,
             target=args.target,
             plateaus=getattr(args, "plateaus", None),
-            rel_ci=getattr(args, "rel_ci", 0.05),
-            **_how(args, len(labels)),
+            search=nk.Search(args.rel_ci) if args.levels is None else None,
+            **_options(args, len(labels)),
         )
     tell_study(args, study, f"noise {noise!r} times the level", picture_format)
 
@@ -84,9 +84,9 @@ def run_parameter(args: argparse.Namespace) -> None:
     known = PARAMETERS[args.parameter]
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
-    how = _how(args, len(data[1]))
+    options = _options(args, len(data[1]))
     with noting(NOTE, _again(args)):
-        study = walk_parameter(model, data, values=how.pop("levels"), **known._asdict(), **how)
+        study = walk_parameter(model, data, values=options.pop("levels"), **known._asdict(), **options)
     tell_study(args, study, known.name, picture_format)
 
 
@@ -98,7 +98,7 @@ def run_mixed(args: argparse.Namespace) -> Any:
     data = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, _again(args)):
         mixed = nk.walk_mixed(
-            model, data, ratios=args.ratios, order=args.order, kind=args.kind, **_how(args, len(data[1]))
+            model, data, ratios=args.ratios, order=args.order, kind=args.kind, **_options(args, len(data[1]))
         )
     files = [] if args.out is None else mixed.save(args.out)
     if args.picture is not None:
@@ -113,22 +113,27 @@ def run_mixed(args: argparse.Namespace) -> Any:
     return None
 
 
-def _how(args: argparse.Namespace, rows: int) -> dict[str, Any]:
+def _options(args: argparse.Namespace, rows: int) -> dict[str, Any]:
     """Arguments of a walk that all its commands share."""
     return dict(
         levels=args.levels,
         draws=None if args.levels is None else args.draws,
-        engine=args.engine,
-        memory=None if args.memory is None else int(args.memory * 2**30),
+        compute=_compute(
+            args,
+            engine=args.engine,
+            memory=None if args.memory is None else int(args.memory * 2**30),
+            executor=args.workers,
+        ),
         store=args.store,
-        executor=args.workers,
         seed=args.seed,
         sites=_sites(args),
-        batch_rows=args.batch_rows,
-        draws_per_pass=args.draws_per_pass,
         progress=not args.quiet,
         description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {rows} test rows"),
     )
+
+
+def _compute(args: argparse.Namespace, **more: Any) -> nk.Compute:
+    return nk.Compute(batch_rows=args.batch_rows, draws_per_pass=args.draws_per_pass, **more)
 
 
 def _again(args: argparse.Namespace) -> str:
@@ -149,8 +154,7 @@ def run_vote(args: argparse.Namespace) -> Any:
         draws=args.draws,
         seed=args.seed,
         sites=_sites(args),
-        batch_rows=args.batch_rows,
-        draws_per_pass=args.draws_per_pass,
+        compute=_compute(args),
         progress=not args.quiet,
     )
     if args.picture is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.checks import whole_size
@@ -20,7 +21,8 @@ from noisykernels.experiments.format_runs import FormatRuns
 from noisykernels.experiments.format_search import changed
 from noisykernels.experiments.format_sweep import TARGET
 from noisykernels.hardware.device import Device, Draw
-from noisykernels.injection.state import state_of
+from noisykernels.metrics.accuracy import ACCURACY
+from noisykernels.metrics.base import Metric
 
 __all__ = ["LayerFormats", "layer_formats"]
 
@@ -87,9 +89,10 @@ def layer_formats(
     target: float = TARGET,
     evaluations: int | None = None,
     cost: CostModel | None = None,
-    seed: int = 0,
+    seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
-    batch_rows: int | None = None,
+    metric: Metric = ACCURACY,
+    compute: Compute | None = None,
 ) -> LayerFormats:
     """A format for each layer, greedily: bits are taken away layer by layer as long as the accuracy stays.
 
@@ -98,7 +101,7 @@ def layer_formats(
     only measured, never predicted, and always of the whole network; the formats fit the data that they were chosen on.
 
     Args:
-        model, data, seed, arithmetic, batch_rows: as for `sweep_formats`.
+        model, data, seed, arithmetic, metric, compute: as for `sweep_formats`.
         start: the format of all layers, such as `search_format` finds.
         target: share of the accuracy in float32 to keep.
         evaluations: at most so many; None: as many as it takes.
@@ -115,7 +118,7 @@ def layer_formats(
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> x = torch.randn(20, 1, 2, 2)
-        >>> found = layer_formats(model, (x, model(x).argmax(1)), "M20E6", target=0.9)
+        >>> found = layer_formats(model, (x, model(x).argmax(1)), "M20E6", target=0.9, seed=1)
         >>> found.formats["1:linear#0"].bits < 27, found.normalised >= 0.9
         (True, True)
     """
@@ -125,7 +128,7 @@ def layer_formats(
     cost = CostModel() if cost is None else cost
     begin = as_format(start)
     cost.cost(begin)  # before any work: a table may lack a format
-    with FormatRuns("layer_formats", model, data, 1, seed, batch_rows) as runs:
+    with FormatRuns("layer_formats", model, data, 1, seed, compute, metric) as runs:
         macs = operations(runs)
         found: dict[str, Format] = dict.fromkeys(macs, begin)
 
@@ -162,7 +165,7 @@ class _Counter(Device):
 
 def operations(runs: FormatRuns) -> dict[str, int]:
     """Multiply-accumulate operations of each contraction for one row; those with padding count."""
-    names = [site.name for site in state_of(runs.model).traced if has_weight(site)]
+    names = [site.name for site in runs.session.sites if has_weight(site)]
     counters: dict[str, Any] = {name: [_Counter()] for name in names}
     runs.scores(counters, runs.few[:1], runs.few_rows[:1])
     return {name: counters[name][0].count for name in names}

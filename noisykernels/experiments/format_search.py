@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
+from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
 from noisykernels._util.checks import whole_size
 from noisykernels._util.progress import progress_of
@@ -19,6 +20,8 @@ from noisykernels.arithmetic.serial import Serial
 from noisykernels.experiments.format_runs import FormatRuns
 from noisykernels.experiments.format_sweep import INPUTS, TARGET, Sweep, design_space
 from noisykernels.hardware.device import Device
+from noisykernels.metrics.accuracy import ACCURACY
+from noisykernels.metrics.base import Metric
 
 __all__ = ["FormatChoice", "LinearPredictor", "changed", "exhaustive_search", "refined", "search_format"]
 
@@ -132,9 +135,10 @@ def search_format(
     evaluations: int = 2,
     cost: CostModel | None = None,
     inputs: int | Tensor = INPUTS,
-    seed: int = 0,
+    seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
-    batch_rows: int | None = None,
+    metric: Metric = ACCURACY,
+    compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> FormatChoice:
     """The fastest format that keeps the accuracy, found with a few inputs in every format and few evaluations.
@@ -145,7 +149,7 @@ def search_format(
     enough. Of formats of which none is expected to reach the target, that of the highest expectation is taken.
 
     Args:
-        model, data, inputs, seed, arithmetic, batch_rows, progress: as for `sweep_formats`.
+        model, data, inputs, seed, arithmetic, metric, compute, progress: as for `sweep_formats`.
         predictor: fitted on other networks.
         formats: to choose from; None: `design_space()`.
         target: share of the accuracy in float32 to keep.
@@ -162,7 +166,7 @@ def search_format(
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> x = torch.randn(20, 1, 2, 2)
         >>> predictor = LinearPredictor(1.0, 0.0, 1.0, 0.0, 100)
-        >>> found = search_format(model, (x, model(x).argmax(1)), predictor)
+        >>> found = search_format(model, (x, model(x).argmax(1)), predictor, seed=1)
         >>> found.evaluations, found.forwards == 343 * 10 + 2 * 20
         (2, True)
     """
@@ -179,7 +183,7 @@ def search_format(
     for fmt in made:
         cost.cost(fmt)  # before any work: a table may lack a format
     with (
-        FormatRuns("search_format", model, data, inputs, seed, batch_rows) as runs,
+        FormatRuns("search_format", model, data, inputs, seed, compute, metric) as runs,
         progress_of("search_format", progress, len(made)) as advance,
     ):
         agreement = {}

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from noisykernels._engine.session import Data, in_memory
+from noisykernels._engine.compute import Compute
+from noisykernels._engine.session import Data, Session
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import identity, study_key
 from noisykernels._util.optional import optional
@@ -23,6 +24,8 @@ from noisykernels.arithmetic.formats import FixedFormat, FloatFormat, Format, as
 from noisykernels.arithmetic.serial import Serial
 from noisykernels.experiments.format_runs import FormatRuns
 from noisykernels.hardware.device import Device
+from noisykernels.metrics.accuracy import ACCURACY
+from noisykernels.metrics.base import Metric
 from noisykernels.plotting.formats import plot_front
 
 __all__ = ["INPUTS", "TARGET", "FormatResult", "Sweep", "design_space", "sweep_formats"]
@@ -134,9 +137,10 @@ def sweep_formats(
     *,
     cost: CostModel | None = None,
     inputs: int | Tensor = INPUTS,
-    seed: int = 0,
+    seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
-    batch_rows: int | None = None,
+    metric: Metric = ACCURACY,
+    compute: Compute | None = None,
     store: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[int, int], object] = False,
     name: str = "",
@@ -152,7 +156,8 @@ def sweep_formats(
             as the model takes them.
         seed: 64-bit seed, also of stochastic rounding.
         arithmetic: what is in every contraction for a format; another order of the operands, say.
-        batch_rows: rows of a pass; None: 500, and 5,000 on a GPU.
+        metric: what is measured of each row.
+        compute: sizes of passes, memory and threads; see `Compute`.
         store: a file that keeps what is found: a sweep that was stopped goes on from there, and other formats or costs
             evaluate only what is new. It belongs to this model, data, seed and arithmetic, and refuses others; data in
             another order is other data, so no loader that shuffles.
@@ -172,7 +177,7 @@ def sweep_formats(
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> x = torch.randn(20, 1, 2, 2)
-        >>> sweep = sweep_formats(model, (x, model(x).argmax(1)), ["M2E4", "fp16", "L4R16"])
+        >>> sweep = sweep_formats(model, (x, model(x).argmax(1)), ["M2E4", "fp16", "L4R16"], seed=1)
         >>> [r.normalised for r in sweep.results][2], sweep
         (1.0, <Sweep: 3 formats, 20 rows, clean 1.0000>)
     """
@@ -181,20 +186,19 @@ def sweep_formats(
     if not made:
         raise ValueError("sweep_formats: formats must hold at least one format, got none")
     costs = [(cost.speedup(fmt), cost.saving(fmt)) for fmt in made]  # before any work: a table may lack a format
-    x, y, _ = in_memory("sweep_formats", data, None)  # once: batches may come only once, or in another order
-    data = x, y
     results = []
     with contextlib.ExitStack() as stack:
+        runs = FormatRuns("sweep_formats", model, data, inputs, seed, compute, metric)
         kept = None
         if store is not None:
-            kept = stack.enter_context(Store(store, _store_key(model, data, inputs, seed, arithmetic, batch_rows)))
-        runs = stack.enter_context(FormatRuns("sweep_formats", model, data, inputs, seed, batch_rows))
+            kept = stack.enter_context(Store(store, _store_key(runs.session, inputs, arithmetic)))
+        stack.enter_context(runs)
         advance = stack.enter_context(progress_of("sweep_formats", progress, len(made)))
         known = {} if kept is None else kept.done()
         for fmt, price in zip(made, costs, strict=True):
             if repr(fmt) not in known:
                 hardware = [arithmetic(fmt)]
-                known[repr(fmt)] = {"correct": runs.correct(hardware), "r2": runs.agreement(hardware)}
+                known[repr(fmt)] = {"correct": runs.total(hardware), "r2": runs.agreement(hardware)}
                 if kept is not None:
                     kept.finish(repr(fmt), known[repr(fmt)], "sweep")
             found = known[repr(fmt)]
@@ -204,22 +208,18 @@ def sweep_formats(
         return Sweep(results, runs.clean, runs.rows, name)
 
 
-def _store_key(
-    model: nn.Module,
-    data: tuple[Tensor, Tensor],
-    inputs: int | Tensor,
-    seed: int,
-    arithmetic: Callable[[Format], Device],
-    rows: Any,
-) -> dict[str, Any]:
+def _store_key(session: Session, inputs: int | Tensor, arithmetic: Callable[[Format], Device]) -> dict[str, Any]:
     example = as_format("M7E6")
-    devices = arithmetic(example)
+    devices, problem = arithmetic(example), session.problem
     plan = {
-        "batch_rows": rows,
+        "batch_rows": session.compute.batch_rows,
         "inputs": identity(inputs),
         "arithmetic": re.sub(r" at 0x[0-9a-f]+", "", repr(devices)).replace(repr(example), "format"),
         "digest of the arithmetic": hashlib.sha256(identity(devices).encode()).hexdigest()[:16],
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": session.compute.threads or torch.get_num_threads(),
     }
-    return study_key(model, *data, [], seed, plan=plan, target="formats")
+    if named := problem.metric.identity():
+        plan["metric"] = named
+    inputs_, labels, _ = problem.data
+    return study_key(problem.model, inputs_, labels, [], problem.seed, plan=plan, target="formats")

@@ -13,19 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from noisykernels._engine.plan import pass_rows
-from noisykernels._engine.session import Data, in_memory, scores_of
+from noisykernels._engine.compute import Compute
+from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._util.checks import whole_size
 from noisykernels._util.optional import optional
-from noisykernels._util.runtime import evaluating, place_of
 from noisykernels._util.text import aligned
 from noisykernels.arithmetic.order import ORDERS as NAMES
 from noisykernels.arithmetic.order import permutation
 from noisykernels.hardware.device import Arithmetic, Device, Draw
-from noisykernels.injection.api import inject, noise_state
-from noisykernels.injection.state import state_of
+from noisykernels.metrics.accuracy import ACCURACY
+from noisykernels.metrics.base import Metric
 from noisykernels.nn.modules import NoisyLayer
-from noisykernels.noise.arguments import seed_tensor
 
 __all__ = ["LayerOrder", "OrderStudy", "order_sensitivity"]
 
@@ -264,7 +262,8 @@ def order_sensitivity(
     permutations: int = 20,
     orders: Sequence[str] = ORDERS,
     seed: int,
-    batch_rows: int | None = None,
+    metric: Metric = ACCURACY,
+    compute: Compute | None = None,
 ) -> OrderStudy:
     r"""Adds up the same operands in many random orders, and tells what changes.
 
@@ -284,7 +283,8 @@ def order_sensitivity(
         permutations: number P of random orders, 0, 1, ...: see `permutation`. One has no spread: NaN.
         orders: further orders to look at, as `Serial` names them; sorted ones are slow.
         seed: 64-bit seed of permutations and noise.
-        batch_rows: rows of a pass.
+        metric: what is measured of the network.
+        compute: rows of a pass and threads; see `Compute`.
 
     Returns:
         `OrderStudy`.
@@ -307,15 +307,12 @@ def order_sensitivity(
     for order in orders:
         if order not in NAMES:
             raise ValueError(f"{op}: orders must be some of {', '.join(NAMES)}, got {order!r}")
-    place = place_of(model)
-    seed_tensor(op, seed, place)
     if arithmetic is not None:
         _check(arithmetic)
     with_labels = not isinstance(data, Tensor)
     pair = (data, torch.zeros(len(data), dtype=torch.int64)) if isinstance(data, Tensor) else data
-    inputs, labels, rows = in_memory(op, pair, None)
-    inputs, labels = inputs.to(place), labels.to(place)
-    batches = list(zip(*(part.split(pass_rows(op, batch_rows, place)) for part in (inputs, rows)), strict=True))
+    compute = (Compute() if compute is None else compute).only(op, "batch_rows", "threads")
+    problem = Problem.of(op, model, pair, seed=seed, metric=metric)
     study = _Study(seed, permutations, tuple(orders))
 
     def hardware(name: str, module: nn.Module) -> list[Device] | None:
@@ -326,29 +323,39 @@ def order_sensitivity(
             _Watched(_check(d), name, study) if isinstance(d, Arithmetic) else d for d in own
         ]  # fmt: skip
 
-    def outputs(order: str | int | None) -> list[Tensor]:
-        study.present, found = order, []
-        for x, numbers in batches:
-            with noise_state(model, seed=seed, rows=numbers):
-                found.append(model(x) if order is None else scores_of(op, model, x, len(x)).argmax(1))
-        return found
+    with Session(op, problem, compute, hardware=hardware) as session:
+        batches = session.batches(compute.rows_on(problem.device))
 
-    with inject(model, None, hardware=hardware, example_input=inputs[:2]), evaluating(model), torch.inference_mode():
-        state = state_of(model)
-        state.placement = replace(state.placement, layers_own=False)
-        outputs(None)
-        if not study.moments:
-            raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
-        named = {order: torch.cat(outputs(order)) for order in ("none", *study.orders)} if with_labels else {}
-        permuted = [torch.cat(outputs(number)) for number in range(permutations)] if with_labels else []
-    right = np.array([float((p == labels).double().mean()) for p in permuted])
+        def measure() -> None:
+            study.present = None
+            with torch.inference_mode():
+                for x, _, ids in batches:
+                    with session.drawing(ids):
+                        session.model(x)
+
+        def predictions(order: str | int) -> tuple[Tensor, float]:
+            study.present = order
+            found, numbers = [], []
+            for x, y, ids in batches:
+                scores = session.scores(x, ids)
+                found.append(scores.argmax(1))
+                numbers.append(metric.law.numbers(metric.rows(scores, y).cpu().numpy()))
+            return torch.cat(found), float(np.concatenate(numbers).mean())
+
+        with session.placing(replace(session.noisy, layers_own=False)):
+            measure()
+            if not study.moments:
+                raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
+            named = {order: predictions(order) for order in ("none", *study.orders)} if with_labels else {}
+            permuted = [predictions(number) for number in range(permutations)] if with_labels else []
+    every = torch.stack([p for p, _ in permuted]) if permuted else None
     return OrderStudy(
         tuple(m.result(name, permutations) for name, m in study.moments.items()),
-        right,
-        {order: float((found == labels).double().mean()) for order, found in named.items()},
-        _disagreement(torch.stack(permuted)) if permuted else math.nan,
-        float((torch.stack(permuted) != named["none"]).double().mean()) if permuted else math.nan,
-        len(labels),
+        np.array([mean for _, mean in permuted]),
+        {order: mean for order, (_, mean) in named.items()},
+        math.nan if every is None else _disagreement(every),
+        math.nan if every is None else float((every != named["none"][0]).double().mean()),
+        len(session.labels),
         permutations,
         seed,
     )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +14,12 @@ import torch
 from torch import nn
 
 from noisykernels._engine.arguments import chosen_sites, draw_list
-from noisykernels._engine.plan import SILENT, choose_passes, pass_memory, pass_rows
-from noisykernels._engine.session import Data, clean_correct, in_memory, scores_of
-from noisykernels._util.checks import whole_size
+from noisykernels._engine.compute import SIZES, Compute
+from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._util.optional import optional
 from noisykernels._util.progress import progress_of
-from noisykernels._util.runtime import evaluating, place_of
-from noisykernels.injection.api import inject, noise_state
 from noisykernels.injection.api import sites as sites_of
-from noisykernels.injection.state import state_of
 from noisykernels.nn.modules import NoisyLayer
-from noisykernels.noise.arguments import seed_tensor
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.votes import plot_votes
 from noisykernels.stats.votes import KINDS, Means, VoteCurve, majority_curve
@@ -91,8 +85,7 @@ def vote(
     repeats: int | dict[str, int] = 1,
     subsets: int = 20,
     rows: Sequence[int] | torch.Tensor | None = None,
-    batch_rows: int | None = None,
-    draws_per_pass: int = 8,
+    compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Votes:
     """Runs the noisy model once per draw and tells the accuracy of n executions that vote, n = 1..D.
@@ -113,7 +106,7 @@ def vote(
         repeats: multi-execution beside the voting, as for `inject`.
         subsets: random subsets for the mean scores, see `mean_scores`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
-        batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once.
+        compute: sizes of passes, memory and threads; see `Compute`.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
     Returns:
@@ -140,46 +133,33 @@ def vote(
         raise ValueError("vote: a dict of noises says where they enter; leave out sites=")
     if noise is None and hardware is None and not any(isinstance(m, NoisyLayer) for m in model.modules()):
         raise ValueError("vote: noise is None, there is no hardware, and the model has no noisy layer")
-    device = place_of(model)
-    batch_rows = pass_rows("vote", batch_rows, device)
-    draws_per_pass = whole_size("vote", "draws_per_pass", draws_per_pass)
-    seed_tensor("vote", seed, device)
+    compute = (Compute() if compute is None else compute).only("vote", *SIZES)
     sampled = [k for k in KINDS[1:] if k in wanted]
+    ids = draw_list("vote", draws)
+    problem = Problem.of("vote", model, data, seed=seed, rows=rows)
     means = Means("vote", None, subsets, seed)
-    with contextlib.ExitStack() as stack:
-        ids = draw_list("vote", draws)
-        inputs, labels, row_ids = (part.to(device) for part in in_memory("vote", data, rows))
-        where = None
-        if sites is not None:
-            where = [site.name for site in chosen_sites("vote", sites_of(model, inputs[:2]), sites)]
-        stack.enter_context(evaluating(model))
-        how = dict(example_input=inputs[:2], repeats=repeats, hardware=hardware)
-        injected = stack.enter_context(inject(model, noise, where, **how))
-        stack.enter_context(torch.inference_mode())
-        state = state_of(injected)
-        size = choose_passes(state.traced, pass_memory("vote", None, device), batch_rows, draws_per_pass)
-        batches = list(zip(*(part.split(size.rows) for part in (inputs, labels, row_ids)), strict=True))
-        noisy, state.placement = state.placement, SILENT
-        correct, classes = clean_correct("vote", injected, inputs, labels, size.rows)
-        state.placement = noisy
-        passes = [ids[i : i + size.draws] for i in range(0, len(ids), size.draws)]
+    inputs, labels, _ = problem.data
+    where = None
+    if sites is not None:
+        where = [site.name for site in chosen_sites("vote", sites_of(model, inputs[:2]), sites)]
+    placed = {"noise": noise, "where": where, "hardware": hardware, "repeats": repeats}
+    with Session("vote", problem, compute, **placed) as session:
+        clean = float(session.clean.mean())
         predictions = np.empty((len(ids), len(labels)), np.int64)
-        advance = stack.enter_context(progress_of("vote", progress, len(batches) * len(passes)))
-        done = 0
-        for x, y, numbers in batches:
-            parts = []
-            for some in passes:
-                with noise_state(injected, seed=seed, draws=some, rows=numbers):
-                    scores = scores_of("vote", injected, x, len(some) * len(y))
-                parts.append(scores.view(len(some), len(y), classes).cpu().double().numpy())
+        parts = []
+        with progress_of("vote", progress, session.noisy_passes(ids)) as advance:
+            for some, places, scores in session.noisy_scores(ids):
+                parts.append(scores.cpu().double().numpy())
                 advance(1)
-            every, last = np.concatenate(parts), done + len(y)
-            best = every.argmax(2)
-            best[np.isnan(every).any(2)] = -1
-            predictions[:, done:last], done = best, last
-            if sampled:
-                means.add(every, y.cpu().numpy(), sampled)
+                if places.stop < len(ids):
+                    continue
+                every, parts = np.concatenate(parts), []
+                best = every.argmax(2)
+                best[np.isnan(every).any(2)] = -1
+                predictions[:, some] = best
+                if sampled:
+                    means.add(every, labels[some].cpu().numpy(), sampled)
     curves = means.curves()
     if "majority" in wanted:
-        curves["majority"] = majority_curve("vote", predictions, labels.cpu().numpy(), classes, None)
-    return Votes({k: curves[k] for k in wanted}, float(correct.mean()), len(labels), tuple(ids), seed)
+        curves["majority"] = majority_curve("vote", predictions, labels.cpu().numpy(), session.outputs, None)
+    return Votes({k: curves[k] for k in wanted}, clean, len(labels), tuple(ids), seed)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noisykernels._engine.arguments import draw_list
-from noisykernels._engine.plan import SILENT, choose_passes, pass_memory, pass_rows
-from noisykernels._engine.session import Data, clean_correct, in_memory, scores_of
-from noisykernels._util.checks import whole_size
+from noisykernels._engine.compute import SIZES, Compute
+from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._util.optional import optional
 from noisykernels._util.progress import progress_of
-from noisykernels._util.runtime import evaluating, place_of
-from noisykernels.injection.api import inject, noise_state
-from noisykernels.injection.state import state_of
-from noisykernels.noise.arguments import seed_tensor
+from noisykernels.metrics.accuracy import ACCURACY
+from noisykernels.metrics.base import Metric
 from noisykernels.noise.description import Noise
 from noisykernels.stats.intervals import wilson
 
@@ -129,8 +124,8 @@ def chips(
     draws: int | Sequence[int] = 100,
     seed: int,
     rows: Sequence[int] | Tensor | None = None,
-    batch_rows: int | None = None,
-    draws_per_pass: int = 8,
+    metric: Metric = ACCURACY,
+    compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Chips:
     """Runs a model on D chips and tells the accuracy of each on all of the data.
@@ -144,7 +139,8 @@ def chips(
         draws: number D of chips (ids 0, 1, ...), or the ids.
         seed: 64-bit seed.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
-        batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many chips at once.
+        metric: what is measured of each row.
+        compute: sizes of passes (a draw is a chip), memory and threads; see `Compute`.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
     Returns:
@@ -163,30 +159,16 @@ def chips(
     """
     if hardware is None and noise is None:
         raise ValueError("chips: give hardware, or noise, or both: without them all chips are the same")
-    device = place_of(model)
-    batch_rows = pass_rows("chips", batch_rows, device)
-    draws_per_pass = whole_size("chips", "draws_per_pass", draws_per_pass)
-    seed_tensor("chips", seed, device)
+    compute = (Compute() if compute is None else compute).only("chips", *SIZES)
     ids = draw_list("chips", draws)
-    inputs, labels, row_ids = (part.to(device) for part in in_memory("chips", data, rows))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        injected = stack.enter_context(inject(model, noise, example_input=inputs[:2], hardware=hardware))
-        stack.enter_context(torch.inference_mode())
-        state = state_of(injected)
-        size = choose_passes(state.traced, pass_memory("chips", None, device), batch_rows, draws_per_pass)
-        given, state.placement = state.placement, SILENT
-        correct, classes = clean_correct("chips", injected, inputs, labels, size.rows)
-        state.placement = given
-        batches = list(zip(*(part.split(size.rows) for part in (inputs, labels, row_ids)), strict=True))
-        passes = [ids[i : i + size.draws] for i in range(0, len(ids), size.draws)]
-        hits = torch.zeros(len(ids), dtype=torch.int64, device=device)
-        advance = stack.enter_context(progress_of("chips", progress, len(batches) * len(passes)))
-        for x, y, numbers in batches:
-            for k, some in enumerate(passes):
-                with noise_state(injected, seed=seed, draws=some, rows=numbers):
-                    scores = scores_of("chips", injected, x, len(some) * len(y)).view(len(some), len(y), classes)
-                good = (scores.argmax(2) == y) & ~scores.isnan().any(2)
-                hits[k * size.draws : k * size.draws + len(some)] += good.sum(1)
+    problem = Problem.of("chips", model, data, seed=seed, rows=rows, metric=metric)
+    _, labels, _ = problem.data
+    with Session("chips", problem, compute, noise=noise, hardware=hardware) as session:
+        clean = float(session.clean.mean())
+        sums = np.zeros(len(ids), np.int64)
+        with progress_of("chips", progress, session.noisy_passes(ids)) as advance:
+            for some, places, scores in session.noisy_scores(ids):
+                answer = metric.rows(scores, labels[some]).cpu().numpy()
+                sums[places] += metric.law.numbers(answer).sum(1)
                 advance(1)
-    return Chips(hits.cpu().numpy() / len(labels), float(correct.mean()), len(labels), tuple(ids), seed)
+    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed)

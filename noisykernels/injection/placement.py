@@ -12,7 +12,7 @@ from noisykernels.hardware.device import Device
 from noisykernels.injection.site import is_input, matches
 from noisykernels.noise.description import Noise
 
-__all__ = ["Placement"]
+__all__ = ["SILENT", "Placement"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,6 @@ class Placement:
         choices = self.where if isinstance(self.where, list | tuple) else (self.where,)
         tables = (t for t in (self.noise, self.repeats, self.row_dims, self.hardware) if isinstance(t, dict))
         return [*(c for c in choices if isinstance(c, str)), *(name for t in tables for name in t)]
+
+
+SILENT = Placement(layers_own=False)  # no noise anywhere, of a model's own noisy layers neither

@@ -1,1 +1,7 @@
-"""What is measured of a prediction; knows of no noise and no model."""
+"""What is measured of a prediction, and by which law its numbers vary; knows of no noise and no model."""
+
+from noisykernels.metrics.accuracy import ACCURACY, Accuracy
+from noisykernels.metrics.base import Metric
+from noisykernels.metrics.law import BINARY, NAN, Binary, Law
+
+__all__ = ["ACCURACY", "BINARY", "NAN", "Accuracy", "Binary", "Law", "Metric"]

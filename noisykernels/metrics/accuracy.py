@@ -5,12 +5,63 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisykernels.metrics.base import NAN
+from noisykernels.metrics.law import BINARY, NAN, Binary
 
-__all__ = ["judged"]
+__all__ = ["ACCURACY", "Accuracy"]
 
 
-def judged(scores: Tensor, labels: Tensor) -> Tensor:
-    """1 where the largest score (..., rows, classes) is the label's, 0 where not, NAN where there is none."""
-    verdict = (scores.argmax(-1) == labels).to(torch.int8)
-    return verdict.masked_fill_(scores.isnan().any(-1), NAN)
+class Accuracy:
+    """The share of rows whose label has the highest score.
+
+    Example:
+        >>> accuracy = Accuracy()
+        >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [float("nan"), 1.0]])
+        >>> accuracy.rows(scores, torch.tensor([1, 1, 1])).tolist(), accuracy.floor(10)
+        ([1, 0, -1], 0.1)
+    """
+
+    name = "accuracy"
+    higher_is_better = True
+    by_argmax = True
+    law: Binary = BINARY
+    dtype = torch.int8
+
+    def identity(self) -> str:
+        """Stores need not name it."""
+        return ""
+
+    def check_data(self, op: str, inputs: Tensor, labels: Tensor) -> None:
+        """One whole number for each row."""
+        if labels.dim() != 1 or labels.is_floating_point() or inputs.dim() == 0 or not len(inputs) == len(labels) > 0:
+            raise ValueError(
+                f"{op}: data must be inputs (rows, ...) and whole-number labels (rows), not empty, "
+                f"got {list(inputs.shape)} and {labels.dtype} {list(labels.shape)}"
+            )
+
+    def check_scores(self, op: str, scores: object, rows: int) -> Tensor:
+        """A score for each row and class."""
+        if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[0] != rows:
+            got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"{op}: the model must give scores of shape [{rows}, classes], got {got}")
+        return scores
+
+    def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
+        """No NaN without noise, and labels that are classes."""
+        if bool(scores.isnan().any()):
+            raise ValueError(f"{op}: the model gives NaN without noise")
+        classes = scores.shape[1]
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{op}: labels must lie in 0..{classes - 1}, got {low}..{high}")
+
+    def rows(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """1 where the label has the highest score, 0 where not, `NAN` where the scores hold one: int8 [..., rows]."""
+        found = (scores.argmax(-1) == labels).to(torch.int8)
+        return found.masked_fill_(scores.isnan().any(-1), NAN)
+
+    def floor(self, outputs: int) -> float:
+        """Chance: 1 / classes."""
+        return 1 / outputs
+
+
+ACCURACY = Accuracy()

@@ -117,3 +117,10 @@ def t_quantile(confidence: float, dof: Any) -> Any:
     from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
 
     return stdtrit(dof, 0.5 + confidence / 2)
+
+
+def t_for(z: float, dof: int) -> float:
+    """The quantile of Student's t that is as probable as z is of a normal one."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
+
+    return float(stdtrit(dof, NormalDist().cdf(z)))

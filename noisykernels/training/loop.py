@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from noisykernels._util.progress import progress_bar
 from noisykernels._util.runtime import evaluating, keeping_modes, place_of
 from noisykernels.datasets.augment import Augment
+from noisykernels.metrics.accuracy import ACCURACY
 
 __all__ = ["accuracy", "clamp_weights", "train"]
 
@@ -175,7 +176,8 @@ def accuracy(model: nn.Module, data: Data, batch_size: int = 1000) -> float:
     batches = zip(*(torch.split(part, batch_size) for part in data), strict=True)
     with evaluating(model), torch.inference_mode():
         for x, y in batches:
-            correct += int((model(x.to(place)).argmax(1) == y.to(place)).sum())
+            numbers = ACCURACY.law.numbers(ACCURACY.rows(model(x.to(place)), y.to(place)).cpu().numpy())
+            correct += int(numbers.sum())
     return correct / len(data[1])
 
 

@@ -1,20 +1,26 @@
-"""What a walk has found so far of each cell: site, level and draw under one of its noises."""
+"""What a walk has found so far of each cell: site, level and draw under one of its targets."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from noisykernels._engine.request import Answer, Request
 from noisykernels.injection.site import Site
-from noisykernels.metrics.base import NAN
+from noisykernels.metrics.law import Law
 from noisykernels.stats.records import Record
 
-__all__ = ["Cells"]
+__all__ = ["Cells", "counted"]
+
+
+def counted(request: Request, level: float, draw: int, numbers: NDArray[Any], status: str = "evaluated") -> Record:
+    """The record of one cell of a request, from the numbers of its rows."""
+    site = request.site
+    return Record.counted(site.name, site.index, level, draw, len(numbers), int(numbers.sum()), status)
 
 
 class Cells:
@@ -22,28 +28,34 @@ class Cells:
 
     Args:
         sites: those walked.
-        clean: bool [rows], which rows are correct without noise.
+        targets: how many targets are walked.
+        clean: [rows], the number of each row without noise.
+        floor: their mean under unbounded noise.
+        law: of these numbers.
     """
 
-    def __init__(self, sites: Sequence[Site], clean: NDArray[np.bool_]) -> None:
-        self.sites, self.clean = list(sites), clean
-        self.evaluations: Counter[int] = Counter()  # predictions made, under each noise
+    def __init__(self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float, law: Law) -> None:
+        self.sites, self.targets, self.clean, self.floor, self.law = list(sites), targets, clean, floor, law
+        self.evaluations: Counter[int] = Counter()  # numbers looked at, under each target
         self._found: dict[tuple[int, str, float, int], Record] = {}
+
+    @property
+    def clean_mean(self) -> float:
+        """What is measured without noise."""
+        return float(self.clean.mean())
 
     def take(self, request: Request, answer: Answer) -> None:
         """Takes the answer to a request, a record for each cell."""
         self.evaluations[request.which] += answer.size
         for level, of_level in zip(request.levels, answer, strict=True):
-            if nan := int((of_level == NAN).sum()):
+            if nan := int(self.law.missing(of_level).sum()):
                 warnings.warn(
                     f"walk: site {request.site.name} at level {level:g}: {nan} of {of_level.size} rows of scores hold "
                     "NaN and count as wrong",
-                    stacklevel=3,
+                    stacklevel=5,  # of the caller of `walk`
                 )
-            for draw, of_draw in zip(request.draws, of_level, strict=True):
-                hits = int((of_draw == 1).sum())
-                counted = Record.counted(request.site.name, request.site.index, level, draw, len(of_draw), hits)
-                self.put(request.which, counted)
+            for draw, of_draw in zip(request.draws, self.law.numbers(of_level), strict=True):
+                self.put(request.which, counted(request, level, draw, of_draw))
 
     def put(self, which: int, record: Record) -> None:
         """Takes a record."""
@@ -52,5 +64,5 @@ class Cells:
             self._found[key] = record
 
     def records(self, which: int) -> list[Record]:
-        """The records under one of the noises."""
-        return [record for (noise, *_), record in self._found.items() if noise == which]
+        """The records under one of the targets."""
+        return [record for (target, *_), record in self._found.items() if target == which]

@@ -60,7 +60,7 @@ class Mixed:
 
 def walk_mixed(
     model: nn.Module, data: Data, *, ratios: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0), order: str = "mul_add",
-    kind: str = "gaussian", seed: int, **how: Any,
+    kind: str = "gaussian", seed: int, **options: Any,
 ) -> Mixed:  # fmt: skip
     """Walks mixed noise of several ratios: ``add = A * ratio``, ``mul = A * (1 - ratio)`` at level A.
 
@@ -70,7 +70,7 @@ def walk_mixed(
         model, data, seed: as for `walk`.
         ratios: additive shares, in [0, 1], each once.
         order, kind: of the noise, see `Noise`.
-        how: other arguments of `walk`: levels and draws for a grid, neither for midpoints only, sites, store, ...
+        options: other arguments of `walk`: levels and draws for a grid, neither for midpoints only, sites, store, ...
 
     Returns:
         A `Mixed` with a study for each ratio.
@@ -91,4 +91,4 @@ def walk_mixed(
     if not shares or len(set(shares)) < len(shares) or not all(0 <= ratio <= 1 for ratio in shares):
         raise ValueError(f"walk_mixed: ratios must lie in [0, 1] and differ from each other, got {list(ratios)}")
     noises = [Noise.amplitude(1.0, ratio, order=order, kind=kind) for ratio in shares]
-    return Mixed(shares, tuple(walk(model, data, noise=noises, seed=seed, **how)))
+    return Mixed(shares, tuple(walk(model, data, noise=noises, seed=seed, **options)))

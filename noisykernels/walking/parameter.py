@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from noisykernels._engine.arguments import level_list
+from noisykernels._engine.arguments import draw_list, level_list
+from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
-from noisykernels._engine.targets import Varied
+from noisykernels._engine.targets import Parameter
 from noisykernels.arithmetic.formats import FloatFormat
 from noisykernels.arithmetic.serial import Serial
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.periphery import ADC, DAC
+from noisykernels.metrics.accuracy import ACCURACY
+from noisykernels.metrics.base import Metric
 from noisykernels.study.study import Study
-from noisykernels.walking.walk import walk
+from noisykernels.walking.options import Asked
+from noisykernels.walking.strategies import Grid, Progress
+from noisykernels.walking.walk import run
 
 __all__ = ["PARAMETERS", "Known", "walk_parameter"]
 
@@ -83,18 +87,14 @@ def walk_parameter(
     larger: Literal["better", "worse"] = "better",
     axis: Literal["log", "linear"] = "log",
     draws: int | Sequence[int] = 1,
-    seed: int = 0,
+    seed: int,
     sites: Sequence[str | int] | str | None = None,
     rows: Tensor | Sequence[int] | None = None,
-    batch_rows: int | None = None,
-    draws_per_pass: int = 8,
-    engine: Literal["auto", "plain"] = "auto",
-    memory: int | None = None,
-    store: str | os.PathLike[str] | None = None,
-    executor: Executor | int | None = None,
-    threads: int | None = None,
+    metric: Metric = ACCURACY,
     floor: float | None = None,
-    progress: bool | Callable[[int, int], object] = False,
+    compute: Compute | None = None,
+    store: str | os.PathLike[str] | None = None,
+    progress: Progress = False,
     description: tuple[str, str] = ("", ""),
 ) -> Study:
     """Puts hardware into one linear layer or convolution at a time, everything else exact, and walks its parameter.
@@ -119,8 +119,8 @@ def walk_parameter(
         sites: names, name patterns or indices of contractions; None walks all.
         store: as for `walk`. It belongs to this `name` and to the devices at the first value, by how they print
             themselves and what they hold, so keep the first value when you add values.
-        executor: as for `walk`; `make` must be one that can be sent to workers, a function of a module.
-        rows, batch_rows, draws_per_pass, engine, memory, threads, floor, progress, description: as for `walk`.
+            With workers, `make` must be one that can be sent to them, a function of a module.
+        rows, metric, floor, compute, progress, description: as for `walk`.
 
     Returns:
         A `Study`, whose levels are the values. Intervals of its curves and midpoints take all rows of a draw to share
@@ -137,7 +137,7 @@ def walk_parameter(
         >>> x = torch.randn(50, 1, 2, 2)
         >>> from noisykernels.hardware import DAC
         >>> study = walk_parameter(model, (x, model(x).argmax(1)), lambda bits: [DAC(int(bits), "row")], [2, 4, 8],
-        ...                        name="bits of the inputs", axis="linear")
+        ...                        name="bits of the inputs", axis="linear", seed=1)
         >>> len(study.records), study.meta.parameter
         (6, 'bits of the inputs')
     """
@@ -149,16 +149,11 @@ def walk_parameter(
         raise ValueError(f"walk_parameter: axis must be 'log' or 'linear', got {axis!r}")
     if not isinstance(name, str) or not name:
         raise ValueError(f"walk_parameter: name must be a text, got {name!r}")
-    walked = Varied(make, name, larger)
+    target = Parameter(make, name, larger)
     checked = level_list("walk_parameter", values)
     for value in checked:
-        walked.scaled(value)
-    how: dict[str, Any] = {
-        "rows": rows, "batch_rows": batch_rows, "draws_per_pass": draws_per_pass, "engine": engine, "memory": memory,
-        "store": store, "executor": executor, "threads": threads, "floor": floor, "progress": progress,
-        "description": description,
-    }  # fmt: skip
-    return walk(
-        model, data, noise=walked, levels=checked, draws=draws, seed=seed, sites=sites, target="parameter", axis=axis,
-        **how,
-    )  # fmt: skip
+        target.devices(value)
+    grid = Grid(tuple(checked), tuple(draw_list("walk", draws)))
+    asked = Asked((target,), grid, seed, sites, rows, metric, floor, axis, compute, store, progress, description)
+    (study,) = run(model, data, asked)
+    return study

@@ -19,21 +19,22 @@ interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from noisykernels._engine.request import Answer, Request
+from noisykernels._engine.request import Advance, Answer, Evaluate, Request, unheard
 from noisykernels.injection.site import Site
-from noisykernels.stats.intervals import Floats
+from noisykernels.metrics.law import Law
+from noisykernels.stats.intervals import Floats, t_for
 from noisykernels.stats.midpoint import Midpoint, crossings, described
+from noisykernels.stats.regression import adjusted, adjusted_chips, standard_error
 
-__all__ = ["Search", "seek"]
+__all__ = ["SiteSearch", "seek"]
 
 
 BRACKET_ROWS, LOCATE_ROWS = 200, 800
@@ -51,31 +52,33 @@ FIRST_CHIPS, LEAST_CHIPS, CHIP_ROWS = 4, 8, 250
 
 
 @dataclass
-class Search:
+class SiteSearch:
     """One site's way to its midpoint.
 
     Args:
         site: the site.
         scale: where to begin to look: the level at which the noise is as large as the values.
-        clean: bool [rows], which rows are correct without noise, in permuted order.
-        floor: accuracy under unbounded noise.
+        clean: [rows], the number of each row without noise, in permuted order.
+        floor: their mean under unbounded noise.
         rel_ci: the interval's half-width wanted, relative to the midpoint.
         confidence: of the interval.
+        law: of the numbers of rows.
         chips: whether the rows of a draw share their noise.
     """
 
     site: Site
     scale: float
-    clean: NDArray[np.bool_]
+    clean: NDArray[Any]
     floor: float
     rel_ci: float
+    law: Law
     confidence: float = 0.95
-    which: int = 0  # of the study's noises
+    which: int = 0  # of the study's targets
     chips: bool = False  # the rows of a draw share their noise
     phase: str = "bracket"
-    known: dict[float, float] = field(default_factory=dict)  # the bracket's levels and accuracies
+    known: dict[float, float] = field(default_factory=dict)  # the bracket's levels and means
     centre: float = math.nan
-    slope: float = math.nan  # of accuracy against ln(level), at the centre
+    slope: float = math.nan  # of mean against ln(level), at the centre
     locations: int = 0  # brackets that were wrong
     measurement: int = 0
     want: int = 0  # row-draws of the next measurement; of chips: draws
@@ -135,16 +138,16 @@ class Search:
     def learn(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         """Takes the answers to `requests`."""
         self.evaluations += sum(answer.size for answer in answers)
-        verdicts = [(answer == 1).astype(np.int8) for answer in answers]
+        numbers = [self.law.numbers(answer) for answer in answers]
         if self.phase == "measure":
-            self._learn_measurement(requests, verdicts)
+            self._learn_measurement(requests, numbers)
         elif self.phase == "locate":
-            self._learn_location(requests[0], verdicts[0])
+            self._learn_location(requests[0], numbers[0])
         else:
-            self._learn_bracket(requests[0], verdicts[0].mean((1, 2)))
+            self._learn_bracket(requests[0], numbers[0].mean((1, 2)))
 
-    def _learn_bracket(self, request: Request, accuracy: Floats) -> None:
-        self.known |= dict(zip(request.levels, accuracy.tolist(), strict=True))
+    def _learn_bracket(self, request: Request, mean: Floats) -> None:
+        self.known |= dict(zip(request.levels, mean.tolist(), strict=True))
         self.known_rows = request.rows
         target = self._target_of(request.rows)
         levels = sorted(self.known)
@@ -160,24 +163,24 @@ class Search:
             self._give_up("below", levels[0])
 
     def _learn_location(self, request: Request, answer: Answer) -> None:
-        t, accuracy = np.log(request.levels), answer.mean((1, 2))
+        t, mean = np.log(request.levels), answer.mean((1, 2))
         target = self._target_of(request.rows)
-        smooth = np.minimum.accumulate(accuracy)
+        smooth = np.minimum.accumulate(mean)
         falls = [x for x, down in crossings(t, smooth, target) if down]
         if not falls:  # few rows have misled the bracket: it goes on from here with what more rows say
             self.locations += 1
             if self.locations == LOCATIONS:
-                above = accuracy[0] > target
+                above = mean[0] > target
                 self._give_up("none" if above else "below", request.levels[-1 if above else 0])
                 return
-            self.known = {v: a for v, a in zip(request.levels, accuracy.tolist(), strict=True)}
+            self.known = {v: a for v, a in zip(request.levels, mean.tolist(), strict=True)}
             self.known_rows = request.rows
             self.phase = "bracket"
             return
         self.centre = math.exp(falls[0])
         near = np.argsort(np.abs(t - falls[0]))[:4]
-        self.slope = min(-0.02, float(np.polyfit(t[near], accuracy[near], 1)[0]))
-        variance = float(answer.mean(2).var(1, ddof=1).mean()) if self.chips else 0.25
+        self.slope = min(-0.02, float(np.polyfit(t[near], mean[near], 1)[0]))
+        variance = float(answer.mean(2).var(1, ddof=1).mean()) if self.chips else self.law.largest_variance
         self.want = self._needed(self._quantile(1), variance)
         self.phase = "measure"
 
@@ -195,12 +198,13 @@ class Search:
         self.next_draw += draws
         z = self._quantile(self.measurement)
         if self.chips:  # whose variance is estimated from few
-            z = float(stdtrit(draws - 1, NormalDist().cdf(z)))
+            z = t_for(z, draws - 1)
         x = np.log(np.array(requests[0].levels) / self.centre)
         project = np.linalg.pinv(np.stack([np.ones_like(x), x, x * x], 1))  # least squares: (a, b, c)
-        of_chips = self._adjusted_chips(requests, answers) if self.chips else None
-        accuracy = self._adjusted(answers[0]) if of_chips is None else of_chips.mean(1)
-        a, b, c = project @ accuracy
+        parts = [self.clean[r.start : r.end] for r in requests]
+        of_chips = adjusted_chips(self.clean, parts, answers) if self.chips else None
+        mean = adjusted(self.clean, answers[0]) if of_chips is None else of_chips.mean(1)
+        a, b, c = project @ mean
         root = _root(a - self.target, b, c)
         more = self.measurement < MEASUREMENTS
         if root is None or abs(root) > 1.5 * WINDOW:
@@ -215,7 +219,7 @@ class Search:
         slope = min(-1e-3, b + 2 * c * root)
         weights = np.array([1.0, root, root * root]) @ project
         if of_chips is None:
-            error = self._standard_error(answers[0], weights)
+            error = standard_error(self.clean, answers[0], weights)
         else:
             error = float((weights @ of_chips).std(ddof=1)) / math.sqrt(draws)
         half = z * error / -slope
@@ -229,39 +233,6 @@ class Search:
         level = self.centre * math.exp(root)
         steepness = -4 * slope / (float(self.clean.mean()) - self.floor) * math.log(10)
         self._settle(level, level * math.exp(-half), level * math.exp(half), steepness, "ok")
-
-    def _adjusted(self, answer: Answer) -> Floats:
-        """Accuracy at each level on all rows: that of the rows evaluated, corrected by their clean accuracy, which is
-        known of all (a regression estimate)."""
-        mean = answer.mean(1)  # [levels, rows]
-        clean = self.clean[: answer.shape[2]].astype(float)
-        spread = clean - clean.mean()
-        norm = float(spread @ spread)
-        slope = mean @ spread / norm if norm > 0 else np.zeros(len(mean))
-        adjusted: Floats = mean.mean(1) + slope * (float(self.clean.mean()) - clean.mean())
-        return adjusted
-
-    def _adjusted_chips(self, requests: Sequence[Request], answers: Sequence[Answer]) -> Floats:
-        """Accuracy [levels, draws] of each chip, corrected by the clean accuracy of the rows that it saw."""
-        clean = float(self.clean.mean())
-        spreads = [self.clean[r.start : r.end].astype(float) - clean for r in requests]
-        both = list(zip(spreads, answers, strict=True))
-        norm = sum(float(spread @ spread) * a.shape[1] for spread, a in both)
-        slope = sum(a.sum(1) @ spread for spread, a in both) / norm if norm > 0 else np.zeros(len(answers[0]))
-        return np.concatenate([a.mean(2) - (slope * spread.mean())[:, None] for spread, a in both], axis=1)
-
-    def _standard_error(self, answer: Answer, weights: Floats) -> float:
-        """Of the weighted accuracy over all rows: the noise's part, and that of the rows that were not evaluated."""
-        _, draws, rows = answer.shape
-        h = np.einsum("l,ldr->dr", weights, answer.astype(float))
-        within = float(h.var(0, ddof=1).mean())
-        clean = self.clean[:rows].astype(float)
-        spread = clean - clean.mean()
-        norm = float(spread @ spread)
-        mean = h.mean(0)
-        residual = mean - mean.mean() - (mean @ spread / norm * spread if norm > 0 else 0.0)
-        between = max(0.0, float(residual @ residual) / (rows - 1) - within / draws)
-        return math.sqrt(within / (rows * draws) + (1 - rows / self.total) * between / rows)
 
     def described(self) -> dict[str, Any]:
         """What was found, as JSON can hold it."""
@@ -291,15 +262,15 @@ def _root(a: float, b: float, c: float) -> float | None:
 
 
 def seek(
-    searches: Sequence[Search],
-    evaluate: Callable[[Sequence[Request]], Sequence[Answer]],
-    advance: Callable[[float], object] = lambda done: None,
+    searches: Sequence[SiteSearch],
+    evaluate: Evaluate,
+    advance: Advance = unheard,
 ) -> list[tuple[Request, Answer]]:
     """Runs all searches to their end, in rounds; a round's requests are evaluated together.
 
     Args:
         searches: one for each site; their `found` is set.
-        evaluate: the answers to a round's requests.
+        evaluate: gives the answers to a round's requests.
         advance: called after every round with the number of sites that it has settled.
 
     Returns:
@@ -310,7 +281,7 @@ def seek(
         rounds = [(s, requests) for s in searches if (requests := s.requests())]
         if not rounds:
             return asked
-        answers = iter(evaluate([r for _, requests in rounds for r in requests]))
+        answers = iter(evaluate.answers([r for _, requests in rounds for r in requests]))
         for search, requests in rounds:
             answered = [next(answers) for _ in requests]
             search.learn(requests, answered)

@@ -1,0 +1,81 @@
+"""How and by whom a study is computed; nothing of what it asks."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, fields
+from typing import Literal, SupportsIndex
+
+import torch
+
+from noisykernels._util.checks import whole_size
+
+__all__ = ["SIZES", "Compute"]
+
+SIZES = ("batch_rows", "draws_per_pass", "memory", "threads")  # what studies follow that run the whole model
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How and by whom a study is computed: the noise does not depend on it.
+
+    Args:
+        engine: ``"auto"`` runs what precedes a site once and what follows it for many levels at once, where the model
+            can be recorded, with a warning that says why where it cannot; ``"plain"`` runs the whole noisy model for
+            every level and draw. Same noise; the contractions may round differently.
+        batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once;
+            fewer where `memory` asks for it. Part of the contraction plan: a prediction at a decision boundary may
+            depend on them by rounding, the noise does not.
+        memory: bytes that the values of a pass may take, beside the model and the data; in each worker. None: 1 GiB,
+            and a quarter of a GPU's memory (give less to several workers on one).
+        threads: torch's threads for the study, in each worker too; None keeps the present number. Also of the plan.
+        executor: who evaluates: an object with `submit` as in `concurrent.futures`, or a number of processes to
+            start; None: this process. The results are the same, whoever does.
+
+    Raises:
+        ValueError: an unknown engine, sizes below 1, an executor that is none.
+
+    Example:
+        >>> Compute(batch_rows=100).rows_on(torch.device("cpu")), Compute().rows_on(torch.device("cpu"))
+        (100, 500)
+    """
+
+    engine: Literal["auto", "plain"] = "auto"
+    batch_rows: SupportsIndex | None = None
+    draws_per_pass: SupportsIndex = 8
+    memory: SupportsIndex | None = None
+    threads: int | None = None
+    executor: Executor | int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks each argument."""
+        if self.engine not in ("auto", "plain"):
+            raise ValueError(f"Compute: engine must be 'auto' or 'plain', got {self.engine!r}")
+        for name in ("batch_rows", "draws_per_pass", "memory", "threads"):
+            if (size := getattr(self, name)) is not None or name == "draws_per_pass":
+                object.__setattr__(self, name, whole_size("Compute", name, size))
+        executor = self.executor
+        if not (executor is None or hasattr(executor, "submit") or (type(executor) is int and executor > 0)):
+            raise ValueError(f"Compute: executor must have `submit`, or be a number of processes, got {executor!r}")
+
+    def rows_on(self, device: torch.device) -> int:
+        """Rows of a pass; where not said, what is enough to keep the device busy."""
+        if self.batch_rows is None:
+            return 5000 if device.type == "cuda" else 500
+        return int(self.batch_rows)
+
+    def memory_on(self, device: torch.device) -> int:
+        """Bytes of a pass; a part of all of a GPU's memory, not of what is free: a walk that goes on keeps its plan."""
+        if self.memory is None:
+            return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 2**30
+        return int(self.memory)
+
+    def only(self, op: str, *names: str) -> Compute:
+        """These settings; an error that names any other that a study cannot follow."""
+        usual = Compute()
+        for field in fields(self):
+            if field.name not in names and getattr(self, field.name) != getattr(usual, field.name):
+                raise ValueError(
+                    f"{op}: of compute it takes {', '.join(names)}, got {field.name}={getattr(self, field.name)!r}"
+                )
+        return self

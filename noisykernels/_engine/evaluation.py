@@ -1,0 +1,51 @@
+"""Who evaluates a study's requests: the engines here, the workers of an executor, and before either a store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from noisykernels._engine.cached import CachedAnswers
+from noisykernels._engine.evaluator import Evaluator
+from noisykernels._engine.request import Evaluate
+from noisykernels._engine.session import Problem
+from noisykernels._engine.store import Store
+from noisykernels._engine.store_keys import study_key
+from noisykernels._engine.workers import Workers
+
+__all__ = ["evaluation"]
+
+
+@contextlib.contextmanager
+def evaluation(
+    here: Evaluator, sent: bytes | None, store: str | os.PathLike[str] | None, plan: dict[str, Any],
+    levels: Sequence[float],
+) -> Iterator[Evaluate]:  # fmt: skip
+    """What evaluates, for the length of a block.
+
+    Args:
+        here: the engines of this process.
+        sent: the problem as workers get it; None: there are none.
+        store: a file that keeps answers.
+        plan: what the store's answers belong to, beside the problem.
+        levels: of a grid.
+    """
+    evaluate: Evaluate = here
+    with contextlib.ExitStack() as stack:
+        if sent is not None:
+            executor = here.session.compute.executor
+            assert executor is not None
+            evaluate = stack.enter_context(Workers(executor, sent, here))
+        if store is not None:
+            opened = stack.enter_context(Store(store, _key(here.problem, plan, levels)))
+            evaluate = CachedAnswers(opened, evaluate, here.rows_of_task, here.problem.metric.law)
+        yield evaluate
+
+
+def _key(problem: Problem, plan: dict[str, Any], levels: Sequence[float]) -> dict[str, Any]:
+    inputs, labels, rows = problem.data
+    noises, where = type(problem.targets[0]).stored(problem.targets, levels)
+    told = noises[0] if len(noises) == 1 else noises
+    return study_key(problem.model, inputs, labels, told, problem.seed, plan=plan, rows=rows.cpu(), target=where)

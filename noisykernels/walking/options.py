@@ -1,0 +1,102 @@
+"""What a walk is asked, checked: its targets, how it looks, and what goes into its studies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+from torch import Tensor
+
+from noisykernels._engine.arguments import draw_list, level_list
+from noisykernels._engine.compute import Compute
+from noisykernels._engine.targets import Activation, Target, Weight
+from noisykernels.hardware.noises import WeightNoise
+from noisykernels.metrics.accuracy import ACCURACY
+from noisykernels.metrics.base import Metric
+from noisykernels.noise.description import Noise
+from noisykernels.stats.midpoint import Axis
+from noisykernels.walking.strategies import Grid, Progress, Search, Strategy
+
+__all__ = ["Asked", "strategy_of", "targets_of"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything that a walk is asked, but the model and its data; see `walk`."""
+
+    targets: tuple[Target, ...]
+    strategy: Strategy
+    seed: int
+    sites: Sequence[str | int] | str | None = None
+    rows: Tensor | Sequence[int] | None = None
+    metric: Metric = ACCURACY
+    floor: float | None = None
+    axis: Axis | None = None
+    compute: Compute | None = None
+    store: str | os.PathLike[str] | None = None
+    progress: Progress = False
+    description: tuple[str, str] = ("", "")
+
+
+def targets_of(noise: Any, target: str) -> tuple[Target, ...]:
+    """The targets that noise, or a list of noises, means.
+
+    Raises:
+        TypeError: what is no noise.
+        ValueError: an unknown target, or noise that does not go with it.
+    """
+    if target not in ("activation", "weight"):
+        raise ValueError(f"walk: target must be 'activation' or 'weight', got {target!r}")
+    given = tuple(noise) if isinstance(noise, list | tuple) else (noise,)
+    if not given or not all(isinstance(n, Noise | WeightNoise) for n in given):
+        raise TypeError(f"walk: noise must be a Noise, or a list of them, got {type(noise).__name__}")
+    if target == "weight":
+        return tuple(Weight(_of_weights(n)) for n in given)
+    if any(isinstance(n, WeightNoise) for n in given):
+        raise ValueError("walk: a WeightNoise goes with target='weight'")
+    for level in (level for n in given for level in (n.add, n.mul) if level is not None and level.dim() > 0):
+        if level.dim() < 2 or level.shape[:2] != (1, 1):  # rows are cut into chunks and may be reordered
+            raise ValueError(
+                "walk: levels of the noise must be numbers, or differ by channel or element, not by draw or row; "
+                f"got shape {list(level.shape)}"
+            )
+    return tuple(Activation(n) for n in given)
+
+
+def _of_weights(noise: Noise | WeightNoise) -> WeightNoise:
+    """Noise for weights from what a walk is given; levels must be numbers, as they serve weights of any shape."""
+    if not isinstance(noise, WeightNoise):
+        noise = WeightNoise.of(noise)
+    if any(level is not None and level.dim() > 0 for level in (noise.noise.add, noise.noise.mul)):
+        raise ValueError(f"walk: levels of noise on weights must be numbers, got {noise!r}")
+    return noise
+
+
+def strategy_of(
+    levels: Sequence[float] | Tensor | None,
+    draws: SupportsIndex | Sequence[int] | Tensor | None,
+    search: Search | None,
+    plateaus: float | None,
+    target: Target,
+) -> Strategy:
+    """How to look: a grid where there are levels and draws, a search where there are neither.
+
+    Raises:
+        TypeError: a search that is none.
+        ValueError: one of levels and draws, plateaus or a search that do not go with the rest.
+    """
+    if (levels is None) != (draws is None):
+        raise ValueError("walk: give both levels and draws for a grid, or neither for an adaptive walk")
+    if search is not None and not isinstance(search, Search):
+        raise TypeError(f"walk: search must be a Search, got {type(search).__name__}")
+    if plateaus is not None and levels is None:
+        raise ValueError(f"walk: plateaus must lie between 0 and 0.5, and go with levels, got {plateaus}")
+    if plateaus is not None and target.shares_rows:
+        raise ValueError("walk: plateaus are for noise on activations: the rows of a draw share the noise of weights")
+    if levels is None:
+        return Search() if search is None else search
+    if search is not None:
+        raise ValueError("walk: a search finds its own levels: leave out levels and draws, or search")
+    return Grid(tuple(level_list("walk", levels)), tuple(draw_list("walk", draws)), plateaus)

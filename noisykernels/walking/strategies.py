@@ -1,0 +1,134 @@
+"""How a walk looks: at every cell of a grid, at those off the plateaus, or where the midpoints are searched.
+
+A strategy decides from answers alone, so that neither workers nor a resumed study change what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from noisykernels._engine.evaluator import Evaluator
+from noisykernels._engine.request import Evaluate, Request
+from noisykernels._util.progress import progress_of
+from noisykernels.walking.cells import Cells
+from noisykernels.walking.plateaus import settled
+from noisykernels.walking.search import SiteSearch, seek
+
+__all__ = ["Found", "Grid", "Progress", "Search", "Strategy"]
+
+Found = list[list[dict[str, Any]]]  # of each target, what a search has found at each site; empty for a grid
+Progress = bool | Callable[[int, int], object]
+
+
+class Strategy(Protocol):
+    """A way to look."""
+
+    @property
+    def levels(self) -> Sequence[float]:
+        """Those of a grid."""
+
+    @property
+    def draws(self) -> Sequence[int]:
+        """Those of a grid."""
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether the first rows must be a random part of all."""
+
+    def described(self) -> dict[str, Any]:
+        """What a study's plan says of it."""
+
+    def run(self, here: Evaluator, evaluate: Evaluate, cells: Cells, progress: Progress) -> Found:
+        """Fills the cells.
+
+        Args:
+            here: knows of the model what no answer tells: where to begin, and what is proved.
+            evaluate: gives answers.
+        """
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every site, level and draw on all rows, but for levels on plateaus, where a share says which those are."""
+
+    levels: tuple[float, ...]
+    draws: tuple[int, ...]
+    plateaus: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.plateaus is not None and not 0 < self.plateaus < 0.5:
+            raise ValueError(f"walk: plateaus must lie between 0 and 0.5, and go with levels, got {self.plateaus}")
+
+    @property
+    def shuffled(self) -> bool:
+        """See `Strategy`."""
+        return self.plateaus is not None
+
+    def described(self) -> dict[str, Any]:
+        """See `Strategy`."""
+        return {} if self.plateaus is None else {"plateaus": self.plateaus}
+
+    def run(self, here: Evaluator, evaluate: Evaluate, cells: Cells, progress: Progress) -> Found:
+        """See `Strategy`."""
+        rows = len(cells.clean)
+        grid = [Request(s, self.levels, self.draws, rows, which=k) for s in cells.sites for k in range(cells.targets)]
+        with progress_of("walk", progress, len(grid) * len(self.levels)) as advance:
+            if self.plateaus is not None:
+                grid = settled(grid, here.proved(grid), evaluate, cells, self.plateaus, advance)
+            for request, answer in zip(grid, evaluate.answers(grid, advance), strict=True):
+                cells.take(request, answer)
+        return [[] for _ in range(cells.targets)]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Brackets the midpoint of each site and spends rows and draws until its interval is short enough.
+
+    Args:
+        rel_ci: half-width of the 95 % interval wanted, relative to the midpoint.
+
+    Raises:
+        ValueError: `rel_ci` outside of (0, 1).
+
+    Example:
+        >>> Search(rel_ci=0.02)
+        Search(rel_ci=0.02)
+    """
+
+    rel_ci: float = 0.05
+    levels = ()
+    draws = ()
+    shuffled = True
+
+    def __post_init__(self) -> None:
+        """Checks `rel_ci`."""
+        if not 0 < self.rel_ci < 1:
+            raise ValueError(f"Search: rel_ci must lie between 0 and 1, got {self.rel_ci}")
+
+    def described(self) -> dict[str, Any]:
+        """See `Strategy`."""
+        return {}
+
+    def run(self, here: Evaluator, evaluate: Evaluate, cells: Cells, progress: Progress) -> Found:
+        """See `Strategy`."""
+        clean, floor = cells.clean_mean, cells.floor
+        if not 0 <= floor < clean:
+            raise ValueError(
+                f"walk: the clean accuracy {clean:.4f} is not above the floor {floor:.4f}: nothing to find"
+            )
+        searches = []
+        for which in range(cells.targets):
+            scales = here.scales(cells.sites, which)
+            chips = here.problem.targets[which].shares_rows
+            searches += [
+                SiteSearch(
+                    s, scales.get(s.name, 1.0), cells.clean, floor, self.rel_ci, cells.law, which=which, chips=chips
+                )
+                for s in cells.sites
+            ]
+        with progress_of("walk", progress, len(searches)) as advance:
+            for request, answer in seek(searches, evaluate, advance):
+                cells.take(request, answer)
+        return [[s.described() for s in searches if s.which == which] for which in range(cells.targets)]
