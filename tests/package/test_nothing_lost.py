@@ -1,0 +1,100 @@
+"""Nothing is lost when the code is put in order: results, texts and errors are those of version 0.1.0, its files open.
+
+tests/helpers/recorded.py has the cases; tests/data/v0_1_0 what they gave, and files that were written then.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recorded
+import torch
+
+CONTENT = recorded.recorded()
+DIGESTS: dict[str, str] = CONTENT["digests"]
+NEEDS = {"pages": ("matplotlib",), "frames": ("pandas", "xarray")}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_same_as_recorded(name: str) -> None:
+    for module in NEEDS.get(name.split(": ")[0], ()):
+        pytest.importorskip(module)
+    assert recorded.told(recorded.value_of(name)) == DIGESTS[name]
+
+
+def test_every_case_is_recorded() -> None:
+    assert {name.split(": ")[0] for name in DIGESTS} == set(recorded.CASES)
+
+
+def test_the_native_tests_have_the_same_digests() -> None:
+    assert recorded.native_digests() == CONTENT["native"] and len(CONTENT["native"]) == 4
+
+
+@pytest.fixture
+def of_that_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store belongs to torch's version, which says nothing about the file's form."""
+    monkeypatch.setattr(torch, "__version__", CONTENT["machine"]["torch"])
+
+
+def test_the_study_file_opens() -> None:
+    study, fresh = recorded.Study.load(recorded.FOLDER / "study.json"), recorded.activation_walk(None)
+    assert study.records == fresh.records and len(study.records) == 48
+    assert recorded.meta_of(study.meta) == recorded.meta_of(fresh.meta)
+    assert recorded.six(study.midpoints()) == recorded.six(fresh.midpoints())
+
+
+@pytest.mark.usefixtures("of_that_torch")
+@pytest.mark.parametrize("name", recorded.STORES)
+def test_the_complete_store_is_not_evaluated_again(name: str, tmp_path: Path) -> None:
+    path = Path(shutil.copy(recorded.FOLDER / f"{name}.db", tmp_path))
+    before = recorded.claimed(path)
+    study = recorded.STORES[name](path)
+    assert recorded.claimed(path) == before and before
+    assert study.records == recorded.STORES[name](None).records
+
+
+@pytest.mark.usefixtures("of_that_torch")
+@pytest.mark.parametrize("name", recorded.STORES)
+def test_of_half_a_store_only_the_rest_is_evaluated(name: str, tmp_path: Path) -> None:
+    path = Path(shutil.copy(recorded.FOLDER / f"{name}-half.db", tmp_path))
+    before, complete = recorded.claimed(path), recorded.tasks_of(recorded.FOLDER / f"{name}.db")
+    study = recorded.STORES[name](path)
+    assert set(before) < set(recorded.claimed(path)) and 0 < len(before) < len(complete)
+    assert recorded.tasks_of(path) == complete
+    assert study.records == recorded.STORES[name](None).records
+
+
+def weights(model: Any) -> list[Any]:
+    return list(model.state_dict().values())
+
+
+def test_training_goes_on_from_the_checkpoint() -> None:
+    """Interrupted and read back, it ends with the bits of training that was not: on a machine of the kind that wrote
+    the file. Elsewhere the first part itself may come out a little different, which Adam magnifies up to its step."""
+    straight, resumed, twin = (recorded.noisy_net() for _ in range(3))
+    first = recorded.trained(straight, 2, 0)
+    history = recorded.load_checkpoint(recorded.FOLDER / "checkpoint.pt", resumed, recorded.SETTINGS)
+    assert [list(r) for r in history] == [list(r) for r in first]
+    twin.load_state_dict(torch.load(recorded.FOLDER / "state.pt", weights_only=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(twin), strict=True))
+    said = [recorded.trained(model, 1, 6) for model in (straight, resumed, twin)]
+    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(twin), strict=True))
+    if recorded.machine() == CONTENT["machine"]:
+        assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(straight), strict=True))
+        assert said[0][0]["loss"] == said[1][0]["loss"]
+    for a, b in zip(weights(resumed), weights(straight), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-2)
+
+
+def test_files_name_no_module() -> None:
+    """A module that moves must not make a file unreadable."""
+    files = sorted(recorded.FOLDER.iterdir())
+    assert len(files) == 8 and sum(f.stat().st_size for f in files) < 300_000
+    for file in files:
+        if file.name != "digests.json":  # which holds messages and tables
+            named = set(re.findall(rb"noisykernels\.\w*", file.read_bytes()))
+            assert named <= {b"noisykernels.study", b"noisykernels.results"}, file.name  # names of formats
