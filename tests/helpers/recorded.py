@@ -38,64 +38,75 @@ from torch import Tensor, nn
 
 import noisykernels as nk
 from noisykernels import _C
-from noisykernels.brainscales_core import BrainScaleS2
-from noisykernels.checkpoint import load_checkpoint as load_checkpoint
-from noisykernels.checkpoint import save_checkpoint
-from noisykernels.format_search import LinearPredictor
-from noisykernels.noise import KINDS, OPERANDS
-from noisykernels.records import Meta, Record
+from noisykernels.brainscales import BrainScaleS2
+from noisykernels.zoo import load_checkpoint as load_checkpoint
+from noisykernels.zoo import save_checkpoint
+from noisykernels.experiments import LinearPredictor
+from noisykernels.noise.contract import KINDS, OPERANDS
+from noisykernels.stats import Meta, Record
 from noisykernels.study import Study
-from noisykernels.train import train
+from noisykernels.training import train
 
 Noise, WeightNoise, InputNoise, MacNoise, Serial = nk.Noise, nk.WeightNoise, nk.InputNoise, nk.MacNoise, nk.Serial
-ADC, DAC, ColumnGain, ColumnOffset = nk.ADC, nk.DAC, nk.ColumnGain, nk.ColumnOffset
-DifferentialPair, PCM = nk.DifferentialPair, nk.PCM
+ADC, DAC, ColumnGain, ColumnOffset = nk.hardware.ADC, nk.hardware.DAC, nk.hardware.ColumnGain, nk.hardware.ColumnOffset
+DifferentialPair, PCM = nk.hardware.DifferentialPair, nk.hardware.PCM
 FixedFormat, FloatFormat, NoisyConv2d, NoisyLinear, NoiseSite = (
-    nk.FixedFormat, nk.FloatFormat, nk.NoisyConv2d, nk.NoisyLinear, nk.NoiseSite
+    nk.arithmetic.FixedFormat, nk.arithmetic.FloatFormat, nk.NoisyConv2d, nk.NoisyLinear, nk.NoiseSite
 )  # fmt: skip
 inject, noise_state, sites_of = nk.inject, nk.noise_state, nk.sites
-compare, report = nk.compare, nk.report
+compare, report = nk.compare, nk.study.report
 set_cpu_level = _C.set_cpu_level
 
 
+def gathered(how: dict[str, Any]) -> dict[str, Any]:
+    """Options as studies take them, from one flat dict: these cases are older than `Compute` and `Search`."""
+    flat = {k: how.pop(k) for k in COMPUTE if k in how}
+    if "rel_ci" in how:
+        how["search"] = nk.Search(how.pop("rel_ci"))
+    return how | ({"compute": nk.Compute(**flat)} if flat else {})
+
+
+COMPUTE = ("engine", "batch_rows", "draws_per_pass", "memory", "threads", "executor")
+
+
 def walk(model: nn.Module, data: Any, **how: Any) -> Any:
-    return nk.walk(model, data, **how)
+    return nk.walk(model, data, **gathered(how))
 
 
 def walk_parameter(model: nn.Module, data: Any, make: Any, values: Sequence[float], **how: Any) -> Study:
-    return nk.walk_parameter(model, data, make, values, **how)
+    return nk.walk_parameter(model, data, make, values, **gathered({"seed": 0, **how}))
 
 
 def walk_mixed(model: nn.Module, data: Any, **how: Any) -> Any:
-    return nk.walk_mixed(model, data, **how)
+    return nk.walk_mixed(model, data, **gathered(how))
 
 
 def vote(model: nn.Module, data: Any, **how: Any) -> Any:
-    return nk.vote(model, data, **how)
+    return nk.vote(model, data, **gathered(how))
 
 
 def chips(model: nn.Module, data: Any, **how: Any) -> Any:
-    return nk.chips(model, data, **how)
+    return nk.chips(model, data, **gathered(how))
 
 
 def sweep_formats(model: nn.Module, data: Any, formats: Any, **how: Any) -> Any:
-    return nk.sweep_formats(model, data, formats, **how)
+    return nk.experiments.sweep_formats(model, data, formats, **gathered({"seed": 0, **how}))
 
 
 def search_format(model: nn.Module, data: Any, predictor: Any, **how: Any) -> Any:
-    return nk.search_format(model, data, predictor, **how)
+    return nk.experiments.search_format(model, data, predictor, **gathered({"seed": 0, **how}))
 
 
 def layer_formats(model: nn.Module, data: Any, start: str, **how: Any) -> Any:
-    return nk.layer_formats(model, data, start, **how)
+    return nk.experiments.layer_formats(model, data, start, **gathered({"seed": 0, **how}))
 
 
 def order_sensitivity(model: nn.Module, data: Any, arithmetic: Any, **how: Any) -> Any:
-    return nk.order_sensitivity(model, data, arithmetic, **how)
+    return nk.experiments.order_sensitivity(model, data, arithmetic, **gathered(how))
 
 
 def running_sums(x: Tensor, weight: Tensor, arithmetic: Any, **how: Any) -> Tensor:
-    return nk.running_sums(x, weight, arithmetic, **how)
+    return nk.experiments.running_sums(x, weight, arithmetic, **how)
 
 
 def op(name: str) -> Callable[..., Tensor]:
