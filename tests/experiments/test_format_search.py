@@ -1,24 +1,20 @@
-"""Design space, costs, sweeps and searches of number formats, against loops and made-up networks."""
+"""Searches for number formats, of a network and of its layers, against loops and made-up networks."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from format_networks import COST, SAME, Problem, made_sweep, made_up
+from torch import nn
 
 import noisykernels as nk
-from noisykernels import format_runs
 from noisykernels.arithmetic import Serial
 from noisykernels.cost import CostModel
-from noisykernels.format_plots import plot_agreement, plot_front
-from noisykernels.format_runs import FormatRuns, r_squared
+from noisykernels.format_runs import FormatRuns
 from noisykernels.format_search import (
     FormatChoice,
     LinearPredictor,
@@ -27,251 +23,12 @@ from noisykernels.format_search import (
     refined,
     search_format,
 )
-from noisykernels.format_sweep import FormatResult, Sweep, design_space, sweep_formats
+from noisykernels.format_sweep import design_space, sweep_formats
 from noisykernels.formats import FixedFormat, FloatFormat, Format, as_format
-from noisykernels.models import MLP, LeNet5
+from noisykernels.models import LeNet5
 from noisykernels.per_layer import layer_formats, operations
-from noisykernels.running_sum import plot_running_sums, running_sums
-from noisykernels.store import StoreError
 
-Problem = tuple[nn.Module, tuple[Tensor, Tensor]]
-SAME = LinearPredictor(1.0, 0.0, 1.0, 0.0, 100)
-COST = CostModel()
-
-
-@pytest.fixture
-def problem(one_thread: None) -> Problem:
-    """A small network, and labels that are its own answers, so that it is always right in float32."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
-    x = torch.randn(70, 1, 6, 6)
-    with torch.no_grad():
-        model[5].bias -= model(x).mean(0)
-        return model, (x, model(x).argmax(1))
-
-
-def in_format(model: nn.Module, x: Tensor, fmt: str | Format) -> Tensor:
-    with torch.inference_mode(), nk.inject(model, None, example_input=x[:2], hardware=[Serial(fmt)]):
-        return model(x)
-
-
-# ------------------------------------------------------------------------------------------------- space and costs
-
-
-def test_the_design_space_has_hundreds_of_formats_of_both_kinds() -> None:
-    space = design_space()
-    floats = [f for f in space if isinstance(f, FloatFormat)]
-    fixed = [f for f in space if isinstance(f, FixedFormat)]
-    assert len(set(space)) == len(space) == 343 and len(floats) == 161 and len(fixed) == 182
-    assert max(f.bits for f in fixed) == 25 and as_format("M23E8") in space and as_format("L8R16") in space
-    assert {f.rounding for f in design_space([7], [6], [2], [2], rounding="nearest")} == {"nearest"}
-    assert all(f.mantissa == 3 for f in design_space([3], left=[]))
-
-
-def test_the_stand_in_is_near_the_published_points() -> None:
-    """7.2 and 5.7 times the speed, 3.4 and 3.0 times less energy: what the constants were chosen for, to 5 %."""
-    for fmt, speedup, saving in (("M7E6", 7.2, 3.4), ("M8E6", 5.7, 3.0)):
-        assert COST.speedup(fmt) == pytest.approx(speedup, rel=0.05)
-        assert COST.saving(fmt) == pytest.approx(saving, rel=0.05)
-    assert COST.speedup("fp32") == COST.saving("fp32") == 1
-    for fmt in design_space():  # a bit less is never slower
-        assert all(COST.speedup(less) > COST.speedup(fmt) for less in changed(fmt, -1))
-        assert all(COST.saving(less) > COST.saving(fmt) for less in changed(fmt, -1))
-    assert COST.speedup("L20R20") < 1  # no fixed-point format of 40 bits is faster than float32
-
-
-def test_a_table_of_costs(tmp_path: Path) -> None:
-    table = {"fp32": (2.0, 8.0, 6.0), "M7": (1.0, 2.0, 3.0), "M7E4": (1.0, 1.0, 2.0), "fixed16": (0.5, 1.0, 1.0)}
-    (tmp_path / "t.csv").write_text(
-        "format, delay, area, energy\n" + "".join(f"{k}, {', '.join(map(str, v))}\n" for k, v in table.items())
-    )
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame.from_dict(table, orient="index", columns=["delay", "area", "energy"])
-    for given in (table, tmp_path / "t.csv", str(tmp_path / "t.csv"), frame, frame.rename_axis("format").reset_index()):
-        cost = CostModel(given)
-        assert cost.speedup("M7E6") == 8 and cost.speedup("M7E4") == 16 and cost.speedup("L7R8") == 32
-        assert cost.saving("M7E6") == 2 and cost.saving("L7R8") == 6
-        with pytest.raises(ValueError, match="CostModel: table must have a row for M8E6 or M8, got M23E8, M7"):
-            cost.speedup("M8E6")
-    short = CostModel({"bf16": (1, 1), "M3": (1.0, 0.5)}, reference="bf16")
-    assert short.speedup("M3E5") == 2 and math.isnan(short.saving("M3E5"))
-    assert list(short.to_pandas(["M3E5"]).columns) == ["format", "bits", "delay", "area", "energy", "speedup", "saving"]
-
-
-@pytest.mark.parametrize(
-    ("table", "said"),
-    [
-        ({"M7": (1, 1)}, "table must have a row for M23E8 or M23"),
-        ({"fp32": (1, 0)}, "costs of fp32 must be positive"),
-        ({"fp32": (1,)}, "costs of fp32 must be positive: delay, area and perhaps energy, got"),
-        ({"fp32": (1, "a")}, "must be positive"),
-        ({"float": (1, 1)}, "format must be one of"),
-        ([1], "table must be a dict, a DataFrame or a CSV file, got list"),
-    ],
-)
-def test_bad_tables(table: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        CostModel(table)
-
-
-# ------------------------------------------------------------------------------------------------------------ sweeps
-
-
-def test_a_sweep_is_what_loops_find(problem: Problem) -> None:
-    model, (x, y) = problem
-    names = ["M2E4", "M5E5", "L3R5", "L8R14", "fp16", "M23E8"]
-    model.train()
-    sweep = sweep_formats(model, (x, y), names, inputs=x[5:15], batch_rows=30, name="net")
-    assert type(model) is nn.Sequential and model.training and sweep.clean == 1.0 and sweep.rows == 70
-    for name, result in zip(names, sweep.results, strict=True):
-        scores = in_format(model, x, name)
-        assert result.format == as_format(name)
-        assert result.normalised == pytest.approx(float((scores.argmax(1) == y).double().mean()))
-        expected = np.corrcoef(scores[5:15].flatten().numpy(), model(x[5:15]).flatten().detach().numpy())[0, 1] ** 2
-        assert result.r2 == pytest.approx(expected, abs=1e-5)  # float32 scores
-        assert (result.speedup, result.saving) == (COST.speedup(name), COST.saving(name))
-    assert sweep.results[-1].normalised == 1 and sweep.results[0].normalised < 1
-    assert repr(sweep) == "<Sweep of net: 6 formats, 70 rows, clean 1.0000>"
-    frame = sweep.to_pandas()
-    assert frame["point"].tolist() == ["float", "float", "fixed", "fixed", "float", "float"]
-    again = sweep_formats(model, [(x[:33], y[:33]), (x[33:], y[33:])], names, inputs=x[5:15])
-    assert again.results == sweep.results
-
-
-def test_scores_that_are_not_finite_are_wrong_and_agree_with_nothing(problem: Problem) -> None:
-    model, data = problem
-    with torch.no_grad():
-        model[0].weight *= 1e6
-    infinite = FloatFormat(10, 5, subnormals=True, overflow="infinity", rounding="nearest")
-    (result,) = sweep_formats(model, (data[0], model(data[0]).argmax(1)), [infinite]).results
-    scores = in_format(model, data[0], infinite)
-    right = (scores.argmax(1) == model(data[0]).argmax(1)) & ~scores.isnan().any(1)
-    assert scores.isnan().any() and result.r2 == 0 and result.normalised == pytest.approx(float(right.double().mean()))
-    assert r_squared(torch.ones(4), torch.arange(4.0)) == 0
-
-
-def test_an_arithmetic_of_ones_own(problem: Problem) -> None:
-    model, data = problem
-    (plain,) = sweep_formats(model, data, ["M4E5"]).results
-    (turned,) = sweep_formats(model, data, ["M4E5"], arithmetic=lambda f: Serial(f, order="reversed")).results
-    (again,) = sweep_formats(model, data, ["M4E5"], arithmetic=lambda f: Serial(f)).results
-    assert again == plain and turned.r2 != plain.r2
-
-
-def test_a_sweep_goes_on_where_it_stopped(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (x, y) = problem
-    evaluated: list[str] = []
-    correct = FormatRuns.correct
-
-    def counted(self: FormatRuns, hardware: Any) -> int:
-        if len(evaluated) == 2:
-            raise KeyboardInterrupt
-        evaluated.append(repr(hardware))
-        return correct(self, hardware)
-
-    monkeypatch.setattr(format_runs.FormatRuns, "correct", counted)
-    names, store = ["M4E5", "L3R6", "M6E5", "L4R8"], tmp_path / "sweep.db"
-    with pytest.raises(KeyboardInterrupt):
-        sweep_formats(model, (x, y), names, store=store)
-    assert type(model) is nn.Sequential
-    whole: list[str] = []
-    monkeypatch.setattr(format_runs.FormatRuns, "correct", lambda s, h: whole.append(repr(h)) or correct(s, h))
-    kept = sweep_formats(model, (x, y), names, store=store)
-    assert len(whole) == 2 and kept.results == sweep_formats(model, (x, y), names).results
-    whole.clear()
-    more = sweep_formats(model, (x, y), [*names, "M7E6"], store=store, cost=CostModel({"fp32": (1, 1), **{
-        n: (1, 2) for n in [*names, "M7E6"]}}))  # fmt: skip
-    assert len(whole) == 1 and {r.speedup for r in more.results} == {0.5}
-    for change in ({"data": (x + 1, y)}, {"seed": 1}, {"inputs": 5}, {"arithmetic": lambda f: Serial(f, leak=0.5)}):
-        with pytest.raises(StoreError, match="results of another study"):
-            sweep_formats(model, **{"data": (x, y), **change}, formats=names, store=store)
-
-
-class Rounds(nk.Device):
-    """A device that prints itself with its address."""
-
-    def __init__(self, step: float) -> None:
-        self.step = step
-
-    def output(self, y: Tensor, draw: nk.Draw) -> Tensor:
-        return (y / self.step).round() * self.step
-
-
-def test_a_store_tells_apart_what_prints_the_same(problem: Problem, tmp_path: Path) -> None:
-    model, (x, y) = nn.Sequential(*list(problem[0])[2:]), (torch.randn(40, 64), torch.randint(3, (40,)))
-
-    def found(store: str, **how: Any) -> list[FormatResult]:
-        return sweep_formats(model, (x, y), ["M2E4"], store=tmp_path / store, **how).results
-
-    turned = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    orders = [nk.random_order(64, seed) for seed in (1, 2)]
-    for k, order in enumerate((*orders, orders[0].clone())):
-        sweep = {"arithmetic": lambda f, order=order: Serial(f, order=order), "store": tmp_path / "orders.db"}
-        if k == 1:
-            with pytest.raises(StoreError, match="arithmetic"):
-                sweep_formats(turned, (x, y), ["M2E4"], **sweep)
-        else:
-            sweep_formats(turned, (x, y), ["M2E4"], **sweep)
-    first = found("devices.db", arithmetic=lambda f: Rounds(0.5))
-    assert found("devices.db", arithmetic=lambda f: Rounds(0.5)) == first
-    with pytest.raises(StoreError, match="arithmetic"):
-        found("devices.db", arithmetic=lambda f: Rounds(0.25))
-    found("inputs.db", inputs=x[:5])
-    with pytest.raises(StoreError, match=r"inputs: .* in the file"):
-        found("inputs.db", inputs=x[:5].flip(1))  # of the same sum
-
-
-def test_batches_that_come_only_once(problem: Problem, tmp_path: Path) -> None:
-    model, (x, y) = problem
-    once = zip(x.split(20), y.split(20), strict=True)
-    assert (
-        sweep_formats(model, once, ["M4E5"], store=tmp_path / "s.db").results
-        == sweep_formats(model, (x, y), ["M4E5"]).results
-    )
-
-
-def test_what_is_wrong_is_said_before_any_work(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (x, y) = problem
-    with pytest.raises(ValueError, match=r"sweep_formats: inputs must be rows of size \[1, 6, 6\], got .* \[5, 3\]"):
-        sweep_formats(model, (x, y), ["M4E5"], inputs=torch.randn(5, 3))
-    with pytest.raises(ValueError, match="inputs must be rows"):
-        sweep_formats(model, (x, y), ["M4E5"], inputs=x[:0])
-    with pytest.raises(ValueError, match="evaluations must be a whole number"):
-        search_format(model, (x, y), SAME, evaluations=1.5)  # type: ignore[arg-type]
-    monkeypatch.setattr(FormatRuns, "scores", lambda *_: pytest.fail("work"))
-    table = CostModel({"fp32": (2, 4), "M7": (1, 1)})
-    for lacking in (
-        lambda: sweep_formats(model, (x, y), ["M7E4", "M6E4"], cost=table),
-        lambda: search_format(model, (x, y), SAME, formats=["M7E4", "M6E4"], cost=table),
-        lambda: layer_formats(model, (x, y), "M6E4", cost=table),
-    ):
-        with pytest.raises(ValueError, match="table must have a row for M6E4 or M6"):
-            lacking()
-
-
-def test_front_and_fastest_by_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    made = [
-        FormatResult(f, 1.0, float(n), float(s), 1.0)
-        for f, n, s in zip(design_space(), rng.integers(80, 101, 343) / 100, rng.integers(1, 30, 343), strict=True)
-    ]
-    sweep = Sweep(made, 0.9, 100)
-    pairs = {(r.speedup, r.normalised) for r in made}
-    beaten = {a for a in pairs for b in pairs if b != a and b[0] >= a[0] and b[1] >= a[1]}
-    assert {(r.speedup, r.normalised) for r in sweep.front()} == pairs - beaten
-    best = sweep.fastest(0.95)
-    good = [(r.speedup, r.normalised) for r in made if r.normalised >= 0.95]
-    assert best is not None and (best.speedup, best.normalised) == max(good)
-    found = exhaustive_search(sweep, 0.95)
-    assert found is not None and found.format == best.format and found.evaluations == 343 and found.forwards == 34300
-    assert sweep.fastest(1.01) is None and exhaustive_search(sweep, 1.01) is None
-
-
-# ------------------------------------------------------------------------------------------------------------ search
-
-
-def made_sweep(points: list[tuple[float, float]]) -> Sweep:
-    return Sweep([FormatResult(as_format("M7E6"), x, y, 1.0, 1.0) for x, y in points], 0.9, 100)
+# --------------------------------------------------------------------------------------------------------------- search
 
 
 def test_the_line_is_the_least_squares_line() -> None:
@@ -288,16 +45,6 @@ def test_the_line_is_the_least_squares_line() -> None:
     for bad in ([(0.5, 0.5)], [(0.5, 0.5)] * 4):
         with pytest.raises(ValueError, match="must hold three formats that differ"):
             LinearPredictor.fit([made_sweep(bad)])
-
-
-def made_up(bits: int) -> Callable[[Format], float]:
-    """A network that needs so many mantissa bits, or bits behind the point, and four before it or of exponent."""
-
-    def normalised(fmt: Format) -> float:
-        fine, coarse = (fmt.mantissa, fmt.exponent) if isinstance(fmt, FloatFormat) else (fmt.right, fmt.left)
-        return float(np.clip(1 - 0.02 * max(0, bits - fine) - 0.3 * max(0, 4 - coarse), 0, 1))
-
-    return normalised
 
 
 def test_searches_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,66 +184,3 @@ def test_formats_of_layers(problem: Problem, monkeypatch: pytest.MonkeyPatch) ->
     table = CostModel({"fp32": (4, 4), "M10E5": (2, 2), "M9E5": (1, 1)})
     sold = layer_formats(model, (x, y), "M10E5", target=0.9, cost=table)
     assert set(sold.formats.values()) == {as_format("M9E5")}  # there are no others
-
-
-# ------------------------------------------------------------------------------------------------------ running sums
-
-
-@pytest.mark.parametrize(
-    "arithmetic",
-    ["M3E5", "L4R6", Serial(low=-1.0, high=2.0), Serial("M8E6", leak=0.9), Serial("M4E5", order="descending"),
-     Serial("M4E5", order="negative_first"), Serial("M4E5", order="reversed"), Serial("M4E5", order=[2, 0, 1, 4, 3]),
-     None],
-    ids=str,
-)  # fmt: skip
-def test_the_last_running_sum_is_the_sum(arithmetic: Any) -> None:
-    x, w = torch.tensor([0.7, -1.3, 2.1, 0.4, 5.2]), torch.tensor([1.1, 0.3, -0.9, 2.2, 0.6])
-    sums = running_sums(x, w, arithmetic)
-    made = arithmetic if isinstance(arithmetic, Serial) else Serial(arithmetic)
-    assert sums[-1] == nk.linear(x[None], w[None], hardware=[made])[0, 0] and len(sums) == 5
-    with pytest.raises(ValueError, match=r"vectors of one length, got \[5\] and \[4\]"):
-        running_sums(x, w[:4], arithmetic)
-
-
-def test_sums_saturate_and_stop_growing_as_published() -> None:
-    """L8R8 stops at 255.996; two mantissa bits stop at 8 additions of one, M8E6 does not; E4 ends at 511.75."""
-    ones = torch.ones(600)
-    fixed, coarse, fine, short = (running_sums(ones, ones, name) for name in ("L8R8", "M2E8", "M10E6", "M10E4"))
-    assert fixed[254] == 255 and bool((fixed[255:] == 256 - 2**-8).all())
-    assert coarse[7] == 8 and bool((coarse[7:] == 8).all())
-    assert torch.equal(fine, torch.arange(1.0, 601)) and float(short[-1]) == as_format("M10E4").largest_value < 512
-    assert len(running_sums(ones[:0], ones[:0], "M7E6")) == 0
-
-
-# ---------------------------------------------------------------------------------------------------------- pictures
-
-
-def test_pictures() -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("agg")
-    truth = made_up(8)
-    sweep = Sweep([FormatResult(f, truth(f), truth(f), COST.speedup(f), 1.0) for f in design_space()], 0.9, 100, "net")
-    ax = plot_front(sweep, marked=("M7E6",))
-    floats, fixed, front = ax.lines[:3]
-    assert len(floats.get_xdata()) == 161 and len(fixed.get_xdata()) == 182 and ax.get_xscale() == "log"
-    assert list(front.get_xdata()) == [r.speedup for r in sweep.front()]
-    assert {t.get_text() for t in ax.texts} == {"M7E6", str(sweep.fastest().format)}
-    assert sweep.plot(ax) is ax
-    line = LinearPredictor.fit([sweep])
-    ax = plot_agreement([sweep, made_sweep([(0.5, 0.5)])], line)
-    assert len(ax.lines) == 3 and "correlation 1.00" in ax.get_legend().get_texts()[-1].get_text()
-    ax = plot_running_sums(torch.ones(9), torch.ones(9), {"float": None, "M2E5": "M2E5"})
-    assert [list(one.get_ydata())[-1] for one in ax.lines] == [9, 8]
-    matplotlib.pyplot.close("all")
-
-
-def test_an_mlp_needs_as_many_bits_as_a_loop_says(one_thread: None) -> None:
-    """A multilayer perceptron with biases, in float64: the sweep is the loop's there too."""
-    torch.manual_seed(1)
-    model = MLP(12, 4, width=8).double()
-    x = torch.randn(60, 12, dtype=torch.float64)
-    y = model(x).argmax(1)
-    for result in sweep_formats(model, (x, y), ["M3E4", "L3R4", "L10R30"]).results:
-        scores = in_format(model, x, result.format)
-        assert result.normalised == pytest.approx(float((scores.argmax(1) == y).double().mean()))
-    assert result.normalised == 1 and result.r2 == pytest.approx(1)
