@@ -63,7 +63,7 @@ bench: $(BUILT)
 	$(PY) -m pytest bench --benchmark-only -q
 
 battery: $(READY)
-	tests/battery/run.sh
+	tests/native/battery/run.sh
 
 cuda-check:
 	$(PYTHON) tools/cuda_check.py

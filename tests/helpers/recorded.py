@@ -39,13 +39,13 @@ from torch import Tensor, nn
 import noisykernels as nk
 from noisykernels import _C
 from noisykernels.brainscales import BrainScaleS2
-from noisykernels.zoo import load_checkpoint as load_checkpoint
-from noisykernels.zoo import save_checkpoint
 from noisykernels.experiments import LinearPredictor
 from noisykernels.noise.contract import KINDS, OPERANDS
 from noisykernels.stats import Meta, Record
 from noisykernels.study import Study
 from noisykernels.training import train
+from noisykernels.zoo import load_checkpoint as load_checkpoint
+from noisykernels.zoo import save_checkpoint
 
 Noise, WeightNoise, InputNoise, MacNoise, Serial = nk.Noise, nk.WeightNoise, nk.InputNoise, nk.MacNoise, nk.Serial
 ADC, DAC, ColumnGain, ColumnOffset = nk.hardware.ADC, nk.hardware.DAC, nk.hardware.ColumnGain, nk.hardware.ColumnOffset

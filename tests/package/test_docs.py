@@ -1,0 +1,113 @@
+"""What the documents show is true: docstring examples, the README's code, the example scripts."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import noisykernels
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+MODULES = sorted(m.name for m in pkgutil.iter_modules(noisykernels.__path__) if m.name[:2] != "__")
+NEED = {"data": "sklearn", "train": "sklearn", "plot": "matplotlib", "report": "matplotlib", "study": "pandas"}
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if m != "_C"])
+def test_docstring_examples(name: str) -> None:
+    if name in NEED:
+        pytest.importorskip(NEED[name])
+    module = importlib.import_module(f"noisykernels.{name}")
+    torch.manual_seed(0)
+    failed, _ = doctest.testmod(module, extraglobs={"torch": torch, "nk": noisykernels})
+    assert failed == 0
+
+
+def test_public_names_have_docstrings_and_examples() -> None:
+    for name in noisykernels.__all__:
+        thing = getattr(noisykernels, name)
+        if callable(thing):
+            assert thing.__doc__, name
+            if name not in ("build_info", "NoiseState"):
+                text = thing.__doc__ + "".join(
+                    m.__doc__ or "" for m in vars(thing).values() if callable(m)
+                ) if isinstance(thing, type) else thing.__doc__  # fmt: skip
+                assert ">>>" in text, name
+    assert sorted(noisykernels.__all__) == sorted(set(noisykernels.__all__))
+
+
+def blocks(document: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def reduced(source: str) -> str:
+    """The code with fewer epochs, rows, draws and levels."""
+    small = {"epochs": 1, "draws": 1, "limit": 100}
+
+    class Reduce(ast.NodeTransformer):
+        def visit_keyword(self, node: ast.keyword) -> ast.keyword:
+            self.generic_visit(node)
+            if node.arg in small and isinstance(node.value, ast.Constant):
+                node.value = ast.Constant(small[node.arg])
+            return node
+
+    return ast.unparse(ast.fix_missing_locations(Reduce().visit(ast.parse(source))))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [README, *(ROOT / "docs" / f"{name}.md" for name in ("arithmetic", "cuda", "hardware", "ordering", "training"))],
+    ids=lambda path: path.name,
+)
+def test_code_of_documents_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All python blocks one after the other, as a reader would type them, with smaller numbers."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOISYKERNELS_DATA", str(tmp_path))
+    found = blocks(document)
+    assert found
+    names: dict[str, object] = {"__name__": "readme"}
+    for i, block in enumerate(found):
+        exec(compile(reduced(block), f"{document.name}, python block {i}", "exec"), names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Each script's `run(out, ...)`, at reduced size."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.setenv("NOISYKERNELS_DATA", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, script)
+    spec.loader.exec_module(script)
+    if path.stem == "first_walk":
+        monkeypatch.setattr(script, "has_fashion_mnist", lambda: False)
+        small = ["--epochs", "1", "--rows", "50", "--draws", "1", "--levels", "0.1,1", "--quiet"]
+        assert script.run(tmp_path / "results", *small) == 0
+        assert (tmp_path / "results" / "walk.png").exists()
+        text = capsys.readouterr()
+        assert "midpoint" in text.out and "falling back to the MLP" in text.err
+    elif path.stem == "executions":
+        ways = script.run(tmp_path / "e.png", model="mlp", data="digits", epochs=5, rows=60, draws=2, ballots=20)
+        assert (tmp_path / "e.png").exists() and "executions needed for" in capsys.readouterr().out
+        assert len(ways) == 6 and all(values[-1] > values[0] for values in ways.values())  # more help more
+    elif path.stem == "cupy_noise":
+        assert script.run() == 0
+        text = capsys.readouterr().out
+        assert "nothing is run" in text or text.count(": yes") == 3
+    else:
+        assert path.stem == "walking_noise"
+        studies = script.run(tmp_path, epochs=5, rows=60, draws=1, data="digits", model="mlp-bn", level=1.0)
+        assert len(studies) == 4 and (tmp_path / "walking_noise.png").exists()
