@@ -993,7 +993,8 @@ def op_hardware() -> Parts:
         )
         image, kernel = whole((4, 2, 5, 5), 0, 5, 4), whole((6, 2, 3, 3), -3, 3, 5)
         y = op("conv2d")(image, kernel, b, 2, 1, hardware=[device], **key)
-        parts[f"outputs {name} conv2d"] = six(y) if "macs" in name else y  # torch may fuse a product and a sum
+        rounded = "macs" in name  # torch may fuse a product and a sum
+        parts[f"outputs {name} conv2d"] = torch.round(16 * y) if rounded else y
     several = [InputNoise(mul=0.25), DAC(6, 16.0), ColumnGain(0.125), ADC(6, 64.0)]
     parts["several"] = op("linear")(dense, w_sparse, b, hardware=several, noise=MODES["mul_add"], **key)
     return parts
