@@ -151,7 +151,9 @@ def walks() -> None:
         levels = torch.logspace(-3, 2, 16).tolist()
         cells = []
         for engine in ("auto", "plain"):
-            settings = dict(noise=nk.Noise(add=1.0), levels=levels, draws=draws, seed=1, engine=engine)
+            settings = dict(
+                noise=nk.Noise(add=1.0), levels=levels, draws=draws, seed=1, compute=nk.Compute(engine=engine)
+            )
             nk.walk(model, (x[:200], labels[:200]), **{**settings, "draws": 1, "levels": levels[:2]})
             begin = time.perf_counter()
             study = nk.walk(model, (x, labels), **settings)

@@ -171,7 +171,16 @@ def test_walk(contest: Any) -> None:
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
 
     def walk(engine: str) -> nk.Study:
-        return nk.walk(model, (x, y), noise=noise, target="weight", levels=levels, draws=count, seed=1, engine=engine)
+        return nk.walk(
+            model,
+            (x, y),
+            noise=noise,
+            target="weight",
+            levels=levels,
+            draws=count,
+            seed=1,
+            compute=nk.Compute(engine=engine),
+        )
 
     def plain() -> list[float]:
         found = []

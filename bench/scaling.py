@@ -47,7 +47,7 @@ def peak(name: str, memory: int, answer: Any) -> None:
     ctypes.CDLL(None).malloc_trim(0)  # what the data took on its way is given back
     before = _kilobytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    nk.walk(model, data, levels=torch.logspace(-2, 2, 10), memory=memory, **how)
+    nk.walk(model, data, levels=torch.logspace(-2, 2, 10), **how, compute=nk.Compute(memory=memory))
     answer.put(1024 * (_kilobytes("VmHWM") - before))
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     print(f"workers  this process, one thread: {alone:.2f}", end="")
     for count in (1, 2):
         with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-            first, again = (walk(problem, **big, executor=pool) for _ in range(2))
+            first, again = (walk(problem, **big, compute=nk.Compute(executor=pool)) for _ in range(2))
         print(f"  {count}: {again:.2f} ({first:.2f} with their start)", end="")
     print()
     context = multiprocessing.get_context("spawn")

@@ -71,7 +71,7 @@ def value(found: dict[str, Any]) -> float:
 def profile(recipe: dict[str, Any], test: Data, floor: float, **how: Any) -> dict[str, Any]:
     """Midpoints of all sites of a network, trained clean and trained with the noise, and the growth of its weights."""
     network = noisy_trained(**recipe)
-    study = nk.walk(network, test, noise=nk.Noise(add=1.0), seed=TEST_SEED, rel_ci=how.pop("precision"))
+    study = nk.walk(network, test, noise=nk.Noise(add=1.0), seed=TEST_SEED, search=nk.Search(how.pop("precision")))
     clean, before = study.meta.clean, weights(network)
     half = floor + (clean - floor) / 2
     sites = [m.site for m in study.midpoints()]

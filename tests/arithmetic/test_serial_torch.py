@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
 from noisykernels.arithmetic import FixedFormat, FloatFormat, Serial, random_order
+from noisykernels.brainscales import BrainScaleS2
 from noisykernels.reference import serial as reference_serial
 
 FULL = pytest.mark.full
@@ -339,7 +340,7 @@ def test_errors_name_what_is_wrong() -> None:
         (lambda: nk.conv2d(pair, six, arithmetic=Serial()), ValueError, "conv2d: x must have 4 channels"),
         (lambda: nk.conv2d(pair[0, 0], six, arithmetic=Serial()), ValueError, "conv2d: x must have 4 channels"),
         (lambda: nk.conv2d(pair, six[:5, :1], groups=2, arithmetic=Serial()), ValueError, "2 groups"),
-        (lambda: nk.conv2d(pair, six, arithmetic=nk.brainscales.BrainScaleS2()), ValueError, "conv2d: x must have 4 channels"),
+        (lambda: nk.conv2d(pair, six, arithmetic=BrainScaleS2()), ValueError, "conv2d: x must have 4 channels"),
         (lambda: nk.conv_transpose2d(pair, six[:4], arithmetic=Serial()), ValueError, "must have 4 channels"),
         (lambda: Serial(gradient="exact"), ValueError, "gradient must be one of straight_through, masked"),
         (lambda: Serial("M7"), ValueError, "format must be one of"),

@@ -35,13 +35,13 @@ def problem() -> tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]:
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of predictions that the engine was asked for."""
     asked: list[int] = []
-    correct = Evaluator.correct
+    correct = Evaluator.answers
 
     def counted(self: Evaluator, requests: Sequence[Any], *args: Any) -> Any:
         asked.extend(len(r.levels) * len(r.draws) * r.rows for r in requests)
         return correct(self, requests, *args)
 
-    monkeypatch.setattr(Evaluator, "correct", counted)
+    monkeypatch.setattr(Evaluator, "answers", counted)
     return asked
 
 
@@ -72,7 +72,7 @@ def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kept, "GO", 0.0)
     monkeypatch.setattr(kept, "FIRST_GO", 1)
     grid = dict(levels=[0.1, 1.0, 3.0], draws=3)
-    correct, calls = Evaluator.correct, []
+    correct, calls = Evaluator.answers, []
 
     def interrupted(self: Evaluator, *args: Any) -> Any:
         calls.append(1)
@@ -81,7 +81,7 @@ def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return correct(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "correct", interrupted)
+        patch.setattr(Evaluator, "answers", interrupted)
         with pytest.raises(KeyboardInterrupt):
             nk.walk(model, data, **SETTINGS, **grid, store=tmp_path / "a.db")
     evaluated.clear()
@@ -119,8 +119,8 @@ def test_signs_of_life_come_while_one_pass_runs(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(kept, "BEAT", 0.05)
     beats: list[str] = []
     monkeypatch.setattr(kept.Store, "heartbeat", lambda self, owner: beats.append(owner))
-    correct = Evaluator.correct
-    monkeypatch.setattr(Evaluator, "correct", lambda *args: (time.sleep(0.5), correct(*args))[1])
+    correct = Evaluator.answers
+    monkeypatch.setattr(Evaluator, "answers", lambda *args: (time.sleep(0.5), correct(*args))[1])
     model, data = problem()
     nk.walk(model, data, **SETTINGS, levels=[1.0], draws=1, store=tmp_path / "a.db")
     assert len(beats) >= 3

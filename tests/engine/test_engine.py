@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from options import gathered
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,7 +29,7 @@ def problem(norm: bool = True) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 def walk(model, pairs, **options) -> nk.Study:
     settings = dict(noise=NOISE, levels=LEVELS, draws=2, seed=7, threads=1) | options
-    return nk.walk(model, pairs, **settings)
+    return nk.walk(model, pairs, **gathered(settings))
 
 
 def counts(study: nk.Study) -> dict[tuple[str, float, int], int]:
@@ -180,11 +181,11 @@ def test_a_vector_of_one_draw_is_an_id(draws) -> None:
         (dict(draws=["a"]), r"walk: draws must be a number of draws or a list of ids, got \['a'\]"),
         (dict(draws=2.0), "walk: draws must be a number of draws or a list of ids, got 2.0"),
         (dict(draws=None), "walk: give both levels and draws for a grid, or neither"),
-        (dict(engine="fast"), "walk: engine must be 'auto' or 'plain', got 'fast'"),
-        (dict(levels=None, draws=None, rel_ci=0.0), "walk: rel_ci must lie between 0 and 1, got 0.0"),
+        (dict(engine="fast"), "Compute: engine must be 'auto' or 'plain', got 'fast'"),
+        (dict(levels=None, draws=None, rel_ci=0.0), "Search: rel_ci must lie between 0 and 1, got 0.0"),
         (dict(draws=[]), r"walk: draws must be at least one, or ids that differ, got \[\]"),
-        (dict(batch_rows=2.5), "walk: batch_rows must be a whole number of at least 1, got 2.5"),
-        (dict(draws_per_pass="2"), "walk: draws_per_pass must be a whole number of at least 1, got '2'"),
+        (dict(batch_rows=2.5), "Compute: batch_rows must be a whole number of at least 1, got 2.5"),
+        (dict(draws_per_pass="2"), "Compute: draws_per_pass must be a whole number of at least 1, got '2'"),
     ],
     ids=str,
 )

@@ -29,7 +29,7 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shared = nk.walk(model, (x, y), **settings)
-    plain = nk.walk(model, (x, y), **settings, engine="plain")
+    plain = nk.walk(model, (x, y), **settings, compute=nk.Compute(engine="plain"))
     assert shared.records == plain.records
 
 
@@ -45,9 +45,9 @@ def test_several_noises_are_as_each_alone(engine: str) -> None:
         NOISES["uniform"], NOISES["fold"], nk.Noise(add=channels),
     ]  # fmt: skip
     how: dict[str, Any] = dict(levels=[0.0, 0.3, 3.0], draws=[4, 1], seed=7, sites=["input", "pool1", "conv2"])
-    together = nk.walk(model, (x, y), noise=noises, engine=engine, **how)
+    together = nk.walk(model, (x, y), noise=noises, **how, compute=nk.Compute(engine=engine))
     for noise, study in zip(noises, together, strict=True):
-        assert study.records == nk.walk(model, (x, y), noise=noise, engine=engine, **how).records
+        assert study.records == nk.walk(model, (x, y), noise=noise, **how, compute=nk.Compute(engine=engine)).records
 
 
 def test_several_noises_are_searched_as_each_alone(tmp_path: Any) -> None:
@@ -67,8 +67,8 @@ def test_the_same_for_every_plan() -> None:
     y = model(x).argmax(1)
     settings: dict[str, Any] = dict(noise=NOISES["mixed"], levels=[0.1, 1.0], draws=3, seed=7)
     whole = nk.walk(model, (x, y), **settings)
-    for plan in (dict(batch_rows=7), dict(memory=2**20), dict(threads=1)):
-        assert nk.walk(model, (x, y), **settings, **plan).records == whole.records
+    for compute in (nk.Compute(batch_rows=7), nk.Compute(memory=2**20), nk.Compute(threads=1)):
+        assert nk.walk(model, (x, y), **settings, compute=compute).records == whole.records
 
 
 def test_rows_are_data_set_indices() -> None:
@@ -94,8 +94,10 @@ def test_memory_bounds_whole_passes_too() -> None:
     """Of large images a pass takes fewer rows than asked for; the noise is the same."""
     model, x = made("residual", 40)
     y = model(x).argmax(1)
-    how: dict[str, Any] = dict(noise=NOISES["add"], levels=[1.0], draws=3, seed=7, engine="plain")
-    little, much = (nk.walk(model, (x, y), **how, memory=memory) for memory in (2**18, 2**30))
+    how: dict[str, Any] = dict(noise=NOISES["add"], levels=[1.0], draws=3, seed=7)
+    little, much = (
+        nk.walk(model, (x, y), **how, compute=nk.Compute(engine="plain", memory=memory)) for memory in (2**18, 2**30)
+    )
     assert little.meta.plan["batch_rows"] == 2**18 // (4 * 8 * 8 * 64) and little.meta.plan["draws_per_pass"] == 1
     assert (much.meta.plan["batch_rows"], much.meta.plan["draws_per_pass"]) == (500, 8)
     assert little.records == much.records

@@ -91,12 +91,14 @@ def test_every_engine_gives_the_same(name: str) -> None:
     with warnings.catch_warnings(), ENGINES[name]() as executor:
         warnings.simplefilter("ignore")
         for how in (GRID, dict(noise=nk.Noise(add=1.0), seed=1)):
-            alone, together = (nk.walk(model, data, **how, executor=e, threads=1) for e in (None, executor))
+            alone, together = (
+                nk.walk(model, data, **how, compute=nk.Compute(executor=e, threads=1)) for e in (None, executor)
+            )
             assert together.records == alone.records and together.meta == alone.meta
         torch.manual_seed(0)
         half = Half().eval()
         alone, together = (
-            nk.walk(half, data, **GRID, executor=e, threads=1, batch_rows=50) for e in (None, executor)
+            nk.walk(half, data, **GRID, compute=nk.Compute(executor=e, threads=1, batch_rows=50)) for e in (None, executor)
         )  # fmt: skip
         assert together.records == alone.records
 
@@ -115,8 +117,8 @@ def test_mpi_gives_the_same(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    model, data = problem()\n"
         "    with MPIPoolExecutor(2) as executor:\n"
-        "        together = nk.walk(model, data, **GRID, executor=executor, threads=1)\n"
-        "    assert together.records == nk.walk(model, data, **GRID, threads=1).records\n"
+        "        together = nk.walk(model, data, **GRID, compute=nk.Compute(executor=executor, threads=1))\n"
+        "    assert together.records == nk.walk(model, data, **GRID, compute=nk.Compute(threads=1)).records\n"
         "    print('equal')\n"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
@@ -151,7 +153,9 @@ def test_a_worker_that_dies_is_replaced_by_another(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(workers, "PREDICTIONS", 1000)
     model, data = problem()
     executor = Reluctant()
-    alone, together = (nk.walk(model, data, **GRID, executor=e, batch_rows=50) for e in (None, executor))
+    alone, together = (
+        nk.walk(model, data, **GRID, compute=nk.Compute(executor=e, batch_rows=50)) for e in (None, executor)
+    )
     assert together.records == alone.records
     assert executor.count > 8 and executor.carried >= 2
 
@@ -177,10 +181,10 @@ def test_processes_that_are_killed_are_replaced(monkeypatch: pytest.MonkeyPatch)
         return made
 
     monkeypatch.setattr(workers.Workers, "_pool", watched)
-    how: dict[str, Any] = dict(GRID, levels=torch.logspace(-2, 2, 60).tolist(), draws=20, threads=1)
-    together = nk.walk(model, data, **how, executor=1)
+    how: dict[str, Any] = dict(GRID, levels=torch.logspace(-2, 2, 60).tolist(), draws=20)
+    together = nk.walk(model, data, **how, compute=nk.Compute(threads=1, executor=1))
     assert killed
-    assert together.records == nk.walk(model, data, **how).records
+    assert together.records == nk.walk(model, data, **how, compute=nk.Compute(threads=1)).records
 
 
 class Breaking(Executor):
@@ -202,7 +206,9 @@ def test_what_a_broken_executor_leaves_runs_here() -> None:
     model, data = problem()
     with pytest.warns(UserWarning, match=r"the executor broke \(all gone\); what is left runs in this process"):
         seen: list[int] = []
-        together = nk.walk(model, data, **GRID, executor=Breaking(), progress=lambda done, total: seen.append(done))
+        together = nk.walk(
+            model, data, **GRID, progress=lambda done, total: seen.append(done), compute=nk.Compute(executor=Breaking())
+        )
     assert seen[-1] == 3 * len(together.meta.sites)
     assert together.records == nk.walk(model, data, **GRID).records
 
@@ -223,7 +229,7 @@ class Failing(nn.Module):
 def test_errors_in_workers_are_told() -> None:
     _, data = problem()
     with pytest.raises(ArithmeticError, match="not at home"):
-        nk.walk(Failing(), data, **GRID, executor=1)
+        nk.walk(Failing(), data, **GRID, compute=nk.Compute(executor=1))
 
 
 class Awkward(Exception):
@@ -238,10 +244,10 @@ def test_errors_that_cannot_travel_are_told_in_words(monkeypatch: pytest.MonkeyP
     def fail(*_: Any) -> None:
         raise Awkward(1, 2)
 
-    monkeypatch.setattr(workers.Evaluator, "correct", fail)
+    monkeypatch.setattr(workers.Evaluator, "answers", fail)
     model, data = problem()
     with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="Awkward: 1 and 2"):
-        nk.walk(model, data, **GRID, executor=executor)
+        nk.walk(model, data, **GRID, compute=nk.Compute(executor=executor))
 
 
 def test_only_the_rows_of_the_study_are_sent_and_not_more_often_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +260,13 @@ def test_only_the_rows_of_the_study_are_sent_and_not_more_often_than_needed(monk
     monkeypatch.setattr(executor, "_max_workers", 1, raising=False)
     monkeypatch.setattr(Reluctant, "every", 10**9)
     seen: list[int] = []
-    nk.walk(model, (x[:200], y[:200]), **GRID, executor=executor, batch_rows=10, progress=lambda n, _: seen.append(n))
+    nk.walk(
+        model,
+        (x[:200], y[:200]),
+        **GRID,
+        progress=lambda n, _: seen.append(n),
+        compute=nk.Compute(executor=executor, batch_rows=10),
+    )
     assert sizes[0] < 100_000 < x.nbytes
     assert executor.carried == 1 and seen == sorted(seen) and seen[-1] == 3 * len(nk.sites(model, x[:2]))
 
@@ -271,7 +283,7 @@ class Dying(Executor):
 def test_parts_that_kill_every_worker_end_the_study() -> None:
     model, data = problem()
     with pytest.raises(RuntimeError, match=r"workers died 3 times over one part \(OSError: out of memory\)"):
-        nk.walk(model, data, **GRID, executor=Dying())
+        nk.walk(model, data, **GRID, compute=nk.Compute(executor=Dying()))
 
 
 def test_other_versions_are_refused() -> None:
@@ -291,22 +303,22 @@ class Unsendable(nn.Linear):
 def test_bad_executors_are_refused() -> None:
     model, data = problem()
     with pytest.raises(ValueError, match="executor must have `submit`, or be a number of processes, got 0"):
-        nk.walk(model, data, **GRID, executor=0)
+        nk.walk(model, data, **GRID, compute=nk.Compute(executor=0))
     with pytest.raises(ValueError, match="executor must have"):
-        nk.walk(model, data, **GRID, executor="dask")
+        nk.walk(model, data, **GRID, compute=nk.Compute(executor="dask"))
     with pytest.raises(ValueError, match="the model cannot be sent to workers"):
-        nk.walk(Unsendable(), data, **GRID, executor=1)
+        nk.walk(Unsendable(), data, **GRID, compute=nk.Compute(executor=1))
 
 
 def test_a_store_and_workers_go_together(tmp_path: Path) -> None:
     model, data = problem()
     with ThreadPoolExecutor(2) as executor:
-        first = nk.walk(model, data, **GRID, store=tmp_path / "s.db", executor=executor)
+        first = nk.walk(model, data, **GRID, store=tmp_path / "s.db", compute=nk.Compute(executor=executor))
     assert first.records == nk.walk(model, data, **GRID, store=tmp_path / "s.db").records
 
 
 def test_a_pool_of_the_caller_stays_open() -> None:
     model, data = problem()
     with ProcessPoolExecutor(1) as executor:  # forked or spawned: as the caller has it
-        nk.walk(model, data, **GRID, executor=executor, threads=1)
+        nk.walk(model, data, **GRID, compute=nk.Compute(executor=executor, threads=1))
         assert executor.submit(int, "3").result() == 3

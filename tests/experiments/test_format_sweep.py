@@ -47,7 +47,7 @@ def test_a_sweep_is_what_loops_find(problem: Problem) -> None:
     model, (x, y) = problem
     names = ["M2E4", "M5E5", "L3R5", "L8R14", "fp16", "M23E8"]
     model.train()
-    sweep = sweep_formats(model, (x, y), names, inputs=x[5:15], batch_rows=30, name="net")
+    sweep = sweep_formats(model, (x, y), names, inputs=x[5:15], name="net", compute=nk.Compute(batch_rows=30))
     assert type(model) is nn.Sequential and model.training and sweep.clean == 1.0 and sweep.rows == 70
     for name, result in zip(names, sweep.results, strict=True):
         scores = in_format(model, x, name)
@@ -87,7 +87,7 @@ def test_an_arithmetic_of_ones_own(problem: Problem) -> None:
 def test_a_sweep_goes_on_where_it_stopped(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = problem
     evaluated: list[str] = []
-    correct = FormatRuns.correct
+    correct = FormatRuns.total
 
     def counted(self: FormatRuns, hardware: Any) -> int:
         if len(evaluated) == 2:
@@ -95,13 +95,13 @@ def test_a_sweep_goes_on_where_it_stopped(problem: Problem, tmp_path: Path, monk
         evaluated.append(repr(hardware))
         return correct(self, hardware)
 
-    monkeypatch.setattr(format_runs.FormatRuns, "correct", counted)
+    monkeypatch.setattr(format_runs.FormatRuns, "total", counted)
     names, store = ["M4E5", "L3R6", "M6E5", "L4R8"], tmp_path / "sweep.db"
     with pytest.raises(KeyboardInterrupt):
         sweep_formats(model, (x, y), names, store=store)
     assert type(model) is nn.Sequential
     whole: list[str] = []
-    monkeypatch.setattr(format_runs.FormatRuns, "correct", lambda s, h: whole.append(repr(h)) or correct(s, h))
+    monkeypatch.setattr(format_runs.FormatRuns, "total", lambda s, h: whole.append(repr(h)) or correct(s, h))
     kept = sweep_formats(model, (x, y), names, store=store)
     assert len(whole) == 2 and kept.results == sweep_formats(model, (x, y), names).results
     whole.clear()

@@ -35,7 +35,9 @@ def test_figures_are_those_of_a_loop() -> None:
     torch.manual_seed(0)
     layer, (x, _) = nn.Linear(40, 12, bias=False), made()
     limits: dict[str, Any] = {"low": -0.5, "high": 0.7}
-    (found,) = order_sensitivity(layer, x, Serial(**limits), permutations=6, seed=3, batch_rows=7).layers
+    (found,) = order_sensitivity(
+        layer, x, Serial(**limits), permutations=6, seed=3, compute=nk.Compute(batch_rows=7)
+    ).layers
     weight = layer.weight.detach()
 
     def sums(order: Any, **how: float) -> np.ndarray:
@@ -105,7 +107,9 @@ def test_permutations_are_pure_functions() -> None:
     assert all(not torch.equal(a, other) for other in others)
     few, more = (order_sensitivity(mlp(), made(), Serial(low=-0.4, high=0.4), permutations=p, seed=2) for p in (3, 5))
     assert few.accuracy.tolist() == more.accuracy[:3].tolist()
-    batches = order_sensitivity(mlp(), made(), Serial(low=-0.4, high=0.4), permutations=3, seed=2, batch_rows=11)
+    batches = order_sensitivity(
+        mlp(), made(), Serial(low=-0.4, high=0.4), permutations=3, seed=2, compute=nk.Compute(batch_rows=11)
+    )
     assert batches.accuracy.tolist() == few.accuracy.tolist()
 
 
@@ -188,8 +192,7 @@ def test_quantiles_are_of_all_outputs() -> None:
     weight[::2] = weight[::2].abs() * 1e-3  # never at a limit
     layer = nn.Linear(40, 128, bias=False)
     layer.weight.data = weight
-    (found,) = order_sensitivity(layer, made(2048)[0].abs(), Serial(low=-2.0, high=2.0), permutations=2, orders=(),
-                                 seed=3, batch_rows=2048).layers  # fmt: skip
+    (found,) = order_sensitivity(layer, made(2048)[0].abs(), Serial(low=-2.0, high=2.0), permutations=2, orders=(), seed=3, compute=nk.Compute(batch_rows=2048)).layers  # fmt: skip
     assert found.quantiles[45] < 1e-5 < 1e-2 < found.quantiles[95]
 
 

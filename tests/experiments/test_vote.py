@@ -45,7 +45,16 @@ def test_vote_equals_executions_one_by_one(digits) -> None:
     model, (x, y) = digits
     noise, ids, rows = nk.Noise(add=1.0), [3, 0, 9, 4], list(range(1000, 1300))
     model.train()
-    votes = vote(model, (x, y), noise=noise, draws=ids, seed=5, rows=rows, batch_rows=300, draws_per_pass=1, subsets=3)
+    votes = vote(
+        model,
+        (x, y),
+        noise=noise,
+        draws=ids,
+        seed=5,
+        rows=rows,
+        subsets=3,
+        compute=nk.Compute(batch_rows=300, draws_per_pass=1),
+    )
     assert model.training and not votes.clean < 0.8
     scores, labels = one_by_one(model, (x, y), noise, None, 5, ids, rows), y.numpy()
     assert np.array_equal(votes.curves["majority"].accuracy, majority(scores.argmax(2), labels, 10))
@@ -55,7 +64,16 @@ def test_vote_equals_executions_one_by_one(digits) -> None:
     with torch.no_grad():
         assert votes.clean == (model(x).argmax(1) == y).double().mean()
     # other plans may move a prediction at a boundary, no more
-    other = vote(model, (x, y), noise=noise, draws=ids, seed=5, rows=rows, batch_rows=70, draws_per_pass=3, subsets=3)
+    other = vote(
+        model,
+        (x, y),
+        noise=noise,
+        draws=ids,
+        seed=5,
+        rows=rows,
+        subsets=3,
+        compute=nk.Compute(batch_rows=70, draws_per_pass=3),
+    )
     for kind in KINDS:
         assert np.abs(other.curves[kind].accuracy - votes.curves[kind].accuracy).max() < 2 / 300
 
@@ -79,7 +97,7 @@ def test_voting_helps_and_only_the_kinds_asked_for_are_there(digits) -> None:
 
 def test_where_and_how_often(digits) -> None:
     model, (x, y) = digits
-    common = dict(draws=3, seed=2, kinds="majority", batch_rows=300)
+    common = dict(draws=3, seed=2, kinds="majority", compute=nk.Compute(batch_rows=300))
 
     def accuracy(noise, **options):
         return vote(model, (x, y), noise=noise, **common, **options).curves["majority"].accuracy

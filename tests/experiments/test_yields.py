@@ -30,8 +30,8 @@ def test_chips_are_a_loop_over_draws() -> None:
                 assert found.accuracy[k] == float((model(x).argmax(1) == y).double().mean())
     assert (found.clean, found.rows, found.draws, found.seed) == (1.0, 45, (5, 0, 9), 3)
     assert len(set(found.accuracy)) > 1 and found.accuracy.max() < 1
-    for plan in (dict(batch_rows=7), dict(draws_per_pass=1), dict(batch_rows=1, draws_per_pass=3)):
-        again = nk.chips(model, (x, y), hardware=hardware, noise=noise, draws=draws, seed=3, **plan)
+    for compute in (nk.Compute(batch_rows=7), nk.Compute(draws_per_pass=1), nk.Compute(batch_rows=1, draws_per_pass=3)):
+        again = nk.chips(model, (x, y), hardware=hardware, noise=noise, draws=draws, seed=3, compute=compute)
         assert (again.accuracy == found.accuracy).all()
     order = torch.randperm(45)
     mixed = nk.chips(model, (x[order], y[order]), hardware=hardware, noise=noise, draws=draws, seed=3, rows=order)
@@ -64,7 +64,13 @@ def test_scores_that_are_nan_count_as_wrong_and_the_model_is_left_alone() -> Non
     seen: list[tuple[int, int]] = []
     before = {k: id(v) for k, v in model.state_dict(keep_vars=True).items()}
     found = nk.chips(
-        model, data, hardware=[Breaks()], draws=4, seed=1, batch_rows=15, progress=lambda *at: seen.append(at)
+        model,
+        data,
+        hardware=[Breaks()],
+        draws=4,
+        seed=1,
+        progress=lambda *at: seen.append(at),
+        compute=nk.Compute(batch_rows=15),
     )
     assert found.accuracy.tolist() == [1.0, 0.0, 1.0, 0.0] and seen[-1][0] == seen[-1][1] == len(seen)
     assert model.training and {k: id(v) for k, v in model.state_dict(keep_vars=True).items()} == before
@@ -75,8 +81,8 @@ def test_expected_worst_is_that_of_all_subsets() -> None:
     accuracy = np.random.default_rng(0).random(9).round(2)  # with ties
     for count in range(1, 10):
         brute = np.mean([min(some) for some in itertools.combinations(accuracy, count)])
-        assert nk.chip_study.worst_of(accuracy, count) == pytest.approx(brute, abs=1e-11)
-    found = nk.chip_study.Chips(accuracy, 0.9, 100, tuple(range(9)), 0)
+        assert nk.experiments.worst_of(accuracy, count) == pytest.approx(brute, abs=1e-11)
+    found = nk.experiments.Chips(accuracy, 0.9, 100, tuple(range(9)), 0)
     assert found.worst_of(1) == pytest.approx(found.mean) and found.worst_of(9) == pytest.approx(found.worst)
     for bad in (0, 10, -1):
         with pytest.raises(ValueError, match=rf"worst_of: count must lie in 1..9, got {bad}"):
@@ -85,7 +91,7 @@ def test_expected_worst_is_that_of_all_subsets() -> None:
 
 def test_yield_has_the_interval_of_a_proportion() -> None:
     accuracy = np.array([0.5, 0.8, 0.8, 0.9, 0.95])
-    found = nk.chip_study.Chips(accuracy, 0.96, 100, tuple(range(5)), 0)
+    found = nk.experiments.Chips(accuracy, 0.96, 100, tuple(range(5)), 0)
     share, low, high = found.yield_at(0.8)
     assert share == 0.8 and low < share < high
     # Wilson: where the score test of the proportion is at its critical value.
@@ -100,7 +106,7 @@ def test_yield_has_the_interval_of_a_proportion() -> None:
         and f"yield at 0.8000: 0.800   (95 %: {low:.3f}" in text
     )
     assert found.table().count("yield at") == 3
-    one = nk.chip_study.Chips(accuracy[:1], 0.96, 100, (0,), 0)
+    one = nk.experiments.Chips(accuracy[:1], 0.96, 100, (0,), 0)
     assert math.isnan(one.std) and one.worst == 0.5 and "deviation" in one.table()
 
 
@@ -112,8 +118,8 @@ def test_errors_of_chips() -> None:
         (lambda: nk.chips(model, data, hardware=hardware, draws=0, seed=1), "chips: draws must be at least one"),
         (lambda: nk.chips(model, data, hardware=hardware, draws=[1, 1], seed=1), "chips: draws"),
         (lambda: nk.chips(model, data, hardware=hardware, seed=-1), "chips: seed"),
-        (lambda: nk.chips(model, data, hardware=hardware, seed=1, batch_rows=0), "chips: batch_rows"),
-        (lambda: nk.chips(model, data, hardware=hardware, seed=1, draws_per_pass=0), "chips: draws_per_pass"),
+        (lambda: nk.chips(model, data, hardware=hardware, seed=1, compute=nk.Compute(batch_rows=0)), "batch_rows"),
+        (lambda: nk.chips(model, data, hardware=hardware, seed=1, compute=nk.Compute(draws_per_pass=0)), "draws_per_pass"),
         (lambda: nk.chips(model, (data[0], data[1][:3]), hardware=hardware, seed=1), "chips: "),
         (lambda: nk.chips(model, data, hardware={"conv9": hardware}, seed=1), "matches no site"),
         (lambda: nk.chips(nn.Flatten(), (torch.ones(4, 2, 2, 2), torch.zeros(4, dtype=torch.int64) + 9),
@@ -141,7 +147,7 @@ def test_chips_of_a_study() -> None:
         )
         assert line[-1] == np.mean(accuracy >= 0.8)
     assert study.chips().equals(study.chips(0.95 * study.meta.clean))
-    searched = walk(model, data, levels=None, draws=None, rel_ci=0.5, sites="fc3")
+    searched = walk(model, data, levels=None, draws=None, sites="fc3", rel_ci=0.5)
     with pytest.raises(
         ValueError, match=r"chips: an adaptive study has no chips to compare: give walk levels and draws"
     ):

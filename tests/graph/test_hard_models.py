@@ -145,14 +145,15 @@ def made(name: str, rows: int) -> tuple[nn.Module, Tensor]:
 def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
     """With passes of one draw and all rows, so that models whose rows look at each other see the same in both."""
     model, x = made(name, 60)
-    how: dict[str, Any] = dict(noise=NOISES[kind], levels=[0.0, 0.3, 1.0, 3.0], draws=2, seed=7, draws_per_pass=1)
+    how: dict[str, Any] = dict(noise=NOISES[kind], levels=[0.0, 0.3, 1.0, 3.0], draws=2, seed=7)
     if name == "steps outside":  # between these, rows are folded away
         how["sites"] = ["input", "layers.a", "layers.o"]
     y = model(x).argmax(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        shared = nk.walk(model, (x, y), **how)
-    assert shared.records == nk.walk(model, (x, y), **how, engine="plain").records
+        shared = nk.walk(model, (x, y), **how, compute=nk.Compute(draws_per_pass=1))
+    plain = nk.Compute(engine="plain", draws_per_pass=1)
+    assert shared.records == nk.walk(model, (x, y), **how, compute=plain).records
     assert {r.accuracy for r in shared.records if r.level == 0} == {1.0}
     assert len({r.correct for r in shared.records}) > 3  # the noise does something
 
@@ -178,7 +179,10 @@ def test_a_model_of_inference_tensors() -> None:
     with torch.inference_mode():
         y = model(x).argmax(1)
     how: dict[str, Any] = dict(noise=NOISES["add"], levels=[1.0], draws=2, seed=7)
-    assert nk.walk(model, (x, y), **how).records == nk.walk(model, (x, y), **how, engine="plain").records
+    assert (
+        nk.walk(model, (x, y), **how).records
+        == nk.walk(model, (x, y), **how, compute=nk.Compute(engine="plain")).records
+    )
 
 
 @pytest.mark.parametrize("mode", [dict(mul=0.0), dict(mul=0.5), dict(mul=0.5, fold=True)])
@@ -188,7 +192,7 @@ def test_levels_of_each_channel(mode: dict[str, Any]) -> None:
     noise = nk.Noise(add=nk.per_channel(torch.linspace(0, 2, 8), ndim=2), **mode)
     how: dict[str, Any] = dict(noise=noise, levels=[0.3, 1.0], draws=10, seed=7, sites=[1, 2])
     study = nk.walk(model, (x, model(x).argmax(1)), **how)
-    assert study.records == nk.walk(model, (x, model(x).argmax(1)), **how, engine="plain").records
+    assert study.records == nk.walk(model, (x, model(x).argmax(1)), **how, compute=nk.Compute(engine="plain")).records
 
 
 @pytest.mark.parametrize("level", [nk.per_row([0.5] * 50, ndim=2), nk.per_draw([0.5, 1.0], ndim=2), torch.ones(8)])

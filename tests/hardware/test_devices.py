@@ -26,7 +26,8 @@ MODELS: dict[str, Callable[[], list[nk.hardware.Device]]] = {
     "converters": lambda: [nk.hardware.DAC(4, "row"), nk.hardware.ADC(6, "row", rounding="floor")],
     "columns": lambda: [nk.hardware.ColumnGain(0.1), nk.hardware.ColumnOffset(0.3)],
     "all": lambda: [
-        nk.hardware.DAC(5, 31.0), nk.hardware.PCM(10.0), nk.hardware.DifferentialPair(0.02), nk.hardware.ColumnGain(0.1), nk.hardware.ColumnOffset(0.3),
+        nk.hardware.DAC(5, 31.0), nk.hardware.PCM(10.0), nk.hardware.DifferentialPair(0.02),
+        nk.hardware.ColumnGain(0.1), nk.hardware.ColumnOffset(0.3),
         nk.hardware.ADC(8, "row"),
     ],
 }  # fmt: skip

@@ -64,7 +64,7 @@ def searched() -> nk.Study:
     x = torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0]]).repeat(20, 1)
     model = nn.Linear(4, 2, bias=False)
     nn.init.eye_(model.weight)
-    return nk.walk(model, (x, (x[:, 0] < 0).long()), noise=WEIGHTS, target="weight", rel_ci=0.9, seed=0)
+    return nk.walk(model, (x, (x[:, 0] < 0).long()), noise=WEIGHTS, target="weight", search=nk.Search(0.9), seed=0)
 
 
 def cli(*arguments: object) -> None:
@@ -368,8 +368,8 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("the same draw twice", lambda _: walk(draws=[1, 1]), ValueError),
         ("draw beyond 32 bits", lambda _: walk(draws=[2**32]), ValueError),
         ("negative seed", lambda _: walk(seed=-1), ValueError),
-        ("no rows in a pass", lambda _: walk(batch_rows=0), ValueError),
-        ("no draws in a pass", lambda _: walk(draws_per_pass=0), ValueError),
+        ("no rows in a pass", lambda _: walk(compute=nk.Compute(batch_rows=0)), ValueError),
+        ("no draws in a pass", lambda _: walk(compute=nk.Compute(draws_per_pass=0)), ValueError),
         ("unknown site", lambda _: walk(sites=["fc1"]), ValueError),
         ("unknown site index", lambda _: walk(sites=[9]), ValueError),
         ("unknown target", lambda _: walk(target="bias"), ValueError),
@@ -386,8 +386,8 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("an empty list of noises", lambda _: walk(noise=[]), TypeError),
         ("plateaus of a search", lambda _: walk(levels=None, draws=None, plateaus=0.03), ValueError),
         ("plateaus that are everything", lambda _: walk(plateaus=1.0), ValueError),
-        ("an executor that is a word", lambda _: walk(executor="dask"), ValueError),
-        ("no processes", lambda _: walk(executor=0), ValueError),
+        ("an executor that is a word", lambda _: walk(compute=nk.Compute(executor="dask")), ValueError),
+        ("no processes", lambda _: walk(compute=nk.Compute(executor=0)), ValueError),
         ("ratio beyond 1", lambda _: nk.walk_mixed(net(), (X, Y), ratios=[2.0], seed=0), ValueError),
         ("more inputs than labels", lambda _: walk(data=(X, Y[:2])), ValueError),
         ("labels one-hot", lambda _: walk(data=(X, torch.zeros(6, 3))), ValueError),

@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from options import gathered
 from torch import Tensor, nn
 
 import noisykernels as nk
@@ -56,17 +57,6 @@ FixedFormat, FloatFormat, NoisyConv2d, NoisyLinear, NoiseSite = (
 inject, noise_state, sites_of = nk.inject, nk.noise_state, nk.sites
 compare, report = nk.compare, nk.study.report
 set_cpu_level = _C.set_cpu_level
-
-
-def gathered(how: dict[str, Any]) -> dict[str, Any]:
-    """Options as studies take them, from one flat dict: these cases are older than `Compute` and `Search`."""
-    flat = {k: how.pop(k) for k in COMPUTE if k in how}
-    if "rel_ci" in how:
-        how["search"] = nk.Search(how.pop("rel_ci"))
-    return how | ({"compute": nk.Compute(**flat)} if flat else {})
-
-
-COMPUTE = ("engine", "batch_rows", "draws_per_pass", "memory", "threads", "executor")
 
 
 def walk(model: nn.Module, data: Any, **how: Any) -> Any:

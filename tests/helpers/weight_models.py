@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from options import gathered
 from torch import Tensor, nn
 from traced_models import Encoder, Residual
 
@@ -117,4 +118,4 @@ def walk(model: nn.Module, data: Any, noise: Any = NOISES["layer"], **options: A
     settings: dict[str, Any] = dict(levels=LEVELS, draws=DRAWS, seed=SEED) | options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return nk.walk(model, data, noise=noise, target="weight", **settings)
+        return nk.walk(model, data, noise=noise, target="weight", **gathered(settings))

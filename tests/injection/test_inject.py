@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,11 +42,6 @@ def test_published_site_tables(name: str, count: int, table: str) -> None:
     assert type(model) is type(models.build(name))  # nothing left behind
 
 
-def module_of(name: str):
-    """A module of the package; `noisykernels.sites` is the function."""
-    return importlib.import_module(f"noisykernels.{name}")
-
-
 def test_golden_site_ids() -> None:
     """A change of any of these numbers changes everyone's noise: a major release."""
     assert site_ids(["input", "input#1", "conv1:conv2d#0", "conv1:conv2d#1", ":relu#0"]) == {
@@ -59,14 +52,14 @@ def test_golden_site_ids() -> None:
 
 def test_colliding_ids_go_up_in_sorted_order(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"a": 7, "b": 7, "c": 8, "d": 2**24 - 1, "e": 2**24 - 1, "f": 0}
-    monkeypatch.setattr(module_of("sites"), "hashed_id", numbers.__getitem__)
+    monkeypatch.setattr("noisykernels.noise.contract.hashed_id", numbers.__getitem__)
     expected = {"a": 7, "b": 8, "c": 9, "d": 2**24 - 1, "e": 0, "f": 1}
     assert site_ids("abcdef") == expected == site_ids("fedcba")
 
 
 def test_collision_in_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("sites", "mode"):
-        monkeypatch.setattr(module_of(module), "hashed_id", lambda name: 5)
+    for module in ("noise.contract", "injection.mode"):
+        monkeypatch.setattr(f"noisykernels.{module}.hashed_id", lambda name: 5)
     model, x = small(), torch.zeros(2, 6)
     assert sorted(s.id for s in nk.sites(model, x)) == [5, 6, 7, 8]
     with pytest.raises(RuntimeError, match="same number as another; give inject"):

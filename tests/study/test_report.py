@@ -100,7 +100,7 @@ def test_the_snippet_runs_the_study_again(tmp_path):
         (nk.Noise(0.3, 0.7, order="add_mul", kind="laplace"), {"levels": [0.5], "draws": [3, 5], "floor": 0.2}),
         (nk.Noise(add=1.0), {}),
     ):
-        study = nk.walk(model, data, noise=noise, seed=2**64 - 1, batch_rows=20, threads=1, **more)
+        study = nk.walk(model, data, noise=noise, seed=2**64 - 1, **more, compute=nk.Compute(batch_rows=20, threads=1))
         names = {"model": model, "data": data}
         exec(snippet(study, tmp_path), names)
         assert names["study"].records == study.records and names["study"].meta.plan == study.meta.plan

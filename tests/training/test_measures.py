@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import noisykernels as nk
 from noisykernels.training import train
+from noisykernels.training.statistics import SiteStatistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,7 +134,7 @@ def test_layers_attention_recurrence_and_rows_that_moved() -> None:
 
 
 def test_special_signals() -> None:
-    def one(x: Tensor, noise: nk.Noise) -> nk.metrics.SiteStatistics:
+    def one(x: Tensor, noise: nk.Noise) -> SiteStatistics:
         model = nn.Identity()
         with nk.inject(model, noise):
             return nk.training.site_statistics(model, x)[0]

@@ -71,7 +71,7 @@ def test_a_walk_is_what_a_loop_finds(name: str, one_thread: None) -> None:
     """Every count, on models with skips, shared modules, attention, groups and transposed convolutions."""
     model, (x, y) = problem(name, 30)
     for make, values in MAKES.values() if name in ("mlp", "convolutions") else list(MAKES.values())[:3:2]:
-        study = walk_parameter(model, (x, y), make, values, draws=DRAWS, seed=SEED, engine="auto")
+        study = walk_parameter(model, (x, y), make, values, draws=DRAWS, seed=SEED, compute=nk.Compute(engine="auto"))
         assert counts(study) == naive(model, x, y, make, values)
         assert len({r.correct for r in study.records}) > 1
 
@@ -84,10 +84,12 @@ def test_work_is_shared_and_nothing_depends_on_the_cut(one_thread: None, monkeyp
     monkeypatch.setattr(Evaluator, "__init__", lambda self, *a, **k: kept.append(self) or init(self, *a, **k))
     expected = walk_parameter(model, data, make, values, draws=3, seed=1)
     (evaluator,) = kept
-    walked = [r for r in evaluator.reuse.suffixes]
+    walked = [r for r in evaluator.shared.suffixes]
     assert sorted(walked) == sorted({r.site for r in expected.records}) and len(walked) == 5
     for how in ({"memory": 300_000}, {"batch_rows": 7}, {"draws_per_pass": 1, "engine": "plain"}, {"engine": "plain"}):
-        assert counts(walk_parameter(model, data, make, values, draws=3, seed=1, **how)) == counts(expected)
+        assert counts(walk_parameter(model, data, make, values, draws=3, seed=1, compute=nk.Compute(**how))) == counts(
+            expected
+        )
     halves = [
         walk_parameter(model, tuple(t[part] for t in data), make, values, draws=3, seed=1, rows=torch.arange(40)[part])
         for part in (slice(0, 13), slice(13, 40))
@@ -206,13 +208,13 @@ def test_a_store_and_workers(one_thread: None, tmp_path: Path, monkeypatch: pyte
     how: dict[str, Any] = {"name": "limit", "seed": 1, "store": tmp_path / "s.db"}
     whole = walk_parameter(model, data, limit, [1.0, 3.0, 10.0], name="limit", seed=1)
     asked: list[int] = []
-    correct = Evaluator.correct
+    correct = Evaluator.answers
 
     def counted(self: Evaluator, requests: Any, *rest: Any) -> Any:
         asked.extend(len(r.levels) for r in requests)
         return correct(self, requests, *rest)
 
-    monkeypatch.setattr(Evaluator, "correct", counted)
+    monkeypatch.setattr(Evaluator, "answers", counted)
     walk_parameter(model, data, limit, [1.0, 3.0], **how)
     asked.clear()
     assert counts(walk_parameter(model, data, limit, [1.0, 3.0, 10.0], **how)) == counts(whole)
@@ -229,7 +231,9 @@ def test_a_store_and_workers(one_thread: None, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(StoreError, match="the target differs"):
         walk_parameter(model, data, lambda v: [Serial(high=v, order=orders[1])], [1.0], **how)
     with ThreadPoolExecutor(1) as executor:
-        found = walk_parameter(model, data, limit, [1.0, 3.0, 10.0], name="limit", seed=1, executor=executor)
+        found = walk_parameter(
+            model, data, limit, [1.0, 3.0, 10.0], name="limit", seed=1, compute=nk.Compute(executor=executor)
+        )
     assert counts(found) == counts(whole)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,16 +14,17 @@ from torch import Tensor, nn
 from traced_models import NOISES as noises_of_all_modes
 
 import noisykernels as nk
-from noisykernels._engine.evaluator import Evaluator, Problem
+from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.plan import Passes, choose_plan
 from noisykernels._engine.request import Request
+from noisykernels._engine.session import Problem, Session
+from noisykernels._engine.targets import Activation
 from noisykernels._graph.recorder import record_tape
-from noisykernels.injection import inject, noise_state
+from noisykernels.injection import noise_state
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.state import state_of
 from noisykernels.noise.contract import largest_eps
 from noisykernels.training import train
-from noisykernels.walking.plateaus import provable
 from noisykernels.zoo import MLP, LeNet5
 
 NOISES = {**noises_of_all_modes, "laplace": nk.Noise(add=0.3, kind="laplace")}
@@ -41,10 +44,12 @@ class Skip(nn.Module):
         return self.head(F.max_pool2d(F.avg_pool2d(F.relu(y + x), 2), 2).flatten(1))
 
 
-def evaluator(model: nn.Module, x: Tensor, y: Tensor, noise: nk.Noise, injected: nn.Module) -> Evaluator:
-    problem = Problem(model, (x, y, torch.arange(len(y))), (noise,), 3)
-    tape = record_tape(injected, x[:4])
-    return Evaluator(problem, injected, Passes(50, 4), choose_plan(tape, 2**30, 50, torch.device("cpu")), tape)
+@contextlib.contextmanager
+def evaluator(model: nn.Module, x: Tensor, y: Tensor, noise: nk.Noise) -> Iterator[Evaluator]:
+    problem = Problem(model, (x, y, torch.arange(len(y))), 3, (Activation(noise),))
+    with Session("walk", problem, passes=Passes(50, 4)) as session:
+        tape = record_tape(session.model, x[:4])
+        yield Evaluator(session, choose_plan(tape, 2**30, 50, torch.device("cpu")), tape)
 
 
 @pytest.mark.parametrize("kind", list(NOISES))
@@ -59,11 +64,11 @@ def test_below_the_proved_level_nothing_flips(name: str, kind: str) -> None:
     model.eval()
     x = torch.randn(24, *shape)
     y, noise = model(x).argmax(1), NOISES[kind]
-    with inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():
-        here = evaluator(model, x, y, noise, injected)
-        state, tape = state_of(injected), here.reuse.tape
+    with evaluator(model, x, y, noise) as here, torch.inference_mode():
+        injected = here.session.model
+        state, tape = state_of(injected), here.shared.tape
         for site in state.traced:
-            (limit,) = provable(here, [Request(site, (1e-9,), (0,), len(x))])
+            (limit,) = here.proved([Request(site, (1e-9,), (0,), len(x))])
             assert 0 < limit < math.inf, site.name
             state.placement = Placement(noise=noise.scaled(limit), where=site.name, layers_own=False)
             with noise_state(injected, seed=3, draws=list(range(40)), rows=torch.arange(len(x))):
@@ -92,10 +97,9 @@ def test_what_underflows_is_not_proved(dtype: torch.dtype, noise: nk.Noise, leve
 def test_an_activation_with_a_jump_is_not_bounded() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 8), nn.Softplus(1.0, 0.0), nn.Linear(8, 4)), torch.randn(50, 6)
-    with inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():
-        here = evaluator(model, x, model(x).argmax(1), NOISES["add"], injected)
-        site = state_of(injected).traced[0]
-        assert provable(here, [Request(site, (1e-9,), (0,), len(x))]) == [0.0]
+    with evaluator(model, x, model(x).argmax(1), NOISES["add"]) as here, torch.inference_mode():
+        site = here.session.sites[0]
+        assert here.proved([Request(site, (1e-9,), (0,), len(x))]) == [0.0]
 
 
 def test_nan_is_not_settled() -> None:

@@ -14,12 +14,13 @@ from scipy import optimize, stats
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels._engine.request import Answer, Request
+from noisykernels._engine.request import Advance, Answer, Request, unheard
 from noisykernels.datasets import load
 from noisykernels.injection import Site
-from noisykernels.metrics.base import NAN
+from noisykernels.metrics import BINARY, NAN
 from noisykernels.training import train
-from noisykernels.walking.search import Search, seek
+from noisykernels.walking import search as walking_search
+from noisykernels.walking.search import SiteSearch
 from noisykernels.zoo import MLP
 from noisykernels.zoo import networks as models
 
@@ -56,8 +57,23 @@ class Made:
         return answers
 
 
-def search(made: Made, **options: Any) -> Search:
-    return Search(SITE, options.pop("scale", 1.0), made.clean, FLOOR, options.pop("rel_ci", 0.05), **options)
+class Giving:
+    """Evaluates by a function of the requests."""
+
+    def __init__(self, give: Callable[[Sequence[Request]], list[Answer]]) -> None:
+        self.give = give
+
+    def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
+        return self.give(requests)
+
+
+def seek(searches: Sequence[SiteSearch], give: Callable[[Sequence[Request]], list[Answer]]) -> Any:
+    return walking_search.seek(searches, Giving(give))
+
+
+def search(made: Made, **options: Any) -> SiteSearch:
+    scale, rel_ci = options.pop("scale", 1.0), options.pop("rel_ci", 0.05)
+    return SiteSearch(SITE, scale, made.clean, FLOOR, rel_ci, BINARY, **options)
 
 
 def test_intervals_hold_the_truth() -> None:
@@ -266,8 +282,11 @@ def test_a_walk_without_levels_is_adaptive(trained_mlp: tuple[nn.Module, tuple[T
 
 def test_engines_give_the_same_search(trained_mlp: tuple[nn.Module, tuple[Tensor, Tensor]]) -> None:
     model, data = trained_mlp
-    settings: dict[str, Any] = dict(noise=nk.Noise(mul=1.0), seed=3, rel_ci=0.1)
-    shared, plain = nk.walk(model, data, **settings), nk.walk(model, data, **settings, engine="plain")
+    settings: dict[str, Any] = dict(noise=nk.Noise(mul=1.0), seed=3, search=nk.Search(0.1))
+    shared, plain = (
+        nk.walk(model, data, **settings),
+        nk.walk(model, data, **settings, compute=nk.Compute(engine="plain")),
+    )
     # The plain engine knows no value at a site, so it begins to look elsewhere; it must end at the same place.
     for a, b in zip(shared.midpoints(), plain.midpoints(), strict=True):
         assert a.status == b.status and (a.status != "ok" or abs(math.log(a.level / b.level)) < 0.3)

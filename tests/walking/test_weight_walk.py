@@ -318,7 +318,7 @@ def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model, data = problem("mlp", 600)
     monkeypatch.setattr(kept, "GO", 0.0)
     monkeypatch.setattr(kept, "FIRST_GO", 1)
-    correct, calls, stop = Evaluator.correct, [], [10**9]
+    correct, calls, stop = Evaluator.answers, [], [10**9]
 
     def counted(self: Evaluator, requests: Any, *args: Any) -> Any:
         calls.append(sum(len(r.levels) * len(r.draws) * r.rows for r in requests))
@@ -326,7 +326,7 @@ def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         return correct(self, requests, *args)
 
-    monkeypatch.setattr(Evaluator, "correct", counted)
+    monkeypatch.setattr(Evaluator, "answers", counted)
     for name, how in {"grid": {}, "search": dict(levels=None, draws=None, rel_ci=0.1)}.items():
         file = tmp_path / f"{name}.db"
         whole = walk(model, data, **how)
