@@ -148,9 +148,9 @@ def test_noise_of_products_under_autocast(name: str, explicit: bool) -> None:
     if explicit:
         assert_same_bits(low, wide.bfloat16())
     else:
-        # The library's own product in bfloat16, whatever it rounds within (operators.py), and the noise of float64. What
-        # remains is the rounding of their sum to 8 bits, at most 2^-8 / (1 + 2^-8) of it, and those of float32 to 24
-        # bits: one of the sum, and fewer than 2^6 of the noise, the root of a sum of at most 27 squares.
+        # The library's own product in bfloat16, whatever it rounds within (operators.py), and the noise of float64.
+        # What remains is the rounding of their sum to 8 bits, at most 2^-8 / (1 + 2^-8) of it, and those of float32 to
+        # 24 bits: one of the sum, and fewer than 2^6 of the noise, the root of a sum of at most 27 squares.
         assert_same_bits(product, op(x.bfloat16(), w.bfloat16(), **{**ids, "hardware": [Neutral()]}))
         noise = op(x.double(), w.double(), **ids) - op(x.double(), w.double(), **{**ids, "hardware": [Neutral()]})
         exact = product.double() + noise

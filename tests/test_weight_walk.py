@@ -261,8 +261,8 @@ def test_several_noises_are_as_each_alone(engine: str) -> None:
 
 
 def test_data_types() -> None:
-    """The rows with the largest margins of 400: float32 moves hardly any of 1,600 predictions, bfloat16 about as many as
-    the library's own does in a loop: 22, of which 8 at most differ, with every setting that operators.py names."""
+    """The rows with the largest margins of 400: float32 moves hardly any of 1,600 predictions, bfloat16 as many as the
+    library's own does in a loop: 22, while loop and walk differ in 8 at most, with every setting of operators.py."""
     model, (x, _) = problem("lenet", 400)
     with torch.no_grad():
         best = model(x).topk(2, 1).values
