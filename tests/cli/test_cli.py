@@ -423,7 +423,12 @@ def test_interrupted_exits_with_130_and_writes_nothing(cache: str, tmp_path: Pat
     out = tmp_path / "walk.json"
     command = [sys.executable, "-m", "noisykernels", "walk", "--epochs", "1", "--cache", cache]
     command += ["--draws", "50", "--levels", "log:0.001:1000:1001", "--out", str(out)]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    # A child inherits that SIGINT is ignored, as in a background job of a shell; a handler of ours it does not inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     first = process.stderr.read(1)  # the bar appears: the walk runs
     time.sleep(0.2)

@@ -137,12 +137,20 @@ def test_copies_carry_their_noise_and_nothing_is_shared() -> None:
 
 def test_moves() -> None:
     model, x = small(), torch.randn(3, 6)
+
+    def noisy(value: Tensor, name: str) -> Tensor:
+        rows = torch.tensor([1, 2, 3])
+        return reference.perturb(value, NOISE, seed=SEED, site=hashed_id(name), draws=[1], rows=rows)
+
     with nk.inject(model, NOISE), nk.noise_state(model, seed=SEED, draws=[1], rows=[1, 2, 3]):
         single = model(x)
         wide = model.double()(x.double())
         assert wide.dtype == torch.float64 and torch.allclose(wide, single.double(), atol=1e-5)
         half = model.bfloat16()(x.bfloat16())
-        assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), single, atol=0.1)
+        # The library's own contractions in bfloat16 (operators.py), and the noise of every other type.
+        hidden = noisy(F.linear(noisy(x.bfloat16(), "input"), model[0].weight, model[0].bias), "0:linear#0")
+        hidden = noisy(F.relu(hidden), "2:relu#0")
+        assert_same_bits(half, noisy(F.linear(hidden, model[3].weight, model[3].bias), "3:linear#0"))
         model.to("meta")
         assert model(x.to("meta")).shape == (3, 3) and model.__dict__["_noise_state"].seed.is_meta
         model.to_empty(device="cpu")

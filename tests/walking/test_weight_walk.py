@@ -60,13 +60,9 @@ def noisy_parameter(weight: Tensor, noise: nk.WeightNoise, level: float, transpo
     return reference.perturb(weight, how, operand="weight", **key)
 
 
-@pytest.mark.parametrize("kind", list(NOISES))
-@pytest.mark.parametrize("name", ["lenet", "mlp", "skips", "convolutions"])
-def test_equals_a_loop_over_noisy_parameters(name: str, kind: str) -> None:
+def counts_of_a_loop(model: nn.Module, data: tuple[Tensor, Tensor], noise: nk.WeightNoise) -> dict[Any, int]:
     """Nothing of ours but the oracle of the noise: for every site, level and draw other parameters."""
-    model, (x, y) = problem(name, 25)
-    study = walk(model, (x, y), NOISES[kind])
-    found = {(r.site, r.level, r.draw): r.correct for r in study.records}
+    x, y = data
     parameters, expected = dict(model.named_parameters()), {}
     for site in nk.sites(model, x[:2]):
         key = f"{site.name.partition(':')[0]}.weight"
@@ -76,10 +72,20 @@ def test_equals_a_loop_over_noisy_parameters(name: str, kind: str) -> None:
         groups = module.groups if isinstance(module, nn.ConvTranspose2d) else 0
         for level, draw in itertools.product(LEVELS, DRAWS):
             weight = parameters[key].detach()
-            noisy = noisy_parameter(weight, NOISES[kind], level, groups, seed=SEED, site=site.id, draws=[draw])
+            noisy = noisy_parameter(weight, noise, level, groups, seed=SEED, site=site.id, draws=[draw])
             with torch.no_grad():
                 scores = functional_call(model, {**parameters, key: noisy}, (x,))
             expected[site.name, level, draw] = int((scores.argmax(1) == y).sum())
+    return expected
+
+
+@pytest.mark.parametrize("kind", list(NOISES))
+@pytest.mark.parametrize("name", ["lenet", "mlp", "skips", "convolutions"])
+def test_equals_a_loop_over_noisy_parameters(name: str, kind: str) -> None:
+    model, data = problem(name, 25)
+    study = walk(model, data, NOISES[kind])
+    found = {(r.site, r.level, r.draw): r.correct for r in study.records}
+    expected = counts_of_a_loop(model, data, NOISES[kind])
     assert found == expected and len(expected) >= 3 * 4 * 2
 
 
@@ -147,7 +153,8 @@ def test_several_noises_are_as_each_alone(engine: str) -> None:
 
 
 def test_data_types() -> None:
-    """The rows with the largest margins of 400: float32 moves hardly any of 1,600 predictions, bfloat16 few of them."""
+    """The rows with the largest margins of 400: float32 moves hardly any of 1,600 predictions, bfloat16 as many as the
+    library's own does in a loop: 22, while loop and walk differ in 8 at most, with every setting of operators.py."""
     model, (x, _) = problem("lenet", 400)
     with torch.no_grad():
         best = model(x).topk(2, 1).values
@@ -155,13 +162,22 @@ def test_data_types() -> None:
     data = x[rows], model(x[rows]).argmax(1)
     exact, other = (walk(model, data, seed=seed) for seed in (SEED, 1))
 
-    def moved(study: Study) -> int:
-        return sum(abs(a.correct - b.correct) for a, b in zip(study.records, exact.records, strict=True))
+    def counts(study: Study) -> dict[Any, int]:
+        return {(r.site, r.level, r.draw): r.correct for r in study.records}
 
-    for dtype, most in ((torch.float32, 1), (torch.bfloat16, 30)):
+    def moved(one: dict[Any, int], other: dict[Any, int]) -> int:
+        return sum(abs(one[key] - other[key]) for key in counts(exact))
+
+    for dtype in (torch.float32, torch.bfloat16):
+        given = data[0].to(dtype), data[1]
+        loop = counts_of_a_loop(model.to(dtype), given, NOISES["layer"])
+        # The walk's roundings are those of the loop but within contractions and norms: so the two differ in no more
+        # predictions than either does from float64, where all of them count.
+        most = max(1, moved(loop, counts(exact)))
         for engine in ("auto", "plain"):
-            assert moved(walk(model.to(dtype), (data[0].to(dtype), data[1]), engine=engine)) <= most, (dtype, engine)
-    assert moved(other) > 90  # other noise is seen
+            assert moved(counts(walk(model, given, engine=engine)), loop) <= most, (dtype, engine)
+        assert most <= 1 or dtype == torch.bfloat16
+        assert moved(counts(other), loop) > max(90, 2 * most)  # other noise is seen
 
 
 def test_noisy_layers_of_the_model_are_silent_but_walked() -> None:
