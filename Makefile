@@ -18,7 +18,7 @@ help:
 	@echo "make test-sanitize  the native tests and the CUDA kernels under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-full  all cases, compiler levels, another architecture, sanitizers"
 	@echo "make bench      the table of budgets: noisy / noiseless / plain torch"
-	@echo "make cuda-check the CUDA kernels compiled for every architecture: registers, instructions, docs/cuda.md"
+	@echo "make cuda-check the CUDA kernels compiled for every architecture: registers, instructions, docs/results/cuda_code.md"
 	@echo "make battery    statistical battery on the raw random words (long)"
 	@echo "make lint       ruff, mypy, clang-format"
 

@@ -1,8 +1,8 @@
-"""Compiles the CUDA kernels for every architecture, looks at the machine code, writes docs/cuda_code.md. Needs no GPU.
+"""Compiles the CUDA kernels for every architecture, looks at the machine code, writes docs/results/cuda_code.md.
 
-Fails if a kernel spills registers, if it needs more than tools/cuda_limits.json allows, or if nvcc's --fmad changes the
-code. The instructions are counted by cuobjdump, which is installed from PyPI into build/cuda where it is missing; where
-it cannot be had, registers and memory are checked alone, as ptxas reports them.
+Needs no GPU. Fails if a kernel spills registers, if it needs more than tools/cuda_limits.json allows, or if nvcc's
+--fmad changes the code. The instructions are counted by cuobjdump, which is installed from PyPI into build/cuda where
+it is missing; where it cannot be had, registers and memory are checked alone, as ptxas reports them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 BUILD = ROOT / "build/cuda"
 LIMITS = ROOT / "tools/cuda_limits.json"
-PAGE = ROOT / "docs/cuda_code.md"
+PAGE = ROOT / "docs/results/cuda_code.md"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 MODES = ("add", "mul", "mul_add", "add_mul", "fold", "eps")
 LAYOUTS = ("in order", "channels_last", "pooled by twos")
@@ -47,7 +47,7 @@ HEAD = """# CUDA: what the compiler makes of the kernels
 
 Written by `make cuda-check`, which needs no GPU: static facts, no speeds. No kernel spills a register on any
 architecture, nvcc's `--fmad` changes not one instruction of the noise, and no kernel exceeds `tools/cuda_limits.json`.
-How the kernels are tested, and what was measured, is in [cuda.md](cuda.md).
+How the kernels are tested, and what was measured, is in [cuda.md](../guides/cuda.md).
 
 """
 

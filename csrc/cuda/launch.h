@@ -28,7 +28,8 @@ struct Gemm {
 };
 const char* run(const Gemm&, cudaStream_t stream);
 
-// Who multiplies in `linear`: torch's library, and an epilogue after it, or that kernel. docs/cuda.md has measurements.
+// Who multiplies in `linear`: torch's library, and an epilogue after it, or that kernel. docs/guides/cuda.md has
+// measurements.
 enum class Multiplier { kLibrary, kFused, kFusedTf32 };
 inline constexpr const char* kMultiplierNames[] = {"library", "fused", "fused_tf32"};
 inline Multiplier multiplier = Multiplier::kLibrary;

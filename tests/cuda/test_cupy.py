@@ -18,7 +18,7 @@ import noisykernels as nk
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "cupy_noise.py"
-PAGE = ROOT / "docs" / "cupy.md"
+PAGE = ROOT / "docs" / "guides" / "cupy.md"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 CUPYS_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")  # CuPy adds them to those that it is given
 

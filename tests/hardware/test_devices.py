@@ -255,7 +255,7 @@ def test_one_after_the_other_is_the_contraction_of_what_they_make() -> None:
 
 
 class Stuck(nk.hardware.Device):
-    """A device of a user's: see docs/hardware.md."""
+    """A device of a user's: see docs/guides/hardware.md."""
 
     operands = ("programming",)
 

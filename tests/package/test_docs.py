@@ -18,6 +18,7 @@ import noisykernels
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+GUIDES = ROOT / "docs" / "guides"
 MODULES = sorted(m.name for m in pkgutil.iter_modules(noisykernels.__path__) if m.name[:2] != "__")
 NEED = {"data": "sklearn", "train": "sklearn", "plot": "matplotlib", "report": "matplotlib", "study": "pandas"}
 
@@ -65,7 +66,7 @@ def reduced(source: str) -> str:
 
 @pytest.mark.parametrize(
     "document",
-    [README, *(ROOT / "docs" / f"{name}.md" for name in ("arithmetic", "cuda", "hardware", "ordering", "training"))],
+    [README, *(GUIDES / f"{name}.md" for name in ("arithmetic", "cuda", "hardware", "ordering", "training"))],
     ids=lambda path: path.name,
 )
 def test_code_of_documents_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
