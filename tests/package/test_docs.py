@@ -10,6 +10,7 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,18 +20,35 @@ import noisykernels
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 GUIDES = ROOT / "docs" / "guides"
-MODULES = sorted(m.name for m in pkgutil.iter_modules(noisykernels.__path__) if m.name[:2] != "__")
-NEED = {"data": "sklearn", "train": "sklearn", "plot": "matplotlib", "report": "matplotlib", "study": "pandas"}
+MODULES = sorted(
+    m.name.removeprefix("noisykernels.")
+    for m in pkgutil.walk_packages(noisykernels.__path__, "noisykernels.")
+    if not m.name.endswith(("__main__", "._C"))
+)
+# What the examples of a package, or of a module, need beside torch.
+NEED = {"datasets": "sklearn", "zoo": "sklearn", "plotting": "matplotlib", "study": "pandas", "study.html_report": "matplotlib"}
+EXAMPLES = 330  # lines of them at least: a folder that is not looked into must not go unnoticed
 
 
-@pytest.mark.parametrize("name", [m for m in MODULES if m != "_C"])
+def module_of(name: str) -> ModuleType:
+    for part in (name.partition(".")[0], name):
+        if part in NEED:
+            pytest.importorskip(NEED[part])
+    return importlib.import_module(f"noisykernels.{name}")
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str) -> None:
-    if name in NEED:
-        pytest.importorskip(NEED[name])
-    module = importlib.import_module(f"noisykernels.{name}")
+    module = module_of(name)
     torch.manual_seed(0)
     failed, _ = doctest.testmod(module, extraglobs={"torch": torch, "nk": noisykernels})
     assert failed == 0
+
+
+def test_no_example_is_left_out() -> None:
+    modules = [module_of(name) for name in MODULES]
+    found = [test for module in modules for test in doctest.DocTestFinder().find(module, module.__name__)]
+    assert len(MODULES) > 120 and sum(len(test.examples) for test in found) >= EXAMPLES
 
 
 def test_public_names_have_docstrings_and_examples() -> None:
