@@ -21,6 +21,7 @@ from noisykernels._graph.tape import Tape
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.site import Site
 from noisykernels.metrics.accuracy import judged
+from noisykernels.noise.arguments import Key, seed_tensor
 from noisykernels.noise.description import Noise
 
 __all__ = ["Reuse"]
@@ -94,7 +95,7 @@ class Reuse:
         noises = [self.noises[requests[k].which] for k in group]
         for first in range(0, len(draws), some):
             ids = draws[first : first + some]
-            key: dict[str, Any] = {"seed": self.seed, "site": site.id, "draws": ids, "rows": rows}
+            key = self._key(site, ids, rows)
             value, _ = self._value(site, clean)
             toward, mixtures = self._directions(noises, site, clean, key)
             carried = suffix.carry(toward, len(ids), count, half=value.dtype.itemsize < 4)
@@ -117,31 +118,35 @@ class Reuse:
         some = max(1, min(len(draws), self.plan.bytes // (suffix.peak * count)))
         for first in range(0, len(draws), some):
             ids = draws[first : first + some]
-            key: dict[str, Any] = {"seed": self.seed, "draws": torch.tensor(ids), "rows": rows}
+            key = self._key(site, ids, rows)
             for k in group:
                 varied = self.noises[requests[k].which]
                 for low, level in enumerate(requests[k].levels):
                     devices: Any = varied.scaled(level)
-                    value = value_at(devices, step, site, x, (dims[0], dims[1]), **key)
+                    value = value_at(devices, step, site.kind, x, (dims[0], dims[1]), key)
                     scores = suffix.of_value(value, clean, len(ids), count)
                     yield k, low, first, scores.view(1, len(ids), count, -1)
 
     def _directions(
-        self, noises: Sequence[Walked], site: Site, clean: dict[int, Any], key: dict[str, Any]
+        self, noises: Sequence[Walked], site: Site, clean: dict[int, Any], key: Key
     ) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """Directions at a site, and how each noise is made of them. A study's noises are all of one sort."""
         value, dim = self._value(site, clean)
         outputs = [n for n in noises if isinstance(n, Noise)]
         if outputs:
-            return directions(outputs, value, dim, **key)
+            return directions(outputs, value, dim, key)
         step = step_of(self.tape, site.name)
         assert step is not None
-        x, key = clean[input_of(step)], {k: v for k, v in key.items() if k != "rows"}
+        x = clean[input_of(step)]
         table: dict[Term, Tensor] = {}
         for k, n in enumerate(noises):
             assert isinstance(n, WeightNoise)
-            table["weight", k] = direction_at(n, step, x, dim, **key)
+            table["weight", k] = direction_at(n, step, x, dim, key)
         return table, [Mixture([{term: 1.0}]) for term in table]
+
+    def _key(self, site: Site, draws: Sequence[int], rows: Tensor) -> Key:
+        seed = seed_tensor("walk", self.seed, torch.device("cpu"))
+        return Key(seed, torch.tensor(draws, dtype=torch.int64), rows, 0, site.id)
 
     def _value(self, site: Site, clean: dict[int, Any]) -> tuple[Tensor, int]:
         """The clean value at a site, and its dimension of rows."""
@@ -169,8 +174,7 @@ class Reuse:
         for site in sites:
             if self.reaches(site.name, noise):
                 value, _ = self._value(site, clean)
-                key: dict[str, Any] = {"seed": self.seed, "site": site.id, "draws": [0], "rows": rows}
-                table, (mixture,) = self._directions([noise], site, clean, key)
+                table, (mixture,) = self._directions([noise], site, clean, self._key(site, [0], rows))
                 size = mixture.of(table)[0].double().square().mean().sqrt() * mixture.factor
                 ratio = float(value.double().square().mean().sqrt() / size)
                 if math.isfinite(ratio) and ratio > 0:
