@@ -30,7 +30,7 @@ def can_look(t: Tensor) -> bool:
     a transform.
     """
     return (
-        t.device.type == "cpu"
+        t.is_cpu
         and not torch.compiler.is_compiling()
         and type(t) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)

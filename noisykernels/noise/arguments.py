@@ -58,7 +58,7 @@ def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool)
                 f"{op}: level `{name}` must be finite (in {x.dtype}) and not negative, got "
                 f"{t.detach().flatten()[:8].tolist()}"
             )
-    if t.dim() == 0 and t.device.type == "cpu":
+    if t.dim() == 0 and t.is_cpu:
         return t if t.dtype == torch.float64 else t.double()
     if t.dtype == torch.float64 and t.device == x.device:
         return t
@@ -74,7 +74,7 @@ def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Ten
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(f"{op}: seed must be one int64, got {seed.dtype} of shape {list(seed.shape)}")
-        return seed if seed.device == device or seed.device.type == "cpu" else seed.to(device)
+        return seed if seed.is_cpu or seed.device == device else seed.to(device)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be an int, an int64 tensor or None, got {type(seed).__name__}")
     if not 0 <= seed < 2**64:
@@ -182,8 +182,8 @@ def noise_args(op: str, x: Tensor, noise: Noise | None) -> tuple[Tensor | None, 
     if not torch.compiler.is_compiling() and FLOAT32_MAX < noise.largest > largest_level(x.dtype):
         raise ValueError(f"{op}: a level must be finite in {x.dtype}, got {noise.largest}")
     return (
-        level_tensor(op, "add", noise.add, x, noise.trusted),
-        level_tensor(op, "mul", noise.mul, x, noise.trusted),
+        None if noise.add is None else level_tensor(op, "add", noise.add, x, noise.trusted),
+        None if noise.mul is None else level_tensor(op, "mul", noise.mul, x, noise.trusted),
         noise.mode_index,
         noise.kind_index,
     )
