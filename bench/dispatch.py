@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 
 import noisykernels as nk
-from noisykernels.noise.arguments import noise_args
+from noisykernels.noise.arguments import Key, noise_args
 
 torch.set_num_threads(1)
 x, w, b, noise, seed = torch.randn(1, 8), torch.randn(8, 8), torch.randn(8), nk.Noise(add=0.1), torch.tensor(1)
-args = noise_args("linear", x, noise, seed, 0, None, False, None, 0)
+add, mul, mode, kind = noise_args("linear", x, noise)
+args = add, mul, *Key(seed, None, None, 0, 0), mode, kind, False
 WAYS = {
     "F.linear": lambda: F.linear(x, w, b),
     "torch.ops.aten.linear.default": lambda: torch.ops.aten.linear.default(x, w, b),

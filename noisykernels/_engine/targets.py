@@ -29,6 +29,7 @@ from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.kinds import CONTRACTION_KINDS
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.site import Site
+from noisykernels.noise.arguments import Key, seed_tensor
 from noisykernels.noise.contract import largest_eps
 from noisykernels.noise.description import Noise
 
@@ -73,9 +74,10 @@ class Work(NamedTuple):
         assert dim is not None
         return self.clean[number], dim
 
-    def key(self, draws: Sequence[int]) -> dict[str, Any]:
+    def key(self, draws: Sequence[int]) -> Key:
         """Under which some draws are drawn."""
-        return {"seed": self.seed, "site": self.site.id, "draws": draws, "rows": self.rows}
+        seed = seed_tensor("walk", self.seed, torch.device("cpu"))
+        return Key(seed, torch.tensor(draws, dtype=torch.int64), self.rows, 0, self.site.id)
 
 
 class Pass(NamedTuple):
@@ -188,7 +190,7 @@ class Activation(_Directed):
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
         value, dim = work.value
-        return directions([t.noise for t in work.targets], value, dim, **work.key(draws))
+        return directions([t.noise for t in work.targets], value, dim, work.key(draws))
 
     def told(self) -> dict[str, Any]:
         """See `Target`."""
@@ -246,9 +248,9 @@ class Weight(_Directed):
         step = step_of(work.tape, work.site.name)
         assert step is not None
         x, dim = work.clean[input_of(step)], work.value[1]
-        key = {name: value for name, value in work.key(draws).items() if name != "rows"}
+        key = work.key(draws)
         table: dict[Term, Tensor] = {
-            ("weight", k): direction_at(t.noise, step, x, dim, **key) for k, t in enumerate(work.targets)
+            ("weight", k): direction_at(t.noise, step, x, dim, key) for k, t in enumerate(work.targets)
         }
         return table, [Mixture([{term: 1.0}]) for term in table]
 
@@ -300,10 +302,10 @@ class Parameter(Target):
         some = max(1, min(len(work.draws), work.bytes // (suffix.peak * count)))
         for first in range(0, len(work.draws), some):
             draws = work.draws[first : first + some]
-            key: dict[str, Any] = {"seed": work.seed, "draws": torch.tensor(draws), "rows": work.rows}
+            key = work.key(draws)
             for k, target in enumerate(work.targets):
                 for low, level in enumerate(work.levels[k]):
-                    value = value_at(target.devices(level), step, work.site, x, (dims[0], dims[1]), **key)
+                    value = value_at(target.devices(level), step, work.site.kind, x, (dims[0], dims[1]), key)
                     scores = suffix.of_value(value, work.clean, len(draws), count)
                     yield Pass(k, low, first, scores.unflatten(0, (1, len(draws), count)))
 

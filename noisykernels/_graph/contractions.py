@@ -10,11 +10,12 @@ from torch import Tensor
 
 from noisykernels._graph.linearity import CONTRACTIONS, takes_first, without_bias
 from noisykernels._graph.tape import Step, Tape, Value
+from noisykernels._util.tensors import kept_type
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.kinds import CONTRACTION_KINDS
-from noisykernels.injection.site import Site
+from noisykernels.noise.arguments import Key
 from noisykernels.noise.functional import eps
 
 __all__ = ["direction_at", "input_of", "step_of", "value_at"]
@@ -41,9 +42,7 @@ def _contraction(step: Step) -> Contraction:
     return Contraction(step.name, ([], [], [], "transpose" in step.name, [], groups))
 
 
-def direction_at(
-    noise: WeightNoise, step: Step, x: Tensor, row_dim: int, *, seed: int, site: int, draws: Sequence[int]
-) -> Tensor:
+def direction_at(noise: WeightNoise, step: Step, x: Tensor, row_dim: int, key: Key) -> Tensor:
     """What noise of level 1 on the weight adds to the output, for every draw: (draws x rows), draw by draw.
 
     Args:
@@ -51,10 +50,11 @@ def direction_at(
         step: the contraction.
         x: its input.
         row_dim: dimension of rows of its output.
+        key: of the site; a weight has no rows of the data.
     """
     weight = _weight(step).detach()
     add, mul = noise.levels(_contraction(step), weight)
-    kept = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    kept = kept_type(weight)
     of_weight = None if mul is None else weight.to(kept) * mul.to(weight.device, kept)
     size = None if add is None else add.to(weight.device, kept)
     if size is not None and size.dim() > weight.dim():
@@ -64,9 +64,9 @@ def direction_at(
     assert size is not None
     args, kwargs = without_bias(step)  # after the input
     parts = []
-    for draw in draws:
-        key: dict[str, Any] = {"seed": seed, "site": site, "operand": "weight", "draw": draw}
-        drawn = eps(weight.shape, kind=noise.noise.kind, **key, device=weight.device)
+    of_all: dict[str, Any] = {"kind": noise.noise.kind, "operand": "weight", "device": weight.device}
+    for draw in key.draw_ids:
+        drawn = eps(weight.shape, seed=key.seed, site=key.site, draw=draw, **of_all)
         moved = (drawn.to(kept) * size).to(weight.dtype)
         if args:
             parts.append(step.function(x, moved, *args[1:], **kwargs))
@@ -75,20 +75,20 @@ def direction_at(
     return parts[0] if len(parts) == 1 else torch.cat(parts, row_dim)
 
 
-def value_at(devices: Sequence[Device], step: Step, site: Site, x: Tensor, dims: tuple[int, int], **key: Any) -> Tensor:
+def value_at(devices: Sequence[Device], step: Step, kind: str, x: Tensor, dims: tuple[int, int], key: Key) -> Tensor:
     """What a contraction gives on hardware, for every draw: (draws x rows), draw by draw.
 
     Args:
         devices: the hardware.
         step: the contraction.
-        site: its site.
+        kind: of its site.
         x: its input.
         dims: dimension of rows of its input and of its output.
-        key: seed, draws and rows.
+        key: of the site.
     """
-    op = CONTRACTION_KINDS[site.kind]
+    op = CONTRACTION_KINDS[kind]
     x, args, kwargs = x.movedim(dims[0], 0), step.args[1:], step.kwargs
-    return op(x, *args, **kwargs, hardware=devices, site=site.id, shared=True, **key).movedim(0, dims[1])
+    return op(x, *args, **kwargs, hardware=devices, shared=True, **key._asdict()).movedim(0, dims[1])
 
 
 def input_of(step: Step) -> int:

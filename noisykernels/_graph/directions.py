@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisykernels._util.tensors import kept_type
+from noisykernels.noise.arguments import Key
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import eps
 
@@ -42,25 +44,24 @@ class Mixture:
         return found
 
 
-def directions(
-    noises: Sequence[Noise], x: Tensor, row_dim: int, *, seed: int, site: int, draws: Sequence[int], rows: Tensor
-) -> tuple[dict[Term, Tensor], list[Mixture]]:
+def directions(noises: Sequence[Noise], x: Tensor, row_dim: int, key: Key) -> tuple[dict[Term, Tensor], list[Mixture]]:
     """The directions in which noises at a site are linear, each drawn once however many noises share it, and how each
     noise is made of them.
 
     Noises whose levels are numbers are mixtures of ``eps_add``, ``x eps_mul`` and ``eps_add eps_mul``; others have
     directions of their own. A direction holds (draws x rows), draw by draw.
     """
-    value = x.movedim(row_dim, 0)
+    value, draws = x.movedim(row_dim, 0), key.draw_ids
     tiled = value if len(draws) == 1 else torch.cat([value] * len(draws))
-    kept = torch.float64 if x.dtype == torch.float64 else torch.float32  # half values are rounded after the noise
+    kept = kept_type(x)  # half values are rounded after the noise
     drawn: dict[tuple[str, str], Tensor] = {}
     table: dict[Term, Tensor] = {}
 
     def raw(operand: str, kind: str) -> Tensor:
         if (operand, kind) not in drawn:
-            key: dict[str, Any] = {"kind": kind, "seed": seed, "site": site, "operand": operand, "rows": rows}
-            each = [eps(value.shape, draw=d, **key, device=x.device) for d in draws]
+            of_all: dict[str, Any] = {"kind": kind, "operand": operand, "device": x.device}
+            of_all |= {"seed": key.seed, "site": key.site, "rows": key.rows}
+            each = [eps(value.shape, draw=d, **of_all) for d in draws]
             drawn[operand, kind] = each[0] if len(each) == 1 else torch.cat(each)
         return drawn[operand, kind]
 
@@ -97,7 +98,7 @@ def _own_directions(noise: Noise, tiled: Tensor, draws: int, raw: Callable[[str,
     def expanded(level: Tensor) -> Tensor:
         if level.dim() > 0:
             level = level.expand(draws, len(tiled) // draws, *tiled.shape[1:]).reshape(tiled.shape)
-        return level.to(tiled.device, torch.float64 if tiled.dtype == torch.float64 else torch.float32)
+        return level.to(tiled.device, kept_type(tiled))
 
     def scaled(operand: str, level: Tensor) -> Tensor:
         return raw(operand, noise.kind) * expanded(level)

@@ -1,11 +1,13 @@
-"""Small facts about single tensors."""
+"""Small facts about single tensors, and checks of arguments that may be one."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["can_look", "kept_type", "or_one", "straight_through"]
+__all__ = ["can_look", "kept_type", "number", "or_one", "shown", "straight_through"]
 
 
 def kept_type(value: Tensor) -> torch.dtype:
@@ -28,9 +30,38 @@ def can_look(t: Tensor) -> bool:
     a transform.
     """
     return (
-        t.device.type == "cpu"
+        t.is_cpu
         and not torch.compiler.is_compiling()
         and type(t) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)
         and torch._C._len_torch_dispatch_stack() == 0
     )
+
+
+def number(owner: str, name: str, value: float | Tensor, positive: bool = False) -> Tensor:
+    """A number or a 0-d tensor as a 0-d float64 tensor; checked where its value can be seen."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or not value.is_floating_point() or value.requires_grad:
+            got = f"{value.dtype} of shape {list(value.shape)}" + (" that requires grad" if value.requires_grad else "")
+            raise ValueError(f"{owner}: {name} must be a number or a 0-d floating-point tensor, got {got}")
+        t = value.double()
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{owner}: {name} must be a number or a 0-d tensor, got {type(value).__name__}")
+    else:
+        t = torch.tensor(value, dtype=torch.float64, device="cpu")
+    if can_look(t) and not (t >= 0 and t.isfinite() and (t > 0 or not positive)):
+        raise ValueError(
+            f"{owner}: {name} must be finite and {'positive' if positive else 'not negative'}, got {t.item()}"
+        )
+    return t
+
+
+def shown(owner: str, parts: dict[str, Any]) -> str:
+    """A device as it was constructed; of tensors that cannot be looked at, the shape."""
+
+    def text(value: Any) -> str:
+        if not isinstance(value, Tensor):
+            return repr(value)
+        return repr(value.item()) if value.dim() == 0 and can_look(value) else f"<{list(value.shape)}>"
+
+    return f"{owner}({', '.join(f'{name}={text(value)}' for name, value in parts.items())})"

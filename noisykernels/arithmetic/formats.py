@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from noisykernels.noise.arguments import Ids, Seed, key_args, operand_number
+from noisykernels._util.checks import one_of, whole_from_to
+from noisykernels.noise.arguments import Ids, Key, Seed, operand_number
 
 __all__ = ["FORMATS", "FixedFormat", "FloatFormat", "Format", "as_format", "check_holds", "quantize"]
 
@@ -21,17 +22,6 @@ _ops = torch.ops.noisykernels
 ROUNDINGS = ("truncate", "nearest", "stochastic")
 OVERFLOWS = ("saturate", "infinity")
 FLOAT32_LARGEST = float(torch.finfo(torch.float32).max)
-
-
-def _whole(name: str, argument: str, value: Any, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name}: {argument} must be a whole number from {low} to {high}, got {value!r}")
-    return value
-
-
-def _one_of(name: str, argument: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}, got {value!r}")
 
 
 class Format:
@@ -126,10 +116,10 @@ class FloatFormat(Format):
 
     def __post_init__(self) -> None:
         name = "FloatFormat"
-        _whole(name, "mantissa", self.mantissa, 1, 23)
-        _whole(name, "exponent", self.exponent, 2, 8)
-        _one_of(name, "overflow", self.overflow, OVERFLOWS)
-        _one_of(name, "rounding", self.rounding, ROUNDINGS)
+        whole_from_to(name, "mantissa", self.mantissa, 1, 23)
+        whole_from_to(name, "exponent", self.exponent, 2, 8)
+        one_of(name, "overflow", self.overflow, OVERFLOWS)
+        one_of(name, "rounding", self.rounding, ROUNDINGS)
         if self.bias is not None and (not isinstance(self.bias, int) or isinstance(self.bias, bool)):
             raise ValueError(f"{name}: bias must be a whole number, got {self.bias!r}")
         whole_range = self.exponent == 8 and self._bias == 127  # that of float32, whose highest code is not a number
@@ -227,9 +217,9 @@ class FixedFormat(Format):
 
     def __post_init__(self) -> None:
         name = "FixedFormat"
-        _whole(name, "left", self.left, 0, 53)
-        _whole(name, "right", self.right, 0, 53)
-        _one_of(name, "rounding", self.rounding, ROUNDINGS)
+        whole_from_to(name, "left", self.left, 0, 53)
+        whole_from_to(name, "right", self.right, 0, 53)
+        one_of(name, "rounding", self.rounding, ROUNDINGS)
         if not 1 <= self.left + self.right <= 53:
             raise ValueError(f"{name}: left + right must be from 1 to 53 bits, got {self.left} + {self.right}")
 
@@ -350,8 +340,8 @@ def quantize(
     made = as_format(fmt)
     check_holds("quantize", made, x.dtype)
     draws = None if draw is None else [draw] if isinstance(draw, int) else draw
-    key = key_args("quantize", x, seed if made.stochastic else 0, draws, rows, first_row)
-    return _ops.quantize.default(x, made.numbers, *key, first_row, site, operand_number("quantize", operand))
+    key = Key.of("quantize", x.device, seed if made.stochastic else 0, site, draws, rows, first_row)
+    return _ops.quantize.default(x, made.numbers, *key, operand_number("quantize", operand))
 
 
 def check_holds(op: str, fmt: Format | None, dtype: torch.dtype) -> None:

@@ -11,18 +11,21 @@ from torch import Tensor
 from noisykernels.noise.contract import hashed_id
 from noisykernels.noise.functional import eps
 
-__all__ = ["ORDERS", "checked_order", "permutation", "random_order", "shown_order", "sorted_orders"]
+__all__ = ["ORDERS", "checked_order", "random_order", "shown_order", "sorted_orders"]
 
 
 ORDERS = ("natural", "reversed", "positive_first", "negative_first", "ascending", "descending")
 
 
-def random_order(steps: int, seed: int) -> Tensor:
-    """A random permutation of the operands of a contraction, the same on every machine.
+def random_order(steps: int, seed: int, name: str | None = None, number: int = 0) -> Tensor:
+    """A random permutation of the operands of a contraction: a pure function of its arguments, the same on every
+    machine.
 
     Args:
         steps: number of products, the *K* of the weight.
-        seed: of the permutation.
+        seed: 64-bit seed.
+        name: of a layer's site, for orders that differ from layer to layer; None: of no layer.
+        number: of the permutation, below 2^32.
 
     Returns:
         int64 tensor (K), for ``Serial(order=...)``.
@@ -31,7 +34,8 @@ def random_order(steps: int, seed: int) -> Tensor:
         >>> random_order(5, seed=1).sort().values.tolist()
         [0, 1, 2, 3, 4]
     """
-    drawn = eps((1, steps), kind="uniform", seed=seed, operand="spare")
+    site = 0 if name is None else hashed_id(f"order:{name}")
+    drawn = eps((1, steps), kind="uniform", seed=seed, site=site, draw=number, operand="spare")
     return torch.argsort(drawn[0], stable=True)
 
 
@@ -69,23 +73,3 @@ def sorted_orders(a: Tensor, b: Tensor, order: str) -> Tensor:
             keys = products.abs()
         by = torch.argsort(keys, stable=True, descending=order == "descending")
         return by.to(torch.int32, memory_format=torch.contiguous_format)
-
-
-def permutation(steps: int, seed: int, name: str = "", number: int = 0) -> Tensor:
-    """A random order of the operands of a layer: a pure function of its arguments.
-
-    Args:
-        steps: number K of products.
-        seed: 64-bit seed.
-        name: of the layer's site.
-        number: of the permutation, below 2^32.
-
-    Returns:
-        int64 tensor (K), for ``order=``.
-
-    Example:
-        >>> permutation(5, seed=1, name="fc1:linear#0").sort().values.tolist()
-        [0, 1, 2, 3, 4]
-    """
-    drawn = eps((1, steps), kind="uniform", seed=seed, site=hashed_id(f"order:{name}"), draw=number, operand="spare")
-    return torch.argsort(drawn[0], stable=True)

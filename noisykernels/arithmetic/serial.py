@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels._util.tensors import can_look, straight_through
+from noisykernels._util.checks import number_from_to, one_of
+from noisykernels._util.tensors import can_look, kept_type, straight_through
 from noisykernels.arithmetic.formats import Format, as_format, check_holds
 from noisykernels.arithmetic.operands import operands_of, pieces
 from noisykernels.arithmetic.order import ORDERS, checked_order, shown_order, sorted_orders
 from noisykernels.hardware.device import Arithmetic, Draw
-from noisykernels.noise.arguments import level_tensor
+from noisykernels.noise.arguments import Key, level_tensor
 from noisykernels.noise.contract import OPERANDS
-from noisykernels.noise.description import Noise
+from noisykernels.noise.description import single_level
 
 __all__ = ["GRADIENTS", "Serial"]
 
@@ -110,11 +111,9 @@ class Serial(Arithmetic):
         if not math.isfinite(self.gain):
             raise ValueError(f"Serial: gain must be finite, got {gain!r}")
         self.order = checked_order(order)
-        self.step_noise = _level(step_noise)
+        self.step_noise = single_level("Serial", "step_noise", step_noise)
         self.ordered = bool(ordered)
-        if gradient not in GRADIENTS:
-            raise ValueError(f"Serial: gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
-        self.gradient = gradient
+        self.gradient = one_of("Serial", "gradient", gradient, GRADIENTS)
         drawn = {"per_step": self.step_noise is not None}
         streams = {"rounding_product": self.format_of_product, "rounding_sum": self.format_of_sum}
         streams["spare"] = self.format_of_sum  # of the sum with the bias
@@ -143,21 +142,21 @@ class Serial(Arithmetic):
         kind = x.dtype
         for fmt in (self.format_of_operands, self.format_of_product, self.format_of_sum):
             check_holds(contraction.name, fmt, kind)
-        kept = torch.float64 if kind == torch.float64 else torch.float32
+        kept = kept_type(x)
         x, weight = x.to(kept), weight.to(kept)
         if self.gain != 1:
             weight = weight * self.gain
         if self.format_of_operands is not None:
-            x = _rounded(x, self.format_of_operands, draw, "input", draw.rows, draw.first_row)
-            weight = _rounded(weight, self.format_of_operands, draw, "weight", None, 0)
+            x = _rounded(x, self.format_of_operands, draw.key, "input")
+            weight = _rounded(weight, self.format_of_operands, draw.key.of_chip(), "weight")
         y = self._ordered(x, weight, draw) if self.ordered else self._unordered(x, weight, draw)
         return y.to(kind)
 
     def add_bias(self, y: Tensor, bias: Tensor, draw: Draw) -> Tensor:
         """The sums with the bias, which is one more addition."""
-        fmt, kept = self.format_of_sum, torch.float64 if y.dtype == torch.float64 else torch.float32
+        fmt, kept = self.format_of_sum, kept_type(y)
         sums = y.to(kept) + draw.channels(bias.to(kept), y)
-        return (sums if fmt is None else _rounded(sums, fmt, draw, "spare", draw.rows, draw.first_row)).to(y.dtype)
+        return (sums if fmt is None else _rounded(sums, fmt, draw.key, "spare")).to(y.dtype)
 
     def _unordered(self, x: Tensor, weight: Tensor, draw: Draw) -> Tensor:
         y = draw.contraction(x, weight)
@@ -165,7 +164,7 @@ class Serial(Arithmetic):
             level = self._step_level(draw, y) * math.sqrt(draw.contraction.steps(weight))
             y = y + draw.fresh(y, "per_step") * level.to(y.device, y.dtype)
         if self.format_of_sum is not None:
-            y = _rounded(y, self.format_of_sum, draw, "rounding_sum", draw.rows, draw.first_row)
+            y = _rounded(y, self.format_of_sum, draw.key, "rounding_sum")
         free = self.low == -math.inf and self.high == math.inf
         return y if free else _clamped(y, self.low, self.high, self.gradient)
 
@@ -180,7 +179,6 @@ class Serial(Arithmetic):
             by_product = (
                 order if order is not None or self.order in ORDERS[:2] else sorted_orders(a, b, str(self.order))
             )
-            rows = None if draw.rows is None else draw.rows.narrow(0, first, len(part))
             sums = _ops.serial.default(
                 a,
                 b,
@@ -195,11 +193,7 @@ class Serial(Arithmetic):
                 self.synapse_limit is not None,
                 self._step_level(draw, x),
                 outputs,
-                draw.seed,
-                draw.id,
-                rows,
-                draw.first_row + (first if rows is None else 0),
-                draw.site,
+                *draw.key.of_rows(first, len(part)),
                 self.gradient == "masked",
                 False,
             )
@@ -251,30 +245,15 @@ class Serial(Arithmetic):
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"Serial: {name} must be a number from {low} to {high}, got {value!r}")
-    return float(value)
-
-
-def _level(value: float | Tensor) -> Tensor | None:
-    try:
-        level = Noise(value).add
-    except (ValueError, TypeError) as error:
-        raise type(error)(str(error).replace("Noise: add", "Serial: step_noise")) from None
-    assert level is not None
-    if level.dim() != 0:
-        raise ValueError(f"Serial: step_noise must be a number or a 0-d tensor, got shape {list(level.shape)}")
-    return None if not isinstance(value, Tensor) and value == 0 else level.double()
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return number_from_to("Serial", name, value, low, high)
 
 
 # ------------------------------------------------------------------------------------------------- pieces of the work
 
 
-def _rounded(x: Tensor, fmt: Format, draw: Draw, operand: str, rows: Tensor | None, first_row: int) -> Tensor:
-    number = OPERANDS.index(operand)
-    return _ops.quantize.default(x, fmt.numbers, draw.seed, draw.id, rows, first_row, draw.site, number)
+def _rounded(x: Tensor, fmt: Format, key: Key, operand: str) -> Tensor:
+    return _ops.quantize.default(x, fmt.numbers, *key, OPERANDS.index(operand))
 
 
 def _clamped(y: Tensor, low: float, high: float, gradient: str) -> Tensor:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import number, one_of, whole
-from noisykernels._util.tensors import can_look, kept_type, straight_through
+from noisykernels._util.checks import one_of_two, whole
+from noisykernels._util.tensors import can_look, kept_type, number, straight_through
 from noisykernels.arithmetic.operands import operands_of
 from noisykernels.arithmetic.order import shown_order
 from noisykernels.arithmetic.serial import GRADIENTS, Serial
@@ -118,7 +118,7 @@ class BrainScaleS2(Arithmetic):
         self.low = (ADC_LOW if self.ordered else -math.inf) if low is None else low
         self.high = (ADC_HIGH if self.ordered else math.inf) if high is None else high
         self.leak, self.synapse_limit, self.synapse_decay = leak, synapse_limit, synapse_decay
-        self.gradient = one_of(name, "gradient", gradient, GRADIENTS)
+        self.gradient = one_of_two(name, "gradient", gradient, GRADIENTS)
         self.order = order
         try:
             checked = Serial(
@@ -277,8 +277,9 @@ class BrainScaleS2(Arithmetic):
         for r in range(self.avg):
             neuron = draw
             if self.avg > 1:
-                before = torch.zeros(1, dtype=torch.int64, device=draw.seed.device) if draw.id is None else draw.id
-                neuron = replace(draw, id=before * self.avg + r)
+                place = draw.key.seed.device
+                before = torch.zeros(1, dtype=torch.int64, device=place) if draw.id is None else draw.id
+                neuron = replace(draw, key=draw.key.of_draws(before * self.avg + r))
             one = self._digital(v + neuron.fresh(v, "read") * level)
             total = one if total is None else total + one
         assert total is not None

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noisykernels._util.checks import number, whole
-from noisykernels._util.tensors import straight_through
+from noisykernels._util.checks import whole
+from noisykernels._util.tensors import number, straight_through
 from noisykernels.brainscales.device import ADC_HIGH, INPUT_MAX, WEIGHT_MAX, BrainScaleS2
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.nn.modules import NoisyConv2d, NoisyLayer, NoisyLinear

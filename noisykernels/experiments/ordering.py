@@ -19,7 +19,7 @@ from noisykernels._util.checks import whole_size
 from noisykernels._util.optional import optional
 from noisykernels._util.text import aligned
 from noisykernels.arithmetic.order import ORDERS as NAMES
-from noisykernels.arithmetic.order import permutation
+from noisykernels.arithmetic.order import random_order
 from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
@@ -217,7 +217,7 @@ class _Study:
         else:
             key = (draw.contraction.steps(weight), name, order)
             if key not in self.drawn:
-                self.drawn[key] = permutation(key[0], self.seed, name, order)
+                self.drawn[key] = random_order(key[0], self.seed, name, order)
             made.order = self.drawn[key]
         return cast(Arithmetic, made)
 
@@ -280,7 +280,7 @@ def order_sensitivity(
         data: (inputs, labels), or an iterable of such batches; or inputs alone, which tell about layers only.
         arithmetic: how all layers add up, a `Serial` or `BrainScaleS2` with ``ordered=True``. None: as the noisy layers
             of the model say. Noise inside it is the same under all orders; noise of sites is left out.
-        permutations: number P of random orders, 0, 1, ...: see `permutation`. One has no spread: NaN.
+        permutations: number P of random orders, 0, 1, ...: see `random_order`. One has no spread: NaN.
         orders: further orders to look at, as `Serial` names them; sorted ones are slow.
         seed: 64-bit seed of permutations and noise.
         metric: what is measured of the network.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.macs import deviation
+from noisykernels.noise.arguments import Key
 from noisykernels.noise.autograd import (
     NO_FOLD,
     NO_LEVEL,
@@ -97,13 +98,12 @@ def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
     """
     x, weight, draws, shared, noisy = a["x"], a["weight"], a["draws"], a["shared"], a["mode"] >= 0
     count = 1 if draws is None else draws.shape[0]
-    key = (a["seed"], draws)
+    key = Key(a["seed"], draws, a.get("rows"), a.get("first_row", 0), a["site"])
     eps = None
     levels: Any = tuple(a.get(n) for n in _MACS)
     if any(level is not None for level in levels):
         one = torch.ones((), dtype=torch.float64)
-        of_outputs = (*key, a["rows"], a["first_row"], a["site"])
-        eps = _ops.perturb(torch.zeros_like(grad), _PER_PRODUCT, one, None, *of_outputs, 0, 0, False) * grad
+        eps = _ops.perturb(torch.zeros_like(grad), _PER_PRODUCT, one, None, *key, 0, 0, False) * grad
     if count == 0:  # nothing came of them
         shapes = (x.shape, weight.shape, (_contraction(a).features(weight),))
         return tuple(
@@ -114,9 +114,9 @@ def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
     if shared and not noisy:
         grad, eps = (None if g is None else g.view(count, -1, *g.shape[1:]).sum(0) for g in (grad, eps))  # type: ignore[assignment]
     held = [weight]
-    of_weight = (*key, None, 0, a["site"])
+    of_weight = (a["add"], a["mul"], *key.of_chip(), a["mode"], a["kind"], True)
     if noisy:
-        held = _ops.perturb(weight, _WEIGHT, a["add"], a["mul"], *of_weight, a["mode"], a["kind"], True).chunk(count)
+        held = _ops.perturb(weight, _WEIGHT, *of_weight).chunk(count)
     contraction, clean = _contraction(a), convolution_gradients if "stride" in a else linear_gradients
     found = []
     for d in range(parts):
@@ -137,9 +137,7 @@ def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
     dx = (sum(dxs[1:], dxs[0]) if shared else torch.cat(dxs)) if dxs else None
     dw = torch.cat(dws) if dws else None
     if dw is not None and noisy:
-        noise_args = (a["add"], a["mul"], *of_weight, a["mode"], a["kind"], True)
-        # Without draws there is one, and nothing to add up.
-        dw = noise_gradient(dw, noise_args, len(weight), _WEIGHT)
+        dw = noise_gradient(dw, of_weight, len(weight), _WEIGHT)  # without draws there is one, and nothing to add up
     return dx, dw, sum(dbs[1:], dbs[0]) if dbs else None
 
 

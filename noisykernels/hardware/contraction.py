@@ -11,10 +11,14 @@ from torch import Tensor
 
 from noisykernels._util.runtime import as_autocast
 
-__all__ = ["Contraction", "largest_of"]
+__all__ = ["Contraction", "Geometry", "largest_of"]
 
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of operands
+
+
+Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
+"""Stride, padding, dilation, transposed, output padding and groups."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,11 @@ class Contraction:
 
     Args:
         name: of the operator, for messages.
-        geometry: stride, padding, dilation, transposed, output padding and groups; None: a linear layer.
+        geometry: of a convolution; None: a linear layer.
     """
 
     name: str
-    geometry: tuple[list[int], list[int], list[int], bool, list[int], int] | None = None
+    geometry: Geometry | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.geometry is None:

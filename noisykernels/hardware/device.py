@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from noisykernels.hardware.contraction import Contraction, largest_of
+from noisykernels.noise.arguments import Key
 from noisykernels.noise.contract import KINDS, OPERANDS
 
 __all__ = ["Arithmetic", "Device", "Draw"]
@@ -34,12 +35,13 @@ class Draw:
     """
 
     contraction: Contraction
-    seed: Tensor
-    site: int
-    id: Tensor | None  # (1), the number of the draw; None: 0
-    rows: Tensor | None  # data-set indices of the rows; None: from first_row on
-    first_row: int
+    key: Key  # of this draw and its rows
     device: torch.device  # of the operands
+
+    @property
+    def id(self) -> Tensor | None:
+        """The number of the draw, (1); None: 0."""
+        return self.key.draws
 
     def fixed(self, shape: Sequence[int], operand: str, kind: str = "gaussian", dtype: Any = torch.float32) -> Tensor:
         """Standardised values that belong to the chip: the same for every row of the data.
@@ -51,11 +53,11 @@ class Draw:
             dtype: of the result.
         """
         zeros = torch.zeros(tuple(shape), dtype=dtype, device=self.device)
-        return self._perturbed(zeros, operand, kind, None, 0)
+        return _standard(zeros, self.key.of_chip(), operand, kind)
 
     def fresh(self, x: Tensor, operand: str, kind: str = "gaussian") -> Tensor:
         """Standardised values for each element of a value (rows, ...) of this draw: new for every row of the data."""
-        return self._perturbed(torch.zeros_like(x.detach()), operand, kind, self.rows, self.first_row)
+        return _standard(torch.zeros_like(x.detach()), self.key, operand, kind)
 
     def largest(self, weight: Tensor, over: str) -> Tensor:
         """max |W| over the ``"layer"``, or for each output ``"channel"`` in a shape that broadcasts to the weight; it
@@ -68,11 +70,10 @@ class Draw:
         """One value for each output feature (N), in a shape that broadcasts to the output ``y``."""
         return self.contraction.beside_output(values, y)
 
-    def _perturbed(self, zeros: Tensor, operand: str, kind: str, rows: Tensor | None, first_row: int) -> Tensor:
-        key = (self.seed, self.id, rows, first_row, self.site)
-        one = torch.ones((), dtype=torch.float64)
-        number = OPERANDS.index(operand)
-        return _ops.perturb.default(zeros, number, one, None, *key, 0, KINDS.index(kind), False)
+
+def _standard(zeros: Tensor, key: Key, operand: str, kind: str) -> Tensor:
+    one = torch.ones((), dtype=torch.float64)
+    return _ops.perturb.default(zeros, OPERANDS.index(operand), one, None, *key, 0, KINDS.index(kind), False)
 
 
 class Device:

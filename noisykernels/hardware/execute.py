@@ -7,7 +7,6 @@ of its own; any other device is a subclass of `Device` in plain torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.macs import MacNoise, deviation, explicit_products
 from noisykernels.hardware.noises import InputNoise, WeightNoise
+from noisykernels.noise.arguments import Key
 from noisykernels.noise.contract import ID_LIMIT, SITE_LIMIT
 
 __all__ = ["checked", "run", "with_arithmetic"]
@@ -34,15 +34,11 @@ def run(
     weight: Tensor,
     bias: Tensor | None,
     hardware: Sequence[Device],
-    *,
-    seed: Tensor,
-    site: int,
-    draws: Tensor | None,
+    key: Key,
     shared: bool,
-    rows: Tensor | None,
-    first_row: int,
 ) -> Tensor:
     """A contraction of x (rows, ...) as the devices make it: (D * B, ...) with D draws."""
+    _, draws, rows, first_row, site = key
     devices = checked(contraction.name, hardware)
     count = 1 if draws is None else draws.shape[0]
     if not shared and count > 0 and x.shape[0] % count:
@@ -68,15 +64,14 @@ def run(
     if native and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
         for device in devices:
             if isinstance(device, InputNoise):
-                x = device.perturbed(x, seed, site, draws, shared, rows, first_row)
+                x = device.perturbed(x, key, shared)
                 shared = False
         noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
-        return _array(contraction, x, weight, bias, noise, macs, seed, site, draws, shared, rows, first_row)
+        return _array(contraction, x, weight, bias, noise, macs, key, shared)
     arithmetic = next((d for d in devices if isinstance(d, Arithmetic)), None)
-    whole = Draw(contraction, seed, site, None, rows, first_row, x.device)
     parts = []
     for d in range(count):
-        draw = whole if draws is None else replace(whole, id=draws.narrow(0, d, 1))
+        draw = Draw(contraction, key if draws is None else key.of_draws(draws.narrow(0, d, 1)), x.device)
         value, held = (x if shared or count == 1 else x.narrow(0, d * each, each)), weight
         for device in devices:
             value, held = device.input(value, draw), device.weight(held, draw)
@@ -140,20 +135,17 @@ def _array(
     bias: Tensor | None,
     noise: WeightNoise | None,
     macs: MacNoise | None,
-    seed: Tensor,
-    site: int,
-    draws: Tensor | None,
+    key: Key,
     shared: bool,
-    rows: Tensor | None,
-    first_row: int,
 ) -> Tensor:
     """By the kernels: noisy weights in panels, and one eps for each output."""
     of_weight: tuple[Any, ...] = (None, None, -1, 0)
     if noise is not None:
         of_weight = (*noise.levels(contraction, weight), noise.noise.mode_index, noise.noise.kind_index)
     if contraction.geometry is not None:
+        seed, draws, *_, site = key
         return _ops.array_convolution.default(
             x, weight, bias, *contraction.geometry, *of_weight, seed, draws, site, shared
         )
     of_macs = (None, None, None) if macs is None else macs.levels(contraction, weight)
-    return _ops.array_linear.default(x, weight, bias, *of_weight, *of_macs, seed, draws, rows, first_row, site, shared)
+    return _ops.array_linear.default(x, weight, bias, *of_weight, *of_macs, *key, shared)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels._util.tensors import can_look
+from noisykernels._util.tensors import can_look, kept_type
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.noise.arguments import level_tensor
-from noisykernels.noise.description import Noise
+from noisykernels.noise.description import single_level
 
 __all__ = ["MacNoise", "deviation", "explicit_products"]
 
@@ -72,7 +72,7 @@ class MacNoise(Device):
         self.relative, self.explicit = relative, bool(explicit)
         self.operands = ("per_product", "per_step", "read") if explicit else ("per_product",)
         self.per_product, self.per_step, self.read = (
-            _number(name, value)
+            _level(name, value)
             for name, value in (("per_product", per_product), ("per_step", per_step), ("read", read))
         )
 
@@ -99,18 +99,12 @@ class MacNoise(Device):
         return f"MacNoise({', '.join(parts)})"
 
 
-def _number(name: str, value: float | Tensor) -> Tensor | None:
+def _level(name: str, value: float | Tensor) -> Tensor | None:
     """A level as a 0-d float64 tensor on the CPU; None where there is none."""
-    try:
-        level = Noise(value).add
-    except (ValueError, TypeError) as error:
-        raise type(error)(str(error).replace("Noise: add", f"MacNoise: {name}")) from None
-    assert level is not None
-    if level.dim() != 0:
-        raise ValueError(f"MacNoise: {name} must be a number or a 0-d tensor, got shape {list(level.shape)}")
-    if can_look(level) and not (0 <= float(level) < math.inf):
+    level = single_level("MacNoise", name, value)
+    if level is not None and can_look(level) and not (0 <= float(level) < math.inf):
         raise ValueError(f"MacNoise: {name} must be finite and not negative, got {float(level)}")
-    return None if not isinstance(value, Tensor) and value == 0 else level.double()
+    return level
 
 
 def _power_of_two(largest: Tensor) -> Tensor:
@@ -145,7 +139,7 @@ def deviation(levels: Levels, contraction: Contraction, x: Tensor, weight: Tenso
         x: (rows, ...).
         weight: as the array holds it.
     """
-    kept = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kept = kept_type(x)
     x, weight = x.to(kept), weight.to(kept)
     per_product, per_step, read = (None if level is None else _good(level.to(x.device, kept)) for level in levels)
     linear = contraction.geometry is None
@@ -199,8 +193,8 @@ def explicit_products(
         draw: whose noise it is.
         elements: products worked on at once.
     """
-    kind = x.dtype
-    x, weight = (t.to(torch.float64 if kind == torch.float64 else torch.float32) for t in (x, weight))
+    kind, kept = x.dtype, kept_type(x)
+    x, weight = x.to(kept), weight.to(kept)
     per_product, per_step, read = (None if level is None else _good(level.to(x.device, x.dtype)) for level in given)
     if x.numel() == 0:
         return contraction(x, weight).to(kind)
@@ -213,8 +207,7 @@ def explicit_products(
     parts = []
     for first in range(0, len(x), some):
         part = x[first : first + some]
-        rows = None if draw.rows is None else draw.rows[first : first + some]
-        here = replace(draw, rows=rows, first_row=draw.first_row + (first if rows is None else 0))
+        here = replace(draw, key=draw.key.of_rows(first, len(part)))
         taken = _taken(contraction, part, weight, positions)  # (rows, N or 1, positions, K)
         outputs = (len(part), positions, features) if linear else (len(part), features, positions)
         zeros = taken.new_zeros((len(part), features * positions * steps))

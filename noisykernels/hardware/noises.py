@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisykernels.hardware.contraction import Contraction, largest_of
 from noisykernels.hardware.device import Device, Draw
-from noisykernels.noise.arguments import level_tensor
+from noisykernels.noise.arguments import Key, level_tensor
 from noisykernels.noise.contract import OPERANDS
 from noisykernels.noise.description import Noise
 
@@ -51,13 +50,13 @@ class InputNoise(Device):
 
     def input(self, x: Tensor, draw: Draw) -> Tensor:
         """x with noise."""
-        return self.perturbed(x, draw.seed, draw.site, draw.id, False, draw.rows, draw.first_row)
+        return self.perturbed(x, draw.key, False)
 
-    def perturbed(
-        self, x: Tensor, seed: Tensor, site: int, draws: Tensor | None, shared: bool, rows: Tensor | None, first: int
-    ) -> Tensor:
+    def perturbed(self, x: Tensor, key: Key, shared: bool) -> Tensor:
         """x (rows, ...) with the noise of several draws."""
-        return _perturb(x, self.noise, "input", (seed, draws, rows, first, site), shared)
+        add = level_tensor("input", "add", self.noise.add, x, self.noise.trusted)
+        mul = level_tensor("input", "mul", self.noise.mul, x, self.noise.trusted)
+        return _perturb(x, self.noise, "input", (add, mul), key, shared)
 
     def __repr__(self) -> str:
         return f"Input{self.noise!r}"
@@ -142,18 +141,16 @@ class WeightNoise(Device):
 
     def weight(self, weight: Tensor, draw: Draw) -> Tensor:
         """The weight with noise."""
-        add, mul = self.levels(draw.contraction, weight)
-        key = (draw.seed, draw.id, None, 0, draw.site)
-        numbers = (OPERANDS.index("weight"), add, mul)
-        return _ops.perturb.default(weight, *numbers, *key, self.noise.mode_index, self.noise.kind_index, True)
+        levels = self.levels(draw.contraction, weight)
+        return _perturb(weight, self.noise, "weight", levels, draw.key.of_chip(), True)
 
     def __repr__(self) -> str:
         inner = repr(self.noise).removeprefix("Noise(").removesuffix(")")
         return f"WeightNoise({inner}{f', relative={self.relative!r}' if self.relative else ''})"
 
 
-def _perturb(x: Tensor, noise: Noise, operand: str, key: tuple[Any, ...], shared: bool) -> Tensor:
-    add = level_tensor(operand, "add", noise.add, x, noise.trusted)
-    mul = level_tensor(operand, "mul", noise.mul, x, noise.trusted)
+def _perturb(
+    x: Tensor, noise: Noise, operand: str, levels: tuple[Tensor | None, Tensor | None], key: Key, shared: bool
+) -> Tensor:
     number = OPERANDS.index(operand)
-    return _ops.perturb.default(x, number, add, mul, *key, noise.mode_index, noise.kind_index, shared)
+    return _ops.perturb.default(x, number, *levels, *key, noise.mode_index, noise.kind_index, shared)

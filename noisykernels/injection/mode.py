@@ -2,7 +2,7 @@
 modules and from plain functions alike, and puts noise on those that are sites.
 
 Nothing in the model is replaced, so parameters, keys, hooks and sharing stay as they are. What is
-chosen (`Placement`) and under which key (`Key`) is decided elsewhere.
+chosen (`Placement`) and under which key (`ForwardKey`) is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from noisykernels.noise.functional import perturb
 
 
 @dataclass
-class Key:
-    """What the noise of one forward depends on, besides site and row."""
+class ForwardKey:
+    """What the noise of one forward depends on, at all of its sites: a call at one of them has a `Key` of its own."""
 
     seed: Tensor | None  # None only where no noise is drawn
     draws: Tensor | None
@@ -64,7 +64,7 @@ class SiteMode(ModelMode):
     def __init__(
         self,
         placement: Placement,
-        key: Key,
+        key: ForwardKey,
         root: nn.Module,
         ids: dict[str, int],
         row_dims: Mapping[str, int | None],
@@ -174,8 +174,7 @@ class SiteMode(ModelMode):
         key = self._key(name)
         if repeats == 1:
             return perturb(value, noise, **key)
-        draws = key.pop("draws")
-        if draws is None:
+        if (draws := key.pop("draws")) is None:
             draws = torch.zeros(1, dtype=torch.int64, device=value.device)
         parts = [perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)]
         return torch.stack(parts).mean(0)
@@ -194,6 +193,7 @@ class SiteMode(ModelMode):
         return (noise if scale == 1.0 else noise.scaled(scale)), repeats
 
     def _key(self, name: str) -> dict[str, Any]:
+        """The key of a site, as the keywords of our operators say it."""
         key = self.key
         return {"seed": key.seed, "site": self._id(name), "draws": key.draws, "rows": key.rows}
 

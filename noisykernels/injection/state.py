@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisykernels.injection.mode import Key, Record, SiteMode
+from noisykernels.injection.mode import ForwardKey, Record, SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site
 from noisykernels.nn.signals import enter_model, enter_module, leave_module
@@ -196,7 +196,7 @@ def begin(
             f"noise_state: level must be 0-d or one for each of the {first.shape[dim] // count} rows, "
             f"got {level.shape[0]}"
         )
-    key = Key(seed, draws, state.rows, first.shape[dim], level)
+    key = ForwardKey(seed, draws, state.rows, first.shape[dim], level)
     mode = make(placement, key, model, state.site_ids, state.row_dims, record)
     floats = [n for n, a in tensors.items() if a.is_floating_point()]
     in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]

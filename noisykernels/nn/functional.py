@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels.hardware.contraction import Contraction
+from noisykernels.hardware.contraction import Contraction, Geometry
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import run, with_arithmetic
-from noisykernels.noise.arguments import Ids, Seed, Size, document_common, ints, key_args, noise_args
+from noisykernels.noise.arguments import Ids, Key, Seed, Size, document_common, ints, noise_args
 from noisykernels.noise.description import Noise
-from noisykernels.noise.functional import perturb
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul"]
 
@@ -62,13 +61,13 @@ def linear(
         torch.Size([2, 3])
     """
     hardware = with_arithmetic("linear", hardware, arithmetic)
+    # Before the key: where the noise is refused, no seed is drawn.
+    of_noise: tuple[Any, ...] = noise_args("linear", x, noise) if hardware is None else ()
+    key = Key.of("linear", x.device, seed, site, draws, rows, first_row)
     if hardware is not None:
-        return with_hardware(
-            Contraction("linear"), x, weight, bias, hardware, noise, relu, seed, site, draws, shared, rows, first_row
-        )
-    return _ops.linear.default(
-        x, weight, bias, relu, *noise_args("linear", x, noise, seed, site, draws, shared, rows, first_row)
-    )
+        return with_hardware(Contraction("linear"), x, weight, bias, hardware, noise, relu, key, shared)
+    add, mul, mode, kind = of_noise
+    return _ops.linear.default(x, weight, bias, relu, add, mul, *key, mode, kind, shared)
 
 
 def with_hardware(
@@ -79,23 +78,17 @@ def with_hardware(
     hardware: Sequence[Device],
     noise: Noise | None,
     relu: bool,
-    seed: Seed,
-    site: int,
-    draws: Ids,
+    key: Key,
     shared: bool,
-    rows: Ids,
-    first_row: int,
 ) -> Tensor:
     """A contraction as hardware makes it, then noise and a rectifier on its output."""
-    seed, draws, rows = key_args(contraction.name, x, seed, draws, rows, first_row)
-    key: dict[str, Any] = dict(seed=seed, draws=draws, rows=rows, site=site, first_row=first_row)
     batched = x.dim() > 1 if contraction.geometry is None else x.dim() == weight.dim()
-    if not batched and draws is not None and draws.shape[0] != 1:
-        count = draws.shape[0]
+    if not batched and key.draws is not None and (count := key.draws.shape[0]) != 1:
         raise ValueError(f"{contraction.name}: an unbatched value is one row and takes one draw, got {count}")
-    y = run(contraction, x if batched else x.unsqueeze(0), weight, bias, hardware, shared=shared, **key)
+    y = run(contraction, x if batched else x.unsqueeze(0), weight, bias, hardware, key, shared)
     if noise is not None:
-        y = perturb(y, noise, **key)
+        add, mul, mode, kind = noise_args("perturb", y, noise)
+        y = _ops.perturb.default(y, 0, add, mul, *key, mode, kind, False)
     y = torch.relu(y) if relu else y
     return y if batched else y.squeeze(0)
 
@@ -129,7 +122,9 @@ def matmul(
         >>> matmul(torch.ones(5, 2, 3), torch.ones(3, 4), noise=Noise(add=0.1), seed=1).shape
         torch.Size([5, 2, 4])
     """
-    return _ops.matmul.default(a, b, *noise_args("matmul", a, noise, seed, site, draws, shared, rows, first_row))
+    add, mul, mode, kind = noise_args("matmul", a, noise)
+    key = Key.of("matmul", a.device, seed, site, draws, rows, first_row)
+    return _ops.matmul.default(a, b, add, mul, *key, mode, kind, shared)
 
 
 def _same_padding(
@@ -147,29 +142,12 @@ def _same_padding(
     return [dilation[d] * (weight.shape[2 + d] - 1) for d in range(dims)]  # the total, both sides together
 
 
-def convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    transposed: bool,
-    output_padding: Size,
-    groups: int,
-    dims: int,
-    relu: bool,
-    noise: Noise | None,
-    hardware: Sequence[Device] | None,
-    arithmetic: Arithmetic | None,
-    seed: Seed,
-    site: int,
-    draws: Ids,
-    shared: bool,
-    rows: Ids,
-    first_row: int,
-) -> Tensor:
-    """What all convolutions come to."""
+def _placed(
+    dims: int, x: Tensor, weight: Tensor, sizes: tuple[Size, Size | str, Size, bool, Size, int]
+) -> tuple[str, Tensor, Geometry]:
+    """A convolution's name, its input (padded where the geometry cannot say so), and its geometry from sizes as they
+    are given, in the order of `Geometry`."""
+    stride, padding, dilation, transposed, output_padding, groups = sizes
     name = f"conv{'_transpose' if transposed else ''}{dims}d"
     if weight.dim() != dims + 2:
         raise ValueError(f"{name}: weight must have {dims + 2} dimensions, got shape {list(weight.shape)}")
@@ -185,17 +163,7 @@ def convolution(
         else:
             padding_ = [t // 2 for t in padding_]
     output_padding_ = ints(name, "output_padding", output_padding, dims)
-    hardware = with_arithmetic(name, hardware, arithmetic)
-    if hardware is not None:
-        geometry = stride_, padding_, dilation_, transposed, output_padding_, groups
-        return with_hardware(
-            Contraction(name, geometry), x, weight, bias, hardware, noise, relu, seed, site, draws, shared, rows,
-            first_row,
-        )  # fmt: skip
-    args = noise_args(name, x, noise, seed, site, draws, shared, rows, first_row)
-    return _ops.convolution.default(
-        x, weight, bias, stride_, padding_, dilation_, transposed, output_padding_, groups, relu, *args
-    )
+    return name, x, (stride_, padding_, dilation_, transposed, output_padding_, groups)
 
 
 def _convolution(dims: int) -> Callable[..., Tensor]:
@@ -219,10 +187,14 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         rows: Ids = None,
         first_row: int = 0,
     ) -> Tensor:
-        return convolution(
-            x, weight, bias, stride, padding, dilation, False, 0, groups, dims, relu,
-            noise, hardware, arithmetic, seed, site, draws, shared, rows, first_row,
-        )  # fmt: skip
+        name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
+        hardware = with_arithmetic(name, hardware, arithmetic)
+        of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
+        key = Key.of(name, x.device, seed, site, draws, rows, first_row)
+        if hardware is not None:
+            return with_hardware(Contraction(name, geometry), x, weight, bias, hardware, noise, relu, key, shared)
+        add, mul, mode, kind = of_noise
+        return _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
 
     size = "".join(f", {c}" for c in "DHW"[3 - dims :])
     kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])
@@ -273,10 +245,14 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         rows: Ids = None,
         first_row: int = 0,
     ) -> Tensor:
-        return convolution(
-            x, weight, bias, stride, padding, dilation, True, output_padding, groups, dims, relu,
-            noise, hardware, arithmetic, seed, site, draws, shared, rows, first_row,
-        )  # fmt: skip
+        name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, True, output_padding, groups))
+        hardware = with_arithmetic(name, hardware, arithmetic)
+        of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
+        key = Key.of(name, x.device, seed, site, draws, rows, first_row)
+        if hardware is not None:
+            return with_hardware(Contraction(name, geometry), x, weight, bias, hardware, noise, relu, key, shared)
+        add, mul, mode, kind = of_noise
+        return _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
 
     size = "".join(f", {c}" for c in "DHW"[3 - dims :])
     kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])

@@ -6,7 +6,7 @@ no site: it draws a fresh seed from torch's default generator at each forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -73,9 +73,10 @@ class NoisyLayer:
         switch = self.in_training if self.training else self.in_eval
         return switch and (self.noise is not None or self.hardware is not None)
 
-    def inside(self) -> dict[str, Any]:
-        """The hardware as an argument of the operator, where there is any."""
-        return {} if self.hardware is None else {"hardware": self.hardware}
+    def drawn(self, op: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+        """What the layer's operator makes, with its noise and hardware."""
+        inside: dict[str, Any] = {} if self.hardware is None else {"hardware": self.hardware}
+        return draw_layer(op, op.__name__, self.noise, x, *args, **inside)
 
     def extra_repr(self) -> str:
         parent = super().extra_repr()  # type: ignore[misc]
@@ -120,7 +121,7 @@ class NoisyLinear(NoisyLayer, nn.Linear):
         """(B, ..., in_features) -> (B, ..., out_features)."""
         if not self.noisy:
             return super().forward(input)
-        return draw_layer(linear, "linear", self.noise, input, self.weight, self.bias, **self.inside())
+        return self.drawn(linear, input, self.weight, self.bias)
 
 
 class _NoisyConv(NoisyLayer):
@@ -134,21 +135,8 @@ class _NoisyConv(NoisyLayer):
         if conv.padding_mode != "zeros":
             input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
             padding = 0
-        dims = weight.dim() - 2
-        op = (conv1d, conv2d, conv3d)[dims - 1]
-        return draw_layer(
-            op,
-            f"conv{dims}d",
-            self.noise,
-            input,
-            weight,
-            bias,
-            conv.stride,
-            padding,
-            conv.dilation,
-            conv.groups,
-            **self.inside(),
-        )
+        op = (conv1d, conv2d, conv3d)[weight.dim() - 3]
+        return self.drawn(op, input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
 
 
 class NoisyConv1d(_NoisyConv, nn.Conv1d):
@@ -194,20 +182,8 @@ class _NoisyConvTranspose(NoisyLayer):
             input, output_size, conv.stride, conv.padding, conv.kernel_size, dims, conv.dilation
         )
         op = (conv_transpose1d, conv_transpose2d, conv_transpose3d)[dims - 1]
-        return draw_layer(
-            op,
-            f"conv_transpose{dims}d",
-            self.noise,
-            input,
-            conv.weight,
-            conv.bias,
-            conv.stride,
-            conv.padding,
-            output_padding,
-            conv.groups,
-            conv.dilation,
-            **self.inside(),
-        )
+        sizes = conv.stride, conv.padding, output_padding, conv.groups, conv.dilation
+        return self.drawn(op, input, conv.weight, conv.bias, *sizes)
 
 
 class NoisyConvTranspose1d(_NoisyConvTranspose, nn.ConvTranspose1d):

@@ -1,9 +1,9 @@
-"""Arguments that all operators share, checked: levels, seeds, ids."""
+"""Arguments that all operators share, checked: levels, seeds, ids; and the key that they make."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from noisykernels.noise.description import Noise
 
 __all__ = [
     "Ids",
+    "Key",
     "Seed",
     "Size",
     "document_common",
     "factor_tensor",
     "ids_tensor",
     "ints",
-    "key_args",
     "level_tensor",
     "noise_args",
     "operand_number",
@@ -58,7 +58,7 @@ def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool)
                 f"{op}: level `{name}` must be finite (in {x.dtype}) and not negative, got "
                 f"{t.detach().flatten()[:8].tolist()}"
             )
-    if t.dim() == 0 and t.device.type == "cpu":
+    if t.dim() == 0 and t.is_cpu:
         return t if t.dtype == torch.float64 else t.double()
     if t.dtype == torch.float64 and t.device == x.device:
         return t
@@ -74,7 +74,7 @@ def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Ten
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(f"{op}: seed must be one int64, got {seed.dtype} of shape {list(seed.shape)}")
-        return seed if seed.device == device or seed.device.type == "cpu" else seed.to(device)
+        return seed if seed.is_cpu or seed.device == device else seed.to(device)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be an int, an int64 tensor or None, got {type(seed).__name__}")
     if not 0 <= seed < 2**64:
@@ -127,31 +127,65 @@ Ids = Tensor | Sequence[int] | None
 Size = int | Sequence[int]
 
 
-def noise_args(
-    op: str,
-    x: Tensor,
-    noise: Noise | None,
-    seed: Seed,
-    site: int,
-    draws: Ids,
-    shared: bool,
-    rows: Ids,
-    first_row: int,
-) -> tuple[Any, ...]:
-    """The trailing arguments that every operator shares, in the schema's order."""
+class Key(NamedTuple):
+    """What the noise of one call is a function of, besides its kind and element: checked, and in the order of the
+    operators' schemas, so that they take it as ``*key``.
+
+    Whether draws share their rows is said beside it, since that is about the value and not about its noise.
+    """
+
+    seed: Tensor  # one int64
+    draws: Tensor | None  # ids (D); None: the one draw 0
+    rows: Tensor | None  # data-set indices (B); None: from first_row on
+    first_row: int
+    site: int
+
+    @classmethod
+    def of(cls, op: str, device: torch.device, seed: Seed, site: int, draws: Ids, rows: Ids, first_row: int) -> Key:
+        """The key that the keywords of an operator say, for values on a device."""
+        if rows is not None and not (isinstance(first_row, int) and first_row == 0):
+            raise ValueError(f"{op}: give rows or first_row, not both")
+        if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
+            raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
+        return cls(
+            seed_tensor(op, seed, device),
+            None if draws is None else ids_tensor(op, "draws", draws, device),
+            None if rows is None else ids_tensor(op, "rows", rows, device),
+            first_row,
+            site,
+        )
+
+    @property
+    def draw_ids(self) -> list[int]:
+        """The draws as numbers, which waits for their device."""
+        return [0] if self.draws is None else self.draws.tolist()
+
+    def of_chip(self) -> Key:
+        """The key of what is the same for all rows of the data: a weight, a column."""
+        return Key(self.seed, self.draws, None, 0, self.site)
+
+    def of_rows(self, first: int, count: int) -> Key:
+        """The key of some of the rows, those at first ... first + count - 1."""
+        if self.rows is None:
+            return Key(self.seed, self.draws, None, self.first_row + first, self.site)
+        return Key(self.seed, self.draws, self.rows.narrow(0, first, count), self.first_row, self.site)
+
+    def of_draws(self, draws: Tensor) -> Key:
+        """The key of other draws."""
+        return Key(self.seed, draws, self.rows, self.first_row, self.site)
+
+
+def noise_args(op: str, x: Tensor, noise: Noise | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """A noise on a value as the operators take it: the levels `add` and `mul`, then mode and kind."""
     if not isinstance(noise, Noise):
         raise TypeError(f"{op}: noise must be a Noise, got {type(noise).__name__}")
     if not torch.compiler.is_compiling() and FLOAT32_MAX < noise.largest > largest_level(x.dtype):
         raise ValueError(f"{op}: a level must be finite in {x.dtype}, got {noise.largest}")
     return (
-        level_tensor(op, "add", noise.add, x, noise.trusted),
-        level_tensor(op, "mul", noise.mul, x, noise.trusted),
-        *key_args(op, x, seed, draws, rows, first_row),
-        first_row,
-        site,
+        None if noise.add is None else level_tensor(op, "add", noise.add, x, noise.trusted),
+        None if noise.mul is None else level_tensor(op, "mul", noise.mul, x, noise.trusted),
         noise.mode_index,
         noise.kind_index,
-        shared,
     )
 
 
@@ -160,22 +194,6 @@ def operand_number(op: str, operand: str) -> int:
     if operand not in OPERANDS:
         raise ValueError(f"{op}: operand must be one of {', '.join(OPERANDS)}, got {operand!r}")
     return OPERANDS.index(operand)
-
-
-def key_args(
-    op: str, x: Tensor, seed: Seed, draws: Ids, rows: Ids, first_row: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Seed, draws and rows of a call as the operators take them."""
-    if rows is not None and not (isinstance(first_row, int) and first_row == 0):
-        raise ValueError(f"{op}: give rows or first_row, not both")
-    if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
-        raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
-    device = x.device
-    return (
-        seed_tensor(op, seed, device),
-        ids_tensor(op, "draws", draws, device),
-        ids_tensor(op, "rows", rows, device),
-    )
 
 
 # ------------------------------------------------------------------------------------------------- public functions

@@ -1,6 +1,6 @@
 """Rules of the operators under torch's transforms: fake tensors, autograd, vmap and autocast.
 
-An operator's trailing ten arguments are the noise's (`noise_args` in ops.py); one table says how
+An operator's trailing ten arguments are the noise's: levels, key, mode, kind, shared; one table says how
 many tensors come first and how the gradient of the contraction is taken. The noise's own gradient
 is the same for all: additive noise passes it, a factor multiplies it by the same factor, drawn
 again from the same key.
@@ -116,12 +116,11 @@ def _matmul_rows(a: Tensor, b: Tensor) -> int | None:
 
 def noise_gradient(grad: Tensor, noise_args: tuple[Any, ...], rows: int | None, operand: int = 0) -> Tensor:
     """The gradient with respect to the clean value, which has so many rows."""
-    _, mul, seed, draws, ids, first_row, site, mode, kind, shared = noise_args
+    _, mul, seed, draws, *rest, mode, kind, shared = noise_args
     if rows is None:  # one row, as in the forward
         grad = grad.unsqueeze(0)
     if mode in _WITH_FACTOR:
-        key = (seed, draws, ids, first_row, site)
-        grad = _ops.perturb(grad, operand, None, mul, *key, _MUL, kind, False)
+        grad = _ops.perturb(grad, operand, None, mul, seed, draws, *rest, _MUL, kind, False)
     if rows is None:
         return grad.squeeze(0)
     if shared and draws is not None:

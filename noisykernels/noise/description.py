@@ -11,7 +11,7 @@ from torch import Tensor
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import KINDS, MODES
 
-__all__ = ["Noise", "per_channel", "per_draw", "per_row"]
+__all__ = ["Noise", "per_channel", "per_draw", "per_row", "single_level"]
 
 
 class Noise:
@@ -152,6 +152,18 @@ def _level(name: str, value: float | Tensor) -> Tensor | None:
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"Noise: {name} must be finite and not negative, got {value}")
     return None if value == 0 else _constant(value)
+
+
+def single_level(owner: str, name: str, value: float | Tensor) -> Tensor | None:
+    """A level that is one number, as a 0-d float64 tensor; None for the number 0."""
+    try:
+        level = Noise(value).add
+    except (ValueError, TypeError) as error:
+        raise type(error)(str(error).replace("Noise: add", f"{owner}: {name}")) from None
+    assert level is not None
+    if level.dim() != 0:
+        raise ValueError(f"{owner}: {name} must be a number or a 0-d tensor, got shape {list(level.shape)}")
+    return None if not isinstance(value, Tensor) and value == 0 else level.double()
 
 
 def _constant(value: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from noisykernels.noise.arguments import (
     Ids,
+    Key,
     Seed,
     Size,
     document_common,
@@ -134,8 +135,9 @@ def perturb(
             f"perturb: noise at operand {operand!r} has one term, additive or multiplicative (or both folded into one, "
             f"fold=True), got {noise!r}"
         )
-    args = noise_args("perturb", x, noise, seed, site, draws, shared, rows, first_row)
-    return _ops.perturb.default(x, number, *args)
+    add, mul, mode, kind = noise_args("perturb", x, noise)
+    key = Key.of("perturb", x.device, seed, site, draws, rows, first_row)
+    return _ops.perturb.default(x, number, add, mul, *key, mode, kind, shared)
 
 
 @document_common
@@ -174,5 +176,6 @@ def perturb_relu_max_pool2d(
     op = "perturb_relu_max_pool2d"
     kernel, padding_ = ints(op, "kernel_size", kernel_size, 2), ints(op, "padding", padding, 2)
     stride_ = kernel if stride is None else ints(op, "stride", stride, 2)
-    args = noise_args(op, x, noise, seed, site, draws, shared, rows, first_row)
-    return _ops.perturb_relu_max_pool2d.default(x, kernel, stride_, padding_, *args)
+    add, mul, mode, kind = noise_args(op, x, noise)
+    key = Key.of(op, x.device, seed, site, draws, rows, first_row)
+    return _ops.perturb_relu_max_pool2d.default(x, kernel, stride_, padding_, add, mul, *key, mode, kind, shared)

@@ -7,7 +7,6 @@ numbers out: no torch here.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from noisykernels._util.checks import whole_size
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.midpoint import Axis, Midpoint
 from noisykernels.study.study import Study
@@ -61,7 +61,7 @@ def uniform(sites: Sequence[Any], repeats: int) -> dict[str, int]:
         {'fc:linear#0': 3, 'input': 3}
     """
     names = _names("uniform", sites)
-    return _as_repeats(names, [_whole("uniform", "repeats", repeats)] * len(names))
+    return _as_repeats(names, [whole_size("uniform", "repeats", repeats)] * len(names))
 
 
 def tailored(
@@ -100,7 +100,7 @@ def tailored(
         >>> tailored({"fc1:linear#0": 0.5, "relu1:relu#0": 1.0, "fc2:linear#0": 2.0}, 7, "inverse")
         {'fc1:linear#0': 12, 'relu1:relu#0': 6, 'fc2:linear#0': 3}
     """
-    mean = _whole("tailored", "repeats", repeats)
+    mean = whole_size("tailored", "repeats", repeats)
     if mapping not in MAPPINGS:
         raise ValueError(f"tailored: mapping must be one of {', '.join(MAPPINGS)}, got {mapping!r}")
     if isinstance(midpoints, Mapping):
@@ -228,7 +228,7 @@ def predicted_accuracy(
     """
     points, losses = _losses("predicted_accuracy", midpoints, level, axis)
     given = _each("predicted_accuracy", "repeats", repeats, [p.site for p in points])
-    counts = np.array([_whole("predicted_accuracy", "repeats", r) for r in given])
+    counts = np.array([whole_size("predicted_accuracy", "repeats", r) for r in given])
     floor = min(p.floor for p in points)
     loss = np.diagonal(losses(counts)).sum()
     return float(floor + (points[0].clean - floor) * np.exp(-loss))
@@ -300,16 +300,6 @@ def _each(op: str, name: str, given: Any, sites: list[str]) -> list[Any]:
     if lost := [s for s in sites if s not in given]:
         raise ValueError(f"{op}: {name} must have an entry for each site, got none for {', '.join(lost)}")
     return [given[s] for s in sites]
-
-
-def _whole(op: str, name: str, value: Any) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"{op}: {name} must be a whole number of at least 1, got {value!r}")
-    return count
 
 
 def _as_repeats(names: Sequence[str], counts: Any) -> dict[str, int]:

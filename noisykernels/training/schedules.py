@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from noisykernels._util.checks import one_of
 from noisykernels.injection.api import noise_state
 from noisykernels.injection.state import NoiseState
 from noisykernels.noise.arguments import factor_tensor, seed_tensor
@@ -152,8 +153,7 @@ class VarianceAware:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"VarianceAware: {name} must be finite and not negative, got {value}")
-        if self.form not in FORMS:
-            raise ValueError(f"VarianceAware: form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        one_of("VarianceAware", "form", self.form, FORMS)
         if self.every is not None and self.every < 1:
             raise ValueError(f"VarianceAware: every must be at least 1 or None, got {self.every}")
         if self.seed is None:

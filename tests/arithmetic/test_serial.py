@@ -176,15 +176,15 @@ def test_rows_keep_their_random_numbers_in_any_batch() -> None:
 
 def test_work_in_pieces_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions and sorted orders are laid out a few rows at a time."""
-    from noisykernels.arithmetic import serial as arithmetic
+    from noisykernels.arithmetic import operands as laid_out
 
     how = [Serial("M7E6", step_noise=0.1, order=order, low=-2) for order in ("natural", "ascending")]
     how.append(Serial(FixedFormat(4, 4, "stochastic")))
     for name, some in itertools.product(("linear 3-d", "conv2d", "conv_transpose2d"), how):
         _, operands, geometry = made(name, rows=5)
-        monkeypatch.setattr(arithmetic, "_ELEMENTS", 1 << 24)
+        monkeypatch.setattr(laid_out, "_ELEMENTS", 1 << 24)
         whole = checked(name, operands, some, geometry, rows=[4, 9, 1, 0, 7], draws=[3])
         for elements in (1, 1500, 5000):
-            monkeypatch.setattr(arithmetic, "_ELEMENTS", elements)
+            monkeypatch.setattr(laid_out, "_ELEMENTS", elements)
             assert_same_bits(checked(name, operands, some, geometry, rows=[4, 9, 1, 0, 7], draws=[3]), whole)
             checked(name, operands, some, geometry, first_row=8)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels.arithmetic import Serial
-from noisykernels.arithmetic.order import permutation
+from noisykernels.arithmetic import Serial, random_order
 from noisykernels.brainscales import BrainScaleS2, BSS2Linear, ConvertingReLU
 from noisykernels.experiments import OrderStudy, order_sensitivity
 
@@ -43,7 +42,7 @@ def test_figures_are_those_of_a_loop() -> None:
     def sums(order: Any, **how: float) -> np.ndarray:
         return nk.linear(x, weight, hardware=[Serial(order=order, **how)]).double().numpy()
 
-    orders = [permutation(40, 3, found.name, p) for p in range(6)]
+    orders = [random_order(40, 3, found.name, p) for p in range(6)]
     y = np.stack([sums(order, **limits) for order in orders])
     twin = (x @ weight.T).clamp(-0.5, 0.7).double().numpy()
     assert (found.name, found.steps, found.outputs) == (":linear#0", 40, 360)
@@ -85,7 +84,7 @@ def test_network_under_permutations() -> None:
     predictions = []
     for p in range(4):
         hardware = {
-            layer.name: [Serial(low=-1.0, high=1.0, order=permutation(layer.steps, 3, layer.name, p))]
+            layer.name: [Serial(low=-1.0, high=1.0, order=random_order(layer.steps, 3, layer.name, p))]
             for layer in found.layers
         }
         with nk.inject(model, None, hardware=hardware):
@@ -101,9 +100,9 @@ def test_network_under_permutations() -> None:
 
 
 def test_permutations_are_pure_functions() -> None:
-    a = permutation(100, 5, "fc:linear#0", 2)
-    assert torch.equal(a, permutation(100, 5, "fc:linear#0", 2)) and sorted(a.tolist()) == list(range(100))
-    others = [permutation(100, *k) for k in ((6, "fc:linear#0", 2), (5, "fc2:linear#0", 2), (5, "fc:linear#0", 3))]
+    a = random_order(100, 5, "fc:linear#0", 2)
+    assert torch.equal(a, random_order(100, 5, "fc:linear#0", 2)) and sorted(a.tolist()) == list(range(100))
+    others = [random_order(100, *k) for k in ((6, "fc:linear#0", 2), (5, "fc2:linear#0", 2), (5, "fc:linear#0", 3))]
     assert all(not torch.equal(a, other) for other in others)
     few, more = (order_sensitivity(mlp(), made(), Serial(low=-0.4, high=0.4), permutations=p, seed=2) for p in (3, 5))
     assert few.accuracy.tolist() == more.accuracy[:3].tolist()
@@ -117,7 +116,7 @@ def test_permutations_are_uniform() -> None:
     """Each operand comes first equally often; chi-square of 8 cells, false alarm 1e-6."""
     from scipy import stats
 
-    firsts = torch.stack([permutation(8, 1, "a", p)[0] for p in range(2000)])
+    firsts = torch.stack([random_order(8, 1, "a", p)[0] for p in range(2000)])
     assert stats.chisquare(firsts.bincount(minlength=8).numpy()).pvalue > 1e-6
 
 

@@ -17,6 +17,7 @@ from noisykernels._graph.tape import NotTraceable
 from noisykernels.injection import inject, noise_state
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.state import state_of
+from noisykernels.noise.arguments import Key
 
 
 @pytest.mark.parametrize("kind", list(NOISES))
@@ -35,8 +36,8 @@ def test_scores_are_the_plain_ones(name: str, kind: str) -> None:
         for site, number in tape.sites.items():
             dim = tape.row_dims[number]
             assert dim is not None
-            key: dict[str, Any] = dict(seed=5, site=state.site_ids[site], draws=draws, rows=rows)
-            toward, (mixture,) = directions([noise], clean[number], dim, **key)
+            key = Key(torch.tensor(5), torch.tensor(draws), rows, 0, state.site_ids[site])
+            toward, (mixture,) = directions([noise], clean[number], dim, key)
             suffix = Suffix(tape, number)
             scores = suffix.scores(clean, suffix.carry(toward, 2, 6), mixture, levels, 2, 6).view(4, 2, 6, -1)
             for i, level in enumerate(levels.tolist()):
@@ -67,8 +68,8 @@ def test_a_linear_operation_runs_once_for_all_levels(monkeypatch: pytest.MonkeyP
         number = tape.sites["pool1:max_pool2d#0"]
         suffix, clean = Suffix(tape, number), tape.run(x)
         seen.clear()
-        key: dict[str, Any] = dict(seed=1, site=1, draws=[0, 1], rows=torch.arange(4))
-        toward, (mixture,) = directions([NOISES["add"]], clean[number], 0, **key)
+        key = Key(torch.tensor(1), torch.tensor([0, 1]), torch.arange(4), 0, 1)
+        toward, (mixture,) = directions([NOISES["add"]], clean[number], 0, key)
         levels = torch.linspace(0, 1, 9, dtype=torch.float64)
         suffix.scores(clean, suffix.carry(toward, 2, 4), mixture, levels, 2, 4)
     assert seen == [2 * 4]

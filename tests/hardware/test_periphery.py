@@ -12,6 +12,7 @@ from device_arrays import FEATURES, OPS, SEED, SITE, eps, every_op, weights
 
 import noisykernels as nk
 from noisykernels.hardware.contraction import Contraction
+from noisykernels.noise.arguments import Key
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +40,7 @@ INF, NAN = math.inf, math.nan
 def test_codes_by_hand(options: dict[str, Any], pairs: list[tuple[float, float]]) -> None:
     x = torch.tensor([[value for value, _ in pairs]])
     expected = torch.tensor([[float(code) for _, code in pairs]])
-    one = nk.hardware.Draw(Contraction("linear"), torch.tensor(0), 0, None, None, 0, torch.device("cpu"))
+    one = nk.hardware.Draw(Contraction("linear"), Key(torch.tensor(0), None, None, 0, 0), torch.device("cpu"))
     for found in (nk.hardware.DAC(**options).input(x, one), nk.hardware.ADC(**options).output(x, one)):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 

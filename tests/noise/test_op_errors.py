@@ -89,6 +89,28 @@ IMAGE, KERNEL = torch.zeros(4, 2, 6, 6), torch.zeros(3, 2, 3, 3)
 POOL = nk.perturb_relu_max_pool2d
 
 
+def test_the_first_of_several_wrong_arguments() -> None:
+    """The noise first, then first_row, seed, draws and rows: and where the noise is refused, no seed is drawn."""
+    wrong: dict[str, Any] = {
+        "noise": (_noise(value=-1.0), "level `add` must be finite"),
+        "first_row": (-1, "first_row must lie in"),
+        "seed": (-1, "seed must lie in"),
+        "draws": ([-1], "draws must lie in"),
+        "rows": ([-1], "rows must lie in"),
+    }
+    names = ["noise", "first_row", "seed", "draws", "rows"]
+    for i, name in enumerate(names):
+        given = {n: wrong[n][0] for n in names[i:] if n != "rows" or name not in ("noise", "first_row")}
+        for op, call in _five(**given):
+            with pytest.raises(ValueError, match=f"{op}.*: {wrong[name][1]}"):
+                call()
+    before = torch.get_rng_state()
+    for _, call in _five(noise=wrong["noise"][0], seed=None):
+        with pytest.raises(ValueError, match="level `add`"):
+            call()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     "op, operands, options, message",
     [

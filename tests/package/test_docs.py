@@ -26,7 +26,13 @@ MODULES = sorted(
     if not m.name.endswith(("__main__", "._C"))
 )
 # What the examples of a package, or of a module, need beside torch.
-NEED = {"datasets": "sklearn", "zoo": "sklearn", "plotting": "matplotlib", "study": "pandas", "study.html_report": "matplotlib"}
+NEED = {
+    "datasets": "sklearn",
+    "zoo": "sklearn",
+    "plotting": "matplotlib",
+    "study": "pandas",
+    "study.html_report": "matplotlib",
+}
 EXAMPLES = 330  # lines of them at least: a folder that is not looked into must not go unnoticed
 
 

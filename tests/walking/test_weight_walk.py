@@ -233,7 +233,7 @@ def test_the_noise_is_a_direction_at_the_contraction(name: str, monkeypatch: pyt
     model, data = problem(name, 60)
     drawn: list[Any] = []
     monkeypatch.setattr(
-        "noisykernels._engine.targets.eps", lambda shape, **how: (drawn.append(shape), nk.eps(shape, **how))[1]
+        "noisykernels._graph.contractions.eps", lambda shape, **how: (drawn.append(shape), nk.eps(shape, **how))[1]
     )
     counts = []
     for levels in ([1.0], torch.linspace(0.1, 1, 12)):
