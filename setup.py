@@ -29,6 +29,7 @@ def is_newer(target: Path, made_from: Path) -> bool:
 
 
 def output(*command: str) -> str:
+    """What a command prints, to both of its streams."""
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
@@ -49,11 +50,13 @@ class Build(BuildExtension):
     """Compiles the CUDA kernels first, if there is a compiler for them."""
 
     def build_extensions(self) -> None:
+        """See setuptools."""
         if nvcc := cuda_compiler():
             self.add_cuda(nvcc)
         super().build_extensions()
 
     def add_cuda(self, nvcc: str) -> None:
+        """Compiles the kernels and adds them to what is linked."""
         if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
             known = output(nvcc, "--list-gpu-arch").split()
             names = [a for a in ARCHITECTURES.split() if f"compute_{a.replace('.', '')}" in known]

@@ -259,5 +259,5 @@ def test_quantize(contest: Any, level: str, fmt: str) -> None:
         f"quantize 2^20 values to {fmt}, {level}",
         ours=lambda: quantize(x, fmt_, seed=SEED),
         baseline=lambda: x.half().float(),
-        **{"library": functools.partial(library(fmt), x)},
+        library=functools.partial(library(fmt), x),
     )

@@ -86,6 +86,7 @@ def launch(
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two matrices are equal to the bit."""
     return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 

@@ -84,6 +84,7 @@ CHIPS = {"A100": (80, 108, 1.41, 312, 128, 64, 64), "H100 SXM": (90, 132, 1.83, 
 
 
 def kernel_of(mangled: str) -> Kernel:
+    """What a symbol of the object file is, in words."""
     of_noise = r"(epilogue|pool)_kernelILNS_4ModeE(\d)E(f|d|NS_\d\w+?E)[fd](?:LNS1_6LayoutE(\d)E)?Lb(\d)E"
     if match := re.search(of_noise, mangled):
         name, mode, kind, layout, given = match.groups()
@@ -142,6 +143,7 @@ def disassembler() -> dict[str, str] | None:
 
 
 def disassembly(cubin: Path, environment: dict[str, str]) -> str:
+    """The machine code as text."""
     command = ["cuobjdump", "-sass", str(cubin)]
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
@@ -196,6 +198,7 @@ reading and writing the value where that is longer.
 
 
 def table(head: list[str], rows: list[list[object]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(str(c) for c in line) + " |\n" for line in lines) + "\n"
 
@@ -203,6 +206,7 @@ def table(head: list[str], rows: list[list[object]]) -> str:
 def page(
     facts: dict[int, dict[Kernel, dict[str, int]]], mixes: dict[int, dict[Kernel, Counter[str]]], costs: str
 ) -> str:
+    """The text of docs/results/cuda_code.md."""
     version = re.search(r"V([\d.]+)", subprocess.run(["nvcc", "--version"], stdout=subprocess.PIPE, text=True).stdout)
     archs, newest = [f"sm_{a}" for a in facts], facts[ARCHITECTURES[-1]]
     text = HEAD + costs
@@ -241,6 +245,7 @@ def wrong_of(kernel: Kernel, found: dict[str, int], limits: dict[str, dict[str, 
 
 
 def main() -> None:
+    """Compiles, checks the limits, writes the page."""
     if not shutil.which("nvcc"):
         print("cuda-check: nvcc is not installed; nothing was checked")
         return

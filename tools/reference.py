@@ -52,6 +52,7 @@ def shown(value: Any) -> Plain:
 
 
 def is_called(thing: Any) -> bool:
+    """Whether it has a signature to show."""
     return isinstance(thing, type) or inspect.isroutine(inspect.unwrap(thing) if callable(thing) else thing)
 
 
@@ -127,6 +128,7 @@ def outdated() -> list[str]:
 
 
 def main() -> None:
+    """Writes the pages; with --check, only says which are not up to date."""
     wrong = outdated()
     if "--check" in sys.argv[1:]:
         sys.exit(f"not up to date: {', '.join(wrong)}; run: python tools/reference.py" if wrong else 0)

@@ -113,7 +113,8 @@ def canonical(value: Any) -> str:
 def _hash(digest: Any, name: str, value: Any) -> None:
     """Add name, type, shape and values of a tensor, in logical order and without a copy of the whole."""
     if not isinstance(value, torch.Tensor):  # the extra state of a module: any object
-        return digest.update(canonical([name, pickle.dumps(value, protocol=4).hex()]).encode())
+        digest.update(canonical([name, pickle.dumps(value, protocol=4).hex()]).encode())
+        return
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
         raise TypeError(f"study_key: {name}: expected a tensor of plain values, got {value.layout} on {value.device}")
     digest.update(canonical([name, str(value.dtype), list(value.shape)]).encode())

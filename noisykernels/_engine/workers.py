@@ -65,7 +65,7 @@ class RayExecutor(Executor):
 def packed(problem: Problem) -> bytes:
     """A problem as bytes; models of a notebook or a script too where cloudpickle is installed."""
     try:
-        import cloudpickle as how  # type: ignore[import-untyped]
+        import cloudpickle as how
     except ModuleNotFoundError:
         how = pickle
     # A tensor is sent with all of its memory, be it a small part of a large one.

@@ -50,7 +50,8 @@ def radius(step: Step, radii: dict[int, Tensor], tape: Tape, rows: int) -> Tenso
     if f in CONTRACTIONS and step.args and isinstance(step.args[0], Value):
         args, kwargs = without_bias(step)
         weight, *more = args if args else (kwargs.pop("weight"),)
-        return f(own[0], weight.abs().double(), *more, **kwargs)
+        radius: Tensor = f(own[0], weight.abs().double(), *more, **kwargs)
+        return radius
     if "divisor_override" in step.kwargs or len(step.args) > 6:  # of a pool; it may be negative
         return None
     if f in _POSITIVE or f in MAX_POOL:

@@ -41,16 +41,19 @@ def direction_of(step: Step, carried: dict[int, Tensor], tape: Tape, copies: int
     first = step.args[0] if step.args else None
     if step.function is F.batch_norm:
         return _direction_of_norm(step, carried)
+    made: Tensor
     if step.function in CONTRACTIONS:
         if len(step.inputs) != 1 or not takes_first(step):
             return None
         assert isinstance(first, Value)
         args, kwargs = without_bias(step)
-        return step.function(carried[first.number], *args, **kwargs)
+        made = step.function(carried[first.number], *args, **kwargs)
+        return made
     if len(step.outputs) != 1 or any(n not in carried for n in step.inputs) or not _is_homogeneous(step):
         return None
     args, kwargs = step.arguments(carried, copies * rows)
-    return step.function(*args, **kwargs)
+    made = step.function(*args, **kwargs)
+    return made
 
 
 def _is_homogeneous(step: Step) -> bool:

@@ -263,11 +263,9 @@ def _merged_leaf(step: Step, leaves: tuple[Any, Any, Any], sizes: tuple[int, int
             return first
     except (TypeError, ValueError, RuntimeError):
         pass
-    if all(type(x) is int for x in leaves) and all(
-        x * sizes[0] == first * n for x, n in zip(leaves, sizes, strict=True)
-    ):
-        if first % sizes[0] == 0:
-            return Rows(first // sizes[0])
+    whole = all(type(x) is int for x in leaves) and first % sizes[0] == 0
+    if whole and all(x * sizes[0] == first * n for x, n in zip(leaves, sizes, strict=True)):
+        return Rows(first // sizes[0])
     raise NotTraceable(f"{step.name} has an argument that follows the number of rows: {leaves}")
 
 
@@ -287,9 +285,9 @@ def _verify(tape: Tape, model: nn.Module, inputs: Tensor) -> None:
     _, expected = _recorded(model, inputs)
     values = tape.run(inputs)
     rows = len(inputs)
-    if not torch.equal(values[tape.result], expected):
-        if not torch.allclose(values[tape.result], expected, rtol=1e-4, atol=1e-5):
-            raise NotTraceable("running its operations again gives other scores")
+    again = values[tape.result]
+    if not torch.equal(again, expected) and not torch.allclose(again, expected, rtol=1e-4, atol=1e-5):
+        raise NotTraceable("running its operations again gives other scores")
     for name, number in list(tape.sites.items()):
         try:
             good = _keeps_copies_apart(tape, number, values, rows)

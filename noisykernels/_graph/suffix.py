@@ -156,7 +156,8 @@ class Suffix:
         zero = torch.zeros(1)
 
         def run(x: Tensor, direction: Tensor | None = None, levels: Tensor = zero) -> Tensor:
-            return _ops.separate_max_pool2d.default(x, direction, _beside(x, levels), relu, *pooling)
+            out: Tensor = _ops.separate_max_pool2d.default(x, direction, _beside(x, levels), relu, *pooling)
+            return out
 
         return _Fused(run, number, step.outputs[0], through, pools=True)
 
@@ -244,7 +245,8 @@ class Suffix:
             for n in step.inputs:
                 if self.last[n] <= i and n != self.tape.result:
                     values.pop(n, None)
-        return values[self.tape.result]
+        scores: Tensor = values[self.tape.result]
+        return scores
 
     def _part(
         self, n: int, x: Tensor, toward: list[Tensor], levels: Tensor, draws: int, relu: bool, pool: _Fused | None
@@ -265,7 +267,8 @@ class Suffix:
         def one(direction: Tensor, some: Tensor) -> Tensor:
             if pool is not None:
                 return pool.run(x, direction, some.float())  # type: ignore[call-arg]
-            return _ops.separate.default(x, direction, _beside(x, some.float()), relu)
+            out: Tensor = _ops.separate.default(x, direction, _beside(x, some.float()), relu)
+            return out
 
         if len(toward) == 1:
             return one(toward[0], levels)

@@ -63,7 +63,8 @@ class Step:
 
         if self._flat:
             return tuple(resolve(a) for a in self.args), {k: resolve(a) for k, a in self.kwargs.items()}
-        return pytree.tree_map(resolve, (self.args, self.kwargs), is_leaf=is_symbol)
+        args, kwargs = pytree.tree_map(resolve, (self.args, self.kwargs), is_leaf=is_symbol)
+        return args, kwargs
 
     def run(self, values: dict[int, Any], rows: int) -> None:
         """Takes its values from a table and puts its results there."""

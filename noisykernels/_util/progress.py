@@ -13,7 +13,7 @@ __all__ = ["progress_bar", "progress_of"]
 def progress_bar(total: int | None, text: str, **options: Any) -> Any:
     """A tqdm bar on standard error, or None where tqdm is not installed."""
     try:
-        from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+        from tqdm import tqdm
     except ImportError:
         return None
     pause = 0.1 if sys.stderr.isatty() else 10.0  # seconds between updates; a log wants few lines

@@ -51,7 +51,8 @@ def unwrap(model: Any) -> nn.Module:
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod
         else:
-            return model
+            inner: nn.Module = model
+            return inner
 
 
 def place_of(model: nn.Module) -> torch.device:

@@ -39,7 +39,8 @@ class Format:
             FloatFormat(mantissa=7, exponent=6, rounding='nearest')
         """
         made: Any = self
-        return replace(made, rounding=rounding)
+        other: Format = replace(made, rounding=rounding)
+        return other
 
     @property
     def stochastic(self) -> bool:
@@ -145,7 +146,7 @@ class FloatFormat(Format):
 
     @property
     def _highest(self) -> int:
-        codes = 2**self.exponent - (2 if self.overflow == "infinity" else 1)
+        codes: int = 2**self.exponent - (2 if self.overflow == "infinity" else 1)
         return codes - self._bias
 
     @property
@@ -341,7 +342,8 @@ def quantize(
     check_holds("quantize", made, x.dtype)
     draws = None if draw is None else [draw] if isinstance(draw, int) else draw
     key = Key.of("quantize", x.device, seed if made.stochastic else 0, site, draws, rows, first_row)
-    return _ops.quantize.default(x, made.numbers, *key, operand_number("quantize", operand))
+    out: Tensor = _ops.quantize.default(x, made.numbers, *key, operand_number("quantize", operand))
+    return out
 
 
 def check_holds(op: str, fmt: Format | None, dtype: torch.dtype) -> None:

@@ -45,6 +45,7 @@ def shown_order(order: Tensor) -> str:
 
 
 def checked_order(order: Any) -> str | Tensor:
+    """A name, or a permutation as a tensor of its own."""
     if isinstance(order, str):
         if order not in ORDERS:
             raise ValueError(f"Serial: order must be one of {', '.join(ORDERS)} or a permutation, got {order!r}")

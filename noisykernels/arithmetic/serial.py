@@ -253,7 +253,8 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def _rounded(x: Tensor, fmt: Format, key: Key, operand: str) -> Tensor:
-    return _ops.quantize.default(x, fmt.numbers, *key, OPERANDS.index(operand))
+    out: Tensor = _ops.quantize.default(x, fmt.numbers, *key, OPERANDS.index(operand))
+    return out
 
 
 def _clamped(y: Tensor, low: float, high: float, gradient: str) -> Tensor:

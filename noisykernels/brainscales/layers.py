@@ -139,4 +139,5 @@ class ConvertingReLU(nn.Module):
         return straight_through(exact, x.relu() / 2**self.shift)
 
     def extra_repr(self) -> str:
+        """Its shift."""
         return f"shift={self.shift}"

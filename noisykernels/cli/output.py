@@ -101,4 +101,5 @@ def _finite(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
+    """Prints a value as strict JSON: what is not a finite number is null."""
     print(json.dumps(_finite(value), indent=1, allow_nan=False))

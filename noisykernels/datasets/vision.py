@@ -279,7 +279,7 @@ def _cifar10(path: Path, split: str) -> tuple[Bytes, Bytes]:
 def _digits(split: str) -> tuple[Bytes, Bytes]:
     """Images (N, 1, 8, 8), values 0 to 16, and labels (N,); a fifth of each class is for tests."""
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped,unused-ignore]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataNotFound("digits: comes with scikit-learn: pip install scikit-learn") from error
     everything = load_digits()

@@ -113,8 +113,13 @@ class OrderStudy:
         """A pandas DataFrame with a row for each layer: site, steps, outputs, std, spread, saturated, shift_*."""
         rows = [
             {
-                **{"site": a.name, "steps": a.steps, "outputs": a.outputs, "std": a.std, "spread": a.spread},
-                **{"saturated": a.saturated, **{f"shift_{name}": value for name, value in a.shift.items()}},
+                "site": a.name,
+                "steps": a.steps,
+                "outputs": a.outputs,
+                "std": a.std,
+                "spread": a.spread,
+                "saturated": a.saturated,
+                **{f"shift_{name}": value for name, value in a.shift.items()},
             }
             for a in self.layers
         ]

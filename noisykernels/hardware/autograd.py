@@ -52,7 +52,9 @@ def _contraction(a: dict[str, Any]) -> Contraction:
 
 
 def _batched(a: dict[str, Any]) -> bool:
-    return a["x"].dim() == a["weight"].dim() if "stride" in a else a["x"].dim() > 1
+    x: Tensor = a["x"]
+    weight: Tensor = a["weight"]
+    return x.dim() == weight.dim() if "stride" in a else x.dim() > 1
 
 
 def _fake(name: str, args: Sequence[Any]) -> Tensor:

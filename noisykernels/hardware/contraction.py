@@ -34,11 +34,13 @@ class Contraction:
     geometry: Geometry | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The exact contraction."""
         if self.geometry is None:
             return F.linear(x, weight, bias)
         if x.device.type == "cpu":  # torch casts for this operator on CUDA only
             x, weight, bias = as_autocast(x), as_autocast(weight), None if bias is None else as_autocast(bias)
-        return torch.ops.aten.convolution(x, weight, bias, *self.geometry)
+        out: Tensor = torch.ops.aten.convolution(x, weight, bias, *self.geometry)
+        return out
 
     @property
     def transposed(self) -> bool:

@@ -73,7 +73,8 @@ class Draw:
 
 def _standard(zeros: Tensor, key: Key, operand: str, kind: str) -> Tensor:
     one = torch.ones((), dtype=torch.float64)
-    return _ops.perturb.default(zeros, OPERANDS.index(operand), one, None, *key, 0, KINDS.index(kind), False)
+    out: Tensor = _ops.perturb.default(zeros, OPERANDS.index(operand), one, None, *key, 0, KINDS.index(kind), False)
+    return out
 
 
 class Device:

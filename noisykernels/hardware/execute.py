@@ -142,10 +142,13 @@ def _array(
     of_weight: tuple[Any, ...] = (None, None, -1, 0)
     if noise is not None:
         of_weight = (*noise.levels(contraction, weight), noise.noise.mode_index, noise.noise.kind_index)
+    out: Tensor
     if contraction.geometry is not None:
         seed, draws, *_, site = key
-        return _ops.array_convolution.default(
+        out = _ops.array_convolution.default(
             x, weight, bias, *contraction.geometry, *of_weight, seed, draws, site, shared
         )
-    of_macs = (None, None, None) if macs is None else macs.levels(contraction, weight)
-    return _ops.array_linear.default(x, weight, bias, *of_weight, *of_macs, *key, shared)
+    else:
+        of_macs = (None, None, None) if macs is None else macs.levels(contraction, weight)
+        out = _ops.array_linear.default(x, weight, bias, *of_weight, *of_macs, *key, shared)
+    return out

@@ -153,4 +153,5 @@ def _perturb(
     x: Tensor, noise: Noise, operand: str, levels: tuple[Tensor | None, Tensor | None], key: Key, shared: bool
 ) -> Tensor:
     number = OPERANDS.index(operand)
-    return _ops.perturb.default(x, number, *levels, *key, noise.mode_index, noise.kind_index, shared)
+    out: Tensor = _ops.perturb.default(x, number, *levels, *key, noise.mode_index, noise.kind_index, shared)
+    return out

@@ -71,7 +71,8 @@ def multi_head_attention_forward(
         raise RuntimeError(f"attention: expected {embed_dim_to_check} features, got {features}")
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return mode.site("linear", F.linear, (x, weight, bias), {}, row_dim=1)
+        out: Tensor = mode.site("linear", F.linear, (x, weight, bias), {}, row_dim=1)
+        return out
 
     if use_separate_proj_weight or in_proj_weight is None:
         weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)

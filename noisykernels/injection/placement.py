@@ -37,7 +37,8 @@ class Placement:
             return next((n for pattern, n in self.noise.items() if matches(name, pattern)), None)
         where = self.where
         if callable(where) and not isinstance(where, type):
-            return where(name, module)
+            found: Noise | None = where(name, module)
+            return found
         if where is None:
             return self.noise
         choices = where if isinstance(where, list | tuple) else (where,)
@@ -55,7 +56,8 @@ class Placement:
             return None
         if isinstance(self.hardware, dict):
             return next((h for pattern, h in self.hardware.items() if matches(name, pattern)), None)
-        return self.hardware(name, module) if callable(self.hardware) else self.hardware
+        found: Sequence[Device] | None = self.hardware(name, module) if callable(self.hardware) else self.hardware
+        return found
 
     def _on(self, module: nn.Module) -> bool:
         return self.in_training if module.training else self.in_eval

@@ -59,7 +59,7 @@ class NoiseState(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         level = self.level
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if level is not None and self.level is not None:  # moved, but not rounded to a half type
             self.level = level.to(self.level.device)
         return self
@@ -73,6 +73,7 @@ class Injected:
         return original_class(cls)(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original class's, inside the mode that injects."""
         model: Any = self
         mode, args, kwargs = begin(model, state_of(model), args, kwargs)
         with mode:
@@ -119,6 +120,7 @@ class Enter:
         self.path = path
 
     def __call__(self, module: nn.Module, args: Any) -> None:
+        """Tells the running mode."""
         enter_module(self.path, module)
 
 
@@ -129,6 +131,7 @@ class Leave:
         self.path = path
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Tells the running mode."""
         leave_module(self.path)
 
 
@@ -151,7 +154,8 @@ def silence(model: nn.Module) -> None:
 
 def state_of(model: nn.Module) -> NoiseState:
     """The state of an injected model."""
-    return model.__dict__["_noise_state"]
+    state: NoiseState = model.__dict__["_noise_state"]
+    return state
 
 
 def begin(

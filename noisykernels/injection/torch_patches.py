@@ -60,7 +60,7 @@ def _patch_checkpoint() -> None:
     stood.
     """
     generator = checkpoint._checkpoint_without_reentrant_generator
-    reentrant = checkpoint.CheckpointFunction.apply
+    reentrant: Callable[..., Any] = checkpoint.CheckpointFunction.apply
 
     @functools.wraps(generator)
     def keeping_generator(function: Any, *args: Any, **kwargs: Any) -> Any:

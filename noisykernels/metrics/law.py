@@ -64,7 +64,8 @@ class Binary:
 
     def numbers(self, answer: Answer) -> NDArray[Any]:
         """1 for a right row, else 0."""
-        return (answer == 1).astype(np.int8)
+        right: NDArray[np.int8] = (answer == 1).astype(np.int8)
+        return right
 
     def missing(self, answer: Answer) -> NDArray[np.bool_]:
         """Rows whose scores hold NaN."""

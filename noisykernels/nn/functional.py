@@ -67,7 +67,8 @@ def linear(
     if hardware is not None:
         return with_hardware(Contraction("linear"), x, weight, bias, hardware, noise, relu, key, shared)
     add, mul, mode, kind = of_noise
-    return _ops.linear.default(x, weight, bias, relu, add, mul, *key, mode, kind, shared)
+    out: Tensor = _ops.linear.default(x, weight, bias, relu, add, mul, *key, mode, kind, shared)
+    return out
 
 
 def with_hardware(
@@ -124,7 +125,8 @@ def matmul(
     """
     add, mul, mode, kind = noise_args("matmul", a, noise)
     key = Key.of("matmul", a.device, seed, site, draws, rows, first_row)
-    return _ops.matmul.default(a, b, add, mul, *key, mode, kind, shared)
+    out: Tensor = _ops.matmul.default(a, b, add, mul, *key, mode, kind, shared)
+    return out
 
 
 def _same_padding(
@@ -194,7 +196,8 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         if hardware is not None:
             return with_hardware(Contraction(name, geometry), x, weight, bias, hardware, noise, relu, key, shared)
         add, mul, mode, kind = of_noise
-        return _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
+        out: Tensor = _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
+        return out
 
     size = "".join(f", {c}" for c in "DHW"[3 - dims :])
     kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])
@@ -252,7 +255,8 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         if hardware is not None:
             return with_hardware(Contraction(name, geometry), x, weight, bias, hardware, noise, relu, key, shared)
         add, mul, mode, kind = of_noise
-        return _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
+        out: Tensor = _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
+        return out
 
     size = "".join(f", {c}" for c in "DHW"[3 - dims :])
     kernel = "".join(f", k{c}" for c in "DHW"[3 - dims :])

@@ -79,6 +79,7 @@ class NoisyLayer:
         return draw_layer(op, op.__name__, self.noise, x, *args, **inside)
 
     def extra_repr(self) -> str:
+        """Of the layer it is, then what is inside."""
         parent = super().extra_repr()  # type: ignore[misc]
         hardware = "" if self.hardware is None else f", hardware={list(self.hardware)!r}"
         return f"{parent}{', ' if parent else ''}noise={self.noise!r}{hardware}"
@@ -129,7 +130,7 @@ class _NoisyConv(NoisyLayer):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.noisy:
-            return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+            return super()._conv_forward(input, weight, bias)  # type: ignore[misc,no-any-return]
         conv: Any = self
         padding = conv.padding
         if conv.padding_mode != "zeros":
@@ -175,7 +176,7 @@ class _NoisyConvTranspose(NoisyLayer):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, in_channels, ...) -> (B, out_channels, ...)."""
         if not self.noisy:
-            return super().forward(input, output_size)  # type: ignore[misc]
+            return super().forward(input, output_size)  # type: ignore[misc,no-any-return]
         conv: Any = self
         dims = conv.weight.dim() - 2
         output_padding = conv._output_padding(

@@ -52,12 +52,11 @@ def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool)
         raise ValueError(
             f"{op}: level `{name}` requires grad, but there is no gradient with respect to a level; detach it"
         )
-    if not trusted and can_look(t):
-        if not within(t, largest_level(x.dtype)):
-            raise ValueError(
-                f"{op}: level `{name}` must be finite (in {x.dtype}) and not negative, got "
-                f"{t.detach().flatten()[:8].tolist()}"
-            )
+    if not trusted and can_look(t) and not within(t, largest_level(x.dtype)):
+        raise ValueError(
+            f"{op}: level `{name}` must be finite (in {x.dtype}) and not negative, got "
+            f"{t.detach().flatten()[:8].tolist()}"
+        )
     if t.dim() == 0 and t.is_cpu:
         return t if t.dtype == torch.float64 else t.double()
     if t.dtype == torch.float64 and t.device == x.device:

@@ -48,6 +48,7 @@ class _Op:
 
 
 def is_channels_last(x: Tensor) -> bool:
+    """Whether memory goes through the channels first; not where that is the plain order as well."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if x.dim() not in formats or x.is_contiguous():
         return False
@@ -77,7 +78,7 @@ def _clean_linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) ->
 def _clean_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     batched = x.dim() == weight.dim()
     x = x if batched else x.unsqueeze(0)
-    out = torch.ops.aten.convolution(x, weight, bias, *args[:-1])
+    out: Tensor = torch.ops.aten.convolution(x, weight, bias, *args[:-1])
     return out if batched else out.squeeze(0)
 
 
@@ -110,8 +111,10 @@ def _convolution_rows(x: Tensor, weight: Tensor, *_: Any) -> int | None:
 
 def _matmul_rows(a: Tensor, b: Tensor) -> int | None:
     if a.dim() > 2 or b.dim() > 2:
-        return torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])[0]
-    return (*a.shape[:-1], *b.shape[1:], None)[0]
+        batch: Sequence[int] = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        return batch[0]
+    dims: tuple[int | None, ...] = (*a.shape[:-1], *b.shape[1:], None)
+    return dims[0]
 
 
 def noise_gradient(grad: Tensor, noise_args: tuple[Any, ...], rows: int | None, operand: int = 0) -> Tensor:
@@ -133,6 +136,7 @@ def _identity_gradient(ctx: Any, grad: Tensor) -> Grads:
 
 
 def linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
+    """Of input, weight and bias, those that are needed."""
     needs = ctx.needs_input_grad
     flat = grad.reshape(-1, grad.shape[-1])
     return (
@@ -143,6 +147,7 @@ def linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads
 
 
 def convolution_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
+    """Of input, weight and bias, those that are needed."""
     batched = x.dim() == weight.dim()
     transposed, groups = ctx.arguments[6], ctx.arguments[8]
     dx, dw, db = torch.ops.aten.convolution_backward(
@@ -193,7 +198,8 @@ def register_autograd(
 
     def below(keys: torch._C.DispatchKeySet, args: Sequence[Any]) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
+            out: Tensor = op.redispatch(keys & torch._C._after_autograd_keyset, *args)
+            return out
 
     class Noisy(torch.autograd.Function):
         @staticmethod
@@ -217,14 +223,15 @@ def register_autograd(
 
     # torch.autograd.Function.apply without its detour through functorch: inside the dispatcher, one
     # level of transforms is being worked on.
-    apply = super(torch.autograd.Function, Noisy).apply
+    apply: Callable[..., Any] = super(torch.autograd.Function, Noisy).apply
 
     def kernel(keys: torch._C.DispatchKeySet, *args: Any) -> Tensor:
         backward = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
         if not backward and forward_ad._current_level < 0:
             return below(keys, args)
         with enable_single_level_autograd_function():
-            return apply(*args, keys)
+            out: Tensor = apply(*args, keys)
+            return out
 
     library.impl(name, kernel, "Autograd", with_keyset=True)
 
@@ -265,6 +272,7 @@ def _register_output_noise(library: torch.library.Library, rules: _Op) -> None:
 
 
 def register_vmap(name: str) -> None:
+    """The rule of `torch.func.vmap` of an operator."""
     op = getattr(_ops, name)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -303,7 +311,8 @@ def _register_autocast_on(library: torch.library.Library, name: str, operands: i
         with torch._C._ExcludeDispatchKeyGuard(keys):
             if args[0].device.type == device:  # a seed or a level alone may be of another device
                 leading = tuple(lower(a, dtype) for a in leading)
-            return op(*leading, *args[operands:])
+            out: Tensor = op(*leading, *args[operands:])
+            return out
 
     library.impl(name, rule, key)
 

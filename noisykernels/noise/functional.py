@@ -76,7 +76,7 @@ def eps(
     if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
         raise ValueError(f"eps: first_row must lie in [0, 2^32), got {first_row}")
     where = torch.device("cpu" if device is None else device)
-    return _ops.eps.default(
+    drawn: Tensor = _ops.eps.default(
         list(shape),
         KINDS.index(kind),
         seed_tensor("eps", seed, where).to(where, non_blocking=True),  # the operator works where its seed is
@@ -86,6 +86,7 @@ def eps(
         ids_tensor("eps", "rows", rows, where),
         first_row,
     )
+    return drawn
 
 
 @document_common
@@ -137,7 +138,8 @@ def perturb(
         )
     add, mul, mode, kind = noise_args("perturb", x, noise)
     key = Key.of("perturb", x.device, seed, site, draws, rows, first_row)
-    return _ops.perturb.default(x, number, add, mul, *key, mode, kind, shared)
+    out: Tensor = _ops.perturb.default(x, number, add, mul, *key, mode, kind, shared)
+    return out
 
 
 @document_common
@@ -178,4 +180,5 @@ def perturb_relu_max_pool2d(
     stride_ = kernel if stride is None else ints(op, "stride", stride, 2)
     add, mul, mode, kind = noise_args(op, x, noise)
     key = Key.of(op, x.device, seed, site, draws, rows, first_row)
-    return _ops.perturb_relu_max_pool2d.default(x, kernel, stride_, padding_, add, mul, *key, mode, kind, shared)
+    out: Tensor = _ops.perturb_relu_max_pool2d.default(x, kernel, stride_, padding_, add, mul, *key, mode, kind, shared)
+    return out

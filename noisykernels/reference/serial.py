@@ -167,7 +167,8 @@ class Steps:
     def _synapse(self, current: Reals, given: Reals) -> Reals:
         kind = current.dtype.type
         after = kind(self.synapse_decay) * current + given
-        return np.where(after > kind(self.synapse_limit), kind(self.synapse_limit), after)
+        held: Reals = np.where(after > kind(self.synapse_limit), kind(self.synapse_limit), after)
+        return held
 
     def _words(self, row: Indices, element: Indices, operand: str, rounding: str) -> Words | None:
         return words(self.seed, self.site, operand, self.draw, row, element) if rounding == "stochastic" else None

@@ -114,13 +114,13 @@ def one_of_equal(acc: Floats, n: Floats) -> tuple[Floats, Floats]:
 
 def t_quantile(confidence: float, dof: Any) -> Any:
     """Two-sided quantile of Student's t."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
+    from scipy.special import stdtrit
 
     return stdtrit(dof, 0.5 + confidence / 2)
 
 
 def t_for(z: float, dof: int) -> float:
     """The quantile of Student's t that is as probable as z is of a normal one."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
+    from scipy.special import stdtrit
 
     return float(stdtrit(dof, NormalDist().cdf(z)))

@@ -214,7 +214,7 @@ def fit_midpoint(
     if method == "draws":
         curves = _replicates(acc, mean, n, confidence, seed)
     else:
-        curves = _extremes(t, mean, low, high, weights, clean, (mid, k, lo), floor is None)
+        curves = _extremes(t, low, high, weights, clean, (mid, k, lo), floor is None)
     mids, _, los, _ = solve(curves)
     tail = (1 - confidence) / 2 if method == "draws" else 0.0
     mid_low, mid_high = _inner_quantiles(mids, tail)
@@ -255,7 +255,7 @@ def _turned(level: Floats, axis: Axis) -> tuple[Floats, Callable[[Midpoint], Mid
     """Levels in which a rising curve falls, all above 0, and what turns a midpoint of them back."""
     top = 2 * float(level[-1])
     turned = 1 / level if axis == "log" else top - level
-    tested = dict(zip(turned.tolist(), level.tolist(), strict=True))
+    tested: dict[float, float] = dict(zip(turned.tolist(), level.tolist(), strict=True))
 
     def one(value: float) -> float:
         """0 and inf, no bound, change places; what was tested comes back to the bit."""
@@ -381,7 +381,7 @@ def _before(t: Floats, fallen: NDArray[np.bool_]) -> float:
 
 
 def _extremes(
-    t: Floats, mean: Floats, low: Floats, high: Floats, w: Floats, clean: float,
+    t: Floats, low: Floats, high: Floats, w: Floats, clean: float,
     fit: tuple[float, float, float], free: bool,
 ) -> Floats:  # fmt: skip
     """The band's edges and the curves within it that move the midpoint most: [2 or 4, level]."""

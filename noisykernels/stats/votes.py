@@ -110,7 +110,8 @@ def _shares(vectors: Ints, draws: int) -> Floats:
             for m in range(min(r * v, draws - v) + 1):
                 add[:, v + m :] += tied[:, m, None] * choose[free, : draws + 1 - v - m]
             wins[mine] += add
-    return wins / choose[draws]
+    share: Floats = wins / choose[draws]
+    return share
 
 
 @functools.lru_cache(maxsize=4)
@@ -237,14 +238,16 @@ class Means:
 
 def _softmax(logits: Floats) -> Floats:
     e = np.exp(logits - logits.max(2, keepdims=True))
-    return e / e.sum(2, keepdims=True)
+    shares: Floats = e / e.sum(2, keepdims=True)
+    return shares
 
 
 def _hit(total: Floats, labels: Ints) -> Floats:
     """1 / t for rows whose label is among the t classes with the highest score, else 0: [rows]."""
     best = total.max(1)
     own = np.take_along_axis(total, labels[:, None], 1)[:, 0]
-    return (own == best) / np.maximum((total == best[:, None]).sum(1), 1)
+    hit: Floats = (own == best) / np.maximum((total == best[:, None]).sum(1), 1)
+    return hit
 
 
 def _subsets(draws: int, n: int, subsets: int, seed: int) -> tuple[list[Ints], float]:

@@ -85,9 +85,11 @@ class DenoisingBlock(nn.Module):
         noise = self.shrinkage * y + rest
         if self.training:
             noise = noise + F.softplus(deviation) * draw_standard(noise, self.name)
-        return y - noise.to(y.dtype)
+        cleaned: Tensor = y - noise.to(y.dtype)
+        return cleaned
 
     def extra_repr(self) -> str:
+        """Its arguments."""
         return f"{self.features}, {len(self.bias_in)}, dims={self.dims}, kernel_size={2 * self.padding + 1}"
 
 

@@ -117,7 +117,7 @@ def bimodality(values: Tensor) -> float:
     if n < 4:
         return math.nan
     m2, m3, m4 = (float(x.pow(k).mean()) for k in (2, 3, 4))
-    skewness = math.sqrt(n * (n - 1)) / (n - 2) * m3 / m2**1.5
+    skewness: float = math.sqrt(n * (n - 1)) / (n - 2) * m3 / m2**1.5
     kurtosis = (n - 1) / ((n - 2) * (n - 3)) * ((n + 1) * (m4 / m2**2 - 3) + 6)
     return (skewness**2 + 1) / (kurtosis + 3 * (n - 1) ** 2 / ((n - 2) * (n - 3)))
 

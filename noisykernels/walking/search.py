@@ -173,7 +173,7 @@ class SiteSearch:
                 above = mean[0] > target
                 self._give_up("none" if above else "below", request.levels[-1 if above else 0])
                 return
-            self.known = {v: a for v, a in zip(request.levels, mean.tolist(), strict=True)}
+            self.known = dict(zip(request.levels, mean.tolist(), strict=True))
             self.known_rows = request.rows
             self.phase = "bracket"
             return

@@ -252,8 +252,16 @@ def test_comparisons() -> None:
     x, y, _ = triples(np.float32)
     unordered = np.isnan(x) | np.isnan(y)
     for name, want in {
-        **{"lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y, "eq": x == y, "ne": (x != y) & ~unordered},
-        **{"nan": unordered, "num": ~unordered, "ltu": (x < y) | unordered, "neu": (x != y) | unordered},
+        "lt": x < y,
+        "le": x <= y,
+        "gt": x > y,
+        "ge": x >= y,
+        "eq": x == y,
+        "ne": (x != y) & ~unordered,
+        "nan": unordered,
+        "num": ~unordered,
+        "ltu": (x < y) | unordered,
+        "neu": (x != y) | unordered,
     }.items():
         line = f"setp.{name}.f32 %q0, $0, $1; setp.{name}.or.f32 %q1, $0, $1, %q0; and.pred %q2, %q0, %q1;"
         got = compute(f"{line} selp.u32 $y, 1, 0, %q2;", np.uint32, x, y)

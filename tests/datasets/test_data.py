@@ -191,7 +191,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             if not self.path.startswith("/cut/"):
-                return super().do_GET()
+                super().do_GET()
+                return
             self.send_response(200)
             self.send_header("Content-Length", "100000")
             self.end_headers()

@@ -98,8 +98,9 @@ def test_every_engine_gives_the_same(name: str) -> None:
         torch.manual_seed(0)
         half = Half().eval()
         alone, together = (
-            nk.walk(half, data, **GRID, compute=nk.Compute(executor=e, threads=1, batch_rows=50)) for e in (None, executor)
-        )  # fmt: skip
+            nk.walk(half, data, **GRID, compute=nk.Compute(executor=e, threads=1, batch_rows=50))
+            for e in (None, executor)
+        )
         assert together.records == alone.records
 
 
@@ -204,8 +205,8 @@ class Breaking(Executor):
 
 def test_what_a_broken_executor_leaves_runs_here() -> None:
     model, data = problem()
+    seen: list[int] = []
     with pytest.warns(UserWarning, match=r"the executor broke \(all gone\); what is left runs in this process"):
-        seen: list[int] = []
         together = nk.walk(
             model, data, **GRID, progress=lambda done, total: seen.append(done), compute=nk.Compute(executor=Breaking())
         )

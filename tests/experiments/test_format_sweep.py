@@ -105,8 +105,8 @@ def test_a_sweep_goes_on_where_it_stopped(problem: Problem, tmp_path: Path, monk
     kept = sweep_formats(model, (x, y), names, store=store)
     assert len(whole) == 2 and kept.results == sweep_formats(model, (x, y), names).results
     whole.clear()
-    more = sweep_formats(model, (x, y), [*names, "M7E6"], store=store, cost=CostModel({"fp32": (1, 1), **{
-        n: (1, 2) for n in [*names, "M7E6"]}}))  # fmt: skip
+    cost = CostModel({"fp32": (1, 1), **dict.fromkeys([*names, "M7E6"], (1, 2))})
+    more = sweep_formats(model, (x, y), [*names, "M7E6"], store=store, cost=cost)
     assert len(whole) == 1 and {r.speedup for r in more.results} == {0.5}
     for change in ({"data": (x + 1, y)}, {"seed": 1}, {"inputs": 5}, {"arithmetic": lambda f: Serial(f, leak=0.5)}):
         with pytest.raises(StoreError, match="results of another study"):

@@ -207,7 +207,7 @@ def broken() -> Iterator[Tensor]:
 @pytest.mark.parametrize(
     ("data", "error", "text"),
     [
-        (lambda: [], ValueError, "no batch reached"),
+        (list, ValueError, "no batch reached"),
         (lambda: torch.zeros(0, 2, 5, 5), ValueError, "more than one value"),
         (lambda: [inputs(8), inputs(1)], ValueError, "more than one value per channel"),
         (lambda: [inputs(8), "text"], TypeError, "a batch must be a tensor or begin with one, got str"),

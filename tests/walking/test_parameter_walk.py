@@ -84,7 +84,7 @@ def test_work_is_shared_and_nothing_depends_on_the_cut(one_thread: None, monkeyp
     monkeypatch.setattr(Evaluator, "__init__", lambda self, *a, **k: kept.append(self) or init(self, *a, **k))
     expected = walk_parameter(model, data, make, values, draws=3, seed=1)
     (evaluator,) = kept
-    walked = [r for r in evaluator.shared.suffixes]
+    walked = list(evaluator.shared.suffixes)
     assert sorted(walked) == sorted({r.site for r in expected.records}) and len(walked) == 5
     for how in ({"memory": 300_000}, {"batch_rows": 7}, {"draws_per_pass": 1, "engine": "plain"}, {"engine": "plain"}):
         assert counts(walk_parameter(model, data, make, values, draws=3, seed=1, compute=nk.Compute(**how))) == counts(

@@ -19,8 +19,11 @@ KINDS = {
     **{f"{letter}{bits}": np.dtype(f"u{bits // 8}") for letter in "bu" for bits in (8, 16, 32, 64)},
     **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"f{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
-    **{"pred": np.dtype(bool), "bf16": np.dtype("u2"), "bf16x2": np.dtype("u4"), "f16x2": np.dtype("u4")},
-    **{"tf32": np.dtype("u4")},
+    "pred": np.dtype(bool),
+    "bf16": np.dtype("u2"),
+    "bf16x2": np.dtype("u4"),
+    "f16x2": np.dtype("u4"),
+    "tf32": np.dtype("u4"),
 }
 _libm = ctypes.CDLL(ctypes.util.find_library("m"))
 _libm.fma.restype, _libm.fma.argtypes = ctypes.c_double, [ctypes.c_double] * 3
@@ -153,8 +156,16 @@ def rule(pattern: str) -> Callable[[Callable[..., Rule]], Callable[..., Rule]]:
 
 INT, FLOAT, BITS = r"([us](?:16|32|64))", r"(f32|f64)", r"(b16|b32|b64)"
 COMPARE = {
-    **{"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater},
-    **{"ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal},
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
 }
 LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 TWO = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
