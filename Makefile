@@ -6,11 +6,13 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
+SPELT := cpp cu h inl md py pyi sh toml
+DUPLICATES := --disable=all --enable=duplicate-code --min-similarity-lines=8 --ignore=__init__.py --score=n
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Waiting threads sleep: on a machine that does other work as well, spinning ones cost several times the work itself.
 walk test test-full: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup walk test test-sanitize test-full lint format bench battery cuda-check clean
+.PHONY: help setup walk test test-sanitize test-full lint layers format bench battery cuda-check clean
 
 help:
 	@echo "make walk       midpoint noise level of each layer of LeNet-5 on Fashion-MNIST: a table and a picture"
@@ -20,7 +22,8 @@ help:
 	@echo "make bench      the table of budgets: noisy / noiseless / plain torch"
 	@echo "make cuda-check the CUDA kernels compiled for every architecture: registers, instructions, docs/results/cuda_code.md"
 	@echo "make battery    statistical battery on the raw random words (long)"
-	@echo "make lint       ruff, mypy, clang-format"
+	@echo "make lint       style, types, layers, sizes, spelling; .ci/run runs it before the tests"
+	@echo "make layers     the import contracts alone: which package may know which"
 
 # A virtual environment. A torch that is already installed for $(PYTHON) is used as it is; otherwise the CPU build is installed,
 # from PyTorch's own index unless pip is configured with another one.
@@ -48,11 +51,18 @@ test-full: $(BUILT)
 	tests/native/cross.sh
 	$(PY) tools/cuda_check.py
 
-lint: $(BUILT)
+lint: $(BUILT) layers
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.inl' '*.cu')
+	$(VENV)/bin/codespell --ignore-words tools/words.txt $$(git ls-files Makefile $(addprefix '*.,$(addsuffix ',$(SPELT))))
+	$(VENV)/bin/vulture --min-confidence 80 noisykernels
+	$(PY) tools/sizes.py
+	-$(VENV)/bin/pylint $(DUPLICATES) noisykernels
+
+layers: $(READY)
+	$(VENV)/bin/lint-imports
 
 format: $(BUILT)
 	$(VENV)/bin/ruff format .

@@ -218,7 +218,7 @@ def register_autograd(
             return (*grads, *[None] * (len(ctx.arguments) + 1 - len(grads)))
 
         @staticmethod
-        def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        def jvp(ctx: Any, *_: Any) -> Tensor:
             raise NotImplementedError(f"{op}: there is no forward-mode derivative")
 
     # torch.autograd.Function.apply without its detour through functorch: inside the dispatcher, one
