@@ -59,6 +59,7 @@ lint: $(BUILT) layers
 	$(VENV)/bin/codespell --ignore-words tools/words.txt $$(git ls-files Makefile $(addprefix '*.,$(addsuffix ',$(SPELT))))
 	$(VENV)/bin/vulture --min-confidence 80 noisykernels
 	$(PY) tools/sizes.py
+	$(PY) tools/files.py $$(git ls-files)
 	-$(VENV)/bin/pylint $(DUPLICATES) noisykernels
 
 layers: $(READY)

@@ -1,4 +1,4 @@
-"""Says which of the files given do not end with exactly one newline, have blanks at ends of lines, or are large."""
+"""Says which of the files given do not end with exactly one newline, or are large."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ def faults(path: Path) -> list[str]:
     """What is wrong with a file."""
     content = path.read_bytes()
     found = [f"has {len(content)} bytes, more than {LARGE}"] if len(content) > LARGE else []
-    if b"\0" in content or not content:  # binary
-        return found
-    if not content.endswith(b"\n") or content.endswith(b"\n\n"):
+    text = content and b"\0" not in content
+    if text and (not content.endswith(b"\n") or content.endswith(b"\n\n")):
         found.append("must end with one newline")
-    if any(line.endswith((b" ", b"\t", b"\r")) for line in content.splitlines()):
-        found.append("has blanks at the end of a line")
     return found
 
 
