@@ -18,7 +18,6 @@ from noisykernels._engine.arguments import chosen_sites, draw_list
 from noisykernels._engine.plan import SILENT, choose_passes, pass_memory, pass_rows
 from noisykernels._engine.session import Data, clean_correct, in_memory, scores_of
 from noisykernels._util.checks import whole_size
-from noisykernels._util.optional import optional
 from noisykernels._util.progress import progress_of
 from noisykernels._util.runtime import evaluating, place_of
 from noisykernels.injection.api import inject, noise_state
@@ -29,12 +28,13 @@ from noisykernels.noise.arguments import seed_tensor
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.votes import plot_votes
 from noisykernels.stats.votes import KINDS, Means, VoteCurve, majority_curve
+from noisykernels.study.result import Result
 
 __all__ = ["Votes", "vote"]
 
 
-@dataclass(frozen=True, eq=False)
-class Votes:
+@dataclass(frozen=True, eq=False, repr=False)
+class Votes(Result, kind="vote"):
     """Accuracy against the number of executions, by kind of vote; what `vote` returns.
 
     Example:
@@ -66,12 +66,18 @@ class Votes:
         title = f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
         return "\n".join([title, *lines])
 
-    def to_pandas(self) -> Any:
-        """A pandas DataFrame: kind, executions, accuracy, error."""
-        pandas = optional("pandas", "table")
-        return pandas.concat(
-            [pandas.DataFrame({"kind": kind, **c._asdict()}) for kind, c in self.curves.items()], ignore_index=True
-        )
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        rows = [
+            (kind, *row)
+            for kind, c in self.curves.items()
+            for row in zip(*(column.tolist() for column in c), strict=True)
+        ]
+        return ["kind", *VoteCurve._fields], rows
+
+    def _brief(self) -> str:
+        kinds, draws = len(self.curves), len(self.draws)
+        return f"{kinds} kind{'s' * (kinds != 1)} of vote, {draws} draw{'s' * (draws != 1)}, {self.rows} rows, " \
+               f"clean {self.clean:.4f}"  # fmt: skip
 
     def plot(self, ax: Any = None) -> Any:
         """Picture of the curves on the caller's axes or a new figure (see `plot.plot_votes`); the Figure."""
