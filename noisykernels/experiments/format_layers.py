@@ -31,6 +31,8 @@ __all__ = ["LayerFormats", "layer_formats"]
 class LayerFormats(Result, kind="choice of formats"):
     """A format for each contraction of a network; what `layer_formats` returns.
 
+    Columns of `to_pandas`, a row for each site: site, format, point, bits, macs, speedup, saving.
+
     Args:
         formats: of each site, in the order of the forward.
         macs: multiply-accumulate operations of each for one row.

@@ -102,6 +102,8 @@ CODECS: Codecs = {
 class Sweep(Result, kind="sweep"):
     """Accuracy of one network in many formats; what `sweep_formats` returns.
 
+    Columns of `to_pandas`, a row for each format: format, point, bits, r2, normalised, speedup, saving.
+
     Example:
         >>> made = [FormatResult(FloatFormat(m, 6), 1.0, n, 30.0 / m, 1.0) for m, n in ((2, 0.5), (3, 0.999), (4, 1.0))]
         >>> sweep = Sweep(made, clean=0.9, rows=500, name="made up")

@@ -76,6 +76,8 @@ class OrderStudy(Result, kind="order study"):
     layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
     which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
     not the twin's, over permutations; rows, seed. Without labels the figures of the network are empty or NaN.
+
+    Columns of `to_pandas`, a row for each layer: site, steps, outputs, std, spread, saturated, shift_*.
     """
 
     layers: tuple[LayerOrder, ...]

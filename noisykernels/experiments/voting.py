@@ -37,6 +37,8 @@ __all__ = ["Votes", "vote"]
 class Votes(Result, kind="vote"):
     """Accuracy against the number of executions, by kind of vote; what `vote` returns.
 
+    Columns of `to_pandas`: kind, executions, accuracy, error.
+
     Example:
         >>> curve = VoteCurve(np.array([1, 2, 3]), np.array([0.7, 0.7, 0.8]), np.full(3, 0.01))
         >>> print(Votes({"majority": curve}, clean=0.9, rows=500, draws=(0, 1, 2), seed=1).table())

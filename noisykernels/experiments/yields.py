@@ -57,6 +57,8 @@ def worst_of(accuracy: Sequence[float] | NDArray[np.float64], count: int) -> flo
 class Chips(Result, kind="chip study"):
     """Accuracy of each of D chips on one data set; what `chips` returns.
 
+    Columns of `to_pandas`: draw, rows, correct, accuracy.
+
     Example:
         >>> found = Chips(np.array([0.9, 0.8, 0.85, 0.6]), clean=0.92, rows=500, draws=(0, 1, 2, 3), seed=1)
         >>> round(found.mean, 4), round(found.std, 4), found.worst, found.yield_at(0.8)[0]

@@ -32,6 +32,7 @@ def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = (
         ModuleNotFoundError: matplotlib is not installed.
     """
     ax = axes_or_new(ax, (6.0, 4.2))
+    count = f"{len(chips.accuracy)} chip{'s' * (len(chips.accuracy) != 1)}"
     marks = list(limits) or [share * chips.clean for share in SHARES]
     ends = [*chips.accuracy, chips.clean, *marks]
     room = 0.04 * max(float(np.ptp(ends)), 0.02)
@@ -42,19 +43,19 @@ def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = (
     ax.fill_between(x, low, high, step="pre", color="0.35", alpha=0.18, lw=0)
     ax.step(x, share, where="pre", color="0.2", lw=1.4)
     ax.plot(chips.accuracy, np.zeros(len(chips.accuracy)), ls="", marker="|", ms=14, mew=0.8, color="0.45",
-            label=f"{len(chips.accuracy)} chips")  # fmt: skip
+            label=count)  # fmt: skip
     ax.axvline(chips.clean, color="0.35", lw=1, ls="--", zorder=1, label=f"clean {chips.clean:.3f}")
     for i, limit in enumerate(marks):
         found, _, _ = chips.yield_at(limit)
         colour = COLOURS[i % len(COLOURS)]
         ax.plot([limit, limit], [0, found], color=colour, lw=1, ls=":", zorder=1)
-        ax.plot([limit], [found], ls="", marker="osD^v"[i % 5], ms=6, color=colour, mew=0, zorder=3,
+        ax.plot([limit], [found], ls="", marker="osD^v"[i % 5], ms=6, color=colour, mew=0, zorder=3, clip_on=False,
                 label=f"yield {found:.3f} at {limit:.3f}")  # fmt: skip
     ax.set_xlim(left, right)
     ax.set_ylim(0, 1.03)
     ax.set_xlabel("accuracy (fraction of rows)")
     ax.set_ylabel("share of chips at least as accurate")
-    ax.set_title(f"{len(chips.accuracy)} chips, {chips.rows} rows, band 95 %", fontsize=10)
+    ax.set_title(f"{count}, {chips.rows} rows, band 95 %", fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 0.06), fontsize=8, framealpha=0.85, edgecolor="none")
     return ax

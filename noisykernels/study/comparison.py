@@ -45,6 +45,9 @@ class Pair(NamedTuple):
 class Comparison(Result, kind="comparison"):
     """What `compare` returns.
 
+    Columns of `to_pandas`: site; a, a_low, a_high, a_status, the midpoint of a (nan where it is only a bound), and
+    those of b; ratio, low, high, verdict.
+
     Args:
         pairs: the sites of a in execution order, then those that only b has.
         names: what a and b are called.

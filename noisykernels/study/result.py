@@ -252,8 +252,8 @@ def _plain(value: Any) -> bool:
 
 
 def _short(value: Any) -> Any:
-    """A long list by its length and its ends."""
-    many = isinstance(value, list | tuple) and len(value) > 8
-    if many:
-        return f"{len(value)}: {value[0]} .. {value[-1]}"
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value
+    """A value as text, a number with its digits alone, as one types it; a long list by its length and its ends."""
+    if isinstance(value, list | tuple):
+        many = f"{len(value)}: {value[0]} .. {value[-1]}" if len(value) > 8 else ", ".join(map(str, value))
+        return many or "none"
+    return value if isinstance(value, dict) else str(value)

@@ -32,6 +32,8 @@ __all__ = ["Study"]
 class Study(Result, kind="study"):
     """What a walk returns: records in task-key order (site, level, draw), and `meta`.
 
+    Columns of `to_pandas`: the fields of `Record`.
+
     Raises:
         ValueError: a record of an unknown site, or two records of one cell.
 

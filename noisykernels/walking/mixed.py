@@ -26,7 +26,10 @@ __all__ = ["Mixed", "walk_mixed"]
 
 @dataclass(frozen=True, repr=False)
 class Mixed(Result, kind="mixed study"):
-    """Studies of the same model and data, one for each ratio of the noise."""
+    """Studies of the same model and data, one for each ratio of the noise.
+
+    Columns of `to_pandas`: the fields of `Record`, and ratio.
+    """
 
     ratios: tuple[float, ...]
     studies: tuple[Study, ...]
