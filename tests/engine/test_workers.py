@@ -98,7 +98,8 @@ def test_every_engine_gives_the_same(name: str) -> None:
         torch.manual_seed(0)
         half = Half().eval()
         alone, together = (
-            nk.walk(half, data, **GRID, compute=nk.Compute(executor=e, threads=1, batch_rows=50)) for e in (None, executor)
+            nk.walk(half, data, **GRID, compute=nk.Compute(executor=e, threads=1, batch_rows=50))
+            for e in (None, executor)
         )  # fmt: skip
         assert together.records == alone.records
 
