@@ -1,6 +1,6 @@
 """Voting: the noisy machine runs several times and its answers are combined; how accurate is that?
 
-`vote` runs a model and counts (`ballots` has the counting).
+`vote` runs a model and counts (`stats.votes` has the counting).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Votes(Result, kind="vote"):
                f"clean {self.clean:.4f}"  # fmt: skip
 
     def plot(self, ax: Any = None) -> Any:
-        """Picture of the curves on the caller's axes or a new figure (see `plot.plot_votes`); the Figure."""
+        """Picture of the curves on the caller's axes or a new figure (see `plotting.plot_votes`); the Figure."""
         return plot_votes(self, ax).figure
 
 

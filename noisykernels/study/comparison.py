@@ -74,7 +74,7 @@ class Comparison(Result, kind="comparison"):
         return "\n".join([head, *aligned(lines, left=(0, 5)), *(f"the studies differ: {d}" for d in self.differences)])
 
     def plot(self, ax: Any = None) -> Any:
-        """Picture of both profiles on the caller's axes or a new figure (see `plot.plot_compare`); the Figure."""
+        """Picture of both profiles on the caller's axes or a new figure (see `plotting.plot_compare`); the Figure."""
         return plot_compare(self, ax).figure
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:

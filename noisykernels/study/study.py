@@ -90,7 +90,7 @@ class Study(Result, kind="study"):
         return out
 
     def curves(self, confidence: float = 0.95) -> list[Curve]:
-        """Mean accuracy over draws per site and level, with the band of `bands.band`.
+        """Mean accuracy over draws per site and level, with the band of `stats.band`.
 
         The band speaks of the noise's randomness on the given data, level by level: Wilson over
         all rows of all draws for activation noise (safe with any number of draws, never
@@ -110,7 +110,7 @@ class Study(Result, kind="study"):
         ]  # fmt: skip
 
     def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]:
-        """Midpoint noise level of each site: what an adaptive walk has found, or see `fit.fit_midpoint`.
+        """Midpoint noise level of each site: what an adaptive walk has found, or see `stats.fit_midpoint`.
 
         Args:
             floor: None: the study's (1 / classes unless said otherwise); "free": fitted per site;
@@ -172,7 +172,7 @@ class Study(Result, kind="study"):
         """Picture of the study: curves and profile, or the curves alone on the caller's axes.
 
         Args:
-            ax: matplotlib axes for `plot.plot_curves`, a pair for `plot.plot_study`, or None.
+            ax: matplotlib axes for `plotting.plot_curves`, a pair for `plotting.plot_study`, or None.
             options: passed on.
 
         Returns:
@@ -246,11 +246,11 @@ class Study(Result, kind="study"):
         )  # fmt: skip
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
-        """Write one HTML file that shows and explains the study; see `report.report`."""
+        """Write one HTML file that shows and explains the study; see `study.report`."""
         return report(self, path, title)
 
     def compare(self, other: Study, names: tuple[str, str] = ("a", "b")) -> Comparison:
-        """The midpoints of this study (a) and of another one (b), site by site; see `compare.compare`."""
+        """The midpoints of this study (a) and of another one (b), site by site; see `study.compare`."""
         return compare(self, other, names)
 
     def _body(self) -> dict[str, Any]:
