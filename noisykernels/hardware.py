@@ -211,7 +211,7 @@ def run(
                 x = device.perturbed(x, seed, site, draws, shared, rows, first_row)
                 shared = False
         noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
-        return _array(contraction, x, weight, bias, noise, macs, seed, site, draws, shared, rows, first_row)
+        return _analog(contraction, x, weight, bias, noise, macs, seed, site, draws, shared, rows, first_row)
     arithmetic = next((d for d in devices if isinstance(d, Arithmetic)), None)
     whole = Draw(contraction, seed, site, None, rows, first_row, x.device)
     parts = []
@@ -273,7 +273,7 @@ def with_arithmetic(op: str, hardware: Any, arithmetic: Arithmetic | None) -> An
     return checked(op, (*checked(op, hardware), arithmetic))
 
 
-def _array(
+def _analog(
     contraction: Contraction,
     x: Tensor,
     weight: Tensor,
@@ -292,8 +292,8 @@ def _array(
     if noise is not None:
         of_weight = (*noise.levels(contraction, weight), noise.noise.mode_index, noise.noise.kind_index)
     if contraction.geometry is not None:
-        return _ops.array_convolution.default(
+        return _ops.analog_convolution.default(
             x, weight, bias, *contraction.geometry, *of_weight, seed, draws, site, shared
         )
     of_macs = (None, None, None) if macs is None else macs.levels(contraction, weight)
-    return _ops.array_linear.default(x, weight, bias, *of_weight, *of_macs, seed, draws, rows, first_row, site, shared)
+    return _ops.analog_linear.default(x, weight, bias, *of_weight, *of_macs, seed, draws, rows, first_row, site, shared)
