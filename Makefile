@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
+SOURCES := $(wildcard csrc/*.h csrc/ops/* csrc/cpu/* csrc/cuda/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Waiting threads sleep: on a machine that does other work as well, spinning ones cost several times the work itself.
 walk test test-full: export OMP_WAIT_POLICY ?= PASSIVE

@@ -156,7 +156,7 @@ class Suffix:
         zero = torch.zeros(1)
 
         def run(x: Tensor, direction: Tensor | None = None, levels: Tensor = zero) -> Tensor:
-            return _ops.separate_max_pool2d.default(x, direction, _beside(x, levels), relu, *pooling)
+            return _ops.expand_levels_max_pool2d.default(x, direction, _beside(x, levels), relu, *pooling)
 
         return _Fused(run, number, step.outputs[0], through, pools=True)
 
@@ -265,7 +265,7 @@ class Suffix:
         def one(direction: Tensor, some: Tensor) -> Tensor:
             if pool is not None:
                 return pool.run(x, direction, some.float())  # type: ignore[call-arg]
-            return _ops.separate.default(x, direction, _beside(x, some.float()), relu)
+            return _ops.expand_levels.default(x, direction, _beside(x, some.float()), relu)
 
         if len(toward) == 1:
             return one(toward[0], levels)

@@ -60,7 +60,7 @@ def codec_of(kind: Any, known: Codecs) -> Codec:
         pairs = _many(dict, _each(tuple, [_SIMPLE[str], codec_of(args[1], known)]))
         return Codec(lambda v: pairs.write(v.items()), pairs.read)
     if origin is np.ndarray:
-        return _array(np.dtype(get_args(args[1])[0]))
+        return _analog(np.dtype(get_args(args[1])[0]))
     if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
         named: Any = kind
         hints = get_type_hints(kind)
@@ -107,7 +107,7 @@ def _each(make: Callable[[Any], Any], inner: list[Codec]) -> Codec:
     )
 
 
-def _array(dtype: np.dtype[Any]) -> Codec:
+def _analog(dtype: np.dtype[Any]) -> Codec:
     """An array of one dimension."""
     numbers = _many(list, _SIMPLE[float if dtype.kind == "f" else int])
     return Codec(lambda v: numbers.write(np.asarray(v, dtype).tolist()), lambda v: np.array(numbers.read(v), dtype))

@@ -16,7 +16,6 @@ from made_study import CLEAN, MIDPOINTS, SITES, made_study
 
 from noisykernels.stats import Meta, Record, fit_midpoint, wilson
 from noisykernels.study import ResultFileError, Study
-from noisykernels.study import study as study_module
 from noisykernels.study.result import digest
 
 FIELDS = ["site", "site_index", "level", "draw", "rows", "correct", "accuracy", "status", "low",
