@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
+SOURCES := $(wildcard csrc/*.h csrc/ops/* csrc/cpu/* csrc/cuda/*)
 SPELT := cpp cu h inl md py pyi sh toml
 DUPLICATES := --disable=all --enable=duplicate-code --min-similarity-lines=8 --score=n
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

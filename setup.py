@@ -85,7 +85,7 @@ class Build(BuildExtension):
 
 extension = CppExtension(
     "noisykernels._C",
-    sorted(str(p) for p in [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")]),
+    sorted(str(p) for folder in ("ops", "cpu") for p in Path("csrc", folder).glob("*.cpp")),
     depends=[*HEADERS, *KERNELS],
     extra_compile_args=[
         "-std=c++20",

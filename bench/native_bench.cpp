@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "../csrc/cpu/common.h"
+#include "../csrc/cpu/launch.h"
 
 using namespace noisykernels;
 

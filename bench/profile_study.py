@@ -1,7 +1,7 @@
 """Where the time of a grid goes, and how far that is from what the arithmetic asks for.
 
 `python bench/profile_study.py` walks the additive grid of LeNet-5-BN (49 levels, 5 draws) at sites of each kind and
-sorts the time of torch's profiler into: convolutions, dense layers, separation of the levels (with rectifier and
+sorts the time of torch's profiler into: convolutions, dense layers, expansion of the levels (with rectifier and
 pooling), drawing, and everything else. The floor of each is measured in the same run: the multiply-adds of the suffix
 at the speed of one large convolution and of one large matrix product, the values written at the speed of a copy, and
 the normals at the speed of a large fill.
@@ -29,7 +29,7 @@ SITES = {
 }  # fmt: skip
 KINDS = {
     "convolution": ("mkldnn_convolution", "convolution"), "dense": ("addmm", "mm", "linear"),
-    "separation": ("separate", "separate_max_pool2d"), "drawing": ("eps",),
+    "expansion": ("expand_levels", "expand_levels_max_pool2d"), "drawing": ("eps",),
 }  # fmt: skip
 
 

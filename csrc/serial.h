@@ -3,7 +3,7 @@
 // torch here.
 #pragma once
 
-#include "values.h"
+#include "rows.h"
 
 namespace noisykernels {
 

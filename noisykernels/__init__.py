@@ -51,5 +51,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_NAMESPACES})
 
 
-if "torch" in sys.modules:  # torch.ops.noisykernels is then complete at once, as programs that only import us expect
+# Programs that import us for torch.ops.noisykernels alone find it complete, if they imported torch before.
+if sys.modules.get("torch") is not None:
     import_module("noisykernels.arithmetic")  # below which all operators are

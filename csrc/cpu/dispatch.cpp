@@ -7,10 +7,12 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 
-#include "common.h"
+#include "launch.h"
 
 namespace noisykernels::cpu {
 namespace {
@@ -128,7 +130,7 @@ void run(const Kernels& kernels, const Epilogue& e, int threads) {
       [](void* c, int64_t begin, int64_t end) {
         const auto* k = static_cast<Context*>(c);
         if (begin >= end) return;
-        (k->e->noise.given != nullptr ? k->kernels->separate : k->kernels->epilogue)(*k->e, begin, end);
+        (k->e->noise.given != nullptr ? k->kernels->expand_levels : k->kernels->epilogue)(*k->e, begin, end);
       },
       &context);
 }
@@ -145,7 +147,7 @@ void run(const Kernels& kernels, const PoolEpilogue& e, int threads) {
       [](void* c, int64_t begin, int64_t end) {
         const auto* k = static_cast<Context*>(c);
         if (begin >= end) return;
-        (k->e->noise.noise.given != nullptr ? k->kernels->separate_pool : k->kernels->pool)(*k->e, begin, end);
+        (k->e->noise.noise.given != nullptr ? k->kernels->expand_levels_pool : k->kernels->pool)(*k->e, begin, end);
       },
       &context);
 }

@@ -194,10 +194,48 @@ NK_BOTH(Doubles, pd, DoubleRegister, WordRegister)
 #undef NK_BOTH
 #undef NK_EACH
 
-// What levels of every width do with registers of 256 bits.
-struct X86 {
-  static constexpr int kSquare = 8;
+namespace {  // each level keeps its own copies
 
+// What the levels of every width do alike. Level derives from this and says how 16 blocks lie in its Words, by load()
+// and store(): kLanes blocks make a group, [word][block].
+template <class Level>
+struct X86 {
+  using Key = PhiloxWords<1>;
+  static constexpr int kStep = 16, kLanes = NK_BYTES / 4, kSquare = 8;
+
+  static NK_HD void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block,
+                                 uint32_t* w) {
+    typename Level::Words c[4];
+    philox_in_row(keys, constants, Level::load(block), c);
+    Level::store(c, w);
+  }
+  static NK_HD void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,
+                          uint32_t word3, uint32_t* w) {
+    typename Level::Words c[4] = {Level::load(block), Level::load(row), Level::load(draw),
+                                  splat<typename Level::Words>(word3)};
+    philox(keys, c);
+    Level::store(c, w);
+  }
+
+  // One group of blocks at a time, both pairs of words of all of them.
+  template <class Kind>
+  static NK_HD void sample(const uint32_t* words, float* out) {
+    Ints<2> w[2];  // register h: pair h
+    Floats<2> z[2];
+    NK_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      w[k % 2].v[k / 2] = (IntRegister) * reinterpret_cast<const NK_WORDS*>(words + kLanes * k);
+    }
+    Kind::sample(w[0], w[1], z[0], z[1]);
+    const FloatRegister t0 = NK_MM(unpacklo_ps)(z[0].v[0], z[1].v[0]), t1 = NK_MM(unpackhi_ps)(z[0].v[0], z[1].v[0]);
+    const FloatRegister t2 = NK_MM(unpacklo_ps)(z[0].v[1], z[1].v[1]), t3 = NK_MM(unpackhi_ps)(z[0].v[1], z[1].v[1]);
+    NK_MM(storeu_ps)(out, NK_MM(shuffle_ps)(t0, t2, 0x44));
+    NK_MM(storeu_ps)(out + kLanes, NK_MM(shuffle_ps)(t0, t2, 0xEE));
+    NK_MM(storeu_ps)(out + 2 * kLanes, NK_MM(shuffle_ps)(t1, t3, 0x44));
+    NK_MM(storeu_ps)(out + 3 * kLanes, NK_MM(shuffle_ps)(t1, t3, 0xEE));
+  }
+
+  // By registers of 256 bits whatever the level's width.
   static NK_HD void copy(float* to, const float* from, int n) {
     for (int i = 0; i < n; i += 8) _mm256_storeu_ps(to + i, _mm256_loadu_ps(from + i));
   }
@@ -223,4 +261,21 @@ struct X86 {
   }
 };
 
+// What their lanes do alike, of floats and of doubles.
+template <class C>
+struct X86Lanes {
+  static constexpr int kWidth = NK_BYTES / sizeof(C);
+  using V = std::conditional_t<sizeof(C) == 4, Floats<1>, Doubles<1>>;
+  static NK_HD V splat(C v) { return noisykernels::splat<V>(v); }
+  template <class T>
+  static NK_HD C widen(T v) {
+    return widen_value(v);
+  }
+  template <class T>
+  static NK_HD T narrow(C v) {
+    return narrow_value<T>(v);
+  }
+};
+
+}  // namespace
 }  // namespace noisykernels

@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <new>
 #include <type_traits>
 
@@ -24,21 +23,15 @@
 #define NK_MM(name) _mm256_##name
 #define NK_ROUND(ps) _mm256_round_##ps
 
-#include "common.h"
 #include "kernels.inl"
 #include "lanes_x86.h"
-#include "pool.inl"
-#include "separate.inl"
-#include "serial.inl"
-#include "squares.inl"
 
 namespace noisykernels::cpu {
 namespace {
 
-struct Avx2 : X86 {
-  using Key = PhiloxWords<1>;
+struct Avx2 : X86<Avx2> {
   using Words = PhiloxWords<4>;  // 16 blocks
-  static constexpr int kStep = 16, kSteps = 1, kLanes = 8;
+  static constexpr int kSteps = 1;
 
   // Eight blocks are kept as lanes 0 2 1 3 | 4 6 5 7 of two registers: packed to 32 bits, and after the 4 x 4
   // transposes of sample(), they come out in order without a shuffle across the halves of a register.
@@ -72,45 +65,13 @@ struct Avx2 : X86 {
     philox_in_row(keys, constants, first, c);
     store(c, w);
   }
-  static NK_HD void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block,
-                                 uint32_t* w) {
-    Words c[4];
-    philox_in_row(keys, constants, load(block), c);
-    store(c, w);
-  }
-  static NK_HD void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,
-                          uint32_t word3, uint32_t* w) {
-    Words c[4] = {load(block), load(row), load(draw), splat<Words>(word3)};
-    philox(keys, c);
-    store(c, w);
-  }
-
-  // kLanes blocks at a time, both pairs of words of all of them in one group.
-  template <class Kind>
-  static NK_HD void sample(const uint32_t* words, float* out) {
-    Ints<2> w[2];  // register h: pair h
-    Floats<2> z[2];
-    NK_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      w[k % 2].v[k / 2] = (IntRegister)_mm256_load_si256(reinterpret_cast<const __m256i*>(words + 8 * k));
-    }
-    Kind::sample(w[0], w[1], z[0], z[1]);
-    const __m256 t0 = _mm256_unpacklo_ps(z[0].v[0], z[1].v[0]), t1 = _mm256_unpackhi_ps(z[0].v[0], z[1].v[0]);
-    const __m256 t2 = _mm256_unpacklo_ps(z[0].v[1], z[1].v[1]), t3 = _mm256_unpackhi_ps(z[0].v[1], z[1].v[1]);
-    _mm256_storeu_ps(out, _mm256_shuffle_ps(t0, t2, 0x44));
-    _mm256_storeu_ps(out + 8, _mm256_shuffle_ps(t0, t2, 0xEE));
-    _mm256_storeu_ps(out + 16, _mm256_shuffle_ps(t1, t3, 0x44));
-    _mm256_storeu_ps(out + 24, _mm256_shuffle_ps(t1, t3, 0xEE));
-  }
 
   template <class C>
   struct Lanes;
 };
 
 template <>
-struct Avx2::Lanes<float> {
-  using V = Floats<1>;
-  static constexpr int kWidth = 8;
+struct Avx2::Lanes<float> : X86Lanes<float> {
   static NK_HD V load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static NK_HD V load(const BFloat16* p) {
     return {(FloatRegister)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p)), 16)};
@@ -129,19 +90,10 @@ struct Avx2::Lanes<float> {
   static NK_HD void store(Float16* p, V v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.v[0], _MM_FROUND_TO_NEAREST_INT));
   }
-  static NK_HD V splat(float v) { return noisykernels::splat<V>(v); }
   // The larger of each pair of neighbours of the 2 kWidth values in a and b; NaN if one of them is.
   static NK_HD V pair_max(V a, V b) {
     const V even = {_mm256_shuffle_ps(a.v[0], b.v[0], 0x88)}, odd = {_mm256_shuffle_ps(a.v[0], b.v[0], 0xDD)};
     return {(FloatRegister)_mm256_permute4x64_pd((__m256d)max_or_nan(even, odd).v[0], 0xD8)};
-  }
-  template <class T>
-  static NK_HD float widen(T v) {
-    return widen_value(v);
-  }
-  template <class T>
-  static NK_HD T narrow(float v) {
-    return narrow_value<T>(v);
   }
 
  private:
@@ -149,36 +101,19 @@ struct Avx2::Lanes<float> {
 };
 
 template <>
-struct Avx2::Lanes<double> {
-  using V = Doubles<1>;
-  static constexpr int kWidth = 4;
+struct Avx2::Lanes<double> : X86Lanes<double> {
   static NK_HD V load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static NK_HD V load_eps(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
   static NK_HD void store(double* p, V v) { _mm256_storeu_pd(p, v.v[0]); }
-  static NK_HD V splat(double v) { return noisykernels::splat<V>(v); }
   static NK_HD V pair_max(V a, V b) {
     const V even = {_mm256_unpacklo_pd(a.v[0], b.v[0])}, odd = {_mm256_unpackhi_pd(a.v[0], b.v[0])};
     return {_mm256_permute4x64_pd(max_or_nan(even, odd).v[0], 0xD8)};
-  }
-  static NK_HD double widen(double v) { return v; }
-  template <class T>
-  static NK_HD T narrow(double v) {
-    return v;
   }
 };
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2",
-                       &epilogue_range<Avx2>,
-                       &pool_range<Avx2>,
-                       &separate_range<Avx2>,
-                       &separate_pool_range<Avx2>,
-                       &square_row<Avx2>,
-                       &deviations<Avx2>,
-                       &serial_range<Avx2>,
-                       &serial_gradient_range<Avx2>,
-                       &quantize_range<Avx2>};
+constinit const Kernels kAvx2 = kernels_of<Avx2>("avx2");
 
 }  // namespace noisykernels::cpu
 

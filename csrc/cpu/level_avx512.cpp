@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <new>
 #include <type_traits>
 
@@ -29,21 +28,15 @@
 #define NK_MM(name) _mm512_##name
 #define NK_ROUND(ps) _mm512_roundscale_##ps
 
-#include "common.h"
 #include "kernels.inl"
 #include "lanes_x86.h"
-#include "pool.inl"
-#include "separate.inl"
-#include "serial.inl"
-#include "squares.inl"
 
 namespace noisykernels::cpu {
 namespace {
 
-struct Avx512 : X86 {
-  using Key = PhiloxWords<1>;
+struct Avx512 : X86<Avx512> {
   using Words = PhiloxWords<2>;  // 16 blocks
-  static constexpr int kStep = 16, kSteps = 2, kLanes = 16;
+  static constexpr int kSteps = 2;
 
   // Sixteen blocks are kept as lanes 0 4 1 5 2 6 3 7 and 8 12 9 13 10 14 11 15 of two registers: packed to 32 bits, and
   // after the 4 x 4 transposes of sample(), they come out in order without a shuffle across the quarters of a register.
@@ -74,43 +67,13 @@ struct Avx512 : X86 {
     philox_in_row(keys, constants, each<WordRegister, 2 * Steps>([&](int i) NK_LAMBDA { return first + 8 * i; }), c);
     store(c, w);
   }
-  static NK_HD void words_listed(const RoundKeys<Key>& keys, const RowConstants<Key>& constants, const uint32_t* block,
-                                 uint32_t* w) {
-    Words c[4];
-    philox_in_row(keys, constants, load(block), c);
-    store(c, w);
-  }
-  static NK_HD void words(const RoundKeys<Key>& keys, const uint32_t* block, const uint32_t* row, const uint32_t* draw,
-                          uint32_t word3, uint32_t* w) {
-    Words c[4] = {load(block), load(row), load(draw), splat<Words>(word3)};
-    philox(keys, c);
-    store(c, w);
-  }
-
-  // kLanes blocks at a time, both pairs of words of all of them in one group.
-  template <class Kind>
-  static NK_HD void sample(const uint32_t* words, float* out) {
-    Ints<2> w[2];  // register h: pair h
-    Floats<2> z[2];
-    NK_UNROLL
-    for (int k = 0; k < 4; ++k) w[k % 2].v[k / 2] = (IntRegister)_mm512_load_si512(words + 16 * k);
-    Kind::sample(w[0], w[1], z[0], z[1]);
-    const __m512 t0 = _mm512_unpacklo_ps(z[0].v[0], z[1].v[0]), t1 = _mm512_unpackhi_ps(z[0].v[0], z[1].v[0]);
-    const __m512 t2 = _mm512_unpacklo_ps(z[0].v[1], z[1].v[1]), t3 = _mm512_unpackhi_ps(z[0].v[1], z[1].v[1]);
-    _mm512_storeu_ps(out, _mm512_shuffle_ps(t0, t2, 0x44));
-    _mm512_storeu_ps(out + 16, _mm512_shuffle_ps(t0, t2, 0xEE));
-    _mm512_storeu_ps(out + 32, _mm512_shuffle_ps(t1, t3, 0x44));
-    _mm512_storeu_ps(out + 48, _mm512_shuffle_ps(t1, t3, 0xEE));
-  }
 
   template <class C>
   struct Lanes;
 };
 
 template <>
-struct Avx512::Lanes<float> {
-  using V = Floats<1>;
-  static constexpr int kWidth = 16;
+struct Avx512::Lanes<float> : X86Lanes<float> {
   static NK_HD V load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static NK_HD V load(const BFloat16* p) {
     return {(FloatRegister)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves(p)), 16)};
@@ -127,7 +90,6 @@ struct Avx512::Lanes<float> {
   static NK_HD void store(Float16* p, V v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v.v[0], _MM_FROUND_TO_NEAREST_INT));
   }
-  static NK_HD V splat(float v) { return noisykernels::splat<V>(v); }
   // The larger of each pair of neighbours of the 2 kWidth values in a and b; NaN if one of them is.
   static NK_HD V pair_max(V a, V b) {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -135,52 +97,27 @@ struct Avx512::Lanes<float> {
     return max_or_nan(V{{_mm512_permutex2var_ps(a.v[0], even, b.v[0])}},
                       V{{_mm512_permutex2var_ps(a.v[0], odd, b.v[0])}});
   }
-  template <class T>
-  static NK_HD float widen(T v) {
-    return widen_value(v);
-  }
-  template <class T>
-  static NK_HD T narrow(float v) {
-    return narrow_value<T>(v);
-  }
 
  private:
   static NK_HD __m256i halves(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 };
 
 template <>
-struct Avx512::Lanes<double> {
-  using V = Doubles<1>;
-  static constexpr int kWidth = 8;
+struct Avx512::Lanes<double> : X86Lanes<double> {
   static NK_HD V load(const double* p) { return {_mm512_loadu_pd(p)}; }
   static NK_HD V load_eps(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
   static NK_HD void store(double* p, V v) { _mm512_storeu_pd(p, v.v[0]); }
-  static NK_HD V splat(double v) { return noisykernels::splat<V>(v); }
   static NK_HD V pair_max(V a, V b) {
     const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14),
                   odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
     return max_or_nan(V{{_mm512_permutex2var_pd(a.v[0], even, b.v[0])}},
                       V{{_mm512_permutex2var_pd(a.v[0], odd, b.v[0])}});
   }
-  static NK_HD double widen(double v) { return v; }
-  template <class T>
-  static NK_HD T narrow(double v) {
-    return v;
-  }
 };
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512",
-                         &epilogue_range<Avx512>,
-                         &pool_range<Avx512>,
-                         &separate_range<Avx512>,
-                         &separate_pool_range<Avx512>,
-                         &square_row<Avx512>,
-                         &deviations<Avx512>,
-                         &serial_range<Avx512>,
-                         &serial_gradient_range<Avx512>,
-                         &quantize_range<Avx512>};
+constinit const Kernels kAvx512 = kernels_of<Avx512>("avx512");
 
 }  // namespace noisykernels::cpu
 

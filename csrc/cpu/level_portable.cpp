@@ -1,10 +1,5 @@
 // The portable CPU level: scalar lanes, any architecture.
-#include "common.h"
 #include "kernels.inl"
-#include "pool.inl"
-#include "separate.inl"
-#include "serial.inl"
-#include "squares.inl"
 
 namespace noisykernels::cpu {
 namespace {
@@ -63,15 +58,6 @@ struct Portable {
 
 }  // namespace
 
-const Kernels kPortable = {"portable",
-                           &epilogue_range<Portable>,
-                           &pool_range<Portable>,
-                           &separate_range<Portable>,
-                           &separate_pool_range<Portable>,
-                           &square_row<Portable>,
-                           &deviations<Portable>,
-                           &serial_range<Portable>,
-                           &serial_gradient_range<Portable>,
-                           &quantize_range<Portable>};
+constinit const Kernels kPortable = kernels_of<Portable>("portable");
 
 }  // namespace noisykernels::cpu

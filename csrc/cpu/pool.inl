@@ -1,5 +1,7 @@
-// Noise, ReLU and max-pooling in one pass, over the lanes of an instruction-set level A; included after kernels.inl.
+// Noise, ReLU and max-pooling in one pass, over the lanes of an instruction-set level A.
 #pragma once
+
+#include "epilogue.inl"
 
 namespace noisykernels::cpu {
 namespace {

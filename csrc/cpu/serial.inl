@@ -1,7 +1,8 @@
 // Sums with a defined arithmetic on the CPU: tiles of outputs in registers, over the lanes of an instruction-set level
-// A; included after kernels.inl. Operands are copied into the order of the steps first, so that the inner loop runs
-// straight on.
+// A. Operands are copied into the order of the steps first, so that the inner loop runs straight on.
 #pragma once
+
+#include "epilogue.inl"
 
 namespace noisykernels::cpu {
 namespace {

@@ -1,6 +1,6 @@
 // The machine's instructions that CUDA C++ has no words for: asynchronous copies, matrix loads and the tensor cores,
 // all of them inline PTX of sm_80, each with its equivalent on the emulated device of tests/cuda/simt. (noise.h, which
-// must stand alone, and values.h have three more beside their equivalents.)
+// must stand alone, and half.h have three more beside their equivalents.)
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../values.h"
+#include "../half.h"
 
 namespace noisykernels::cuda {
 namespace {

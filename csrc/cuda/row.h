@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../values.h"
+#include "../rows.h"
 #include "divisor.h"
 
 namespace noisykernels::cuda {

@@ -70,12 +70,20 @@ class Compute:
             return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 2**30
         return int(self.memory)
 
-    def only(self, op: str, *names: str) -> Compute:
-        """These settings; an error that names any other that a study cannot follow."""
-        usual = Compute()
-        for field in fields(self):
-            if field.name not in names and getattr(self, field.name) != getattr(usual, field.name):
-                raise ValueError(
-                    f"{op}: of compute it takes {', '.join(names)}, got {field.name}={getattr(self, field.name)!r}"
-                )
-        return self
+    @classmethod
+    def of(cls, op: str, given: Compute | None, *names: str) -> Compute:
+        """What a study is given, if it can follow it: any settings, or those named.
+
+        Raises:
+            TypeError: what is no Compute.
+            ValueError: a setting that the study does not take; without it, it would be silently left out.
+        """
+        usual = cls()
+        if given is None:
+            return usual
+        if not isinstance(given, cls):
+            raise TypeError(f"{op}: compute must be a Compute, got {type(given).__name__}")
+        for field in fields(given) if names else ():
+            if field.name not in names and (value := getattr(given, field.name)) != getattr(usual, field.name):
+                raise ValueError(f"{op}: of compute it takes {', '.join(names)}, got {field.name}={value!r}")
+        return given

@@ -29,7 +29,7 @@ def proved_up_to(engine: SharedEngine, requests: Sequence[Request]) -> list[floa
     targets = [engine.problem.targets[r.which] for r in requests]
     known = engine.problem.metric.by_argmax
     limits = [
-        math.inf if known and t.reaches(engine.tape, r.site.name) and t.bounded else 0.0
+        math.inf if known and t.reaches(engine.tape, r.site.name) else 0.0
         for r, t in zip(requests, targets, strict=True)
     ]
     for inputs in engine.problem.data[0].split(engine.rows):
@@ -51,6 +51,8 @@ def _limit(engine: SharedEngine, site: str, clean: dict[int, Any], target: Targe
     if clean[number].is_cuda and "tf32" in gpu_precision():
         return 0.0  # and so does tf32
     at_site = target.radii(clean[number].abs().double())  # float64: tiny radii must not become 0
+    if not at_site:
+        return 0.0
     limit = math.inf
     scores = clean[tape.result].double()
     top, best = scores.max(1, keepdim=True)

@@ -114,18 +114,17 @@ class Session:
         self, op: str, problem: Problem, compute: Compute | None = None, passes: Passes | None = None, **placed: Any
     ) -> None:
         self.op, self.problem, self._passes, self._placed = op, problem, passes, placed
-        self.compute = Compute() if compute is None else compute
-        if not isinstance(self.compute, Compute):
-            raise TypeError(f"{op}: compute must be a Compute, got {type(compute).__name__}")
+        self.compute = Compute.of(op, compute)
         self.inputs, self.labels, self.rows = problem.data
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
-        noise, compute, device = self._placed.pop("noise", None), self.compute, self.problem.device
+        compute, device = self.compute, self.problem.device
+        placed = {"noise": None} | self._placed
         with self._stack as stack:  # taken back if something fails
             stack.enter_context(torch_threads(compute.threads))
             stack.enter_context(evaluation_mode(self.problem.model))
-            given = inject(self.problem.model, noise, example_input=self.inputs[:2], **self._placed)
+            given = inject(self.problem.model, example_input=self.inputs[:2], **placed)
             self.model: nn.Module = stack.enter_context(given)
             self.state = state_of(self.model)
             self.noisy, self.state.placement = self.state.placement, SILENT
@@ -191,6 +190,11 @@ class Session:
     def clean(self) -> NDArray[Any]:
         """The number of each row without noise."""
         return self._clean_run[0]
+
+    @property
+    def clean_mean(self) -> float:
+        """What is measured without noise."""
+        return float(self.clean.mean())
 
     @cached_property
     def outputs(self) -> int:

@@ -95,7 +95,6 @@ class Target(ABC):
     name: ClassVar[str]  # what studies and stores call it
     shares_rows: ClassVar[bool] = True  # the rows of a draw share what is random: a draw is a chip
     least_rows: ClassVar[int] = ROWS  # what is drawn for all rows alike is drawn anew for each part of them
-    bounded: bool = False  # whether `radii` can say how far a value can move
 
     @abstractmethod
     def check(self, op: str, level: float, computed: torch.dtype) -> None:
@@ -136,8 +135,9 @@ class Target(ABC):
         return math.nan
 
     def radii(self, x: Tensor) -> list[Tensor]:
-        """How far it can move values of absolute size x: r1, r2, ... at level A by at most A r1 + A^2 r2 + ..."""
-        raise NotImplementedError
+        """How far it can move values of absolute size x: r1, r2, ... at level A by at most A r1 + A^2 r2 + ...; none:
+        nothing is known."""
+        return []
 
 
 class _Directed(Target):
@@ -213,14 +213,11 @@ class Activation(_Directed):
         """The site alone."""
         return set()
 
-    @property
-    def bounded(self) -> bool:  # type: ignore[override]
-        """Where its levels are numbers."""
-        return all(level is None or level.dim() == 0 for level in (self.noise.add, self.noise.mul))
-
     def radii(self, x: Tensor) -> list[Tensor]:
-        """See `Target`."""
+        """See `Target`: known where levels are numbers."""
         noise, most = self.noise, largest_eps(self.noise.kind)
+        if any(level is not None and level.dim() > 0 for level in (noise.add, noise.mul)):
+            return []
         a, m = (0.0 if level is None else float(level) for level in (noise.add, noise.mul))
         found = [most * (a + m * x)]
         if noise.mode == "add_mul":

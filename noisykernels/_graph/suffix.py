@@ -156,7 +156,7 @@ class Suffix:
         zero = torch.zeros(1)
 
         def run(x: Tensor, direction: Tensor | None = None, levels: Tensor = zero) -> Tensor:
-            out: Tensor = _ops.separate_max_pool2d.default(x, direction, _beside(x, levels), relu, *pooling)
+            out: Tensor = _ops.expand_levels_max_pool2d.default(x, direction, _beside(x, levels), relu, *pooling)
             return out
 
         return _Fused(run, number, step.outputs[0], through, pools=True)
@@ -267,7 +267,7 @@ class Suffix:
         def one(direction: Tensor, some: Tensor) -> Tensor:
             if pool is not None:
                 return pool.run(x, direction, some.float())  # type: ignore[call-arg]
-            out: Tensor = _ops.separate.default(x, direction, _beside(x, some.float()), relu)
+            out: Tensor = _ops.expand_levels.default(x, direction, _beside(x, some.float()), relu)
             return out
 
         if len(toward) == 1:

@@ -18,7 +18,7 @@ from noisykernels.cli.parser import parser
 from noisykernels.datasets.vision import info, load
 from noisykernels.noise.contract import KINDS
 from noisykernels.study.comparison import compare
-from noisykernels.study.html_report import report
+from noisykernels.study.result import Result
 from noisykernels.study.study import Study
 from noisykernels.training.loop import accuracy
 from noisykernels.walking.parameter import PARAMETERS, walk_parameter
@@ -143,7 +143,7 @@ def _again(args: argparse.Namespace) -> str:
 
 def run_vote(args: argparse.Namespace) -> Any:
     """Runs the noisy network many times, and says what combining its answers gives."""
-    check_folders(args.picture)
+    check_folders(args.picture, args.out)
     picture_format = None if args.picture is None else format_of_picture(args.picture)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
@@ -159,6 +159,8 @@ def run_vote(args: argparse.Namespace) -> Any:
     )
     if args.picture is not None:
         draw_picture(votes, args.picture, picture_format)
+    if args.out is not None:
+        votes.save(args.out)
     if args.json:
         return {"clean": votes.clean, "curves": {k: c.accuracy.tolist() for k, c in votes.curves.items()}}
     print(votes.table())
@@ -167,10 +169,13 @@ def run_vote(args: argparse.Namespace) -> Any:
 
 def run_chips(args: argparse.Namespace) -> Any:
     """Runs the network on many chips, and says how their accuracy spreads."""
+    check_folders(args.out)
     noise = nk.WeightNoise(**{args.noise: args.level}, relative=args.relative)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     found = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
+    if args.out is not None:
+        found.save(args.out)
     if args.json:
         return {"clean": found.clean, "mean": found.mean, "std": found.std, "accuracy": found.accuracy.tolist()}
     print(f"{args.model} on {args.data}; {noise!r}")
@@ -179,15 +184,15 @@ def run_chips(args: argparse.Namespace) -> Any:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    """Writes a study as HTML."""
-    out = args.out if args.out is not None else args.study.with_suffix(".html")
+    """Writes a result as HTML."""
+    out = args.out if args.out is not None else args.result.with_suffix(".html")
     check_folders(out)
-    print(f"report: {report(Study.load(args.study), out, args.title)}")
+    print(f"report: {Result.load(args.result).report(out, args.title)}")
 
 
 def run_compare(args: argparse.Namespace) -> Any:
     """Compares the midpoints of two studies."""
-    check_folders(args.picture)
+    check_folders(args.picture, args.out)
     picture_format = None if args.picture is None else format_of_picture(args.picture)
     stems = [path.stem for path in args.studies]
     names = args.names or (stems if stems[0] != stems[1] else ["a", "b"])
@@ -195,6 +200,8 @@ def run_compare(args: argparse.Namespace) -> Any:
     both = compare(a, b, names)
     if args.picture is not None:
         draw_picture(both, args.picture, picture_format)
+    if args.out is not None:
+        both.save(args.out)
     if not args.json:
         print(both.table())
         return None

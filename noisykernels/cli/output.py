@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from noisykernels._util.files import replacing
 from noisykernels._util.optional import optional
-from noisykernels.study.export import exporter
+from noisykernels.study.export import exporter, finite
 from noisykernels.study.html_report import report
 from noisykernels.study.study import Study
 
@@ -91,15 +90,6 @@ def draw_picture(result: Any, path: Path, picture_format: str | None) -> None:
         figure.savefig(file, dpi=110, format=picture_format)
 
 
-def _finite(value: Any) -> Any:
-    """The value with None for every number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def print_json(value: Any) -> None:
     """Prints a value as strict JSON: what is not a finite number is null."""
-    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+    print(json.dumps(finite(value), indent=1, allow_nan=False))

@@ -145,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
     vote = commands.add_parser("vote", parents=[shared, noisy, terms], help="accuracy against number of executions")
     vote.add_argument("--level", type=float, default=0.5, help="level of the noise everywhere (default: %(default)s)")
     vote.add_argument("--draws", type=int, default=20, help="executions of the network (default: %(default)s)")
+    vote.add_argument("--out", type=Path, help="write the result (JSON) to this file")
 
     chips = commands.add_parser("chips", parents=[shared], help="spread of accuracy over chips with noisy weights")
     chips.add_argument("--noise", default="add", choices=("add", "mul"), help="kind of noise (default: %(default)s)")
@@ -156,16 +157,18 @@ def parser() -> argparse.ArgumentParser:
     chips.add_argument("--limits", type=numbers, default=[], help="accuracies to tell the yield at (default: three)")
     chips.add_argument("--rows", type=int, help="first so many test images (default: all)")
     chips.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    chips.add_argument("--out", type=Path, help="write the result (JSON) to this file")
 
-    told = commands.add_parser("report", help="one HTML file that shows and explains a study")
-    told.add_argument("study", type=Path, help="what --out wrote")
-    told.add_argument("--out", type=Path, help="file to write (default: the study's, ending in .html)")
-    told.add_argument("--title", help="heading (default: the model and the data)")
+    told = commands.add_parser("report", help="one HTML file that shows and explains a study, or another result")
+    told.add_argument("result", type=Path, help="what --out wrote")
+    told.add_argument("--out", type=Path, help="file to write (default: the result's, ending in .html)")
+    told.add_argument("--title", help="heading (default: a study's model and data)")
 
     both = commands.add_parser("compare", help="two studies, site by site: ratio of the midpoints")
     both.add_argument("studies", type=Path, nargs=2, metavar="study", help="what --out wrote")
     both.add_argument("--names", nargs=2, metavar=("A", "B"), help="what to call them (default: as their files)")
     both.add_argument("--picture", type=Path, help="write both profiles to this file")
+    both.add_argument("--out", type=Path, help="write the comparison (JSON) to this file")
     both.add_argument("--json", action="store_true", help="machine-readable output on standard output")
 
     resume = commands.add_parser("resume", help="the walk or grid that fills a --store, again: goes on from there")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +19,21 @@ from noisykernels.arithmetic.formats import Format, as_format
 from noisykernels.arithmetic.serial import Serial
 from noisykernels.experiments.format_runs import FormatRuns
 from noisykernels.experiments.format_search import changed
-from noisykernels.experiments.format_sweep import TARGET
+from noisykernels.experiments.format_sweep import CODECS, TARGET
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
+from noisykernels.plotting.formats import plot_layer_formats
+from noisykernels.study.result import Result
 
 __all__ = ["LayerFormats", "layer_formats"]
 
 
-@dataclass(frozen=True)
-class LayerFormats:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerFormats(Result, kind="choice of formats"):
     """A format for each contraction of a network; what `layer_formats` returns.
+
+    Columns of `to_pandas`, a row for each site: site, format, point, bits, macs, speedup, saving.
 
     Args:
         formats: of each site, in the order of the forward.
@@ -50,6 +54,7 @@ class LayerFormats:
     normalised: float
     evaluations: int
     cost: CostModel
+    _codecs = CODECS
 
     @property
     def speedup(self) -> float:
@@ -79,6 +84,27 @@ class LayerFormats:
         return "\n".join(
             [title, *aligned([["site", "format", "operations", "share", "speed-up"], *lines], left=(0, 1))]
         )
+
+    def plot(self, ax: Any = None) -> Any:
+        """The bits of each layer on the caller's axes or a new figure (see `plot_layer_formats`); the Figure."""
+        return plot_layer_formats(self, ax).figure
+
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        rows = [
+            (site, str(fmt), fmt.point, fmt.bits, self.macs[site], self.cost.speedup(fmt), self.cost.saving(fmt))
+            for site, fmt in self.formats.items()
+        ]
+        return ["site", "format", "point", "bits", "macs", "speedup", "saving"], rows
+
+    def _brief(self) -> str:
+        return f"{len(self.formats)} layers, normalised accuracy {self.normalised:.4f}, speed-up {self.speedup:.2f}"
+
+    def _about(self) -> dict[str, Any]:
+        about = {name: getattr(self, name) for name in ("normalised", "speedup", "saving", "evaluations")}
+        return {**about, "cost": repr(self.cost)}
+
+    def _size(self) -> tuple[float, float]:
+        return 1.8 + max(4.5, 0.55 * len(self.formats)), 4.6
 
 
 def layer_formats(

@@ -35,7 +35,7 @@ class FormatRuns:
         self, op: str, model: nn.Module, data: Data, inputs: int | Tensor, seed: int, compute: Compute | None,
         metric: Metric = ACCURACY,
     ) -> None:  # fmt: skip
-        compute = (Compute() if compute is None else compute).only(op, *SIZES)
+        compute = Compute.of(op, compute, *SIZES)
         problem = Problem.of(op, model, data, seed=seed, metric=metric)
         self.op, self.metric = op, metric
         self.session = Session(op, problem, replace(compute, draws_per_pass=1))
@@ -57,7 +57,7 @@ class FormatRuns:
             session = stack.enter_context(self.session)
             if not any(has_weight(s) for s in session.sites):
                 raise ValueError(f"{self.op}: the model has no linear layer or convolution, so no format to choose")
-            self.clean = float(session.clean.mean())
+            self.clean = session.clean_mean
             if self.clean == 0:
                 raise ValueError(f"{self.op}: the model gets no row of the data right")
             self.clean_scores = session.scores(self.few).double().flatten()

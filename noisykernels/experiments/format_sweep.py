@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,8 +17,8 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Session
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import identity, study_key
-from noisykernels._util.optional import optional
 from noisykernels._util.progress import progress_of
+from noisykernels._util.text import aligned
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import FixedFormat, FloatFormat, Format, as_format
 from noisykernels.arithmetic.serial import Serial
@@ -27,6 +27,8 @@ from noisykernels.hardware.device import Device
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.plotting.formats import plot_front
+from noisykernels.study.encoding import Codec, Codecs, codec_of
+from noisykernels.study.result import Result
 
 __all__ = ["INPUTS", "TARGET", "FormatResult", "Sweep", "design_space", "sweep_formats"]
 
@@ -82,9 +84,28 @@ class FormatResult:
     saving: float
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
+def _format_of(fields: dict[str, Any]) -> Format:
+    made: type[Format] = {"float": FloatFormat, "fixed": FixedFormat}[fields["point"]]
+    return made(**{name: value for name, value in fields.items() if name != "point"})
+
+
+# how results write what they hold of `arithmetic`
+_FORMAT = Codec(lambda fmt: {"point": fmt.point, **vars(fmt)}, _format_of)
+_COSTS = codec_of(dict[str, tuple[float, ...]] | None, {})
+CODECS: Codecs = {
+    Format: _FORMAT,
+    CostModel: Codec(
+        lambda cost: {"reference": _FORMAT.write(cost.reference), "table": _COSTS.write(cost.table)},
+        lambda told: CostModel(_COSTS.read(told["table"]), reference=_FORMAT.read(told["reference"])),
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Result, kind="sweep"):
     """Accuracy of one network in many formats; what `sweep_formats` returns.
+
+    Columns of `to_pandas`, a row for each format: format, point, bits, r2, normalised, speedup, saving.
 
     Example:
         >>> made = [FormatResult(FloatFormat(m, 6), 1.0, n, 30.0 / m, 1.0) for m, n in ((2, 0.5), (3, 0.999), (4, 1.0))]
@@ -98,6 +119,7 @@ class Sweep:
     rows: int
     name: str = ""
     target: ClassVar[float] = TARGET  # where its pictures draw the line
+    _codecs = CODECS
 
     def fastest(self, target: float = TARGET) -> FormatResult | None:
         """The fastest format that keeps this share of the accuracy, of equally fast ones the most accurate; or None."""
@@ -112,22 +134,48 @@ class Sweep:
                 found.append(r)
         return found
 
-    def to_pandas(self) -> Any:
-        """A pandas DataFrame with a row for each format: format, point, bits, r2, normalised, speedup, saving."""
+    def table(self, target: float = TARGET) -> str:
+        """The formats of the front as aligned text, fastest first, and which of them is the fastest above a target.
+
+        Args:
+            target: a share of the accuracy in float32.
+        """
+        best = self.fastest(target)
+        lines = [
+            [str(r.format), str(r.format.bits), *(f"{v:.4f}" for v in (r.r2, r.normalised)), f"{r.speedup:.2f}",
+             f"{r.saving:.2f}", "<- fastest" if r is best else ""]
+            for r in self.front()
+        ]  # fmt: skip
+        head = ["format", "bits", "R^2", "accuracy", "speed-up", "saving", ""]
+        said = "none keeps" if best is None else f"{best.format} is the fastest that keeps"
+        title = (
+            f"{self.name}: ".removeprefix(": ")
+            + f"clean accuracy {self.clean:.4f}, {self.rows} rows, {len(self.results)} formats, {len(lines)} on the "
+            f"front; {said} {target:.4g} of the accuracy"
+        )
+        return "\n".join([title, *aligned([head, *lines], left=(0, 6))])
+
+    def plot(self, ax: Any = None, *, target: float = TARGET) -> Any:
+        """Speed-up against accuracy with the front on the caller's axes or a new figure (see `plot_front`); the Figure.
+
+        Args:
+            ax: matplotlib axes, or None.
+            target: a share of the accuracy to draw a line at.
+        """
+        return plot_front(self, ax, target=target).figure
+
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         rows = [
             (str(r.format), r.format.point, r.format.bits, r.r2, r.normalised, r.speedup, r.saving)
             for r in self.results
         ]
-        names = ["format", "point", "bits", "r2", "normalised", "speedup", "saving"]
-        return optional("pandas", "table").DataFrame(rows, columns=names)
+        return ["format", "point", "bits", "r2", "normalised", "speedup", "saving"], rows
 
-    def plot(self, ax: Any = None, *, target: float = TARGET) -> Any:
-        """Speed-up against accuracy with the front; see `format_plots.plot_front`."""
-        return plot_front(self, ax, target=target)
+    def _brief(self) -> str:
+        return f"{len(self.results)} formats, {self.rows} rows, clean {self.clean:.4f}"
 
     def __repr__(self) -> str:
-        return f"<Sweep{f' of {self.name}' if self.name else ''}: {len(self.results)} formats, {self.rows} rows, " \
-               f"clean {self.clean:.4f}>"  # fmt: skip
+        return f"<Sweep{f' of {self.name}' if self.name else ''}: {self._brief()}>"
 
 
 def sweep_formats(

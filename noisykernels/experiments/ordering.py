@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._util.checks import whole_size
-from noisykernels._util.optional import optional
 from noisykernels._util.text import aligned
 from noisykernels.arithmetic.order import ORDERS as NAMES
 from noisykernels.arithmetic.order import random_order
@@ -24,6 +23,8 @@ from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.nn.modules import NoisyLayer
+from noisykernels.plotting.ordering import plot_orders
+from noisykernels.study.result import Result
 
 __all__ = ["LayerOrder", "OrderStudy", "order_sensitivity"]
 
@@ -65,14 +66,16 @@ class LayerOrder:
     quantiles: NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class OrderStudy:
+@dataclass(frozen=True, eq=False, repr=False)
+class OrderStudy(Result, kind="order study"):
     """What `order_sensitivity` returns.
 
     Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
     layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
     which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
     not the twin's, over permutations; rows, seed. Without labels the figures of the network are empty or NaN.
+
+    Columns of `to_pandas`, a row for each layer: site, steps, outputs, std, spread, saturated, shift_*.
     """
 
     layers: tuple[LayerOrder, ...]
@@ -109,45 +112,29 @@ class OrderStudy:
     def __repr__(self) -> str:
         return self.table()
 
-    def to_pandas(self) -> Any:
-        """A pandas DataFrame with a row for each layer: site, steps, outputs, std, spread, saturated, shift_*."""
-        rows = [
-            {
-                "site": a.name,
-                "steps": a.steps,
-                "outputs": a.outputs,
-                "std": a.std,
-                "spread": a.spread,
-                "saturated": a.saturated,
-                **{f"shift_{name}": value for name, value in a.shift.items()},
-            }
-            for a in self.layers
-        ]
-        return optional("pandas", "table").DataFrame(rows)
-
-    def plot(self, axes: Any = None) -> Any:
+    def plot(self, ax: Any = None) -> Any:
         """The deviation of each layer's outputs, sorted, and the accuracy of each permutation; the Figure.
 
         Args:
-            axes: two matplotlib axes; None makes a new figure.
+            ax: two matplotlib axes; None makes a new figure.
         """
-        if axes is None:
-            _, axes = optional("matplotlib.pyplot", "plot").subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-        left, right = axes
-        share = np.linspace(0, 1, 101)
-        for layer in self.layers:
-            left.plot(share, layer.quantiles, label=f"{layer.name}, K = {layer.steps}")
-        left.set(xlabel="share of outputs", ylabel="deviation over permutations / deviation of outputs", ylim=(0, None))
-        left.legend(fontsize="small")
-        left.grid(alpha=0.3)
-        right.plot(np.sort(self.accuracy), "o", ms=4, color="0.4", label="random permutations, sorted")
-        for i, (name, value) in enumerate(self.orders.items()):
-            right.axhline(value, color=f"C{i}", ls="-" if name == "none" else "--", label=f"order: {name}")
-        right.set(xlabel="permutation", ylabel="accuracy", ylim=(0, 1))
-        right.xaxis.get_major_locator().set_params(integer=True)
-        right.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 0.12))
-        right.grid(alpha=0.3)
-        return left.figure
+        return plot_orders(self, ax)
+
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        names = ["site", "steps", "outputs", "std", "spread", "saturated"]
+        shifts = [f"shift_{name}" for name in self.layers[0].shift]
+        return [*names, *shifts], [
+            (a.name, a.steps, a.outputs, a.std, a.spread, a.saturated, *a.shift.values()) for a in self.layers
+        ]
+
+    def _brief(self) -> str:
+        return f"{len(self.layers)} layers, {self.permutations} permutations, {self.rows} rows"
+
+    def _draw(self, figure: Any) -> None:
+        self.plot(figure.subplots(1, 2))
+
+    def _size(self) -> tuple[float, float]:
+        return 11.0, 4.2
 
 
 @dataclass
@@ -316,7 +303,7 @@ def order_sensitivity(
         _check(arithmetic)
     with_labels = not isinstance(data, Tensor)
     pair = (data, torch.zeros(len(data), dtype=torch.int64)) if isinstance(data, Tensor) else data
-    compute = (Compute() if compute is None else compute).only(op, "batch_rows", "threads")
+    compute = Compute.of(op, compute, "batch_rows", "threads")
     problem = Problem.of(op, model, pair, seed=seed, metric=metric)
     study = _Study(seed, permutations, tuple(orders))
 

@@ -1,6 +1,6 @@
 """Voting: the noisy machine runs several times and its answers are combined; how accurate is that?
 
-`vote` runs a model and counts (`ballots` has the counting).
+`vote` runs a model and counts (`stats.votes` has the counting).
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from torch import nn
 from noisykernels._engine.arguments import chosen_sites, draw_list
 from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session
-from noisykernels._util.optional import optional
 from noisykernels._util.progress import progress_of
 from noisykernels.injection.api import sites as sites_of
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.votes import plot_votes
 from noisykernels.stats.votes import KINDS, Means, VoteCurve, majority_curve
+from noisykernels.study.result import Result
 
 __all__ = ["Votes", "vote"]
 
 
-@dataclass(frozen=True, eq=False)
-class Votes:
+@dataclass(frozen=True, eq=False, repr=False)
+class Votes(Result, kind="vote"):
     """Accuracy against the number of executions, by kind of vote; what `vote` returns.
+
+    Columns of `to_pandas`: kind, executions, accuracy, error.
 
     Example:
         >>> curve = VoteCurve(np.array([1, 2, 3]), np.array([0.7, 0.7, 0.8]), np.full(3, 0.01))
@@ -60,15 +62,21 @@ class Votes:
         title = f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
         return "\n".join([title, *lines])
 
-    def to_pandas(self) -> Any:
-        """A pandas DataFrame: kind, executions, accuracy, error."""
-        pandas = optional("pandas", "table")
-        return pandas.concat(
-            [pandas.DataFrame({"kind": kind, **c._asdict()}) for kind, c in self.curves.items()], ignore_index=True
-        )
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        rows = [
+            (kind, *row)
+            for kind, c in self.curves.items()
+            for row in zip(*(column.tolist() for column in c), strict=True)
+        ]
+        return ["kind", *VoteCurve._fields], rows
+
+    def _brief(self) -> str:
+        kinds, draws = len(self.curves), len(self.draws)
+        return f"{kinds} kind{'s' * (kinds != 1)} of vote, {draws} draw{'s' * (draws != 1)}, {self.rows} rows, " \
+               f"clean {self.clean:.4f}"  # fmt: skip
 
     def plot(self, ax: Any = None) -> Any:
-        """Picture of the curves on the caller's axes or a new figure (see `plot.plot_votes`); the Figure."""
+        """Picture of the curves on the caller's axes or a new figure (see `plotting.plot_votes`); the Figure."""
         return plot_votes(self, ax).figure
 
 
@@ -133,7 +141,7 @@ def vote(
         raise ValueError("vote: a dict of noises says where they enter; leave out sites=")
     if noise is None and hardware is None and not any(isinstance(m, NoisyLayer) for m in model.modules()):
         raise ValueError("vote: noise is None, there is no hardware, and the model has no noisy layer")
-    compute = (Compute() if compute is None else compute).only("vote", *SIZES)
+    compute = Compute.of("vote", compute, *SIZES)
     sampled = [k for k in KINDS[1:] if k in wanted]
     ids = draw_list("vote", draws)
     problem = Problem.of("vote", model, data, seed=seed, rows=rows)
@@ -144,7 +152,7 @@ def vote(
         where = [site.name for site in chosen_sites("vote", sites_of(model, inputs[:2]), sites)]
     placed = {"noise": noise, "where": where, "hardware": hardware, "repeats": repeats}
     with Session("vote", problem, compute, **placed) as session:
-        clean = float(session.clean.mean())
+        clean = session.clean_mean
         predictions = np.empty((len(ids), len(labels)), np.int64)
         parts = []
         with progress_of("vote", progress, session.noisy_passes(ids)) as advance:

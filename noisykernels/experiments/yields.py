@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session
-from noisykernels._util.optional import optional
 from noisykernels._util.progress import progress_of
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.noise.description import Noise
+from noisykernels.plotting.yields import SHARES, plot_yields
 from noisykernels.stats.intervals import wilson
+from noisykernels.study.result import Result
 
 __all__ = ["Chips", "chips", "worst_of"]
 
@@ -47,9 +48,11 @@ def worst_of(accuracy: Sequence[float] | NDArray[np.float64], count: int) -> flo
     return round(float(x @ weights), 12)
 
 
-@dataclass(frozen=True, eq=False)
-class Chips:
+@dataclass(frozen=True, eq=False, repr=False)
+class Chips(Result, kind="chip study"):
     """Accuracy of each of D chips on one data set; what `chips` returns.
+
+    Columns of `to_pandas`: draw, rows, correct, accuracy.
 
     Example:
         >>> found = Chips(np.array([0.9, 0.8, 0.85, 0.6]), clean=0.92, rows=500, draws=(0, 1, 2, 3), seed=1)
@@ -103,16 +106,28 @@ class Chips:
             f"median     {float(np.median(self.accuracy)):.4f}",
             f"worst      {self.worst:.4f}   (of 10: {self.worst_of(min(10, count)):.4f})",
         ]
-        for limit in limits or [share * self.clean for share in (0.99, 0.95, 0.9)]:
+        for limit in limits or [share * self.clean for share in SHARES]:
             share, low, high = self.yield_at(limit)
             lines.append(f"yield at {limit:.4f}: {share:.3f}   (95 %: {low:.3f} .. {high:.3f})")
         return "\n".join(lines)
 
-    def to_pandas(self) -> Any:
-        """A pandas DataFrame: draw, rows, correct, accuracy."""
-        correct = np.rint(self.accuracy * self.rows).astype(np.int64)
-        table = {"draw": list(self.draws), "rows": self.rows, "correct": correct, "accuracy": self.accuracy}
-        return optional("pandas", "table").DataFrame(table)
+    def plot(self, ax: Any = None, *, limits: Sequence[float] = ()) -> Any:
+        """The share of chips that reach an accuracy on the caller's axes or a new figure; the Figure.
+
+        Args:
+            ax: matplotlib axes, or None.
+            limits: as for `table`.
+        """
+        return plot_yields(self, ax, limits=limits).figure
+
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        correct = np.rint(self.accuracy * self.rows).astype(np.int64).tolist()
+        rows = zip(self.draws, correct, self.accuracy.tolist(), strict=True)
+        return ["draw", "rows", "correct", "accuracy"], [(d, self.rows, c, a) for d, c, a in rows]
+
+    def _brief(self) -> str:
+        return f"{len(self.accuracy)} chips, {self.rows} rows, clean {self.clean:.4f}, mean {self.mean:.4f}, worst " \
+               f"{self.worst:.4f}"  # fmt: skip
 
 
 def chips(
@@ -159,12 +174,12 @@ def chips(
     """
     if hardware is None and noise is None:
         raise ValueError("chips: give hardware, or noise, or both: without them all chips are the same")
-    compute = (Compute() if compute is None else compute).only("chips", *SIZES)
+    compute = Compute.of("chips", compute, *SIZES)
     ids = draw_list("chips", draws)
     problem = Problem.of("chips", model, data, seed=seed, rows=rows, metric=metric)
     _, labels, _ = problem.data
     with Session("chips", problem, compute, noise=noise, hardware=hardware) as session:
-        clean = float(session.clean.mean())
+        clean = session.clean_mean
         sums = np.zeros(len(ids), np.int64)
         with progress_of("chips", progress, session.noisy_passes(ids)) as advance:
             for some, places, scores in session.noisy_scores(ids):

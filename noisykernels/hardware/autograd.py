@@ -37,8 +37,8 @@ _NOISE = ("add", "mul", "mode", "kind")
 _MACS = ("per_product", "per_step", "read")
 _GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 _ARGUMENTS = {  # in the order of the schemas
-    "array_linear": ("x", "weight", "bias", *_NOISE, *_MACS, "seed", "draws", "rows", "first_row", "site", "shared"),
-    "array_convolution": ("x", "weight", "bias", *_GEOMETRY, *_NOISE, "seed", "draws", "site", "shared"),
+    "analog_linear": ("x", "weight", "bias", *_NOISE, *_MACS, "seed", "draws", "rows", "first_row", "site", "shared"),
+    "analog_convolution": ("x", "weight", "bias", *_GEOMETRY, *_NOISE, "seed", "draws", "site", "shared"),
 }
 
 

@@ -67,7 +67,7 @@ def run(
                 x = device.perturbed(x, key, shared)
                 shared = False
         noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
-        return _array(contraction, x, weight, bias, noise, macs, key, shared)
+        return _analog(contraction, x, weight, bias, noise, macs, key, shared)
     arithmetic = next((d for d in devices if isinstance(d, Arithmetic)), None)
     parts = []
     for d in range(count):
@@ -128,7 +128,7 @@ def with_arithmetic(op: str, hardware: Any, arithmetic: Arithmetic | None) -> An
     return checked(op, (*checked(op, hardware), arithmetic))
 
 
-def _array(
+def _analog(
     contraction: Contraction,
     x: Tensor,
     weight: Tensor,
@@ -145,10 +145,10 @@ def _array(
     out: Tensor
     if contraction.geometry is not None:
         seed, draws, *_, site = key
-        out = _ops.array_convolution.default(
+        out = _ops.analog_convolution.default(
             x, weight, bias, *contraction.geometry, *of_weight, seed, draws, site, shared
         )
     else:
         of_macs = (None, None, None) if macs is None else macs.levels(contraction, weight)
-        out = _ops.array_linear.default(x, weight, bias, *of_weight, *of_macs, *key, shared)
+        out = _ops.analog_linear.default(x, weight, bias, *of_weight, *of_macs, *key, shared)
     return out

@@ -5,7 +5,7 @@ Functions draw on the caller's axes, or on a new figure; they never show it and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,12 +26,15 @@ from noisykernels.plotting.style import (
     short_names,
     site_legend,
 )
+from noisykernels.stats.midpoint import Midpoint
+from noisykernels.stats.records import Curve
 from noisykernels.stats.views import StudyLike
 
 
 def plot_curves(
-    study: StudyLike, ax: Any = None, sites: Iterable[str | int] | None = None, *, legend: bool = True
-) -> Any:
+    study: StudyLike, ax: Any = None, sites: Iterable[str | int] | None = None, *, legend: bool = True,
+    curves: Sequence[Curve] | None = None, points: Sequence[Midpoint] | None = None,
+) -> Any:  # fmt: skip
     """Accuracy against noise level, one line per site with its 95 % band.
 
     Colour follows execution order (dark to light), the marker the kind of operation.
@@ -41,6 +44,7 @@ def plot_curves(
         ax: matplotlib axes; None makes a new figure.
         sites: names, short names or indices of the sites to draw; None draws all.
         legend: beside the axes, on the right.
+        curves, points: those of the study, where the caller has them already.
 
     Returns:
         The axes.
@@ -51,7 +55,7 @@ def plot_curves(
     """
     ax = axes_or_new(ax, (7.0, 4.6))
     m, axis = study.meta, level_axis(study)
-    curves = study.curves()
+    curves = study.curves() if curves is None else curves
     names = short_names([c.site for c in curves])
     chosen = chosen_places(sites, [(c.site_index, c.site, n) for c, n in zip(curves, names, strict=True)])
     ax.axhline(m.clean, color="0.35", lw=1, ls="--", zorder=1)
@@ -68,7 +72,7 @@ def plot_curves(
                 label=f"{c.site_index}  {name}")  # fmt: skip
     ax.set_xscale(axis)
     if m.midpoints:
-        low, high = near(study.midpoints())
+        low, high = near(study.midpoints() if points is None else points)
         ax.set_xlim(max(low, min(m.levels)), min(high, max(m.levels)))
     ax.set_ylim(0, 1)
     for y, text, side in (
@@ -87,7 +91,10 @@ def plot_curves(
     return ax
 
 
-def plot_profile(study: StudyLike, ax: Any = None, *, floor: float | Literal["free"] | None = None) -> Any:
+def plot_profile(
+    study: StudyLike, ax: Any = None, *, floor: float | Literal["free"] | None = None,
+    points: Sequence[Midpoint] | None = None,
+) -> Any:  # fmt: skip
     """Midpoint noise level of every site in execution order, with its 95 % interval.
 
     A site that never falls half-way is an arrow up from the largest level it surely stands; one
@@ -99,6 +106,7 @@ def plot_profile(study: StudyLike, ax: Any = None, *, floor: float | Literal["fr
         study: the study.
         ax: matplotlib axes; None makes a new figure.
         floor: as in `Study.midpoints`.
+        points: the midpoints of this floor, where the caller has them already.
 
     Returns:
         The axes.
@@ -108,7 +116,7 @@ def plot_profile(study: StudyLike, ax: Any = None, *, floor: float | Literal["fr
     """
     ax = axes_or_new(ax, (6.0, 4.6))
     m = study.meta
-    points, axis = study.midpoints(floor), level_axis(study)
+    points, axis = study.midpoints(floor) if points is None else points, level_axis(study)
     levels = [v for v in m.levels if v > 0 or axis == "linear"]
     bottom, top = reach(points) if m.midpoints else (min(levels), max(levels))
     ax.plot(range(len(points)), [p.level for p in points], color="0.8", lw=1, zorder=1)

@@ -1,4 +1,4 @@
-"""Pictures of format sweeps: speed-up against accuracy, and how well the last layer tells the accuracy."""
+"""Pictures of formats: speed-up against accuracy, how the last layer tells the accuracy, bits of layers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from noisykernels.plotting.style import axes_or_new
-from noisykernels.stats.views import PredictorLike, SweepLike
+from noisykernels.plotting.style import axes_or_new, short_names
+from noisykernels.stats.views import LayerFormatsLike, PredictorLike, SweepLike
 
-__all__ = ["plot_agreement", "plot_front"]
+__all__ = ["plot_agreement", "plot_front", "plot_layer_formats"]
 
 
 KINDS = {"float": ("floating point", "#0072B2", "o"), "fixed": ("fixed point", "#D55E00", "s")}
@@ -79,4 +79,43 @@ def plot_agreement(sweeps: Sequence[SweepLike], predictor: PredictorLike | None 
     ax.set_ylabel("accuracy / accuracy in float32")
     ax.grid(alpha=0.3)
     ax.legend(loc="upper left", fontsize=8, framealpha=0.85, edgecolor="none")
+    return ax
+
+
+def plot_layer_formats(found: LayerFormatsLike, ax: Any = None) -> Any:
+    """The bits of each layer's format, layers in the order in which they run, and its share of all operations.
+
+    Args:
+        found: what `layer_formats` returned.
+        ax: matplotlib axes; None makes a new figure, as wide as the layers need.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    formats = list(found.formats.values())
+    ax = axes_or_new(ax, (1.8 + max(4.5, 0.55 * len(formats)), 4.6))
+    whole = sum(found.macs.values())
+    for point, (name, colour, _) in KINDS.items():
+        mine = [(x, fmt.bits) for x, fmt in enumerate(formats) if fmt.point == point]
+        if mine:
+            ax.bar(*zip(*mine, strict=True), width=0.72, color=colour, alpha=0.75, label=name)
+    for x, (site, fmt) in enumerate(found.formats.items()):
+        ax.annotate(f"{fmt.layout}", (x, fmt.bits), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
+        ax.annotate(f"{found.macs[site] / whole:.1%}", (x, 0), xytext=(0, 3), textcoords="offset points", ha="center",
+                    fontsize=8, color="white")  # fmt: skip
+    ax.set_xticks(range(len(formats)), short_names(list(found.formats)), rotation=55, ha="right",
+                  rotation_mode="anchor", fontsize=8)  # fmt: skip
+    ax.set_xlim(-0.6, len(formats) - 0.4)
+    ax.set_ylim(0, 1.15 * max(fmt.bits for fmt in formats))
+    ax.set_ylabel("bits of a value, with its sign")
+    title = (
+        f"normalised accuracy {found.normalised:.3f}, speed-up {found.speedup:.2f}; at the foot: share of operations"
+    )
+    ax.set_title(title, fontsize=10)
+    ax.grid(axis="y", color="0.92", lw=0.8)
+    ax.set_axisbelow(True)
+    ax.legend(loc="best", fontsize=8, framealpha=0.85, edgecolor="none")
     return ax

@@ -31,7 +31,9 @@ MARKS = {"proved": "o", "settled": "X"}
 NOTHING = {"facecolor": "0.92", "hatch": "////", "edgecolor": "0.75", "linewidth": 0}  # where no cell is
 
 
-def plot_heat_map(study: StudyLike, ax: Any = None) -> Any:
+def plot_heat_map(
+    study: StudyLike, ax: Any = None, *, curves: Sequence[Curve] | None = None, points: Sequence[Midpoint] | None = None
+) -> Any:
     """Accuracy as colour over sites (downwards, in execution order) and levels, with the midpoint of each site.
 
     A cell is the mean over draws, and reaches half-way to the next level. An adaptive study has levels of its own at
@@ -42,6 +44,7 @@ def plot_heat_map(study: StudyLike, ax: Any = None) -> Any:
     Args:
         study: the study.
         ax: matplotlib axes; None makes a new figure, as high as the sites need.
+        curves, points: those of the study, where the caller has them already.
 
     Returns:
         The axes.
@@ -50,7 +53,8 @@ def plot_heat_map(study: StudyLike, ax: Any = None) -> Any:
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: a study without records, or without midpoints (see `Study.midpoints`).
     """
-    curves, points = study.curves(), study.midpoints()
+    curves = study.curves() if curves is None else curves
+    points = study.midpoints() if points is None else points
     if not curves:
         raise ValueError("plot_heat_map: expected a study with records, got none")
     ax = axes_or_new(ax, (7.5, 1.9 + 0.27 * len(curves)))

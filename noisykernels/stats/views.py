@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from noisykernels.stats.intervals import Floats
 from noisykernels.stats.midpoint import Midpoint
 from noisykernels.stats.records import Curve, Meta, Record
 from noisykernels.stats.votes import VoteCurve
 
-__all__ = ["ComparisonLike", "PredictorLike", "StudyLike", "SweepLike", "VotesLike"]
+__all__ = [
+    "ChipsLike",
+    "ComparisonLike",
+    "LayerFormatsLike",
+    "OrderStudyLike",
+    "PredictorLike",
+    "StudyLike",
+    "SweepLike",
+    "VotesLike",
+]
 
 
 class StudyLike(Protocol):
@@ -88,6 +98,63 @@ class SweepLike(Protocol):
     def front(self) -> Sequence[Any]: ...
 
     def fastest(self, target: float) -> Any: ...
+
+
+class LayerFormatsLike(Protocol):
+    """Of `LayerFormats`; its formats have a point, bits, a layout and a string."""
+
+    @property
+    def formats(self) -> Mapping[str, Any]: ...
+
+    @property
+    def macs(self) -> Mapping[str, int]: ...
+
+    @property
+    def normalised(self) -> float: ...
+
+    @property
+    def speedup(self) -> float: ...
+
+
+class ChipsLike(Protocol):
+    """Of `Chips`."""
+
+    @property
+    def accuracy(self) -> Floats: ...
+
+    @property
+    def clean(self) -> float: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def yield_at(self, limit: float) -> tuple[float, float, float]: ...
+
+
+class LayerOrderLike(Protocol):
+    """Of one layer in a study of orders."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def quantiles(self) -> Floats: ...
+
+
+class OrderStudyLike(Protocol):
+    """Of an `OrderStudy`."""
+
+    @property
+    def layers(self) -> Sequence[LayerOrderLike]: ...
+
+    @property
+    def accuracy(self) -> Floats: ...
+
+    @property
+    def orders(self) -> Mapping[str, float]: ...
 
 
 class PredictorLike(Protocol):

@@ -15,6 +15,7 @@ from noisykernels.plotting.comparison import plot_compare
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
 from noisykernels.stats.records import Meta
 from noisykernels.stats.views import StudyLike
+from noisykernels.study.result import Result
 
 __all__ = ["Comparison", "Pair", "compare"]
 
@@ -40,9 +41,12 @@ class Pair(NamedTuple):
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result, kind="comparison"):
     """What `compare` returns.
+
+    Columns of `to_pandas`: site; a, a_low, a_high, a_status, the midpoint of a (nan where it is only a bound), and
+    those of b; ratio, low, high, verdict.
 
     Args:
         pairs: the sites of a in execution order, then those that only b has.
@@ -70,8 +74,24 @@ class Comparison:
         return "\n".join([head, *aligned(lines, left=(0, 5)), *(f"the studies differ: {d}" for d in self.differences)])
 
     def plot(self, ax: Any = None) -> Any:
-        """Picture of both profiles on the caller's axes or a new figure (see `plot.plot_compare`); the Figure."""
+        """Picture of both profiles on the caller's axes or a new figure (see `plotting.plot_compare`); the Figure."""
         return plot_compare(self, ax).figure
+
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        sides = [[side, f"{side}_low", f"{side}_high", f"{side}_status"] for side in "ab"]
+        names = ["site", *sides[0], *sides[1], "ratio", "low", "high", "verdict"]
+        nothing = (math.nan, math.nan, math.nan, "")
+        cells = [[nothing if m is None else (m.level, m.low, m.high, m.status) for m in (p.a, p.b)] for p in self.pairs]
+        return names, [
+            (p.site, *a, *b, p.ratio, p.low, p.high, p.verdict) for p, (a, b) in zip(self.pairs, cells, strict=True)
+        ]
+
+    def _brief(self) -> str:
+        told = sum(p.verdict in ("higher", "lower") for p in self.pairs)
+        return f"{self.names[0]} and {self.names[1]} at {len(self.pairs)} sites, {told} told apart"
+
+    def _size(self) -> tuple[float, float]:
+        return 1.8 + max(4.5, 0.36 * len(self.pairs)), 4.6
 
 
 def compare(a: StudyLike, b: StudyLike, names: Sequence[str] = ("a", "b")) -> Comparison:

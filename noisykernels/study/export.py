@@ -6,19 +6,21 @@ import csv
 import importlib
 import io
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from noisykernels._util.optional import optional
-from noisykernels.stats.records import Record
-from noisykernels.stats.views import StudyLike
 
-__all__ = ["exporter"]
+__all__ = ["exporter", "finite"]
+
+# names of the columns, rows, and what else there is to say of them: the content of a file
+Write = Callable[[Sequence[str], Sequence[Sequence[Any]], Mapping[str, Any]], bytes]
 
 
-def exporter(path: Path) -> Callable[[StudyLike], bytes]:
-    """What makes of a study the content of a file with this suffix.
+def exporter(path: Path) -> Write:
+    """What makes of records the content of a file with this suffix.
 
     Raises:
         ValueError: an unknown suffix.
@@ -42,19 +44,28 @@ def exporter(path: Path) -> Callable[[StudyLike], bytes]:
     return known[suffix]
 
 
-def _csv(study: StudyLike) -> bytes:
+def finite(value: Any) -> Any:
+    """The value with None for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([Record._fields, *study.records])
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
     return text.getvalue().encode()
 
 
-def _json(study: StudyLike) -> bytes:
-    content = {"meta": asdict(study.meta), "records": [r._asdict() for r in study.records]}
-    return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
+def _json(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:
+    content = {"meta": about, "records": [dict(zip(names, row, strict=True)) for row in rows]}
+    return json.dumps(finite(content), indent=1, allow_nan=False).encode() + b"\n"
 
 
-def _parquet(study: StudyLike) -> bytes:
-    frame = study.to_pandas()
-    frame.attrs = {"meta": json.loads(json.dumps(asdict(study.meta)))}  # tuples as lists, as they will be read
+def _parquet(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:
+    frame = optional("pandas", "table").DataFrame.from_records(rows, columns=list(names))
+    frame.attrs = {"meta": finite(dict(about))}  # tuples as lists, as they will be read
     content: bytes = frame.to_parquet(engine="pyarrow", index=False)
     return content

@@ -1,49 +1,25 @@
 """A study as one HTML file that explains itself: readable offline, on paper, and years later.
 
-Nothing outside of the file is asked for: pictures lie in it, and there is no script. The same study makes the same
-bytes.
 This file must not know torch.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
 import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from noisykernels._util.files import replacing
-from noisykernels._util.optional import optional
 from noisykernels.plotting.curves import plot_curves, plot_profile
 from noisykernels.plotting.maps import plot_heat_map
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
 from noisykernels.stats.views import StudyLike
+from noisykernels.study.html_page import picture, shown, table, text, versions, write_page
 
 __all__ = ["report"]
 
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-  background: light-dark(#fff, #16181c); color: light-dark(#1a1a1a, #e4e4e4); }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-p.summary { font-size: 1.1rem; border-left: 4px solid #0072b2; padding-left: 1rem; }
-table { border-collapse: collapse; } .wide { overflow-x: auto; }
-th, td { text-align: left; padding: .2rem .9rem .2rem 0; vertical-align: top; border-bottom: 1px solid #8884; }
-td { overflow-wrap: anywhere; }
-th.n, td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; background: #fff; padding: .5rem; box-sizing: border-box; border-radius: 4px; }
-pre { padding: .8rem; background: #8882; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media print { :root { color-scheme: light; }
-  body { margin: 0; max-width: none; background: #fff; color: #000; font-size: 11pt; }
-  img, tr, pre { break-inside: avoid; } h2 { break-after: avoid; } }
-"""
 # status of a record: what it says of the cell
 STATUSES = {
     "evaluated": "run, and counted",
@@ -88,90 +64,49 @@ def report(
     """
     if not study.records:
         raise ValueError("report: expected a study with records, got none")
-    m, points = study.meta, study.midpoints()
+    m, points, curves = study.meta, study.midpoints(), study.curves()  # once, for all pictures
     heading = title if title is not None else " on ".join(filter(None, (m.model, m.data))) or "Noise study"
     rows = [[str(p.site_index), p.site, *midpoint_cells(p)] for p in points]
     counts = Counter(r.status for r in study.records)
     cells = [[status, f"{n:,}", STATUSES.get(status, "")] for status, n in sorted(counts.items())]
     what = m.parameter or "noise level"
     parts = [
-        f"<h1>{_text(heading)}</h1>",
-        f'<p class="summary">{_text(_summary(points, m.clean))}</p>',
+        f'<p class="summary">{text(_summary(points, m.clean))}</p>',
         "<h2>What was asked</h2>",
-        _table([], _asked(study)),
+        table([], _asked(study)),
         "<h2>Midpoint of each site</h2>",
-        f"<p>{_text(_meaning(study))} Half-way: where the measured curve crosses.</p>",
-        _table(["#", "site", "midpoint", "95 % interval", "half-way", "status"], rows, numbers=(0, 2, 3, 4)),
-        f"<h2>Accuracy against {_text(what)}</h2>",
-        _picture(lambda ax: plot_curves(study, ax), (9.5, 4.8), f"accuracy of each site against {what}"),
+        f"<p>{text(_meaning(study))} Half-way: where the measured curve crosses.</p>",
+        table(["#", "site", "midpoint", "95 % interval", "half-way", "status"], rows, numbers=(0, 2, 3, 4)),
+        f"<h2>Accuracy against {text(what)}</h2>",
+        picture(
+            lambda figure: plot_curves(study, figure.subplots(), curves=curves, points=points),
+            (9.5, 4.8),
+            f"accuracy of each site against {what}",
+        ),
         "<h2>Layer profile</h2>",
-        _picture(lambda ax: plot_profile(study, ax), (9.5, 4.8), "midpoint of each site in execution order"),
+        picture(
+            lambda figure: plot_profile(study, figure.subplots(), points=points),
+            (9.5, 4.8),
+            "midpoint of each site in execution order",
+        ),
         "<h2>Heat map</h2>",
-        _picture(
-            lambda ax: plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
+        picture(
+            lambda figure: plot_heat_map(study, figure.subplots(), curves=curves, points=points),
+            (9.5, 1.9 + 0.27 * len(points)),
+            "accuracy over sites and levels",
         ),
         "<h2>How the cells were come by</h2>",
         f"<p>A cell is one site at one {'value' if m.parameter else 'level'} under one draw of the noise.</p>",
-        _table(["status", "cells", "meaning"], cells, numbers=(1,)),
+        table(["status", "cells", "meaning"], cells, numbers=(1,)),
         "<h2>How to run it again</h2>",
-        f"<pre>{_text(command)}</pre><p>or, in Python:</p>" if command else "",
-        f"<pre>{_text(_snippet(study))}</pre>",
+        f"<pre>{text(command)}</pre><p>or, in Python:</p>" if command else "",
+        f"<pre>{text(_snippet(study))}</pre>",
         "<p>Noise depends on nothing but seed, site, draw, row and element. Predictions are the same under the same "
         "contraction plan; under another one those at a decision boundary may differ by rounding.</p>",
         "<h2>Plan and versions</h2>",
-        _table([], [[k, _shown(v)] for k, v in [*m.plan.items(), ("noise stream", m.stream_version), *_versions()]]),
+        table([], [[k, shown(v)] for k, v in [*m.plan.items(), ("noise stream", m.stream_version), *versions()]]),
     ]
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(heading)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</body>\n</html>\n"
-    )
-    path = Path(path)
-    with replacing(path) as file:
-        file.write(page.encode())
-    return path
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _shown(value: Any) -> str:
-    """A value of the meta for a reader."""
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else str(value)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """A table; without a head the first column is one. numbers: columns flush right."""
-
-    def row(tag: str, cells: Sequence[str]) -> str:
-        tags = [tag if head or i else "th" for i in range(len(cells))]
-        kinds = [' class="n"' if i in numbers else "" for i in range(len(cells))]
-        return "".join(f"<{t}{k}>{_text(c)}</{t}>" for t, k, c in zip(tags, kinds, cells, strict=True))
-
-    body = "\n".join(f"<tr>{row('td', line)}</tr>" for line in lines)
-    top = f"<thead><tr>{row('th', head)}</tr></thead>\n" if head else ""
-    return f'<div class="wide"><table>\n{top}<tbody>\n{body}\n</tbody>\n</table></div>'
-
-
-def _picture(draw: Callable[[Any], object], size: tuple[float, float], words: str) -> str:
-    """A picture as an element of its own, so that names within two of them cannot clash.
-
-    matplotlib's own settings, whatever the user's are, and no date: the same bytes again.
-    """
-    style, figures = optional("matplotlib.style", "plot"), optional("matplotlib.figure", "plot")
-    file = io.BytesIO()
-    with style.context(["default", {"svg.hashsalt": "noisykernels"}]):
-        figure = figures.Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
-        figure.savefig(file, format="svg", dpi=150, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = file.getvalue()
-    svg = svg[svg.index(b"<svg") :]  # without the reference to the document type
-    return f'<img alt="{_text(words)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
+    return write_page(path, heading, parts)
 
 
 def _meaning(study: StudyLike) -> str:
@@ -233,7 +168,7 @@ def _asked(study: StudyLike) -> list[list[str]]:
         ["rows", f"{m.rows:,} ({m.clean_correct:,} correct without noise), {m.classes} classes"],
         ["parameter", f"{m.parameter}; larger is {m.noise.get('larger')}"]
         if m.parameter
-        else ["noise at level 1", _shown(m.noise)],
+        else ["noise at level 1", shown(m.noise)],
         ["where", f"{m.target}s, one site at a time: {walked} of {len(m.sites)} sites"],
         ["seed", str(m.seed)],
         ["values" if m.parameter else "levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
@@ -251,9 +186,9 @@ def _snippet(study: StudyLike) -> str:
     counted = list(m.draws) == list(range(len(m.draws)))
     draws = f"draws={len(m.draws) if counted else list(m.draws)!r},"
     settings = [f"seed={m.seed},", *([f"sites={walked!r},"] if len(walked) < len(m.sites) else [])]
-    settings += [
-        f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads", "memory", "plateaus") if k in m.plan
-    ]
+    sizes = [f"{k}={m.plan[k]!r}" for k in ("batch_rows", "draws_per_pass", "threads", "memory") if k in m.plan]
+    settings += [f"compute=nk.Compute({', '.join(sizes)}),"] if sizes else []
+    settings += [f"plateaus={m.plan['plateaus']!r},"] if "plateaus" in m.plan else []
     settings += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
     if m.parameter:
         what.append("# make: from a value of the parameter to the devices of a contraction")
@@ -275,7 +210,7 @@ def _snippet(study: StudyLike) -> str:
     if not m.midpoints:
         lines += [f"levels={list(m.levels)!r},", draws]
     if m.midpoints:
-        what.append("# add rel_ci=... if another interval was asked for than 5 % to either side")
+        what.append("# add search=nk.Search(rel_ci=...) if another interval was asked for than 5 % to either side")
     return _call("walk", what, [*lines, *settings])
 
 
@@ -290,9 +225,3 @@ def _call(function: str, what: Sequence[str], lines: Sequence[str]) -> str:
         ")",
     ]
     return "\n".join(code)
-
-
-def _versions() -> list[tuple[str, str]]:
-    """Of what wrote the report."""
-    ours = getattr(sys.modules.get("noisykernels"), "__version__", "unknown")
-    return [("report by noisykernels", ours), ("pictures by matplotlib", optional("matplotlib", "plot").__version__)]

@@ -6,8 +6,6 @@ extension; pandas, xarray and matplotlib are imported only by the view that need
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from noisykernels._util.files import replacing
 from noisykernels._util.optional import optional
 from noisykernels._util.text import aligned
 from noisykernels.plotting.curves import plot_curves, plot_study
@@ -25,22 +22,17 @@ from noisykernels.stats.intervals import Floats, band
 from noisykernels.stats.midpoint import Midpoint, fit_midpoint, midpoint_cells, restored
 from noisykernels.stats.records import Curve, Meta, Record
 from noisykernels.study.comparison import Comparison, compare
-from noisykernels.study.export import exporter
 from noisykernels.study.html_report import report
+from noisykernels.study.result import Result
 
-__all__ = ["Study", "StudyFileError"]
-
-
-FORMAT, FORMAT_VERSION = "noisykernels.study", 1
-
-
-class StudyFileError(ValueError):
-    """A file is not a study, or is damaged; the message names the file and what is wrong."""
+__all__ = ["Study"]
 
 
 @dataclass(frozen=True, repr=False)
-class Study:
+class Study(Result, kind="study"):
     """What a walk returns: records in task-key order (site, level, draw), and `meta`.
+
+    Columns of `to_pandas`: the fields of `Record`.
 
     Raises:
         ValueError: a record of an unknown site, or two records of one cell.
@@ -71,12 +63,12 @@ class Study:
                 raise ValueError(f"records: two of site {a.site!r}, level {a.level}, draw {a.draw}")
         object.__setattr__(self, "records", records)
 
-    def __repr__(self) -> str:
+    def _brief(self) -> str:
         m = self.meta
         sizes = ((len(m.sites), "site"), (len(m.levels), "level"), (len(m.draws), "draw"))
         text = " x ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in sizes)
         count = len(self.records)
-        return f"<Study: {text}, {m.rows} rows, clean {m.clean:.4f}, {count} records>"
+        return f"{text}, {m.rows} rows, clean {m.clean:.4f}, {count} records"
 
     def _cells(self) -> list[tuple[str, int, Floats, Floats, Floats]]:
         """Per walked site: name, index, levels, accuracy and rows [level, draw], nan if missing."""
@@ -98,7 +90,7 @@ class Study:
         return out
 
     def curves(self, confidence: float = 0.95) -> list[Curve]:
-        """Mean accuracy over draws per site and level, with the band of `bands.band`.
+        """Mean accuracy over draws per site and level, with the band of `stats.band`.
 
         The band speaks of the noise's randomness on the given data, level by level: Wilson over
         all rows of all draws for activation noise (safe with any number of draws, never
@@ -118,7 +110,7 @@ class Study:
         ]  # fmt: skip
 
     def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]:
-        """Midpoint noise level of each site: what an adaptive walk has found, or see `fit.fit_midpoint`.
+        """Midpoint noise level of each site: what an adaptive walk has found, or see `stats.fit_midpoint`.
 
         Args:
             floor: None: the study's (1 / classes unless said otherwise); "free": fitted per site;
@@ -180,7 +172,7 @@ class Study:
         """Picture of the study: curves and profile, or the curves alone on the caller's axes.
 
         Args:
-            ax: matplotlib axes for `plot.plot_curves`, a pair for `plot.plot_study`, or None.
+            ax: matplotlib axes for `plotting.plot_curves`, a pair for `plotting.plot_study`, or None.
             options: passed on.
 
         Returns:
@@ -190,10 +182,11 @@ class Study:
             return plot_study(self, axes=ax, **options)
         return plot_curves(self, ax=ax, **options).figure
 
-    def to_pandas(self) -> Any:
-        """The records as a pandas DataFrame, one column per field of `Record`."""
-        pandas = optional("pandas", "table")
-        return pandas.DataFrame.from_records(self.records, columns=list(Record._fields))
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        return Record._fields, self.records
+
+    def _about(self) -> dict[str, Any]:
+        return asdict(self.meta)
 
     def chips(self, limit: float | None = None) -> Any:
         """The spread over draws at each site and level; under noise on weights a draw is a chip.
@@ -252,95 +245,23 @@ class Study:
                    "stream_version": m.stream_version},
         )  # fmt: skip
 
-    def export(self, path: str | os.PathLike[str]) -> Path:
-        """Write the records for other programs; the file's suffix says how. An existing file is replaced.
-
-        ``.csv``: a line of names and a line for each record, numbers with all their digits. ``.json``:
-        ``{"meta": {...}, "records": [{"site": ..., ...}, ...]}``. ``.parquet``: the table of `to_pandas`; pandas reads
-        the meta back as ``frame.attrs["meta"]``. None of them can be loaded as a study again: `save` is for that.
-
-        Args:
-            path: ends in .csv, .json or .parquet.
-
-        Returns:
-            The path.
-
-        Raises:
-            ValueError: another suffix.
-            ModuleNotFoundError: .parquet without pandas or pyarrow.
-
-        Example:
-            >>> import tempfile
-            >>> meta = Meta(seed=0, noise={"add": 1.0}, levels=(0.5,), draws=(0,), rows=100, clean_correct=90,
-            ...             classes=10, sites=("input",), stream_version=1)
-            >>> study = Study([Record.counted("input", 0, 0.5, 0, 100, 70)], meta)
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     print(study.export(folder + "/records.csv").read_text()[:72])
-            site,site_index,level,draw,rows,correct,accuracy,status,low,high
-            input,0
-        """
-        path = Path(path)
-        content = exporter(path)(self)
-        with replacing(path) as file:
-            file.write(content)
-        return path
-
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
-        """Write one HTML file that shows and explains the study; see `report.report`."""
+        """Write one HTML file that shows and explains the study; see `study.report`."""
         return report(self, path, title)
 
     def compare(self, other: Study, names: tuple[str, str] = ("a", "b")) -> Comparison:
-        """The midpoints of this study (a) and of another one (b), site by site; see `compare.compare`."""
+        """The midpoints of this study (a) and of another one (b), site by site; see `study.compare`."""
         return compare(self, other, names)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the study as JSON; an existing file is replaced whole or not at all.
-
-        Returns:
-            The path.
-        """
-        body = {
+    def _body(self) -> dict[str, Any]:
+        return {
             "meta": asdict(self.meta),
             "columns": list(Record._fields),
             "records": [list(r) for r in self.records],
         }
-        head = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(body)}
-        path = Path(path)
-        with replacing(path) as file:
-            file.write(json.dumps({**head, **body}, allow_nan=False).encode() + b"\n")
-        return path
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Study:
-        """Read what `save` wrote; equal to the study saved.
-
-        Raises:
-            StudyFileError: not a study, from a newer release, damaged or edited.
-            OSError: no such file, ...
-        """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise StudyFileError(f"{path}: not a study file, or cut off: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise StudyFileError(f'{path}: not a study file (no "format": "{FORMAT}")')
-        if content.get("version") != FORMAT_VERSION:
-            raise StudyFileError(
-                f"{path}: format version {content.get('version')!r}; this release reads version {FORMAT_VERSION}"
-            )
-        body = {k: v for k, v in content.items() if k not in ("format", "version", "sha256")}
-        if content.get("sha256") != _digest(body):
-            raise StudyFileError(f"{path}: damaged or edited: its SHA-256 does not fit its content")
-        try:
-            if body["columns"] != list(Record._fields):
-                raise ValueError(f"columns are {body['columns']}")
-            return cls([Record(*r) for r in body["records"]], Meta(**body["meta"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StudyFileError(f"{path}: not a valid study: {error}") from error
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of the content, whatever the order of keys and the white space."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    def _of(cls, body: Mapping[str, Any]) -> Study:
+        if body["columns"] != list(Record._fields):
+            raise ValueError(f"columns are {body['columns']}")
+        return cls([Record(*r) for r in body["records"]], Meta(**body["meta"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,24 @@ from typing import Any
 from torch import nn
 
 from noisykernels._engine.session import Data
-from noisykernels._util.optional import optional
 from noisykernels._util.text import aligned
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.maps import plot_mixed_map
 from noisykernels.stats.midpoint import midpoint_cells
+from noisykernels.stats.records import Record
+from noisykernels.study.result import Result, ResultFileError
 from noisykernels.study.study import Study
 from noisykernels.walking.walk import walk
 
 __all__ = ["Mixed", "walk_mixed"]
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """Studies of the same model and data, one for each ratio of the noise."""
+@dataclass(frozen=True, repr=False)
+class Mixed(Result, kind="mixed study"):
+    """Studies of the same model and data, one for each ratio of the noise.
+
+    Columns of `to_pandas`: the fields of `Record`, and ratio.
+    """
 
     ratios: tuple[float, ...]
     studies: tuple[Study, ...]
@@ -38,24 +43,58 @@ class Mixed:
         ]
         return "\n".join(aligned([head, *lines], (1,)))
 
-    def plot(self, site: str | int | None = None, ax: Any = None) -> Any:
+    def plot(self, ax: Any = None, *, site: str | int | None = None) -> Any:
         """Midpoint against ratio for all sites, or the accuracy of one site against level and ratio.
+
+        Args:
+            ax: matplotlib axes; None makes a new figure.
+            site: of which the accuracy is drawn; None: the midpoints of all.
 
         Returns:
             The matplotlib Figure.
         """
         return plot_mixed_map(self.studies, self.ratios, ax=ax, site=site).figure
 
-    def to_pandas(self) -> Any:
-        """The records of all studies, with a column `ratio`."""
-        pandas = optional("pandas", "table")
-        frames = [s.to_pandas().assign(ratio=ratio) for ratio, s in zip(self.ratios, self.studies, strict=True)]
-        return pandas.concat(frames, ignore_index=True)
-
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Writes each study to a file of a folder, ``ratio-0.25.json``; `Study.load` reads them."""
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:  # type: ignore[override]  # a file for each ratio
+        """Writes each study to a file of a folder, ``ratio-0.25.json``; `load` reads the folder, `Study.load` each."""
         names = [f"ratio-{ratio:g}.json" for ratio in self.ratios]
         return [study.save(Path(folder) / name) for name, study in zip(names, self.studies, strict=True)]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Mixed:
+        """Reads what `save` wrote; equal to what was saved, but with the ratios in ascending order.
+
+        Raises:
+            ResultFileError: no studies there, a damaged one, or studies of different walks.
+            OSError: no such folder, ...
+        """
+        names = [path for path in Path(folder).iterdir() if re.fullmatch(r"ratio-[\d.e-]+\.json", path.name)]
+        read = sorted(((_ratio(path, study := Study.load(path)), study) for path in names), key=lambda one: one[0])
+        if not read:
+            raise ResultFileError(f"{folder}: not a folder of mixed noise (no ratio-0.5.json or the like)")
+        ratios, studies = zip(*read, strict=True)
+        for name in ("seed", "rows", "clean_correct", "sites", "target", "model", "data", "stream_version"):
+            if any(getattr(s.meta, name) != getattr(studies[0].meta, name) for s in studies):
+                raise ResultFileError(f"{folder}: studies of different walks: {name} is not the same in all of them")
+        return cls(ratios, studies)
+
+    def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        pairs = zip(self.ratios, self.studies, strict=True)
+        return [*Record._fields, "ratio"], [(*r, ratio) for ratio, study in pairs for r in study.records]
+
+    def _brief(self) -> str:
+        return f"{len(self.ratios)} ratios, each {self.studies[0]._brief()}"
+
+    def _about(self) -> dict[str, Any]:
+        meta = self.studies[0].meta
+        about = {name: getattr(meta, name) for name in ("model", "data", "rows", "clean", "target", "seed")}
+        return {"ratios": self.ratios, **about}
+
+
+def _ratio(path: Path, study: Study) -> float:
+    """The ratio of a file: its name has six digits of it, the study's noise all of them."""
+    told, share = path.stem.removeprefix("ratio-"), study.meta.noise.get("add")
+    return share if isinstance(share, float) and f"{share:g}" == told else float(told)
 
 
 def walk_mixed(

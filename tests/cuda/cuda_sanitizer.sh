@@ -10,7 +10,7 @@ if [[ ! -x $program ]]; then
   cmake -S . -B build/gpu > /dev/null
   cmake --build build/gpu --target test_gpu --parallel
 fi
-tests=(cuda_epilogues cuda_max_pool cuda_max_pool_geometry cuda_separate cuda_product_noise cuda_product_sums
+tests=(cuda_epilogues cuda_max_pool cuda_max_pool_geometry cuda_expand_levels cuda_product_noise cuda_product_sums
   cuda_serial_plain cuda_serial_sums cuda_quantize)
 tools=("$@")
 ((${#tools[@]})) || tools=(memcheck racecheck synccheck initcheck)

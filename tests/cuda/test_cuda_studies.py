@@ -43,17 +43,10 @@ def test_walk_agrees_with_the_cpu(mode: str, shaped: bool) -> None:
     for device, engine in (("cpu", "auto"), ("cuda", "auto"), ("cuda", "plain")):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            study = nk.walk(
-                network().to(device),
-                data(),
-                noise=nk.Noise(**levels),
-                levels=[0.1, 1.0, 10.0],
-                draws=3,
-                seed=1,
-                sites=[1, 2] if shaped else None,
-                compute=nk.Compute(engine=engine),
-            )
-            studies.append(study)
+            studies.append(nk.walk(
+                network().to(device), data(), noise=nk.Noise(**levels), levels=[0.1, 1.0, 10.0], draws=3, seed=1,
+                sites=[1, 2] if shaped else None, compute=nk.Compute(engine=engine),
+            ))  # fmt: skip
     for one in studies[1:]:
         for a, b in zip(one.records, studies[0].records, strict=True):
             assert (a.site, a.level, a.draw) == (b.site, b.level, b.draw)

@@ -297,7 +297,7 @@ def test_bad_arguments() -> None:
 
 def test_import_needs_no_optional_package() -> None:
     optional = {"sklearn", "pandas", "matplotlib"}
-    code = f"import sys, noisykernels.train; print(*{optional} & set(sys.modules))"
+    code = f"import sys, noisykernels.training, noisykernels.datasets; print(*{optional} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""

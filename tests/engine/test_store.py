@@ -365,7 +365,7 @@ def test_notes(path: Path) -> None:
 
 def test_notes_of_a_killed_process(path: Path) -> None:
     """What is only in the log yet is read, and stays."""
-    code = "import os, sys; from noisykernels.store import *\n"
+    code = "import os, sys; from noisykernels._engine.store import *\n"
     code += f"with noting('command', 'walk'): s = Store(sys.argv[1], {KEY!r})\n"
     code += "s.finish('a', 1, 'me'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9

@@ -100,7 +100,7 @@ def test_every_engine_gives_the_same(name: str) -> None:
         alone, together = (
             nk.walk(half, data, **GRID, compute=nk.Compute(executor=e, threads=1, batch_rows=50))
             for e in (None, executor)
-        )
+        )  # fmt: skip
         assert together.records == alone.records
 
 

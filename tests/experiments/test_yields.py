@@ -118,11 +118,8 @@ def test_errors_of_chips() -> None:
         (lambda: nk.chips(model, data, hardware=hardware, draws=0, seed=1), "chips: draws must be at least one"),
         (lambda: nk.chips(model, data, hardware=hardware, draws=[1, 1], seed=1), "chips: draws"),
         (lambda: nk.chips(model, data, hardware=hardware, seed=-1), "chips: seed"),
-        (lambda: nk.chips(model, data, hardware=hardware, seed=1, compute=nk.Compute(batch_rows=0)), "batch_rows"),
-        (
-            lambda: nk.chips(model, data, hardware=hardware, seed=1, compute=nk.Compute(draws_per_pass=0)),
-            "draws_per_pass",
-        ),
+        (lambda: nk.Compute(batch_rows=0), "batch_rows"),
+        (lambda: nk.Compute(draws_per_pass=0), "draws_per_pass"),
         (lambda: nk.chips(model, (data[0], data[1][:3]), hardware=hardware, seed=1), "chips: "),
         (lambda: nk.chips(model, data, hardware={"conv9": hardware}, seed=1), "matches no site"),
         (lambda: nk.chips(nn.Flatten(), (torch.ones(4, 2, 2, 2), torch.zeros(4, dtype=torch.int64) + 9),

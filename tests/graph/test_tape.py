@@ -118,21 +118,21 @@ def test_a_recording_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", [(5, 6, 24, 24), (7, 10), (3, 84), (4, 3, 9, 11), (2, 1500), (1, 1), (0, 4)])
-def test_separation_is_one_rounding_of_its_formula(shape: tuple[int, ...], relu: bool, cpu_level: str) -> None:
+def test_expand_levels_is_one_rounding_of_its_formula(shape: tuple[int, ...], relu: bool, cpu_level: str) -> None:
     """x + A d in float32, rounded once: the exact sum is representable in float64 up to 2^-53."""
     torch.manual_seed(1)
     ops = torch.ops.noisykernels
     x, d = torch.randn(shape), torch.randn(2 * shape[0], *shape[1:])
     levels = torch.tensor([0.0, 0.3, 2e4])
-    y = ops.separate(x, d, levels, relu)
+    y = ops.expand_levels(x, d, levels, relu)
     exact = x.double() + levels.double().view(3, 1, *[1] * len(shape)) * d.double().view(2, *shape)
     expected = (exact.relu() if relu else exact).float().reshape(y.shape)
     torch.testing.assert_close(y, expected, rtol=2**-23, atol=0)
     if len(shape) == 4:
-        pooled = ops.separate_max_pool2d(x, d, levels, relu, [2, 2], [2, 2], [0, 0])
+        pooled = ops.expand_levels_max_pool2d(x, d, levels, relu, [2, 2], [2, 2], [0, 0])
         assert torch.equal(pooled, F.max_pool2d(y, 2))
         assert torch.equal(
-            ops.separate_max_pool2d(x, None, torch.zeros(1), True, [3, 3], [2, 2], [1, 1]),
+            ops.expand_levels_max_pool2d(x, None, torch.zeros(1), True, [3, 3], [2, 2], [1, 1]),
             F.max_pool2d(x.relu(), 3, 2, 1),
         )
 
@@ -146,6 +146,6 @@ def test_separation_is_one_rounding_of_its_formula(shape: tuple[int, ...], relu:
         ((torch.ones(2, 3), torch.ones(2, 3), torch.ones(1, 1)), "levels a vector"),
     ],
 )
-def test_separation_refuses(args: tuple[Tensor, ...], message: str) -> None:
+def test_expand_levels_refuses(args: tuple[Tensor, ...], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.noisykernels.separate(*args, False)
+        torch.ops.noisykernels.expand_levels(*args, False)

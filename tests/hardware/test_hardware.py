@@ -322,11 +322,11 @@ def test_compiled_is_eager(name: str, devices: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["array_linear", "array_convolution"])
+@pytest.mark.parametrize("name", ["analog_linear", "analog_convolution"])
 def test_opcheck(name: str) -> None:
     op = getattr(torch.ops.noisykernels, name).default
     seed, draws, level = torch.tensor(5), torch.tensor([3, 1]), torch.tensor(0.1, dtype=torch.float64)
-    if name == "array_linear":
+    if name == "analog_linear":
         x, w, b = (torch.randn(s, requires_grad=True) for s in ((4, 6), (3, 6), (3,)))
         for macs in ((None, None, None), (level, level, level)):
             torch.library.opcheck(op, (x, w, b, level, None, 0, 0, *macs, seed, draws, None, 0, 2, True))

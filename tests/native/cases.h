@@ -2,6 +2,7 @@
 // tests.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -10,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../csrc/cpu/common.h"
+#include "../../csrc/cpu/launch.h"
 
 namespace noisykernels::test {
 

@@ -146,7 +146,7 @@ C value_near(Random& r, const Format& f, bool special) {
 
 // ------------------------------------------------------------------------------------------------------------ a step
 
-// The ids of a row of outputs, as ids_of in values.h has them.
+// The ids of a row of outputs, as ids_of in rows.h has them.
 struct RowIds {
   uint32_t row = 0, draw = 0;
   bool good = true;

@@ -20,7 +20,7 @@ def test_pictures() -> None:
     assert len(floats.get_xdata()) == 161 and len(fixed.get_xdata()) == 182 and ax.get_xscale() == "log"
     assert list(front.get_xdata()) == [r.speedup for r in sweep.front()]
     assert {t.get_text() for t in ax.texts} == {"M7E6", str(sweep.fastest().format)}
-    assert sweep.plot(ax) is ax
+    assert sweep.plot(ax) is ax.figure
     line = LinearPredictor.fit([sweep])
     ax = plot_agreement([sweep, made_sweep([(0.5, 0.5)])], line)
     assert len(ax.lines) == 3 and "correlation 1.00" in ax.get_legend().get_texts()[-1].get_text()

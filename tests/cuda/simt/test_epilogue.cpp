@@ -211,7 +211,7 @@ TEST(cuda_max_pool_geometry) {
 }
 
 // The eps given: where a study's levels part.
-TEST(cuda_separate) {
+TEST(cuda_expand_levels) {
   Random r{14};
   for (int round = 0; round < (g_full ? 200 : 20); ++round) {
     PoolCase<float> c(r, Mode::kAdd, 0);

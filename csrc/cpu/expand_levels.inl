@@ -1,12 +1,14 @@
-// Where a study's levels part: x + level * direction, perhaps rectified, over the lanes of an instruction-set level A;
-// included after kernels.inl. It is the formula of additive noise whose eps are read, not drawn.
+// Where a study's levels part: x + level * direction, perhaps rectified, over the lanes of an instruction-set level A.
+// It is the formula of additive noise whose eps are read, not drawn.
 #pragma once
+
+#include "pool.inl"
 
 namespace noisykernels::cpu {
 namespace {
 
 template <class A>
-void separate_values(const float* x, const float* direction, float level, bool relu, float* y, int64_t count) {
+void expand_values(const float* x, const float* direction, float level, bool relu, float* y, int64_t count) {
   using L = typename A::template Lanes<float>;
   using V = typename L::V;
   const V a = L::splat(level), zero = L::splat(0.0f);
@@ -27,24 +29,24 @@ void separate_values(const float* x, const float* direction, float level, bool r
 
 // `count` values of output row i from element `at` on.
 template <class A>
-void separate_row(const Epilogue& e, int64_t i, int64_t at, int64_t count, float* y) {
+void expand_row(const Epilogue& e, int64_t i, int64_t at, int64_t count, float* y) {
   const NoiseParams& p = e.noise;
   const float* x = static_cast<const float*>(e.x) + i % p.B * e.n + at;
   const float level = static_cast<const float*>(p.add.data)[i / p.B];
-  separate_values<A>(x, p.given + i % p.given_rows * e.n + at, level, e.relu, y, count);
+  expand_values<A>(x, p.given + i % p.given_rows * e.n + at, level, e.relu, y, count);
 }
 
 template <class A>
-void separate_range(const Epilogue& e, int64_t begin, int64_t end) {
+void expand_levels_range(const Epilogue& e, int64_t begin, int64_t end) {
   for (float* y = static_cast<float*>(e.y); begin < end;) {
     const int64_t i = begin / e.n, stop = std::min(end, (i + 1) * e.n);
-    separate_row<A>(e, i, begin - i * e.n, stop - begin, y + begin);
+    expand_row<A>(e, i, begin - i * e.n, stop - begin, y + begin);
     begin = stop;
   }
 }
 
 template <class A>
-void separate_pool_range(const PoolEpilogue& pool, int64_t begin, int64_t end) {  // in planes
+void expand_levels_pool_range(const PoolEpilogue& pool, int64_t begin, int64_t end) {  // in planes
   const int64_t size = pool.height * pool.width, out_size = pool.out_height * pool.out_width;
   const int64_t group = std::min(planes_together(pool), pool.planes), room = line_size(pool, group);
   Scratch scratch(sizeof(float) * (group * size + room + kPad));
@@ -52,7 +54,7 @@ void separate_pool_range(const PoolEpilogue& pool, int64_t begin, int64_t end) {
   float* planes = line + room;
   for (int64_t p = begin; p < end;) {
     const int64_t stop = std::min({p + group, end, (p / pool.planes + 1) * pool.planes});
-    separate_row<A>(pool.noise, p / pool.planes, p % pool.planes * size, (stop - p) * size, planes);
+    expand_row<A>(pool.noise, p / pool.planes, p % pool.planes * size, (stop - p) * size, planes);
     pool_planes<A>(pool, stop - p, planes, line, static_cast<float*>(pool.noise.y) + p * out_size);
     p = stop;
   }

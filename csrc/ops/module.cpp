@@ -1,4 +1,4 @@
-// The Python module _C: what is not an operator. Importing it also registers the operators of ops.cpp.
+// The Python module _C: what is not an operator. Importing it also registers the operators (register.cpp).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,8 +6,8 @@
 #include <iterator>
 #include <sstream>
 
-#include "cuda/launch.h"
-#include "kernels.h"
+#include "../cpu/launch.h"
+#include "../cuda/launch.h"
 
 namespace py = pybind11;
 namespace nk = noisykernels;

@@ -1,24 +1,26 @@
-// Runs an epilogue where its output is: the CPU level in use, or torch's current CUDA stream. For ops.cpp alone.
+// Runs an epilogue where its output is: the CPU level in use, or torch's current CUDA stream.
 #pragma once
 
-#include "arguments.h"
-#include "cuda/launch.h"
+#include <algorithm>
+#include <type_traits>
+
+#include "../cuda/launch.h"
+#include "checks.h"
 
 namespace noisykernels {
-namespace {
 
-const cpu::Kernels& kernels() {
+inline const cpu::Kernels& kernels() {
   const cpu::Kernels* k = cpu::current_level();
   NK_CHECK(k != nullptr,
            "cpu: the environment variable NOISYKERNELS_CPU_LEVEL names a level that this build or machine lacks");
   return *k;
 }
 
-int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+inline int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
 #if defined(NOISYKERNELS_CUDA)
 // torch's current stream of a device. The function is one of torch's CUDA builds, and so found at run time.
-cudaStream_t current_stream(torch::stable::Device device) {
+inline cudaStream_t current_stream(torch::stable::Device device) {
   using Get = AOTITorchError (*)(int32_t, void**);
   static const Get get = cpu::find_in_torch<Get>("aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
@@ -42,7 +44,7 @@ void run(const char* op, const Tensor& out, const E& e) {
 #endif
 }
 
-Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tensor& out, DType type, bool relu) {
+inline Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tensor& out, DType type, bool relu) {
   Epilogue e;
   e.x = clean.data_ptr();
   e.y = out.mutable_data_ptr();
@@ -57,5 +59,20 @@ Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tensor& out
   return e;
 }
 
-}  // namespace
+// noise(clean), in place where the value is ours and is not repeated for several draws.
+inline Tensor finish(const char* op, Tensor clean, bool ours, bool batched, bool relu, const NoiseArgs& args,
+                     Operand operand = Operand::kAdd) {
+  const DType type = dtype_of(op, "the value", clean);
+  clean = dense(clean);
+  const bool channels_last = !clean.is_contiguous();
+  Ints shape = shape_of(clean);
+  const BoundNoise noise(op, args, shape, batched, clean, channels_last);
+  if (batched) shape[0] = noise.rows_out;
+  Tensor out = ours && !noise.shared ? clean : empty_as(clean, shape, channels_last);
+  Epilogue e = make_epilogue(noise, clean, out, type, relu);
+  e.noise.operand = operand;
+  run(op, out, e);
+  return out;
+}
+
 }  // namespace noisykernels

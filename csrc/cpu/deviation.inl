@@ -1,6 +1,11 @@
 // The deviation of a sum of noisy products, from the product of the operands' squares: squares of a row, and roots of a
-// row of their product, over the lanes of an instruction-set level A; included after kernels.inl.
+// row of their product, over the lanes of an instruction-set level A.
 #pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "launch.h"
 
 namespace noisykernels::cpu {
 namespace {

@@ -1,13 +1,10 @@
-// What the CPU levels share: headers and scratch memory. Every function is always inlined: a shared out-of-line copy
-// could be the one compiled for a wider instruction set than the machine has.
+// Scratch memory of the CPU kernels. Here as in all headers that the CPU levels share, every function is always
+// inlined: a shared out-of-line copy could be the one compiled for a wider instruction set than the machine has.
 #pragma once
 
-#include <algorithm>
-#include <cstring>
-#include <memory>
 #include <new>
 
-#include "../serial.h"
+#include "../noise.h"
 
 namespace noisykernels::cpu {
 

@@ -1,15 +1,11 @@
 // What an operator does with its arguments: small helpers over torch's stable ABI, every check that needs shapes, and
-// the noise arguments bound to what a kernel takes. For ops.cpp alone.
+// the noise arguments bound to what a kernel takes.
 //
 // Seed and 0-d levels may be on the CPU whatever the device: they are then read here and passed by value. On a device,
 // they are read by the kernel.
 #pragma once
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <sstream>
@@ -17,10 +13,10 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "../cpu/launch.h"
+#include "torch.h"
 
 namespace noisykernels {
-namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -40,14 +36,14 @@ template <class... Parts>
 
 // ----------------------------------------------------------------------------------------------- small torch helpers
 
-std::string shape_text(const Tensor& t) {
+inline std::string shape_text(const Tensor& t) {
   std::string s = "[";
   for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
   return s + "]";
 }
 
 // What torch says against a call becomes our `op`'s error (from torch 2.13 on; older ones do not tell).
-void check_torch(const char* op, AOTITorchError error) {
+inline void check_torch(const char* op, AOTITorchError error) {
   if (error == TORCH_SUCCESS) return;
   const auto message = cpu::find_in_torch<const char* (*)()>("torch_exception_get_what_without_backtrace");
   NK_CHECK(false, op, ": ", message == nullptr ? "torch refused the shapes or the memory" : message());
@@ -61,16 +57,16 @@ Tensor call(const char* op, const char* name, const Args&... args) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-Ints shape_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+inline Ints shape_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
 
-int64_t product(const Ints& v, size_t from = 0) {
+inline int64_t product(const Ints& v, size_t from = 0) {
   int64_t p = 1;
   for (size_t i = from; i < v.size(); ++i) p *= v[i];
   return p;
 }
 
 // Dense with dimension 1 fastest, as torch's channels_last formats.
-bool is_channels_last(const Tensor& t) {
+inline bool is_channels_last(const Tensor& t) {
   if (t.dim() < 4 || t.dim() > 5) return false;
   int64_t expected = t.size(1);
   if (t.stride(1) != 1) return false;
@@ -81,16 +77,16 @@ bool is_channels_last(const Tensor& t) {
   return t.size(0) == 1 || t.stride(0) == expected;
 }
 
-torch::headeronly::MemoryFormat channels_last_format(int64_t dim) {
+inline torch::headeronly::MemoryFormat channels_last_format(int64_t dim) {
   return dim == 4 ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::ChannelsLast3d;
 }
 
 // Without the dispatcher's detour where there is nothing to do.
-Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-Tensor dense(const Tensor& t) { return is_channels_last(t) ? t : as_contiguous(t); }
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor dense(const Tensor& t) { return is_channels_last(t) ? t : as_contiguous(t); }
 
 // Uninitialised, by the C call: the dispatcher's way to an allocation takes longer than a small layer.
-Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, bool channels_last) {
+inline Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, bool channels_last) {
   Ints strides(shape.size());
   int64_t stride = 1;
   for (size_t k = 0; k < shape.size(); ++k) {  // from the fastest dimension to the slowest
@@ -108,11 +104,11 @@ Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, b
   return Tensor(handle);
 }
 
-Tensor empty_as(const Tensor& like, const Ints& shape, bool channels_last) {
+inline Tensor empty_as(const Tensor& like, const Ints& shape, bool channels_last) {
   return empty(shape, like.scalar_type(), like.device(), channels_last);
 }
 
-DType dtype_of(const char* op, const char* argument, const Tensor& t) {
+inline DType dtype_of(const char* op, const char* argument, const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Float:
       return DType::kFloat32;
@@ -130,7 +126,7 @@ DType dtype_of(const char* op, const char* argument, const Tensor& t) {
   return DType::kFloat32;
 }
 
-void check_same_place(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
+inline void check_same_place(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
   const ScalarType type = x.scalar_type();
   NK_CHECK(weight.device() == x.device() && (!bias || bias->device() == x.device()), op,
            ": input, weight and bias must be on the same device");
@@ -141,7 +137,7 @@ void check_same_place(const char* op, const Tensor& x, const Tensor& weight, con
 }
 
 // What the shapes of a linear layer tell; returns its type.
-DType check_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
+inline DType check_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
   const DType type = dtype_of(op, "input", x);
   NK_CHECK(x.dim() >= 1, op, ": input must have at least one dimension");
   NK_CHECK(weight.dim() == 2, op, ": weight must be [out_features, in_features], got shape ", shape_text(weight));
@@ -155,7 +151,7 @@ DType check_linear(const char* op, const Tensor& x, const Tensor& weight, const 
 }
 
 // What the shapes of a convolution tell; returns its name.
-const char* check_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, bool transposed) {
+inline const char* check_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, bool transposed) {
   static const char* const names[2][4] = {
       {"conv", "conv1d", "conv2d", "conv3d"},
       {"conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}};
@@ -189,8 +185,8 @@ struct NoiseArgs {
   bool shared;
 };
 
-const int64_t* ids(const char* op, const char* argument, const OptTensor& t, const char* length,
-                   torch::stable::Device device) {
+inline const int64_t* ids(const char* op, const char* argument, const OptTensor& t, const char* length,
+                          torch::stable::Device device) {
   if (!t) return nullptr;
   NK_CHECK(t->device() == device, op, ": ", argument, " must be on the device of the value");
   NK_CHECK(t->dim() == 1 && t->scalar_type() == ScalarType::Long && t->is_contiguous(), op, ": ", argument,
@@ -198,7 +194,7 @@ const int64_t* ids(const char* op, const char* argument, const OptTensor& t, con
   return static_cast<const int64_t*>(t->data_ptr());
 }
 
-void set_seed(NoiseParams& params, const char* op, const Tensor& seed, torch::stable::Device device) {
+inline void set_seed(NoiseParams& params, const char* op, const Tensor& seed, torch::stable::Device device) {
   NK_CHECK(seed.numel() == 1 && seed.scalar_type() == ScalarType::Long, op, ": seed must be one int64, got ",
            torch::headeronly::toString(seed.scalar_type()), " of shape ", shape_text(seed));
   const auto* data = static_cast<const int64_t*>(seed.data_ptr());
@@ -210,7 +206,7 @@ void set_seed(NoiseParams& params, const char* op, const Tensor& seed, torch::st
   }
 }
 
-void check_first_row(const char* op, int64_t first_row, int64_t rows) {
+inline void check_first_row(const char* op, int64_t first_row, int64_t rows) {
   NK_CHECK(first_row >= 0 && first_row <= (int64_t{1} << 32) - rows, op, ": first_row and the ", rows,
            " rows from it on must lie in [0, 2^32), got ", first_row);
 }
@@ -308,5 +304,4 @@ struct BoundNoise {
   }
 };
 
-}  // namespace
 }  // namespace noisykernels

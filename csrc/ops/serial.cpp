@@ -1,18 +1,15 @@
-// The operators with a defined arithmetic (`serial.h`): rounding to a format, serial sums and their gradients. For
-// ops.cpp alone.
-#pragma once
+// The operators with a defined arithmetic (`serial.h`): rounding to a format, serial sums and their gradients.
+
+#include "../serial.h"
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 
-#include "run.h"
-#include "serial.h"
+#include "launch.h"
+#include "operators.h"
 
 namespace noisykernels {
 namespace {
-
-using Numbers = std::vector<double>;
 
 // A format from the numbers that formats.py makes of it.
 Format format_of(const char* op, const char* argument, const Numbers& numbers) {
@@ -56,6 +53,20 @@ NoiseParams noise_of(const char* op, const Tensor& seed, const OptTensor& draws,
   return noise;
 }
 
+// The type of operands of serial sums.
+DType serial_type(const char* op, const Tensor& a, const Tensor& b) {
+  const DType type = dtype_of(op, "a", a);
+  NK_CHECK(type == DType::kFloat32 || type == DType::kFloat64, op, ": a must be float32 or float64, got ",
+           torch::headeronly::toString(a.scalar_type()));
+  NK_CHECK(a.scalar_type() == b.scalar_type() && a.device() == b.device(), op,
+           ": a and b must have one dtype and be on one device");
+  NK_CHECK(a.dim() == 3 && b.dim() == 3 && a.size(2) == b.size(1), op,
+           ": a must be [Ta, I, K] and b [Tb, K, J], got shapes ", shape_text(a), " and ", shape_text(b));
+  return type;
+}
+
+}  // namespace
+
 Tensor quantize(Tensor x, Numbers format, Tensor seed, OptTensor draws, OptTensor rows, int64_t first_row, int64_t site,
                 int64_t operand) {
   const char* op = "quantize";
@@ -73,18 +84,6 @@ Tensor quantize(Tensor x, Numbers format, Tensor seed, OptTensor draws, OptTenso
   q.x = x.data_ptr(), q.y = out.mutable_data_ptr();
   if (out.numel() > 0) run(op, out, q);
   return out;
-}
-
-// The type of operands of serial sums.
-DType serial_type(const char* op, const Tensor& a, const Tensor& b) {
-  const DType type = dtype_of(op, "a", a);
-  NK_CHECK(type == DType::kFloat32 || type == DType::kFloat64, op, ": a must be float32 or float64, got ",
-           torch::headeronly::toString(a.scalar_type()));
-  NK_CHECK(a.scalar_type() == b.scalar_type() && a.device() == b.device(), op,
-           ": a and b must have one dtype and be on one device");
-  NK_CHECK(a.dim() == 3 && b.dim() == 3 && a.size(2) == b.size(1), op,
-           ": a must be [Ta, I, K] and b [Tb, K, J], got shapes ", shape_text(a), " and ", shape_text(b));
-  return type;
 }
 
 Tensor serial(Tensor a, Tensor b, OptTensor order, Numbers product, Numbers sum, double low, double high, double leak,
@@ -175,5 +174,4 @@ std::tuple<Tensor, Tensor> serial_gradient(Tensor grad, Tensor last, Tensor a, T
   return {a_grad, b_grad};
 }
 
-}  // namespace
 }  // namespace noisykernels

@@ -1,0 +1,161 @@
+// The operators that contract and then put noise on the result: the contraction is the library's. Linear layers of
+// float32 on the CPU go by threads' parts, whose noise follows while they are in the cache.
+#include <algorithm>
+#include <climits>
+
+#include "launch.h"
+#include "operators.h"
+#include "sgemm.h"
+
+namespace noisykernels {
+namespace {
+
+constexpr int64_t kFewRows = 24, kLargeWeight = int64_t{1} << 17, kColumnsTogether = 64;
+
+// y = noise(x W^T + b) by parts: one product for each thread's part, then its noise while it is in the cache.
+struct LinearParts {
+  Sgemm sgemm;
+  const cpu::Kernels* kernels;
+  const Epilogue* epilogue;  // null: none here
+  const float *x, *w;
+  float* y;
+  int64_t M, K, N, ldw;
+  char trans_w;
+
+  void product(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const int m = static_cast<int>(columns), n = static_cast<int>(rows), k = static_cast<int>(K),
+              ld = static_cast<int>(ldw), ldy = static_cast<int>(N);
+    const float one = 1, zero = 0;
+    const float* part_of_w = w + (trans_w == 'T' ? column * ldw : column);
+    sgemm(&trans_w, "N", &m, &n, &k, &one, part_of_w, &ld, x + row * K, &k, &zero, y + row * N + column, &ldy);
+  }
+  // Rows of the flattened input.
+  static void by_rows(void* context, int64_t begin, int64_t end) {
+    const auto* self = static_cast<const LinearParts*>(context);
+    if (begin >= end) return;
+    self->product(begin, end - begin, 0, self->N);
+    if (self->epilogue != nullptr) self->kernels->epilogue(*self->epilogue, begin * self->N, end * self->N);
+  }
+  // Output features: for few rows, whose weights are then read once between the threads.
+  static void by_columns(void* context, int64_t begin, int64_t end) {
+    const auto* self = static_cast<const LinearParts*>(context);
+    if (begin >= end) return;
+    self->product(0, self->M, begin, end - begin);
+    if (self->epilogue == nullptr) return;
+    for (int64_t row = 0; row < self->M; ++row) {
+      self->kernels->epilogue(*self->epilogue, row * self->N + begin, row * self->N + end);
+    }
+  }
+};
+
+#if defined(NOISYKERNELS_CUDA)
+// linear in one CUDA kernel; nothing where the library is to multiply.
+std::optional<Tensor> fused_linear(const Tensor& x, const Tensor& weight, OptTensor bias, bool relu,
+                                   const NoiseArgs& args) {
+  if (cuda::multiplier == cuda::Multiplier::kLibrary) return std::nullopt;
+  const DType type = dtype_of("linear", "input", x);
+  const int64_t N = weight.size(0), K = weight.size(1);
+  const Tensor a = as_contiguous(x), w = as_contiguous(weight);
+  cuda::Gemm g;
+  g.epilogue.dtype = type, g.epilogue.shared = args.shared;
+  g.a = a.data_ptr(), g.w = w.data_ptr();
+  if (bias) {
+    bias = as_contiguous(*bias);
+    g.bias = bias->data_ptr();
+  }
+  g.M = K == 0 ? 0 : x.numel() / K, g.N = N, g.K = K;
+  g.tf32 = cuda::multiplier == cuda::Multiplier::kFusedTf32;
+  const torch::stable::accelerator::DeviceGuard guard(x.device().index());
+  if (g.M == 0 || !cuda::fits(g) || !cuda::is_built_for_device()) return std::nullopt;
+  Ints shape = shape_of(x);
+  shape.back() = N;
+  const BoundNoise noise("linear", args, shape, x.dim() > 1, x, false);
+  Tensor out = empty_as(x, shape, false);
+  g.epilogue = make_epilogue(noise, out, out, type, relu);
+  run("linear", out, g);
+  return out;
+}
+#endif
+
+}  // namespace
+
+Tensor linear(Tensor x, Tensor weight, OptTensor bias, bool relu, NK_NOISE_PARAMETERS) {
+  const char* op = "linear";
+  const DType type = check_linear(op, x, weight, bias);
+  const int64_t N = weight.size(0), K = weight.size(1);
+  const NoiseArgs args = NK_NOISE_ARGS;
+  const bool batched = x.dim() > 1;
+#if defined(NOISYKERNELS_CUDA)
+  if (x.is_cuda()) {
+    if (auto out = fused_linear(x, weight, bias, relu, args)) return *out;
+  }
+#endif
+  const Sgemm sgemm = find_sgemm();
+  const int64_t M = x.numel() / std::max<int64_t>(1, K);
+  if (!x.is_cpu() || type != DType::kFloat32 || sgemm == nullptr || std::max({M, N, K}) > INT_MAX || M == 0 || N == 0 ||
+      K == 0) {
+    return finish(op, call(op, "aten::linear", x, weight, bias), true, batched, relu, args);
+  }
+  x = as_contiguous(x);
+  const auto leading = [&](int d, int64_t least) {  // whether the library can step along dimension d
+    return weight.stride(1 - d) == 1 && weight.size(d) > 1 && weight.stride(d) >= least && weight.stride(d) <= INT_MAX;
+  };
+  const bool by_rows = leading(0, K), by_columns = !by_rows && leading(1, N);
+  if (!by_rows && !by_columns) weight = as_contiguous(weight);
+  if (bias) bias = as_contiguous(*bias);
+
+  Ints shape = shape_of(x);
+  shape.back() = N;
+  const BoundNoise noise(op, args, shape, batched, x, false);
+  Tensor clean = empty_as(x, shape, false);
+  if (batched) shape[0] = noise.rows_out;
+  Tensor out = noise.shared ? empty_as(x, shape, false) : clean;
+  Epilogue e = make_epilogue(noise, clean, out, type, relu);
+  if (bias) {
+    e.bias = bias->data_ptr();
+    e.bias_size = N;
+  }
+  LinearParts parts{sgemm,
+                    &kernels(),
+                    noise.shared ? nullptr : &e,
+                    static_cast<const float*>(x.data_ptr()),
+                    static_cast<const float*>(weight.data_ptr()),
+                    static_cast<float*>(clean.mutable_data_ptr()),
+                    M,
+                    K,
+                    N,
+                    by_columns ? weight.stride(1) : (by_rows ? weight.stride(0) : K),
+                    by_columns ? 'N' : 'T'};
+  const int64_t rows_together = e.n / N;  // of the flattened input: a short row of noise is drawn whole
+  const int64_t useful = std::min<int64_t>(threads(), 1 + M * N * K / kWorthAThread);
+  if (M >= useful * kFewRows || N * K < kLargeWeight) {
+    cpu::parallel(M, rows_together > 1 ? rows_together : 8, static_cast<int>(useful), &LinearParts::by_rows, &parts);
+  } else {
+    const bool apart = parts.epilogue != nullptr && cpu::short_rows(e.n);
+    if (apart) parts.epilogue = nullptr;
+    cpu::parallel(N, kColumnsTogether, static_cast<int>(useful), &LinearParts::by_columns, &parts);
+    if (apart) cpu::run(kernels(), e, threads());
+  }
+  if (noise.shared) cpu::run(kernels(), e, threads());
+  return out;
+}
+
+Tensor convolution(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints padding, Ints dilation, bool transposed,
+                   Ints output_padding, int64_t groups, bool relu, NK_NOISE_PARAMETERS) {
+  const char* op = check_convolution(x, weight, bias, transposed);
+  return with_rows(op, x, x.dim() == weight.dim(), draws, [&](const Tensor& rows_of_x) {
+    const Tensor clean = call(op, "aten::convolution", rows_of_x, weight, bias, stride, padding, dilation, transposed,
+                              output_padding, groups);
+    return finish(op, clean, true, true, relu, NK_NOISE_ARGS);
+  });
+}
+
+Tensor matmul(Tensor a, Tensor b, NK_NOISE_PARAMETERS) {
+  dtype_of("matmul", "a", a);
+  NK_CHECK(a.scalar_type() == b.scalar_type(), "matmul: a and b must have the same dtype, got ",
+           torch::headeronly::toString(a.scalar_type()), " and ", torch::headeronly::toString(b.scalar_type()));
+  Tensor clean = call("matmul", "aten::matmul", a, b);
+  return finish("matmul", clean, true, clean.dim() > 0, false, NK_NOISE_ARGS);
+}
+
+}  // namespace noisykernels

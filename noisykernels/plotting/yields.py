@@ -1,0 +1,61 @@
+"""Picture of many chips of one design: the share of them that reach an accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from noisykernels.plotting.style import axes_or_new
+from noisykernels.stats.views import ChipsLike
+
+__all__ = ["SHARES", "plot_yields"]
+
+
+SHARES = (0.99, 0.95, 0.9)  # of the clean accuracy, at which the yield is told
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+
+
+def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = ()) -> Any:
+    """The share of chips whose accuracy is at least that of the axis, with its 95 % band, and every chip as a tick.
+
+    Args:
+        chips: what `chips` returned.
+        ax: matplotlib axes; None makes a new figure.
+        limits: accuracies at which the yield is marked; none: 99, 95 and 90 % of the clean accuracy.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    ax = axes_or_new(ax, (6.0, 4.2))
+    count = f"{len(chips.accuracy)} chip{'s' * (len(chips.accuracy) != 1)}"
+    marks = list(limits) or [share * chips.clean for share in SHARES]
+    ends = [*chips.accuracy, chips.clean, *marks]
+    room = 0.04 * max(float(np.ptp(ends)), 0.02)
+    left, right = max(0.0, min(ends) - room), min(1.0, max(ends) + room)
+    # the share falls right behind each chip: a step at every accuracy that there is
+    x = np.array([left, *np.unique(chips.accuracy), right])
+    share, low, high = np.array([chips.yield_at(v) for v in x]).T
+    ax.fill_between(x, low, high, step="pre", color="0.35", alpha=0.18, lw=0)
+    ax.step(x, share, where="pre", color="0.2", lw=1.4)
+    ax.plot(chips.accuracy, np.zeros(len(chips.accuracy)), ls="", marker="|", ms=14, mew=0.8, color="0.45",
+            label=count)  # fmt: skip
+    ax.axvline(chips.clean, color="0.35", lw=1, ls="--", zorder=1, label=f"clean {chips.clean:.3f}")
+    for i, limit in enumerate(marks):
+        found, _, _ = chips.yield_at(limit)
+        colour = COLOURS[i % len(COLOURS)]
+        ax.plot([limit, limit], [0, found], color=colour, lw=1, ls=":", zorder=1)
+        ax.plot([limit], [found], ls="", marker="osD^v"[i % 5], ms=6, color=colour, mew=0, zorder=3, clip_on=False,
+                label=f"yield {found:.3f} at {limit:.3f}")  # fmt: skip
+    ax.set_xlim(left, right)
+    ax.set_ylim(0, 1.03)
+    ax.set_xlabel("accuracy (fraction of rows)")
+    ax.set_ylabel("share of chips at least as accurate")
+    ax.set_title(f"{count}, {chips.rows} rows, band 95 %", fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.06), fontsize=8, framealpha=0.85, edgecolor="none")
+    return ax

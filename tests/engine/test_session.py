@@ -1,0 +1,156 @@
+"""The one set-up of all studies: what it checks, what it leaves behind, and that all studies speak of it alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import noisykernels as nk
+from noisykernels._engine.session import Problem, Session
+from noisykernels.injection.state import state_of
+
+
+def made() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    return model, (torch.randn(20, 6), torch.randint(3, (20,)))
+
+
+def studies() -> dict[str, Callable[..., Any]]:
+    model, data = made()
+    noise, hardware = nk.Noise(add=0.1), [nk.WeightNoise(add=0.1)]
+    predictor = nk.experiments.LinearPredictor(1.0, 0.0, 1.0, 0.0, 100)
+    serial = nk.Serial(low=-1.0, high=1.0)
+    formats = nk.experiments
+    return {
+        "walk": lambda m=model, d=data, **o: nk.walk(m, d, noise=noise, levels=[1.0], draws=1, **o),
+        "walk_parameter": lambda m=model, d=data, **o: nk.walk_parameter(m, d, lambda v: [serial], [1.0], **o),
+        "walk_mixed": lambda m=model, d=data, **o: nk.walk_mixed(m, d, ratios=[0.5], levels=[1.0], draws=1, **o),
+        "vote": lambda m=model, d=data, **o: nk.vote(m, d, noise=noise, draws=2, **o),
+        "chips": lambda m=model, d=data, **o: nk.chips(m, d, hardware=hardware, draws=2, **o),
+        "sweep_formats": lambda m=model, d=data, **o: formats.sweep_formats(m, d, ["M7E6"], **o),
+        "search_format": lambda m=model, d=data, **o: formats.search_format(m, d, predictor, formats=["M7E6"], **o),
+        "layer_formats": lambda m=model, d=data, **o: formats.layer_formats(m, d, "M20E6", evaluations=1, **o),
+        "order_sensitivity": lambda m=model, d=data, **o: formats.order_sensitivity(m, d, serial, permutations=2, **o),
+    }
+
+
+NAMES = list(studies())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_asks_for_a_seed(name: str) -> None:
+    with pytest.raises(TypeError, match="required keyword-only argument: 'seed'"):
+        studies()[name]()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_refuses_bad_data_and_models_alike(name: str) -> None:
+    study, (x, y) = studies()[name], made()[1]
+    op = "walk" if name.startswith("walk") else name
+    for data, said in (
+        ((x, y[:3]), f"{op}: data must be inputs (rows, ...) and whole-number labels (rows), not empty, "
+                     "got [20, 6] and torch.int64 [3]"),
+        ([(x, y), (x, x)], f"{op}: data must be"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as caught:
+            study(d=data, seed=1)
+        assert str(caught.value).startswith(said)
+    with pytest.raises(ValueError, match=f"{op}: seed must lie in"):
+        study(seed=-1)
+    with pytest.raises(TypeError, match=f"{op}: compute must be a Compute, got dict"):
+        study(seed=1, compute={"batch_rows": 7})
+    model = made()[0]
+    with nk.inject(model, nk.Noise(add=0.1)), pytest.raises(ValueError, match="injected already"):
+        study(m=model, seed=1)
+    tall = nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))
+    with pytest.raises(
+        ValueError, match=rf"{op}: the model must give scores of shape \[\d+, classes\], got \[\d+, 3, 1\]"
+    ):
+        study(m=tall, seed=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_leaves_the_model_as_it_was(name: str) -> None:
+    model = made()[0]
+    model[2].eval()
+    modes, keys = [m.training for m in model.modules()], list(model.state_dict())
+    threads = torch.get_num_threads()
+    studies()[name](m=model, seed=1, compute=nk.Compute(threads=1, batch_rows=7))
+    assert [m.training for m in model.modules()] == modes and list(model.state_dict()) == keys
+    assert type(model) is nn.Sequential and not any(m._forward_hooks for m in model.modules())
+    assert torch.get_num_threads() == threads and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("walk")])
+def test_what_a_study_cannot_follow_is_refused(name: str) -> None:
+    """Nothing asked for is silently left out."""
+    for settings in (dict(executor=2), dict(engine="plain")):
+        with pytest.raises(ValueError, match=rf"{name}: of compute it takes .*, got {next(iter(settings))}="):
+            studies()[name](seed=1, compute=nk.Compute(**settings))
+
+
+def test_a_session_that_fails_leaves_the_model_as_it_was() -> None:
+    class Fails(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if len(input) > 3:
+                raise ArithmeticError("too many")
+            return super().forward(input)
+
+    model = Fails(6, 3)
+    problem = Problem.of("walk", model, made()[1], seed=1)
+    with pytest.raises(ArithmeticError, match="too many"), Session("walk", problem) as session:
+        assert not model.training and session.clean.all()
+    assert model.training and type(model) is Fails
+    with Session("walk", problem):  # and may be asked again
+        assert not model.training
+
+
+def test_a_session_is_silent_but_where_noise_is_placed() -> None:
+    model, data = made()
+    problem = Problem.of("vote", model, data, seed=1)
+    with Session("vote", problem, noise=nk.Noise(add=5.0)) as session, torch.no_grad():
+        clean = model(data[0])
+        noisy = [scores for _, _, scores in session.noisy_scores([0, 1])]
+        assert torch.equal(model(data[0]), clean) and state_of(model).placement.noise is None
+        assert noisy[0].shape == (2, 20, 3) and not torch.allclose(noisy[0][0], clean, atol=1.0)
+        assert (session.clean == (clean.argmax(1) == data[1]).numpy()).all() and session.outputs == 3
+
+
+def test_threads_of_a_pool_are_left_as_they_were() -> None:
+    """A worker that lives in a thread of the caller's keeps its model, but none of torch's states."""
+    model, data = made()
+
+    def state() -> tuple[bool, bool, int]:
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        before = pool.submit(state).result()
+        compute = nk.Compute(executor=pool)
+        nk.walk(model, data, noise=nk.Noise(add=1.0), levels=[0.5], draws=1, seed=1, compute=compute)
+        assert pool.submit(state).result() == before
+
+
+def test_compute_checks_itself() -> None:
+    for settings, said in (
+        (dict(engine="fast"), "Compute: engine must be 'auto' or 'plain', got 'fast'"),
+        (dict(batch_rows=0), "Compute: batch_rows must be a whole number of at least 1, got 0"),
+        (dict(threads=0), "Compute: threads must be a whole number of at least 1, got 0"),
+        (dict(memory=1.5), "Compute: memory must be a whole number of at least 1, got 1.5"),
+        (dict(executor=0), "Compute: executor must have `submit`, or be a number of processes, got 0"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            nk.Compute(**settings)
+        assert str(caught.value) == said
+    with pytest.raises(ValueError, match=r"Search: rel_ci must lie between 0 and 1, got 1\.5"):
+        nk.Search(rel_ci=1.5)
+    model, data = made()
+    with pytest.raises(TypeError, match="walk: search must be a Search, got float"):
+        nk.walk(model, data, noise=nk.Noise(add=1.0), seed=1, search=0.1)
+    with pytest.raises(ValueError, match="walk: a search finds its own levels"):
+        nk.walk(model, data, noise=nk.Noise(add=1.0), seed=1, levels=[1.0], draws=1, search=nk.Search())
