@@ -72,7 +72,8 @@ class OrderStudy:
     Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
     layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
     which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
-    not the twin's, over permutations; rows, seed. Without labels the figures of the network are empty or NaN.
+    not the twin's, over permutations; rows, seed; metric, what was measured. Without labels the figures of the network
+    are empty or NaN.
     """
 
     layers: tuple[LayerOrder, ...]
@@ -83,6 +84,7 @@ class OrderStudy:
     rows: int
     permutations: int
     seed: int
+    metric: str = "accuracy"
 
     def table(self) -> str:
         """Layers, and the network, as aligned text."""
@@ -99,8 +101,8 @@ class OrderStudy:
         if len(self.accuracy):
             spread = f" +- {self.accuracy.std(ddof=1):.4f}" if len(self.accuracy) > 1 else ""
             text += [
-                "accuracy: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
-                f"accuracy of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
+                f"{self.metric}: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
+                f"{self.metric} of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
                 f"{self.accuracy.max():.4f}",
                 f"predictions: {self.changed:.4f} changed by a permutation, {self.disagreement:.4f} differ between two",
             ]
@@ -138,7 +140,7 @@ class OrderStudy:
         right.plot(np.sort(self.accuracy), "o", ms=4, color="0.4", label="random permutations, sorted")
         for i, (name, value) in enumerate(self.orders.items()):
             right.axhline(value, color=f"C{i}", ls="-" if name == "none" else "--", label=f"order: {name}")
-        right.set(xlabel="permutation", ylabel="accuracy", ylim=(0, 1))
+        right.set(xlabel="permutation", ylabel=self.metric, ylim=(0, 1))
         right.xaxis.get_major_locator().set_params(integer=True)
         right.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 0.12))
         right.grid(alpha=0.3)
@@ -358,6 +360,7 @@ def order_sensitivity(
         len(session.labels),
         permutations,
         seed,
+        metric.name,
     )
 
 

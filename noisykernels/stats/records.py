@@ -89,7 +89,8 @@ class Meta:
         classes: number of classes.
         sites: names in execution order.
         stream_version: version of the noise stream.
-        plan: the contraction plan (batch_rows, draws_per_pass, threads, library versions).
+        plan: the contraction plan (batch_rows, draws_per_pass, threads, library versions); metric: the name of what is
+            measured, where it is not the accuracy.
         axis: None infers it: "linear" for purely multiplicative noise, else "log".
         floor: accuracy under unbounded noise; None means 1 / classes.
         target: what is noisy; "activation" noise is independent between rows, other noise is
@@ -145,6 +146,11 @@ class Meta:
     def clean(self) -> float:
         """Accuracy without noise."""
         return self.clean_correct / self.rows
+
+    @property
+    def metric(self) -> str:
+        """What is measured, as a reader calls it."""
+        return str(self.plan.get("metric", "accuracy"))
 
     @property
     def parameter(self) -> str:

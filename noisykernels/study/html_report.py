@@ -23,6 +23,7 @@ from noisykernels._util.optional import optional
 from noisykernels.plotting.curves import plot_curves, plot_profile
 from noisykernels.plotting.maps import plot_heat_map
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
+from noisykernels.stats.records import Meta
 from noisykernels.stats.views import StudyLike
 
 __all__ = ["report"]
@@ -96,19 +97,19 @@ def report(
     what = m.parameter or "noise level"
     parts = [
         f"<h1>{_text(heading)}</h1>",
-        f'<p class="summary">{_text(_summary(points, m.clean))}</p>',
+        f'<p class="summary">{_text(_summary(points, m))}</p>',
         "<h2>What was asked</h2>",
         _table([], _asked(study)),
         "<h2>Midpoint of each site</h2>",
         f"<p>{_text(_meaning(study))} Half-way: where the measured curve crosses.</p>",
         _table(["#", "site", "midpoint", "95 % interval", "half-way", "status"], rows, numbers=(0, 2, 3, 4)),
-        f"<h2>Accuracy against {_text(what)}</h2>",
-        _picture(lambda ax: plot_curves(study, ax), (9.5, 4.8), f"accuracy of each site against {what}"),
+        f"<h2>{_text(m.metric[:1].upper() + m.metric[1:])} against {_text(what)}</h2>",
+        _picture(lambda ax: plot_curves(study, ax), (9.5, 4.8), f"{m.metric} of each site against {what}"),
         "<h2>Layer profile</h2>",
         _picture(lambda ax: plot_profile(study, ax), (9.5, 4.8), "midpoint of each site in execution order"),
         "<h2>Heat map</h2>",
         _picture(
-            lambda ax: plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), "accuracy over sites and levels"
+            lambda ax: plot_heat_map(study, ax), (9.5, 1.9 + 0.27 * len(points)), f"{m.metric} over sites and levels"
         ),
         "<h2>How the cells were come by</h2>",
         f"<p>A cell is one site at one {'value' if m.parameter else 'level'} under one draw of the noise.</p>",
@@ -178,25 +179,25 @@ def _meaning(study: StudyLike) -> str:
     """What a midpoint is, and what stands in its place."""
     if study.meta.rising:
         return (
-            f"The {study.meta.parameter} at which accuracy is half-way from its clean value to the floor, and its 95 % "
-            "interval, which speaks of the randomness on these data. >: not even half-way at this value; <: still "
-            "above half-way at it."
+            f"The {study.meta.parameter} at which {study.meta.metric} is half-way from its clean value to the floor, "
+            "and its 95 % interval, which speaks of the randomness on these data. >: not even half-way at this value; "
+            "<: still above half-way at it."
         )
     return (
-        f"The {study.meta.parameter or 'noise level'} at which accuracy has fallen half-way from its clean value to "
-        "the floor, and its 95 % interval, which speaks of the noise's randomness on these data. >: not half-way up to "
-        "this level; <: already at this level."
+        f"The {study.meta.parameter or 'noise level'} at which {study.meta.metric} has fallen half-way from its clean "
+        "value to the floor, and its 95 % interval, which speaks of the noise's randomness on these data. >: not "
+        "half-way up to this level; <: already at this level."
     )
 
 
-def _summary(points: Sequence[Midpoint], clean: float) -> str:
+def _summary(points: Sequence[Midpoint], m: Meta) -> str:
     """The weakest and the strongest site, in words."""
     ranks = {False: -math.inf, True: math.inf}
     ranked = sorted(
         points, key=lambda p: (p.level, p.low) if p.status == "ok" else (ranks[p.above], p.low if p.above else p.high)
     )
     weakest, strongest = (ranked[-1], ranked[0]) if points[0].rising else (ranked[0], ranked[-1])
-    text = f"Without noise the accuracy is {clean:.4f}. "
+    text = f"Without noise the {m.metric} is {m.clean:.4f}. "
     if len(points) == 1:
         return f"{text}{weakest.site} {_stands(weakest)}."
     text += f"The weakest of {len(points)} sites is {weakest.site}: it {_stands(weakest)}. "
@@ -238,7 +239,7 @@ def _asked(study: StudyLike) -> list[list[str]]:
         ["seed", str(m.seed)],
         ["values" if m.parameter else "levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
         ["draws", f"up to {len(m.draws)}, as many as needed" if m.midpoints else str(len(m.draws))],
-        ["floor", f"{m.floor:.4g}, the accuracy taken for unbounded noise"],
+        ["floor", f"{m.floor:.4g}, the {m.metric} taken for unbounded noise"],
     ]
 
 
@@ -255,6 +256,9 @@ def _snippet(study: StudyLike) -> str:
         f"{k}={m.plan[k]!r}," for k in ("batch_rows", "draws_per_pass", "threads", "memory", "plateaus") if k in m.plan
     ]
     settings += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
+    if "metric" in m.plan:
+        what.append(f"# metric: that of the {m.metric}")
+        settings.append("metric=metric,")
     if m.parameter:
         what.append("# make: from a value of the parameter to the devices of a contraction")
         lines = [f"make, {list(m.levels)!r},", f"name={m.parameter!r}, larger={m.noise.get('larger')!r},", draws]
