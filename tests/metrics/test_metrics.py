@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
+from noisykernels import metrics
 from noisykernels.experiments import chips, layer_formats, order_sensitivity, sweep_formats
-from noisykernels.metrics import NAN, Accuracy
+from noisykernels.metrics import NAN, Accuracy, Metric
 from noisykernels.plotting import plot_front
 from noisykernels.walking import StoreError, walk_parameter
 
@@ -34,6 +36,31 @@ class TopTwo(Accuracy):
 
     def floor(self, outputs: int) -> float:
         return 2 / outputs
+
+
+METRICS: list[Metric] = [Accuracy(), TopTwo()]  # every one that there is, and one of one's own
+
+
+def test_no_metric_is_left_out() -> None:
+    known = [getattr(metrics, name) for name in metrics.__all__]
+    classes = {c for c in known if isinstance(c, type) and hasattr(c, "check_scores")} - {Metric}
+    assert classes <= {type(metric) for metric in METRICS}
+    assert len({metric.identity() for metric in METRICS}) == len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_the_number_of_a_row_does_not_depend_on_its_company(metric: Metric) -> None:
+    """Of all levels and draws at once as of each row alone, and by its law."""
+    scores, labels = torch.randn(2, 3, 40, 5), torch.randint(5, (40,))
+    scores[0, 1, 7, 2] = float("nan")
+    numbers = metric.rows(scores, labels)
+    assert numbers.shape == (2, 3, 40) and numbers.dtype == metric.dtype
+    for k in range(40):
+        assert torch.equal(metric.rows(scores[..., k : k + 1, :], labels[k : k + 1]), numbers[..., k : k + 1])
+    answer, law = numbers.numpy(), metric.law
+    assert answer.dtype == law.empty(1).dtype and law.missing(answer).nonzero() == ((0,), (1,), (7,))
+    assert (law.unpacked(json.loads(json.dumps(law.packed(answer)))) == answer).all()
+    assert float(law.numbers(answer).var()) <= law.largest_variance
 
 
 @pytest.fixture(scope="module")
