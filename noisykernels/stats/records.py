@@ -16,6 +16,9 @@ from noisykernels.stats.intervals import Floats, wilson
 from noisykernels.stats.midpoint import Axis
 
 
+INDEPENDENT = ("activation",)  # targets whose noise is new for each row
+
+
 class Record(NamedTuple):
     """One cell: a site at one level under one draw. low..high: 95 % Wilson over the rows."""
 
@@ -93,7 +96,7 @@ class Meta:
             measured, where it is not the accuracy.
         axis: None infers it: "linear" for purely multiplicative noise, else "log".
         floor: accuracy under unbounded noise; None means 1 / classes.
-        target: what is noisy; "activation" noise is independent between rows, other noise is
+        target: what is noisy; noise of the targets in `INDEPENDENT` is independent between rows, other noise is
             shared by all rows of a draw, which widens the intervals.
         model, data: descriptions.
         midpoints: what an adaptive walk has found, a dictionary for each site; empty for a grid.
@@ -165,4 +168,4 @@ class Meta:
     @property
     def independent_rows(self) -> bool:
         """Whether different rows see independent noise."""
-        return self.target == "activation"
+        return self.target in INDEPENDENT

@@ -264,9 +264,9 @@ def _snippet(study: StudyLike) -> str:
         lines = [f"make, {list(m.levels)!r},", f"name={m.parameter!r}, larger={m.noise.get('larger')!r},", draws]
         return _call("walk_parameter", what, [*lines, *settings])
     noise = {k: m.noise[k] for k in ("add", "mul", "kind", "fold") if k in m.noise}
-    name, where = "Noise", []
+    name, where = "Noise", [] if m.target == "activation" else [f'target="{m.target}",']
     if m.target == "weight":
-        name, where = "WeightNoise", ['target="weight",']
+        name = "WeightNoise"
         noise["relative"] = m.noise.get("relative")
     else:
         noise["order"] = m.noise.get("order") or ("add_mul" if m.noise.get("mode") == "add_mul" else "mul_add")
