@@ -15,7 +15,6 @@ import numpy as np
 from noisykernels.stats.intervals import Floats, wilson
 from noisykernels.stats.midpoint import Axis
 
-
 INDEPENDENT = ("activation",)  # targets whose noise is new for each row
 
 
