@@ -41,6 +41,7 @@ class LayerFormats(Result, kind="choice of formats"):
         normalised: accuracy as a share of that in float32.
         evaluations: settings that were evaluated.
         cost: what units cost.
+        metric: what was measured, if it is not the accuracy.
 
     Example:
         >>> made = {"a:linear#0": as_format("M7E6"), "b:linear#0": as_format("M4E6")}
@@ -54,6 +55,7 @@ class LayerFormats(Result, kind="choice of formats"):
     normalised: float
     evaluations: int
     cost: CostModel
+    metric: str = "accuracy"
     _codecs = CODECS
 
     @property
@@ -78,8 +80,8 @@ class LayerFormats(Result, kind="choice of formats"):
             for site, fmt in self.formats.items()
         ]
         title = (
-            f"normalised accuracy {self.normalised:.4f}, speed-up {self.speedup:.2f}, energy {self.saving:.2f} times "
-            f"less, {self.evaluations} evaluations"
+            f"normalised {self.metric} {self.normalised:.4f}, speed-up {self.speedup:.2f}, energy {self.saving:.2f} "
+            f"times less, {self.evaluations} evaluations"
         )
         return "\n".join(
             [title, *aligned([["site", "format", "operations", "share", "speed-up"], *lines], left=(0, 1))]
@@ -171,7 +173,7 @@ def layer_formats(
                     if runs.evaluations < most and (n := share(found | {site: less})) >= target:
                         found[site], reached, lower = less, n, True
                         break
-        return LayerFormats(found, macs, reached, runs.evaluations, cost)
+        return LayerFormats(found, macs, reached, runs.evaluations, cost, metric.name)
 
 
 class _Counter(Device):

@@ -118,6 +118,7 @@ class Sweep(Result, kind="sweep"):
     clean: float
     rows: int
     name: str = ""
+    metric: str = "accuracy"
     target: ClassVar[float] = TARGET  # where its pictures draw the line
     _codecs = CODECS
 
@@ -253,7 +254,7 @@ def sweep_formats(
             share = found["correct"] / runs.rows / runs.clean
             results.append(FormatResult(fmt, found["r2"], share, *price))
             advance(1)
-        return Sweep(results, runs.clean, runs.rows, name)
+        return Sweep(results, runs.clean, runs.rows, name, metric.name)
 
 
 def _store_key(session: Session, inputs: int | Tensor, arithmetic: Callable[[Format], Device]) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class OrderStudy(Result, kind="order study"):
     Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
     layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
     which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
-    not the twin's, over permutations; rows, seed. Without labels the figures of the network are empty or NaN.
+    not the twin's, over permutations; rows, seed; metric, what was measured. Without labels the figures of the network
+    are empty or NaN.
 
     Columns of `to_pandas`, a row for each layer: site, steps, outputs, std, spread, saturated, shift_*.
     """
@@ -86,6 +87,7 @@ class OrderStudy(Result, kind="order study"):
     rows: int
     permutations: int
     seed: int
+    metric: str = "accuracy"
 
     def table(self) -> str:
         """Layers, and the network, as aligned text."""
@@ -102,8 +104,8 @@ class OrderStudy(Result, kind="order study"):
         if len(self.accuracy):
             spread = f" +- {self.accuracy.std(ddof=1):.4f}" if len(self.accuracy) > 1 else ""
             text += [
-                "accuracy: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
-                f"accuracy of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
+                f"{self.metric}: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
+                f"{self.metric} of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
                 f"{self.accuracy.max():.4f}",
                 f"predictions: {self.changed:.4f} changed by a permutation, {self.disagreement:.4f} differ between two",
             ]
@@ -350,6 +352,7 @@ def order_sensitivity(
         len(session.labels),
         permutations,
         seed,
+        metric.name,
     )
 
 

@@ -65,6 +65,7 @@ class Chips(Result, kind="chip study"):
     rows: int
     draws: tuple[int, ...]
     seed: int
+    metric: str = "accuracy"
 
     @property
     def mean(self) -> float:
@@ -100,7 +101,7 @@ class Chips(Result, kind="chip study"):
         count = len(self.accuracy)
         error = self.std / math.sqrt(count)
         lines = [
-            f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} chips, seed {self.seed}",
+            f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {count} chips, seed {self.seed}",
             f"mean       {self.mean:.4f} +- {error:.4f}",
             f"deviation  {self.std:.4f}",
             f"median     {float(np.median(self.accuracy)):.4f}",
@@ -186,4 +187,4 @@ def chips(
                 answer = metric.rows(scores, labels[some]).cpu().numpy()
                 sums[places] += metric.law.numbers(answer).sum(1)
                 advance(1)
-    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed)
+    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed, metric.name)

@@ -84,6 +84,9 @@ class SweepLike(Protocol):
     """Of a `Sweep`; its results have a format, r2, normalised and speedup."""
 
     @property
+    def metric(self) -> str: ...
+
+    @property
     def name(self) -> str: ...
 
     @property

@@ -116,7 +116,8 @@ class Search:
         clean, floor = cells.clean_mean, cells.floor
         if not 0 <= floor < clean:
             raise ValueError(
-                f"walk: the clean accuracy {clean:.4f} is not above the floor {floor:.4f}: nothing to find"
+                f"walk: the clean {here.problem.metric.name} {clean:.4f} is not above the floor {floor:.4f}: "
+                "nothing to find"
             )
         searches = []
         for which in range(cells.targets):

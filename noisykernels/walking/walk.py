@@ -143,9 +143,9 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
         cells = Cells(_chosen(session, asked), len(targets), session.clean, _floor(session, asked), asked.metric.law)
         here = Evaluator.of(session, cells.sites)
         plan = here.described()
-        if identity := asked.metric.identity():
-            plan["metric"] = identity
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
+        if identity := asked.metric.identity():
+            plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
             found = strategy.run(here, evaluate, cells, asked.progress)
     plan |= {"memory": session.compute.memory_on(problem.device)}
