@@ -123,6 +123,9 @@ class ChipsLike(Protocol):
     """Of `Chips`."""
 
     @property
+    def metric(self) -> str: ...
+
+    @property
     def accuracy(self) -> Floats: ...
 
     @property
@@ -149,6 +152,9 @@ class LayerOrderLike(Protocol):
 
 class OrderStudyLike(Protocol):
     """Of an `OrderStudy`."""
+
+    @property
+    def metric(self) -> str: ...
 
     @property
     def layers(self) -> Sequence[LayerOrderLike]: ...

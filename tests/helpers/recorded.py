@@ -765,7 +765,7 @@ def pages() -> Parts:
     votes = vote(model, data, noise=Noise(add=2.0), draws=4, seed=3, subsets=4)
     parts["votes plot"] = drawn(votes.plot())
     mixed = walk_mixed(model, data, ratios=[0.0, 1.0], sites=["conv1", "fc"], **GRID)
-    parts["mixed plot"], parts["mixed plot of a site"] = drawn(mixed.plot()), drawn(mixed.plot("fc"))
+    parts["mixed plot"], parts["mixed plot of a site"] = drawn(mixed.plot()), drawn(mixed.plot(site="fc"))
     pyplot.close("all")
     return parts
 

@@ -29,7 +29,7 @@ class TopTwo(Accuracy):
     def identity(self) -> str:
         return "hits of the test, k=2"
 
-    def rows(self, scores: Tensor, labels: Tensor) -> Tensor:
+    def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
         best = scores.topk(2, -1).indices
         found = (best == labels[:, None]).any(-1).to(torch.int8)
         return found.masked_fill_(scores.isnan().any(-1), NAN)
@@ -53,10 +53,10 @@ def test_the_number_of_a_row_does_not_depend_on_its_company(metric: Metric) -> N
     """Of all levels and draws at once as of each row alone, and by its law."""
     scores, labels = torch.randn(2, 3, 40, 5), torch.randint(5, (40,))
     scores[0, 1, 7, 2] = float("nan")
-    numbers = metric.rows(scores, labels)
+    numbers = metric.of_rows(scores, labels)
     assert numbers.shape == (2, 3, 40) and numbers.dtype == metric.dtype
     for k in range(40):
-        assert torch.equal(metric.rows(scores[..., k : k + 1, :], labels[k : k + 1]), numbers[..., k : k + 1])
+        assert torch.equal(metric.of_rows(scores[..., k : k + 1, :], labels[k : k + 1]), numbers[..., k : k + 1])
     answer, law = numbers.numpy(), metric.law
     assert answer.dtype == law.empty(1).dtype and law.missing(answer).nonzero() == ((0,), (1,), (7,))
     assert (law.unpacked(json.loads(json.dumps(law.packed(answer)))) == answer).all()
