@@ -1,7 +1,8 @@
 """What results must stay: fixed small studies and calls of operators, and digests of all that they give.
 
-``python tests/helpers/recorded.py --write`` writes the digests and the files of tests/data/v0_1_0, ``--show NAME``
-prints what a digest is of, and without arguments it names those that differ. Whoever changes a result on purpose says
+``python tests/helpers/recorded.py --digests`` writes the digests of tests/data/v0_1_0 anew, ``--write`` the files there
+too, which were made by version 0.1.0 and should stay; ``--show NAME`` prints what a digest is of, and without arguments
+it names those that differ. Whoever changes a result on purpose says
 so in the changelog and writes them anew.
 
 The cases are exact by construction, so that neither the machine nor the number of threads matters: weights and data
@@ -1179,7 +1180,12 @@ def write() -> None:
     model = noisy_net()
     save_checkpoint(FOLDER / "checkpoint.pt", model, SETTINGS, trained(model, 2, 0))
     torch.save(model.state_dict(), FOLDER / "state.pt")
-    content = {"machine": machine(), "native": native_digests(), "digests": now()}
+    write_digests(machine())
+
+
+def write_digests(of: dict[str, str]) -> None:
+    """Writes the digests anew; the files beside them are of the machine that is named."""
+    content = {"machine": of, "native": native_digests(), "digests": now()}
     (FOLDER / "digests.json").write_text(json.dumps(content, indent=0, ensure_ascii=False) + "\n")
 
 
@@ -1192,6 +1198,8 @@ def recorded() -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["--write"]:
         write()
+    elif arguments[:1] == ["--digests"]:
+        write_digests(recorded()["machine"])
     elif arguments[:1] == ["--show"]:
         print(canonical(value_of(" ".join(arguments[1:]))))
     else:
