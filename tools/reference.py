@@ -61,7 +61,7 @@ def signature(name: str, thing: Any) -> str:
     if inspect.ismodule(thing):
         return f"import {thing.__name__}"
     if not is_called(thing):
-        value = repr(thing)
+        value = shown(thing)
         return f"{name}: {type(thing).__name__}" + (f" = {value}" if len(value) < 80 else "")
     try:
         called = inspect.signature(thing)
