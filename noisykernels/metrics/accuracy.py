@@ -26,6 +26,9 @@ class Accuracy:
     law: Binary = BINARY
     dtype = torch.int8
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def identity(self) -> str:
         """Stores need not name it."""
         return ""

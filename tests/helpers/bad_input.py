@@ -331,7 +331,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("arithmetic that is none", lambda _: nk.linear(X, torch.zeros(3, 4), arithmetic="fp16"), TypeError),
         ("gradient of no such name", lambda _: nk.Serial(gradient="exact"), ValueError),
         ("parameter without values", lambda _: nk.walk_parameter(net(), (X, Y), saturated, [], seed=0), ValueError),
-        ("no format to search", lambda _: nk.experiments.sweep_formats(net(), (X, Y), []), ValueError),
+        ("no format to search", lambda _: nk.experiments.sweep_formats(net(), (X, Y), [], seed=0), ValueError),
     ],
     "Seed, draws, rows": [
         ("negative seed", lambda _: stated(seed=-1), ValueError),

@@ -15,7 +15,6 @@ from types import ModuleType
 import pytest
 
 import noisykernels as nk
-import noisykernels.walking.walks as walking_walk
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(nk.__path__[0])
@@ -77,12 +76,24 @@ def test_no_name_hides_a_module(name: str) -> None:
     allowed = set(PACKAGES) if not name else set()  # a namespace is its package
     hidden = {n for n in modules - allowed if not isinstance(getattr(here, n, here), ModuleType)}
     assert not modules & set(getattr(here, "__all__", ())) and not hidden
-    assert isinstance(walking_walk, ModuleType)
 
 
 def test_an_unknown_name_is_named() -> None:
     with pytest.raises(AttributeError, match="module 'noisykernels' has no attribute 'wlak'"):
         nk.wlak  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'PCM'; there is nk\.hardware\.PCM"):
+        nk.PCM  # noqa: B018
+
+
+@pytest.mark.parametrize("order", ["import noisykernels, torch", "import torch, noisykernels"])
+def test_operators_are_there_in_either_order(order: str) -> None:
+    assert "linear" in run(f"{order}; print(torch.ops.noisykernels.linear.default, torch.ops.noisykernels.quantize)")
+
+
+@pytest.mark.parametrize("name", [m for m in PACKAGES if m != "reference"])
+def test_every_package_can_come_first(name: str) -> None:
+    """Before torch, and before any other of ours."""
+    assert run(f"import noisykernels.{name}; print('well')") == "well"
 
 
 def test_type_checkers_see_what_there_is() -> None:
