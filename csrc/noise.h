@@ -234,7 +234,8 @@ NK_HD uint32_t counter_word3(uint32_t site, Operand operand) { return site << 8 
 
 // ----------------------------------------------------------------------------------------------------------- kinds
 // A kind turns two words into two values of mean 0 and variance 1: words 0 and 1 of a block give its values 0 and 1,
-// words 2 and 3 the others. W: lanes of 32-bit words, F: lanes of floats.
+// words 2 and 3 the others. W: lanes of 32-bit words, F: lanes of floats. kBound: no value is larger, but for the last
+// bits of its polynomials and roundings; words have 32 bits, so that -2 ln u ends at u = 2^-32.
 
 // -2 ln u for u = (w / 2 + 1/2) 2^-31 in (0, 1], from the upper 31 bits of w. With u = 2^k (1 + f), f in [-1/3, 1/3]:
 // -2 ln(1 + f) = f (-2 + f q(f)), q minimax of degree 6, relative error 1.9e-7.
@@ -271,9 +272,10 @@ NK_HD void cos_sin(W w, F& cosine, F& sine) {
   sine = bits_float(float_bits(fma_rn(t, s, c)) ^ ((w << 1) & sign));
 }
 
-// Box-Muller: radius from the first word, angle from the second; |z| <= 6.66.
+// Box-Muller: radius from the first word, angle from the second.
 struct Gaussian {
   static constexpr const char* kName = "gaussian";
+  static constexpr double kBound = 6.6604368892615815;  // sqrt(64 ln 2)
   template <class F, class W>
   NK_HD static void sample(W w0, W w1, F& z0, F& z1) {
     const F r = sqrt_rn(minus_two_log<F>(w0));
@@ -287,6 +289,7 @@ struct Gaussian {
 // Uniform on [-sqrt 3, sqrt 3]: the word as a signed integer, plus one half, times sqrt(3) 2^-31.
 struct Uniform {
   static constexpr const char* kName = "uniform";
+  static constexpr double kBound = 1.7320508075688772;  // sqrt(3)
   template <class F, class W>
   NK_HD static void sample(W w0, W w1, F& z0, F& z1) {
     z0 = one<F>(w0);
@@ -301,6 +304,7 @@ struct Uniform {
 // Laplace with scale 1/sqrt 2: magnitude -ln(u) / sqrt 2 from the upper 31 bits, sign from the lowest.
 struct Laplace {
   static constexpr const char* kName = "laplace";
+  static constexpr double kBound = 15.684130295496754;  // 32 ln(2) / sqrt(2)
   template <class F, class W>
   NK_HD static void sample(W w0, W w1, F& z0, F& z1) {
     z0 = one<F>(w0);
@@ -318,6 +322,7 @@ template <class... Ks>
 struct KindList {
   static constexpr int kSize = sizeof...(Ks);
   static constexpr const char* kNames[] = {Ks::kName...};
+  static constexpr double kBounds[] = {Ks::kBound...};
   // f.template operator()<Kind>() for the kind with this index.
   template <class Fn>
   NK_HD static void visit(int index, Fn&& f) {

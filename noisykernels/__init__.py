@@ -4,9 +4,11 @@ What most people need stands here; the rest has namespaces (`nk.hardware`, `nk.a
 when it is first asked for, so that records and statistics (`noisykernels.stats`) can be used without torch.
 """
 
-import sys
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+import importlib as _importlib
+import importlib.metadata as _metadata
+import sys as _sys
+from importlib.util import find_spec as _find_spec
+from typing import Any as _Any
 
 _HOMES = {
     "noise": "Noise eps get_include per_channel per_draw per_row perturb perturb_relu_max_pool2d",
@@ -17,8 +19,7 @@ _HOMES = {
     "hardware": "InputNoise MacNoise WeightNoise",
     "arithmetic": "Serial quantize",
     "injection": "inject noise_state remove sites",
-    "walking.walk": "walk",
-    "walking": "Compute Search walk_mixed walk_parameter",
+    "walking": "Compute Search walk walk_mixed walk_parameter",
     "experiments": "chips vote",
     "study": "Study compare",
 }
@@ -33,24 +34,58 @@ __all__ = sorted(_HOME_OF)
 
 def __getattr__(name: str) -> object:
     if name in _NAMESPACES:
-        return import_module(f"noisykernels.{name}")
+        return _importlib.import_module(f"noisykernels.{name}")
     if name == "__version__":
         try:
-            found: object = version("noisykernels")
-        except PackageNotFoundError:  # a source tree that is not installed
+            found: object = _metadata.version("noisykernels")
+        except _metadata.PackageNotFoundError:  # a source tree that is not installed
             found = "0+unknown"
     elif name in _HOME_OF:
-        found = getattr(import_module(f"noisykernels.{_HOME_OF[name]}"), name)
+        found = getattr(_importlib.import_module(f"noisykernels.{_HOME_OF[name]}"), name)
     else:
-        raise AttributeError(f"module 'noisykernels' has no attribute {name!r}")
+        raise AttributeError(f"module 'noisykernels' has no attribute {name!r}{_hint(name)}")
     globals()[name] = found
     return found
 
 
+def _hint(name: str) -> str:
+    """Where a name is that is not at the top."""
+    spaces = [] if name.startswith("_") else _NAMESPACES
+    at = [f"nk.{s}.{name}" for s in spaces if name in _importlib.import_module(f"noisykernels.{s}").__all__]
+    return f"; there is {' and '.join(at)}" if at else ""
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_NAMESPACES})
+    return sorted([*__all__, *_NAMESPACES, "__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"])
 
 
-# Programs that import us for torch.ops.noisykernels alone find it complete, if they imported torch before.
-if sys.modules.get("torch") is not None:
-    import_module("noisykernels.arithmetic")  # below which all operators are
+class _WithTorch:
+    """Registers torch.ops.noisykernels as soon as torch is there: programs may import us for the operators alone, and
+    in either order. Where torch comes because a module of ours asks for it, that module registers what it needs."""
+
+    def find_spec(self, name: str, path: _Any = None, target: _Any = None) -> _Any:
+        if name != "torch":
+            return None
+        _sys.meta_path.remove(self)
+        spec: _Any = _find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def and_register(module: _Any) -> None:
+                execute(module)
+                ours = [m for n, m in _sys.modules.items() if n.partition(".")[0] == "noisykernels"]
+                if not any(getattr(m.__spec__, "_initializing", False) for m in ours):
+                    _register()
+
+            spec.loader.exec_module = and_register
+        return spec
+
+
+def _register() -> None:
+    _importlib.import_module("noisykernels.arithmetic")  # all operators are in it or below
+
+
+if _sys.modules.get("torch") is not None:
+    _register()
+else:
+    _sys.meta_path.insert(0, _WithTorch())

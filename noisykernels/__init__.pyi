@@ -56,9 +56,9 @@ from noisykernels.study import Study as Study
 from noisykernels.study import compare as compare
 from noisykernels.walking import Compute as Compute
 from noisykernels.walking import Search as Search
+from noisykernels.walking import walk as walk
 from noisykernels.walking import walk_mixed as walk_mixed
 from noisykernels.walking import walk_parameter as walk_parameter
-from noisykernels.walking.walk import walk as walk
 
 __version__: str
 __all__: list[str]

@@ -73,6 +73,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts, kinds of noise and the CPU level in use.";
   m.attr("STREAM_VERSION") = nk::kStreamVersion;
   m.def("noise_kinds", [] { return list_of(nk::Kinds::kNames); });
+  m.def("noise_bounds",
+        [] { return std::vector<double>(std::begin(nk::Kinds::kBounds), std::end(nk::Kinds::kBounds)); });
   m.def("operands", [] { return list_of(nk::kOperandNames); });
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_level", &cpu_level);

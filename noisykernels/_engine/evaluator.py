@@ -139,6 +139,10 @@ class Evaluator:
         """Where to begin to look for the levels of a target, at the sites of which that is known."""
         return {} if self.shared is None else self.shared.scales(sites, self.problem.targets[which])
 
+    def shares_rows(self, which: int) -> bool:
+        """Whether the rows of a draw share what is random under a target."""
+        return self.problem.targets[which].shares_rows
+
     @torch.inference_mode()
     def proved(self, requests: Sequence[Request]) -> list[float]:
         """For each request on all rows, the level up to which no prediction can flip."""
@@ -158,8 +162,7 @@ def _tape(session: Session, chosen: Sequence[Site]) -> Tape | None:
     refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
     target = session.problem.targets[0]
     recorded = [s.name for s in chosen if s.name in tape.sites]
-    why = "its weight is computed, or its input given by name"
-    refused += [f"{name} ({why})" for name in recorded if not target.reaches(tape, name)]
+    refused += [f"{name} ({target.why_not})" for name in recorded if not target.reaches(tape, name)]
     if refused:
         said = f"{session.op}: for these sites every pass runs the whole model: {', '.join(refused)}"
         warnings.warn(said, stacklevel=5)  # of the caller of `walk`

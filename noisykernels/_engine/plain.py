@@ -42,4 +42,4 @@ class PlainEngine:
 
     def _rows(self, draws: Sequence[int], inputs: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         scores = self.session.scores(inputs, rows, draws)
-        return self.problem.metric.rows(scores.unflatten(0, (len(draws), len(labels))), labels)
+        return self.problem.metric.of_rows(scores.unflatten(0, (len(draws), len(labels))), labels)

@@ -12,7 +12,7 @@ from typing import Protocol
 from noisykernels.injection.site import Site
 from noisykernels.metrics.law import Answer, Law
 
-__all__ = ["Advance", "Answer", "Evaluate", "Request", "joined", "unheard"]
+__all__ = ["Advance", "Answer", "Evaluate", "Facts", "Request", "joined", "unheard"]
 
 Advance = Callable[[float], object]  # is called with the levels of requests that were done since, in parts
 
@@ -53,6 +53,19 @@ class Evaluate(Protocol):
 
     def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
         """The answers to requests, each [levels, draws, rows]."""
+
+
+class Facts(Protocol):
+    """What is known of a study's model before anything is evaluated."""
+
+    def scales(self, sites: Sequence[Site], which: int) -> dict[str, float]:
+        """The level at which a target is about as large as the values, at the sites of which that is known."""
+
+    def proved(self, requests: Sequence[Request]) -> list[float]:
+        """For each request on all rows, the level up to which no prediction can flip."""
+
+    def shares_rows(self, which: int) -> bool:
+        """Whether the rows of a draw share what is random under a target."""
 
 
 def joined(law: Law, request: Request, parts: Sequence[tuple[Request, Answer]]) -> Answer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from noisykernels._engine.arguments import chosen_sites
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.api import sites as sites_of
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import state_of
@@ -27,7 +29,7 @@ from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.noise.arguments import ids_tensor, seed_tensor
 
-__all__ = ["Data", "Problem", "Session"]
+__all__ = ["Data", "Problem", "Session", "places_of"]
 
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -49,7 +51,7 @@ class Problem:
     data: tuple[Tensor, Tensor, Tensor]
     seed: int
     targets: tuple[Target, ...] = ()
-    metric: Metric = field(default=ACCURACY)
+    metric: Metric = ACCURACY
 
     @classmethod
     def of(
@@ -62,7 +64,10 @@ class Problem:
             op: of the study, for errors.
             shuffled: puts rows into an order of their own, fixed by the seed: the first ones are a random part of all.
         """
+        _check_metric(op, metric)
         device = place_of(model)
+        if seed is None:  # which operators take for a seed drawn now: no study could be repeated
+            raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
         inputs, labels, ids = (part.to(device) for part in _in_memory(op, data, rows, metric))
         if shuffled:
@@ -74,6 +79,29 @@ class Problem:
     def device(self) -> torch.device:
         """Where it is computed."""
         return self.data[0].device
+
+
+def places_of(
+    op: str, model: nn.Module, problem: Problem, noise: Any, sites: Sequence[str | int] | str | None
+) -> list[str] | None:  # fmt: skip
+    """The names of the sites that a study is asked to make noisy; None: all, or those of its dict of noises."""
+    if sites is None:
+        return None
+    if isinstance(noise, dict):
+        raise ValueError(f"{op}: a dict of noises says where they enter; leave out sites=")
+    return [site.name for site in chosen_sites(op, sites_of(model, problem.data[0][:2]), sites)]
+
+
+def _check_metric(op: str, metric: Metric) -> None:
+    """Refuses what is no metric, and metrics whose statistics are not there: a wrong interval would look like one."""
+    if isinstance(metric, type) or not hasattr(metric, "check_data"):
+        raise TypeError(f"{op}: metric must be a Metric such as nk.metrics.ACCURACY, got {metric!r}")
+    if metric.law.name != "binary" or not metric.higher_is_better:
+        way = "higher" if metric.higher_is_better else "lower"
+        raise ValueError(
+            f"{op}: metric must be of a binary law, higher values the better ones, got {metric.name}: "
+            f"{metric.law.name}, {way}"
+        )
 
 
 def _in_memory(
@@ -191,6 +219,11 @@ class Session:
         """The number of each row without noise."""
         return self._clean_run[0]
 
+    @torch.inference_mode()
+    def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """What is measured of each row [..., rows]."""
+        return self.problem.metric.of_rows(scores, labels)
+
     @property
     def clean_mean(self) -> float:
         """What is measured without noise."""
@@ -202,12 +235,13 @@ class Session:
         return self._clean_run[1]
 
     @cached_property
+    @torch.inference_mode()
     def _clean_run(self) -> tuple[NDArray[Any], int]:
         found, metric, outputs = [], self.problem.metric, 0
         with self.placing(SILENT):
             for x, y, _ in self.batches():
                 scores = self.scores(x)
                 metric.check_clean(self.op, scores, y)
-                found.append(metric.rows(scores, y))
+                found.append(metric.of_rows(scores, y))
                 outputs = scores.shape[-1]
         return metric.law.numbers(torch.cat(found).cpu().numpy()), outputs

@@ -66,7 +66,7 @@ class SharedEngine:
                 at = low - (one.start - first)
                 for k, level, draw, scores in targets[0].passes(work):
                     levels, draws = slice(level, level + len(scores)), slice(draw, draw + scores.shape[1])
-                    found[k][levels, draws, at : at + high - low] = metric.rows(scores, labels[low:high])
+                    found[k][levels, draws, at : at + high - low] = metric.of_rows(scores, labels[low:high])
             for k, numbers in zip(group, found, strict=True):  # where the device is waited for
                 yield k, numbers.cpu().numpy()
 

@@ -94,6 +94,7 @@ class Target(ABC):
 
     name: ClassVar[str]  # what studies and stores call it
     shares_rows: ClassVar[bool] = True  # the rows of a draw share what is random: a draw is a chip
+    why_not: ClassVar[str] = "its weight is computed, or its input given by name"  # where `reaches` says no
     least_rows: ClassVar[int] = ROWS  # what is drawn for all rows alike is drawn anew for each part of them
 
     @abstractmethod

@@ -46,7 +46,7 @@ class RayExecutor(Executor):
 
     Example:
         >>> executor = RayExecutor()  # doctest: +SKIP
-        >>> walk(model, data, noise=Noise(add=1.0), seed=0, executor=executor)  # doctest: +SKIP
+        >>> walk(model, data, noise=Noise(add=1.0), seed=0, compute=Compute(executor=executor))  # doctest: +SKIP
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def evaluate_part(part: Part, problem: bytes | None) -> list[Answer] | Exception
                 session = Session("walk", pickle.loads(problem), passes=part.passes)
                 session.__enter__()  # for as long as the worker remembers it
             while len(known) >= KEPT:
-                known.pop(next(iter(known)))
+                known.pop(next(iter(known))).session.__exit__(None, None, None)
             known[part.key] = Evaluator(session, part.plan)
         with torch_threads(part.threads):
             found: list[Answer] = known[part.key].answers(part.requests)

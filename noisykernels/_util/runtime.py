@@ -90,10 +90,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
     """torch's number of threads for the length of a block; None leaves it as it is."""
+    if count is None:
+        yield
+        return
     before = torch.get_num_threads()
     try:
-        if count is not None:
-            torch.set_num_threads(count)
+        torch.set_num_threads(count)
         yield
     finally:
         torch.set_num_threads(before)

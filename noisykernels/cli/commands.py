@@ -1,20 +1,18 @@
-"""What each command runs."""
+"""What each command does, from its arguments; what it returns is printed as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import noisykernels as nk
 from noisykernels._C import cpu_level
-from noisykernels._engine.store import StoreError, note_of, noting
+from noisykernels._engine.store import noting
 from noisykernels.cli.output import NOTE, check_files, check_folders, draw_picture, format_of_picture, tell_study
-from noisykernels.cli.parser import parser
 from noisykernels.datasets.vision import info, load
 from noisykernels.noise.contract import KINDS
 from noisykernels.study.comparison import compare
@@ -207,20 +205,6 @@ def run_compare(args: argparse.Namespace) -> Any:
         return None
     sites = [p._asdict() | {k: m and asdict(m) for k, m in (("a", p.a), ("b", p.b))} for p in both.pairs]
     return {"names": both.names, "clean": both.clean, "differences": both.differences, "sites": sites}
-
-
-def resumed(store: Path) -> argparse.Namespace:
-    """The arguments of the command that a store remembers, for the store where it is now."""
-    text = note_of(store, NOTE)
-    if text is None:
-        raise StoreError(f"{store}: holds no command: it was not filled by walk or grid of the command line")
-    try:
-        argv = [str(word) for word in json.loads(text)]
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{store}: damaged: its command cannot be read") from error
-    if argv[:1] not in (["walk"], ["grid"], ["mixed"], ["parameter"]):
-        raise StoreError(f"{store}: its command is no walk, grid, mixed or parameter, but {argv[:1]}")
-    return argparse.Namespace(**{**vars(parser().parse_args(argv)), "store": store, "argv": argv})
 
 
 def run_train(args: argparse.Namespace) -> Any:

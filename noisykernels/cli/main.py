@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from noisykernels._engine.store import StoreError, note_of
 from noisykernels._util.files import WRITTEN
 from noisykernels._util.runtime import torch_threads
-from noisykernels.cli.commands import (
-    resumed,
-    run_chips,
-    run_compare,
-    run_info,
-    run_mixed,
-    run_parameter,
-    run_report,
-    run_sites,
-    run_train,
-    run_vote,
-    run_walk,
-)
-from noisykernels.cli.output import print_json, typed
+from noisykernels.cli.output import NOTE, print_json, typed
 from noisykernels.cli.parser import parser
 from noisykernels.zoo.checkpoint import CheckpointError
 
@@ -29,17 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command: 0 if all is well, 1 for an error, 2 for a wrong flag, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
-    runs = {
-        "walk": run_walk, "grid": run_walk, "mixed": run_mixed, "parameter": run_parameter, "vote": run_vote,
-        "chips": run_chips, "report": run_report, "compare": run_compare, "train": run_train, "sites": run_sites,
-        "info": run_info,
-    }  # fmt: skip
     before = len(WRITTEN)
     try:
         if args.command == "resume":
             args = resumed(args.store)
         with torch_threads(getattr(args, "threads", None)):
-            result = runs[args.command](args)
+            result = args.run(args)
         if result is not None:
             print_json(result)
         return 0
@@ -53,3 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, CheckpointError) as error:
         print(f"noisykernels {args.command}: {error}", file=sys.stderr)
         return 1
+
+
+def resumed(store: Path) -> argparse.Namespace:
+    """The arguments of the command that a store remembers, for the store where it is now."""
+    text = note_of(store, NOTE)
+    if text is None:
+        raise StoreError(f"{store}: holds no command: it was not filled by walk or grid of the command line")
+    try:
+        argv = [str(word) for word in json.loads(text)]
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{store}: damaged: its command cannot be read") from error
+    if argv[:1] not in (["walk"], ["grid"], ["mixed"], ["parameter"]):
+        raise StoreError(f"{store}: its command is no walk, grid, mixed or parameter, but {argv[:1]}")
+    return argparse.Namespace(**{**vars(parser().parse_args(argv)), "store": store, "argv": argv})

@@ -1,22 +1,22 @@
-"""All commands and flags. Every flag is also an argument of a Python function."""
+"""All commands and flags, and what a command runs. Every flag is also an argument of a Python function."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from noisykernels.cli import commands
 from noisykernels.datasets.vision import DATASETS
 from noisykernels.noise.contract import KINDS
 from noisykernels.walking.parameter import PARAMETERS
 from noisykernels.zoo.networks import MODELS
 
 __all__ = ["parser"]
-
-
-COMMANDS = "walk | grid | mixed | parameter | vote | chips | report | compare | resume | train | sites | info"
 
 
 def numbers(text: str) -> list[float]:
@@ -44,7 +44,12 @@ def parser() -> argparse.ArgumentParser:
         description="How much noise can each layer of a trained network take?",
         epilog="example: python -m noisykernels walk --model lenet5-bn --data fashion-mnist",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar=COMMANDS)
+    known = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, runs: Callable[[argparse.Namespace], Any], **about: Any) -> argparse.ArgumentParser:
+        made = known.add_parser(name, **about)
+        made.set_defaults(run=runs)
+        return made
 
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--model", default="mlp", choices=sorted(MODELS), help="network (default: %(default)s)")
@@ -117,17 +122,17 @@ def parser() -> argparse.ArgumentParser:
     )
 
     forms = "0.1,1 | log:a:b:n | lin:a:b:n"
-    walk = commands.add_parser("walk", parents=[shared, study], help="midpoint noise level of each site")
+    walk = command("walk", commands.run_walk, parents=[shared, study], help="midpoint noise level of each site")
     walk.add_argument("--rel-ci", type=float, default=0.05, help="half-width of its interval (default: %(default)s)")
     walk.add_argument("--levels", type=numbers, help=f"these levels, each on all rows, instead of a search: {forms}")
     walk.add_argument("--draws", type=int, default=3, help="draws of each of --levels (default: %(default)s)")
-    grid = commands.add_parser("grid", parents=[shared, study], help="accuracy of each site at each level")
+    grid = command("grid", commands.run_walk, parents=[shared, study], help="accuracy of each site at each level")
     grid.add_argument("--levels", type=numbers, default=numbers("log:0.001:1000:49"), help=forms)
     grid.add_argument("--draws", type=int, default=5, help="draws of each level (default: %(default)s)")
     grid.add_argument(
         "--plateaus", type=float, help="do not run levels in full whose accuracy is within this share of clean or floor"
     )
-    mixed = commands.add_parser("mixed", parents=[shared, noisy, work], help="midpoints for each mix of noises")
+    mixed = command("mixed", commands.run_mixed, parents=[shared, noisy, work], help="midpoints for each mix of noises")
     mixed.add_argument(
         "--ratios", type=numbers, default=numbers("lin:0:1:5"), help="additive shares (default: 0,0.25,0.5,0.75,1)"
     )
@@ -135,19 +140,24 @@ def parser() -> argparse.ArgumentParser:
     mixed.add_argument("--draws", type=int, default=3, help="draws of each of --levels (default: %(default)s)")
     mixed.add_argument("--out", type=Path, help="write a study (JSON) for each ratio to this folder")
 
-    parameter = commands.add_parser(
-        "parameter", parents=[shared, passes, work, files], help="midpoint of a limit, of bits, of a leak in each layer"
-    )
+    parameter = command(
+        "parameter", commands.run_parameter, parents=[shared, passes, work, files],
+        help="midpoint of a limit, of bits, of a leak in each layer",
+    )  # fmt: skip
     parameter.add_argument("parameter", choices=PARAMETERS, help="what is walked, in one contraction at a time")
     parameter.add_argument("--values", type=numbers, required=True, dest="levels", help=f"of the parameter: {forms}")
     parameter.add_argument("--draws", type=int, default=1, help="draws of each value (default: %(default)s)")
 
-    vote = commands.add_parser("vote", parents=[shared, noisy, terms], help="accuracy against number of executions")
+    vote = command(
+        "vote", commands.run_vote, parents=[shared, noisy, terms], help="accuracy against number of executions"
+    )
     vote.add_argument("--level", type=float, default=0.5, help="level of the noise everywhere (default: %(default)s)")
     vote.add_argument("--draws", type=int, default=20, help="executions of the network (default: %(default)s)")
     vote.add_argument("--out", type=Path, help="write the result (JSON) to this file")
 
-    chips = commands.add_parser("chips", parents=[shared], help="spread of accuracy over chips with noisy weights")
+    chips = command(
+        "chips", commands.run_chips, parents=[shared], help="spread of accuracy over chips with noisy weights"
+    )
     chips.add_argument("--noise", default="add", choices=("add", "mul"), help="kind of noise (default: %(default)s)")
     chips.add_argument("--level", type=float, default=0.05, help="of all weights (default: %(default)s)")
     chips.add_argument(
@@ -159,25 +169,28 @@ def parser() -> argparse.ArgumentParser:
     chips.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     chips.add_argument("--out", type=Path, help="write the result (JSON) to this file")
 
-    told = commands.add_parser("report", help="one HTML file that shows and explains a study, or another result")
+    told = command(
+        "report", commands.run_report, help="one HTML file that shows and explains a study, or another result"
+    )
     told.add_argument("result", type=Path, help="what --out wrote")
     told.add_argument("--out", type=Path, help="file to write (default: the result's, ending in .html)")
     told.add_argument("--title", help="heading (default: a study's model and data)")
 
-    both = commands.add_parser("compare", help="two studies, site by site: ratio of the midpoints")
+    both = command("compare", commands.run_compare, help="two studies, site by site: ratio of the midpoints")
     both.add_argument("studies", type=Path, nargs=2, metavar="study", help="what --out wrote")
     both.add_argument("--names", nargs=2, metavar=("A", "B"), help="what to call them (default: as their files)")
     both.add_argument("--picture", type=Path, help="write both profiles to this file")
     both.add_argument("--out", type=Path, help="write the comparison (JSON) to this file")
     both.add_argument("--json", action="store_true", help="machine-readable output on standard output")
 
-    resume = commands.add_parser("resume", help="the walk or grid that fills a --store, again: goes on from there")
+    resume = known.add_parser("resume", help="the walk or grid that fills a --store, again: goes on from there")
     resume.add_argument("store", type=Path, help="the file; other paths count from the present folder")
 
-    commands.add_parser("train", parents=[shared], help="train a network, or load the cached one")
-    commands.add_parser("sites", parents=[shared], help="list the sites of a network")
-    info = commands.add_parser("info", help="what was built, and what this machine runs")
+    command("train", commands.run_train, parents=[shared], help="train a network, or load the cached one")
+    command("sites", commands.run_sites, parents=[shared], help="list the sites of a network")
+    info = command("info", commands.run_info, help="what was built, and what this machine runs")
     info.add_argument("--json", action="store_true", help="machine-readable output")
+    known.metavar = " | ".join(known.choices)
     return top
 
 

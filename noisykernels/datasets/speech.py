@@ -73,7 +73,7 @@ def spoken_digits(
         split: "train" or "test".
         source: an ``.npz`` file with the arrays of `Recordings`; a ``.zip`` archive, or a folder, with files named
             ``7_jackson_32.wav``; or the recordings: whatever is in it is taken. None: the archive of version 1.0.10 in
-            the cache folder (see `data.cache_folder`), downloaded where it is missing, and its recordings checked.
+            the cache folder (see `datasets.cache_folder`), downloaded where it is missing, and its recordings checked.
         frames, bands: size of the features, see `log_mel`.
         root: cache folder; the archive lies in ``root/spoken-digits``.
         limit: keep only the first items: item i is row i of the split, limited or not. Items are in the order of

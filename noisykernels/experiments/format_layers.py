@@ -13,6 +13,7 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.checks import whole_size
+from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import Format, as_format
@@ -41,6 +42,7 @@ class LayerFormats(Result, kind="choice of formats"):
         normalised: accuracy as a share of that in float32.
         evaluations: settings that were evaluated.
         cost: what units cost.
+        metric: what was measured, if it is not the accuracy.
 
     Example:
         >>> made = {"a:linear#0": as_format("M7E6"), "b:linear#0": as_format("M4E6")}
@@ -54,6 +56,7 @@ class LayerFormats(Result, kind="choice of formats"):
     normalised: float
     evaluations: int
     cost: CostModel
+    metric: str = "accuracy"
     _codecs = CODECS
 
     @property
@@ -78,8 +81,8 @@ class LayerFormats(Result, kind="choice of formats"):
             for site, fmt in self.formats.items()
         ]
         title = (
-            f"normalised accuracy {self.normalised:.4f}, speed-up {self.speedup:.2f}, energy {self.saving:.2f} times "
-            f"less, {self.evaluations} evaluations"
+            f"normalised {self.metric} {self.normalised:.4f}, speed-up {self.speedup:.2f}, energy {self.saving:.2f} "
+            f"times less, {self.evaluations} evaluations"
         )
         return "\n".join(
             [title, *aligned([["site", "format", "operations", "share", "speed-up"], *lines], left=(0, 1))]
@@ -117,8 +120,10 @@ def layer_formats(
     cost: CostModel | None = None,
     seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
+    rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
     compute: Compute | None = None,
+    progress: bool | Callable[[int, int], object] = False,
 ) -> LayerFormats:
     """A format for each layer, greedily: bits are taken away layer by layer as long as the accuracy stays.
 
@@ -127,7 +132,8 @@ def layer_formats(
     only measured, never predicted, and always of the whole network; the formats fit the data that they were chosen on.
 
     Args:
-        model, data, seed, arithmetic, metric, compute: as for `sweep_formats`.
+        model, data, seed, arithmetic, rows, metric, compute: as for `sweep_formats`.
+        progress: show a progress bar, if tqdm is installed; or a function (done, total), which counts layers.
         start: the format of all layers, such as `search_format` finds.
         target: share of the accuracy in float32 to keep.
         evaluations: at most so many; None: as many as it takes.
@@ -154,7 +160,7 @@ def layer_formats(
     cost = CostModel() if cost is None else cost
     begin = as_format(start)
     cost.cost(begin)  # before any work: a table may lack a format
-    with FormatRuns("layer_formats", model, data, 1, seed, compute, metric) as runs:
+    with FormatRuns("layer_formats", model, data, 1, seed, compute, metric, rows) as runs:
         macs = operations(runs)
         found: dict[str, Format] = dict.fromkeys(macs, begin)
 
@@ -162,16 +168,18 @@ def layer_formats(
             return runs.normalised({site: [arithmetic(fmt)] for site, fmt in formats.items()})
 
         reached = share(found)
-        for site in sorted(macs, key=lambda s: -macs[s]):
-            lower = reached >= target
-            while lower and runs.evaluations < most:
-                lower = False
-                options = [f for f in changed(found[site], -1) if cost.knows(f)]
-                for less in sorted(options, key=cost.speedup, reverse=True):
-                    if runs.evaluations < most and (n := share(found | {site: less})) >= target:
-                        found[site], reached, lower = less, n, True
-                        break
-        return LayerFormats(found, macs, reached, runs.evaluations, cost)
+        with progress_of("layer_formats", progress, len(macs)) as advance:
+            for site in sorted(macs, key=lambda s: -macs[s]):
+                lower = reached >= target
+                while lower and runs.evaluations < most:
+                    lower = False
+                    options = [f for f in changed(found[site], -1) if cost.knows(f)]
+                    for less in sorted(options, key=cost.speedup, reverse=True):
+                        if runs.evaluations < most and (n := share(found | {site: less})) >= target:
+                            found[site], reached, lower = less, n, True
+                            break
+                advance(1)
+        return LayerFormats(found, macs, reached, runs.evaluations, cost, metric.name)
 
 
 class _Counter(Device):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from noisykernels._engine.compute import SIZES, Compute
+from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.checks import whole_size
@@ -25,7 +26,7 @@ class FormatRuns:
     """A model whose contractions can be put on any hardware, for the length of a block.
 
     Args:
-        model, data, metric: as for `sweep_formats`.
+        model, data, metric, rows: as for `sweep_formats`.
         inputs: number of rows whose last layer is compared, or the inputs themselves.
         seed: of the choice of these rows, and of what the hardware draws.
         compute: sizes of passes.
@@ -33,10 +34,10 @@ class FormatRuns:
 
     def __init__(
         self, op: str, model: nn.Module, data: Data, inputs: int | Tensor, seed: int, compute: Compute | None,
-        metric: Metric = ACCURACY,
+        metric: Metric = ACCURACY, rows: Tensor | Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        compute = Compute.of(op, compute, *SIZES)
-        problem = Problem.of(op, model, data, seed=seed, metric=metric)
+        compute = Compute.of(op, compute, "batch_rows", "memory", "threads")
+        problem = Problem.of(op, model, data, seed=seed, rows=rows, metric=metric)
         self.op, self.metric = op, metric
         self.session = Session(op, problem, replace(compute, draws_per_pass=1))
         all_inputs, device = problem.data[0], problem.device
@@ -48,8 +49,8 @@ class FormatRuns:
         else:
             count = min(whole_size(op, "inputs", inputs), len(all_inputs))
             order = torch.randperm(len(all_inputs), generator=torch.Generator().manual_seed(seed % 2**63))
-            self.few_rows = order[:count].to(device)
-            self.few = all_inputs[self.few_rows]
+            picked = order[:count].to(device)
+            self.few, self.few_rows = all_inputs[picked], problem.data[2][picked]
         self.evaluations = 0  # of hardware on all rows
 
     def __enter__(self) -> FormatRuns:
@@ -81,7 +82,8 @@ class FormatRuns:
         """The sum of the metric over all rows: of the accuracy, correct predictions."""
         total, law = 0, self.metric.law
         for x, y, rows in self.session.batches():
-            total += law.numbers(self.metric.rows(self.scores(hardware, x, rows), y).cpu().numpy()).sum()
+            answer = self.session.of_rows(self.scores(hardware, x, rows), y)
+            total += law.numbers(answer.cpu().numpy()).sum()
         self.evaluations += 1
         return int(total)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -137,6 +137,7 @@ def search_format(
     inputs: int | Tensor = INPUTS,
     seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
+    rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
@@ -149,7 +150,7 @@ def search_format(
     enough. Of formats of which none is expected to reach the target, that of the highest expectation is taken.
 
     Args:
-        model, data, inputs, seed, arithmetic, metric, compute, progress: as for `sweep_formats`.
+        model, data, inputs, seed, arithmetic, rows, metric, compute, progress: as for `sweep_formats`.
         predictor: fitted on other networks.
         formats: to choose from; None: `design_space()`.
         target: share of the accuracy in float32 to keep.
@@ -183,7 +184,7 @@ def search_format(
     for fmt in made:
         cost.cost(fmt)  # before any work: a table may lack a format
     with (
-        FormatRuns("search_format", model, data, inputs, seed, compute, metric) as runs,
+        FormatRuns("search_format", model, data, inputs, seed, compute, metric, rows) as runs,
         progress_of("search_format", progress, len(made)) as advance,
     ):
         agreement = {}

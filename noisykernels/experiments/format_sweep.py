@@ -118,6 +118,7 @@ class Sweep(Result, kind="sweep"):
     clean: float
     rows: int
     name: str = ""
+    metric: str = "accuracy"
     target: ClassVar[float] = TARGET  # where its pictures draw the line
     _codecs = CODECS
 
@@ -187,6 +188,7 @@ def sweep_formats(
     inputs: int | Tensor = INPUTS,
     seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
+    rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
     compute: Compute | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -204,6 +206,7 @@ def sweep_formats(
             as the model takes them.
         seed: 64-bit seed, also of stochastic rounding.
         arithmetic: what is in every contraction for a format; another order of the operands, say.
+        rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
         compute: sizes of passes, memory and threads; see `Compute`.
         store: a file that keeps what is found: a sweep that was stopped goes on from there, and other formats or costs
@@ -236,7 +239,7 @@ def sweep_formats(
     costs = [(cost.speedup(fmt), cost.saving(fmt)) for fmt in made]  # before any work: a table may lack a format
     results = []
     with contextlib.ExitStack() as stack:
-        runs = FormatRuns("sweep_formats", model, data, inputs, seed, compute, metric)
+        runs = FormatRuns("sweep_formats", model, data, inputs, seed, compute, metric, rows)
         kept = None
         if store is not None:
             kept = stack.enter_context(Store(store, _store_key(runs.session, inputs, arithmetic)))
@@ -253,7 +256,7 @@ def sweep_formats(
             share = found["correct"] / runs.rows / runs.clean
             results.append(FormatResult(fmt, found["r2"], share, *price))
             advance(1)
-        return Sweep(results, runs.clean, runs.rows, name)
+        return Sweep(results, runs.clean, runs.rows, name, metric.name)
 
 
 def _store_key(session: Session, inputs: int | Tensor, arithmetic: Callable[[Format], Device]) -> dict[str, Any]:
@@ -267,7 +270,9 @@ def _store_key(session: Session, inputs: int | Tensor, arithmetic: Callable[[For
         "torch": torch.__version__,
         "threads": session.compute.threads or torch.get_num_threads(),
     }
+    if session.compute.memory is not None:
+        plan["memory"] = session.compute.memory
     if named := problem.metric.identity():
         plan["metric"] = named
-    inputs_, labels, _ = problem.data
-    return study_key(problem.model, inputs_, labels, [], problem.seed, plan=plan, target="formats")
+    x, y, rows = problem.data
+    return study_key(problem.model, x, y, [], problem.seed, plan=plan, rows=rows.cpu(), target="formats")

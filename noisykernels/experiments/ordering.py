@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._util.checks import whole_size
+from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned
 from noisykernels.arithmetic.order import ORDERS as NAMES
 from noisykernels.arithmetic.order import random_order
@@ -73,7 +74,8 @@ class OrderStudy(Result, kind="order study"):
     Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
     layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
     which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
-    not the twin's, over permutations; rows, seed. Without labels the figures of the network are empty or NaN.
+    not the twin's, over permutations; rows, seed; metric, what was measured. Without labels the figures of the network
+    are empty or NaN.
 
     Columns of `to_pandas`, a row for each layer: site, steps, outputs, std, spread, saturated, shift_*.
     """
@@ -86,6 +88,7 @@ class OrderStudy(Result, kind="order study"):
     rows: int
     permutations: int
     seed: int
+    metric: str = "accuracy"
 
     def table(self) -> str:
         """Layers, and the network, as aligned text."""
@@ -102,8 +105,8 @@ class OrderStudy(Result, kind="order study"):
         if len(self.accuracy):
             spread = f" +- {self.accuracy.std(ddof=1):.4f}" if len(self.accuracy) > 1 else ""
             text += [
-                "accuracy: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
-                f"accuracy of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
+                f"{self.metric}: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
+                f"{self.metric} of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
                 f"{self.accuracy.max():.4f}",
                 f"predictions: {self.changed:.4f} changed by a permutation, {self.disagreement:.4f} differ between two",
             ]
@@ -254,8 +257,10 @@ def order_sensitivity(
     permutations: int = 20,
     orders: Sequence[str] = ORDERS,
     seed: int,
+    rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
     compute: Compute | None = None,
+    progress: bool | Callable[[int, int], object] = False,
 ) -> OrderStudy:
     r"""Adds up the same operands in many random orders, and tells what changes.
 
@@ -275,11 +280,13 @@ def order_sensitivity(
         permutations: number P of random orders, 0, 1, ...: see `random_order`. One has no spread: NaN.
         orders: further orders to look at, as `Serial` names them; sorted ones are slow.
         seed: 64-bit seed of permutations and noise.
+        rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of the network.
         compute: rows of a pass and threads; see `Compute`.
+        progress: show a progress bar, if tqdm is installed; or a function (done, total), which counts runs of the data.
 
     Returns:
-        `OrderStudy`.
+        `OrderStudy`. Rows whose scores hold NaN count as wrong, and as predictions that agree with each other only.
 
     Raises:
         ValueError: no ordered arithmetic, an unknown order, bad data or sizes; a model that is injected already.
@@ -304,7 +311,7 @@ def order_sensitivity(
     with_labels = not isinstance(data, Tensor)
     pair = (data, torch.zeros(len(data), dtype=torch.int64)) if isinstance(data, Tensor) else data
     compute = Compute.of(op, compute, "batch_rows", "threads")
-    problem = Problem.of(op, model, pair, seed=seed, metric=metric)
+    problem = Problem.of(op, model, pair, seed=seed, rows=rows, metric=metric)
     study = _Study(seed, permutations, tuple(orders))
 
     def hardware(name: str, module: nn.Module) -> list[Device] | None:
@@ -327,15 +334,21 @@ def order_sensitivity(
 
         def predictions(order: str | int) -> tuple[Tensor, float]:
             study.present = order
-            found, numbers = [], []
+            found, answers = [], []
             for x, y, ids in batches:
                 scores = session.scores(x, ids)
-                found.append(scores.argmax(1))
-                numbers.append(metric.law.numbers(metric.rows(scores, y).cpu().numpy()))
-            return torch.cat(found), float(np.concatenate(numbers).mean())
+                found.append(scores.argmax(1).masked_fill(scores.isnan().any(1), -1))  # -1: no prediction
+                answers.append(session.of_rows(scores, y))
+            advance(1)
+            return torch.cat(found), float(metric.law.numbers(torch.cat(answers).cpu().numpy()).mean())
 
-        with session.placing(replace(session.noisy, layers_own=False)):
+        runs = 1 + (1 + len(study.orders) + permutations) * with_labels
+        with (
+            session.placing(replace(session.noisy, layers_own=False)),
+            progress_of(op, progress, runs) as advance,
+        ):
             measure()
+            advance(1)
             if not study.moments:
                 raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
             named = {order: predictions(order) for order in ("none", *study.orders)} if with_labels else {}
@@ -350,6 +363,7 @@ def order_sensitivity(
         len(session.labels),
         permutations,
         seed,
+        metric.name,
     )
 
 
@@ -367,5 +381,5 @@ def _disagreement(predictions: Tensor) -> float:
     count = len(predictions)
     if count < 2:
         return math.nan
-    ones = nn.functional.one_hot(predictions).sum(0).double()
+    ones = nn.functional.one_hot(predictions + 1).sum(0).double()  # a prediction may be -1: none
     return float(1 - ((ones * (ones - 1)).sum(1) / (count * (count - 1))).mean())

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from noisykernels._engine.arguments import chosen_sites, draw_list
+from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
-from noisykernels._engine.session import Data, Problem, Session
+from noisykernels._engine.session import Data, Problem, Session, places_of
 from noisykernels._util.progress import progress_of
-from noisykernels.injection.api import sites as sites_of
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.votes import plot_votes
@@ -137,8 +136,6 @@ def vote(
     wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(KINDS):
         raise ValueError(f"vote: kinds must be some of {KINDS}, each once, got {kinds!r}")
-    if isinstance(noise, dict) and sites is not None:
-        raise ValueError("vote: a dict of noises says where they enter; leave out sites=")
     if noise is None and hardware is None and not any(isinstance(m, NoisyLayer) for m in model.modules()):
         raise ValueError("vote: noise is None, there is no hardware, and the model has no noisy layer")
     compute = Compute.of("vote", compute, *SIZES)
@@ -146,10 +143,8 @@ def vote(
     ids = draw_list("vote", draws)
     problem = Problem.of("vote", model, data, seed=seed, rows=rows)
     means = Means("vote", None, subsets, seed)
-    inputs, labels, _ = problem.data
-    where = None
-    if sites is not None:
-        where = [site.name for site in chosen_sites("vote", sites_of(model, inputs[:2]), sites)]
+    labels = problem.data[1]
+    where = places_of("vote", model, problem, noise, sites)
     placed = {"noise": noise, "where": where, "hardware": hardware, "repeats": repeats}
     with Session("vote", problem, compute, **placed) as session:
         clean = session.clean_mean

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
-from noisykernels._engine.session import Data, Problem, Session
+from noisykernels._engine.session import Data, Problem, Session, places_of
 from noisykernels._util.progress import progress_of
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
@@ -65,6 +65,7 @@ class Chips(Result, kind="chip study"):
     rows: int
     draws: tuple[int, ...]
     seed: int
+    metric: str = "accuracy"
 
     @property
     def mean(self) -> float:
@@ -100,7 +101,7 @@ class Chips(Result, kind="chip study"):
         count = len(self.accuracy)
         error = self.std / math.sqrt(count)
         lines = [
-            f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} chips, seed {self.seed}",
+            f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {count} chips, seed {self.seed}",
             f"mean       {self.mean:.4f} +- {error:.4f}",
             f"deviation  {self.std:.4f}",
             f"median     {float(np.median(self.accuracy)):.4f}",
@@ -138,6 +139,7 @@ def chips(
     noise: Noise | dict[str, Noise] | None = None,
     draws: int | Sequence[int] = 100,
     seed: int,
+    sites: Sequence[str | int] | str | None = None,
     rows: Sequence[int] | Tensor | None = None,
     metric: Metric = ACCURACY,
     compute: Compute | None = None,
@@ -153,6 +155,7 @@ def chips(
         noise: of the sites, as for `inject`; new for each row and chip.
         draws: number D of chips (ids 0, 1, ...), or the ids.
         seed: 64-bit seed.
+        sites: names, name patterns or indices of the sites where `noise` enters; None: all. Not with a dict.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
         compute: sizes of passes (a draw is a chip), memory and threads; see `Compute`.
@@ -178,12 +181,15 @@ def chips(
     ids = draw_list("chips", draws)
     problem = Problem.of("chips", model, data, seed=seed, rows=rows, metric=metric)
     _, labels, _ = problem.data
-    with Session("chips", problem, compute, noise=noise, hardware=hardware) as session:
+    where = places_of("chips", model, problem, noise, sites)
+    with Session("chips", problem, compute, noise=noise, where=where, hardware=hardware) as session:
         clean = session.clean_mean
-        sums = np.zeros(len(ids), np.int64)
+        answers = []  # which stay where they are made until all are there: a device is waited for once
         with progress_of("chips", progress, session.noisy_passes(ids)) as advance:
             for some, places, scores in session.noisy_scores(ids):
-                answer = metric.rows(scores, labels[some]).cpu().numpy()
-                sums[places] += metric.law.numbers(answer).sum(1)
+                answers.append((places, session.of_rows(scores, labels[some])))
                 advance(1)
-    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed)
+    sums = np.zeros(len(ids), np.int64)
+    for places, answer in answers:
+        sums[places] += metric.law.numbers(answer.cpu().numpy()).sum(1)
+    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed, metric.name)

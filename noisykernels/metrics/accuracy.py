@@ -16,7 +16,7 @@ class Accuracy:
     Example:
         >>> accuracy = Accuracy()
         >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [float("nan"), 1.0]])
-        >>> accuracy.rows(scores, torch.tensor([1, 1, 1])).tolist(), accuracy.floor(10)
+        >>> accuracy.of_rows(scores, torch.tensor([1, 1, 1])).tolist(), accuracy.floor(10)
         ([1, 0, -1], 0.1)
     """
 
@@ -54,7 +54,7 @@ class Accuracy:
         if low < 0 or high >= classes:
             raise ValueError(f"{op}: labels must lie in 0..{classes - 1}, got {low}..{high}")
 
-    def rows(self, scores: Tensor, labels: Tensor) -> Tensor:
+    def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
         """1 where the label has the highest score, 0 where not, `NAN` where the scores hold one: int8 [..., rows]."""
         found = (scores.argmax(-1) == labels).to(torch.int8)
         return found.masked_fill_(scores.isnan().any(-1), NAN)

@@ -37,7 +37,7 @@ class Metric(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of what `rows` gives."""
+        """Type of what `of_rows` gives."""
 
     def identity(self) -> str:
         """By which stores and studies tell it from others; empty: that of `Accuracy`, which they need not name."""
@@ -51,7 +51,7 @@ class Metric(Protocol):
     def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
         """Refuses scores without noise, or labels, that make no sense together: ValueError."""
 
-    def rows(self, scores: Tensor, labels: Tensor) -> Tensor:
+    def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The number of each row [..., rows], from scores [..., rows, outputs] and labels [rows]."""
 
     def floor(self, outputs: int) -> float | None:

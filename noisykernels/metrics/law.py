@@ -1,6 +1,6 @@
 """Laws of the numbers that rows give: how they are kept, counted, packed, and how much they can vary.
 
-A law knows nothing of what is measured. This file must not know torch.
+A law knows nothing of what is measured. Numbers are numpy's here.
 """
 
 from __future__ import annotations

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 
 import torch  # noqa: F401  # the compiled module needs torch's libraries in the process
 
-from noisykernels._C import STREAM_VERSION, build_info, noise_kinds, operands
+from noisykernels._C import STREAM_VERSION, build_info, noise_bounds, noise_kinds, operands
 
 __all__ = [
     "ID_LIMIT",
@@ -29,8 +28,7 @@ OPERANDS: tuple[str, ...] = tuple(operands())
 MODES = ("add", "mul", "mul_add", "add_mul", "fold")  # the order of `Mode` in noise.h
 ID_LIMIT = 2**32  # draws and rows are 32-bit counter words
 
-# The noise's bounds: its words have 32 bits, and -2 ln u ends at u = 2^-32 (`noise.h`).
-_BOUNDS = {"gaussian": math.sqrt(64 * math.log(2)), "uniform": math.sqrt(3), "laplace": 32 * math.log(2) / math.sqrt(2)}
+_BOUNDS = dict(zip(KINDS, noise_bounds(), strict=True))
 
 
 def largest_eps(kind: str) -> float:

@@ -21,6 +21,7 @@ from noisykernels.plotting.style import (
     family_of,
     level_axis,
     level_label,
+    metric_label,
     near,
     reach,
     short_names,
@@ -83,7 +84,7 @@ def plot_curves(
             textcoords="offset points", ha="right", va="bottom" if side > 0 else "top", fontsize=8,
         )  # fmt: skip
     ax.set_xlabel(level_label(study))
-    ax.set_ylabel("accuracy (fraction of rows)")
+    ax.set_ylabel(metric_label(study))
     draws, most = len(m.draws), "up to " if m.midpoints else ""
     ax.set_title(f"{most}{m.rows} rows, {most}{draws} draw{'s' * (draws != 1)}, band 95 %", fontsize=10)
     if legend:

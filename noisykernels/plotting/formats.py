@@ -46,7 +46,7 @@ def plot_front(sweep: SweepLike, ax: Any = None, *, target: float | None = None,
             ax.annotate(f"{r.format}", (r.speedup, r.normalised), xytext=(4, 4), textcoords="offset points", fontsize=8)
     ax.set_xscale("log")
     ax.set_xlabel("speed-up over float32 (cost model)")
-    ax.set_ylabel("accuracy / accuracy in float32")
+    ax.set_ylabel(f"{sweep.metric} / {sweep.metric} in float32")
     ax.set_title(f"{sweep.name}: {len(sweep.results)} formats, {sweep.rows} rows".removeprefix(": "), fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend(loc="lower left", fontsize=8, framealpha=0.85, edgecolor="none")
@@ -76,7 +76,8 @@ def plot_agreement(sweeps: Sequence[SweepLike], predictor: PredictorLike | None 
         label = f"fit, correlation {predictor.correlation:.2f}"
         ax.plot(ends, predictor.slope * ends + predictor.intercept, color="0.2", lw=1.2, label=label)
     ax.set_xlabel("$R^2$ of the last layer on a few inputs")
-    ax.set_ylabel("accuracy / accuracy in float32")
+    metric = " and ".join(dict.fromkeys(sweep.metric for sweep in sweeps)) or "accuracy"
+    ax.set_ylabel(f"{metric} / {metric} in float32")
     ax.grid(alpha=0.3)
     ax.legend(loc="upper left", fontsize=8, framealpha=0.85, edgecolor="none")
     return ax

@@ -17,6 +17,7 @@ from noisykernels.plotting.style import (
     family_of,
     level_axis,
     level_label,
+    metric_label,
     near,
     reach,
     short_names,
@@ -178,7 +179,7 @@ def _map(
     ax.set_xlim(min(e[0] for e in ends), max(e[1] for e in ends))
     if not whole or len(set(ends)) > 1:
         ax.fill_between([], [], **NOTHING, label="not evaluated")
-    ax.figure.colorbar(mesh, ax=ax, label="accuracy (fraction of rows)", pad=0.02)
+    ax.figure.colorbar(mesh, ax=ax, label=metric_label(studies[0]), pad=0.02)
 
 
 def _midpoint_marks(ax: Any, points: Sequence[Midpoint], places: Sequence[float], *, joined: bool = False) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "family_of",
     "level_axis",
     "level_label",
+    "metric_label",
     "near",
     "reach",
     "short_names",
@@ -125,6 +126,11 @@ def level_label(study: StudyLike) -> str:
         return study.meta.parameter
     unit = "units of the value" if study.meta.axis == "log" else "fraction of the value"
     return f"noise level (std. dev., {unit})"
+
+
+def metric_label(study: StudyLike) -> str:
+    """What is measured, with its unit."""
+    return f"{study.meta.metric} (fraction of rows)"
 
 
 def chosen_places(sites: Iterable[str | int] | None, known: list[tuple[int, str, str]]) -> set[int]:

@@ -15,6 +15,8 @@ import numpy as np
 from noisykernels.stats.intervals import Floats, wilson
 from noisykernels.stats.midpoint import Axis
 
+INDEPENDENT = ("activation",)  # targets whose noise is new for each row
+
 
 class Record(NamedTuple):
     """One cell: a site at one level under one draw. low..high: 95 % Wilson over the rows."""
@@ -89,10 +91,11 @@ class Meta:
         classes: number of classes.
         sites: names in execution order.
         stream_version: version of the noise stream.
-        plan: the contraction plan (batch_rows, draws_per_pass, threads, library versions).
+        plan: the contraction plan (batch_rows, draws_per_pass, threads, library versions); metric: the name of what is
+            measured, where it is not the accuracy.
         axis: None infers it: "linear" for purely multiplicative noise, else "log".
         floor: accuracy under unbounded noise; None means 1 / classes.
-        target: what is noisy; "activation" noise is independent between rows, other noise is
+        target: what is noisy; noise of the targets in `INDEPENDENT` is independent between rows, other noise is
             shared by all rows of a draw, which widens the intervals.
         model, data: descriptions.
         midpoints: what an adaptive walk has found, a dictionary for each site; empty for a grid.
@@ -147,6 +150,11 @@ class Meta:
         return self.clean_correct / self.rows
 
     @property
+    def metric(self) -> str:
+        """What is measured, as a reader calls it."""
+        return str(self.plan.get("metric", "accuracy"))
+
+    @property
     def parameter(self) -> str:
         """Name of the parameter of hardware that the levels are values of; empty: they are levels of noise."""
         return str(self.noise.get("parameter", ""))
@@ -159,4 +167,4 @@ class Meta:
     @property
     def independent_rows(self) -> bool:
         """Whether different rows see independent noise."""
-        return self.target == "activation"
+        return self.target in INDEPENDENT

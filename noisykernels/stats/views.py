@@ -84,6 +84,9 @@ class SweepLike(Protocol):
     """Of a `Sweep`; its results have a format, r2, normalised and speedup."""
 
     @property
+    def metric(self) -> str: ...
+
+    @property
     def name(self) -> str: ...
 
     @property
@@ -120,6 +123,9 @@ class ChipsLike(Protocol):
     """Of `Chips`."""
 
     @property
+    def metric(self) -> str: ...
+
+    @property
     def accuracy(self) -> Floats: ...
 
     @property
@@ -146,6 +152,9 @@ class LayerOrderLike(Protocol):
 
 class OrderStudyLike(Protocol):
     """Of an `OrderStudy`."""
+
+    @property
+    def metric(self) -> str: ...
 
     @property
     def layers(self) -> Sequence[LayerOrderLike]: ...

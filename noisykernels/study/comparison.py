@@ -25,7 +25,7 @@ Verdict = Literal["higher", "lower", "not told apart", "only in a", "only in b"]
 # field of Meta: what a reader calls it. Where two studies differ in one of these, the midpoints may for that reason.
 ASKED = {
     "model": "model", "data": "data", "noise": "noise", "seed": "seed", "rows": "number of rows", "target": "target",
-    "floor": "floor", "axis": "axis", "stream_version": "stream version",
+    "metric": "metric", "floor": "floor", "axis": "axis", "stream_version": "stream version",
 }  # fmt: skip
 
 
@@ -53,12 +53,14 @@ class Comparison(Result, kind="comparison"):
         names: what a and b are called.
         clean: clean accuracy of a and b.
         differences: what else the two studies differ in, a line each.
+        metric: what was measured, if it is not the accuracy.
     """
 
     pairs: list[Pair]
     names: tuple[str, str]
     clean: tuple[float, float]
     differences: list[str]
+    metric: str = "accuracy"
 
     def table(self) -> str:
         """Both midpoints and their ratio as aligned text, a line for each site, and what else differs.
@@ -70,7 +72,7 @@ class Comparison(Result, kind="comparison"):
         for p in self.pairs:
             points = ["" if m is None else midpoint_cells(m)[0] for m in (p.a, p.b)]
             lines.append([p.site, *points, *_ratio_cells(p), _said(p, self.names)])
-        head = f"clean accuracy: {a} {self.clean[0]:.4f}, {b} {self.clean[1]:.4f}"
+        head = f"clean {self.metric}: {a} {self.clean[0]:.4f}, {b} {self.clean[1]:.4f}"
         return "\n".join([head, *aligned(lines, left=(0, 5)), *(f"the studies differ: {d}" for d in self.differences)])
 
     def plot(self, ax: Any = None) -> Any:
@@ -135,7 +137,8 @@ def compare(a: StudyLike, b: StudyLike, names: Sequence[str] = ("a", "b")) -> Co
     if not ours.keys() & theirs.keys():
         raise ValueError(f"compare: the studies have no site in common: {list(ours)} and {list(theirs)}")
     pairs = [_pair(site, ours.get(site), theirs.get(site)) for site in {**ours, **theirs}]
-    return Comparison(pairs, (names[0], names[1]), (a.meta.clean, b.meta.clean), _differences(a.meta, b.meta))
+    metric = " and ".join(dict.fromkeys((a.meta.metric, b.meta.metric)))
+    return Comparison(pairs, (names[0], names[1]), (a.meta.clean, b.meta.clean), _differences(a.meta, b.meta), metric)
 
 
 def _pair(site: str, a: Midpoint | None, b: Midpoint | None) -> Pair:

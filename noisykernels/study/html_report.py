@@ -14,6 +14,7 @@ from pathlib import Path
 from noisykernels.plotting.curves import plot_curves, plot_profile
 from noisykernels.plotting.maps import plot_heat_map
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
+from noisykernels.stats.records import Meta
 from noisykernels.stats.views import StudyLike
 from noisykernels.study.html_page import picture, shown, table, text, versions, write_page
 
@@ -71,17 +72,17 @@ def report(
     cells = [[status, f"{n:,}", STATUSES.get(status, "")] for status, n in sorted(counts.items())]
     what = m.parameter or "noise level"
     parts = [
-        f'<p class="summary">{text(_summary(points, m.clean))}</p>',
+        f'<p class="summary">{text(_summary(points, m))}</p>',
         "<h2>What was asked</h2>",
         table([], _asked(study)),
         "<h2>Midpoint of each site</h2>",
         f"<p>{text(_meaning(study))} Half-way: where the measured curve crosses.</p>",
         table(["#", "site", "midpoint", "95 % interval", "half-way", "status"], rows, numbers=(0, 2, 3, 4)),
-        f"<h2>Accuracy against {text(what)}</h2>",
+        f"<h2>{text(m.metric[:1].upper() + m.metric[1:])} against {text(what)}</h2>",
         picture(
             lambda figure: plot_curves(study, figure.subplots(), curves=curves, points=points),
             (9.5, 4.8),
-            f"accuracy of each site against {what}",
+            f"{m.metric} of each site against {what}",
         ),
         "<h2>Layer profile</h2>",
         picture(
@@ -93,7 +94,7 @@ def report(
         picture(
             lambda figure: plot_heat_map(study, figure.subplots(), curves=curves, points=points),
             (9.5, 1.9 + 0.27 * len(points)),
-            "accuracy over sites and levels",
+            f"{m.metric} over sites and levels",
         ),
         "<h2>How the cells were come by</h2>",
         f"<p>A cell is one site at one {'value' if m.parameter else 'level'} under one draw of the noise.</p>",
@@ -113,25 +114,25 @@ def _meaning(study: StudyLike) -> str:
     """What a midpoint is, and what stands in its place."""
     if study.meta.rising:
         return (
-            f"The {study.meta.parameter} at which accuracy is half-way from its clean value to the floor, and its 95 % "
-            "interval, which speaks of the randomness on these data. >: not even half-way at this value; <: still "
-            "above half-way at it."
+            f"The {study.meta.parameter} at which {study.meta.metric} is half-way from its clean value to the floor, "
+            "and its 95 % interval, which speaks of the randomness on these data. >: not even half-way at this value; "
+            "<: still above half-way at it."
         )
     return (
-        f"The {study.meta.parameter or 'noise level'} at which accuracy has fallen half-way from its clean value to "
-        "the floor, and its 95 % interval, which speaks of the noise's randomness on these data. >: not half-way up to "
-        "this level; <: already at this level."
+        f"The {study.meta.parameter or 'noise level'} at which {study.meta.metric} has fallen half-way from its clean "
+        "value to the floor, and its 95 % interval, which speaks of the noise's randomness on these data. >: not "
+        "half-way up to this level; <: already at this level."
     )
 
 
-def _summary(points: Sequence[Midpoint], clean: float) -> str:
+def _summary(points: Sequence[Midpoint], m: Meta) -> str:
     """The weakest and the strongest site, in words."""
     ranks = {False: -math.inf, True: math.inf}
     ranked = sorted(
         points, key=lambda p: (p.level, p.low) if p.status == "ok" else (ranks[p.above], p.low if p.above else p.high)
     )
     weakest, strongest = (ranked[-1], ranked[0]) if points[0].rising else (ranked[0], ranked[-1])
-    text = f"Without noise the accuracy is {clean:.4f}. "
+    text = f"Without noise the {m.metric} is {m.clean:.4f}. "
     if len(points) == 1:
         return f"{text}{weakest.site} {_stands(weakest)}."
     text += f"The weakest of {len(points)} sites is {weakest.site}: it {_stands(weakest)}. "
@@ -173,7 +174,7 @@ def _asked(study: StudyLike) -> list[list[str]]:
         ["seed", str(m.seed)],
         ["values" if m.parameter else "levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
         ["draws", f"up to {len(m.draws)}, as many as needed" if m.midpoints else str(len(m.draws))],
-        ["floor", f"{m.floor:.4g}, the accuracy taken for unbounded noise"],
+        ["floor", f"{m.floor:.4g}, the {m.metric} taken for unbounded noise"],
     ]
 
 
@@ -190,14 +191,17 @@ def _snippet(study: StudyLike) -> str:
     settings += [f"compute=nk.Compute({', '.join(sizes)}),"] if sizes else []
     settings += [f"plateaus={m.plan['plateaus']!r},"] if "plateaus" in m.plan else []
     settings += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
+    if "metric" in m.plan:
+        what.append(f"# metric: that of the {m.metric}")
+        settings.append("metric=metric,")
     if m.parameter:
         what.append("# make: from a value of the parameter to the devices of a contraction")
         lines = [f"make, {list(m.levels)!r},", f"name={m.parameter!r}, larger={m.noise.get('larger')!r},", draws]
         return _call("walk_parameter", what, [*lines, *settings])
     noise = {k: m.noise[k] for k in ("add", "mul", "kind", "fold") if k in m.noise}
-    name, where = "Noise", []
+    name, where = "Noise", [] if m.target == "activation" else [f'target="{m.target}",']
     if m.target == "weight":
-        name, where = "WeightNoise", ['target="weight",']
+        name = "WeightNoise"
         noise["relative"] = m.noise.get("relative")
     else:
         noise["order"] = m.noise.get("order") or ("add_mul" if m.noise.get("mode") == "add_mul" else "mul_add")

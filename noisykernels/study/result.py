@@ -185,6 +185,8 @@ class Result(ABC):
             OSError: no such file, ...
         """
         path = Path(path)
+        if path.is_dir():
+            raise ResultFileError(f"{path}: a folder: `Mixed.load` reads the one that `Mixed.save` wrote")
         try:
             content = json.loads(path.read_bytes())
         except ValueError as error:
@@ -241,7 +243,12 @@ def _class_of(name: object) -> type[Result] | None:
     """The class of a format; packages above this one are asked for by name, and only when a file may need them."""
     if isinstance(name, str) and name not in FORMATS and name.startswith("noisykernels."):
         for home in HOMES:
-            import_module(home)
+            try:
+                import_module(home)
+            except ModuleNotFoundError as error:  # a study opens without torch, these do not
+                raise ResultFileError(
+                    f"{name}: to open such a file needs {error.name}, which is not installed"
+                ) from error
     return FORMATS.get(name) if isinstance(name, str) else None
 
 

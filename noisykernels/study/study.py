@@ -28,7 +28,7 @@ from noisykernels.study.result import Result
 __all__ = ["Study"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Study(Result, kind="study"):
     """What a walk returns: records in task-key order (site, level, draw), and `meta`.
 
@@ -157,7 +157,7 @@ class Study(Result, kind="study"):
         ]
         lines = [head] + [[str(p.site_index), p.site, f"{p.floor:.3f}", *midpoint_cells(p)] for p in every]
         title = (
-            f"clean accuracy {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
+            f"clean {m.metric} {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
             + (
                 f"adaptive, {m.plan['evaluations']:,} evaluations"
                 if m.midpoints

@@ -176,7 +176,7 @@ def accuracy(model: nn.Module, data: Data, batch_size: int = 1000) -> float:
     batches = zip(*(torch.split(part, batch_size) for part in data), strict=True)
     with evaluating(model), torch.inference_mode():
         for x, y in batches:
-            numbers = ACCURACY.law.numbers(ACCURACY.rows(model(x.to(place)), y.to(place)).cpu().numpy())
+            numbers = ACCURACY.law.numbers(ACCURACY.of_rows(model(x.to(place)), y.to(place)).cpu().numpy())
             correct += int(numbers.sum())
     return correct / len(data[1])
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from noisykernels._engine.request import Answer, Request
 from noisykernels.injection.site import Site
-from noisykernels.metrics.law import Law
+from noisykernels.metrics.base import Metric
 from noisykernels.stats.records import Record
 
 __all__ = ["Cells", "counted"]
@@ -31,11 +31,11 @@ class Cells:
         targets: how many targets are walked.
         clean: [rows], the number of each row without noise.
         floor: their mean under unbounded noise.
-        law: of these numbers.
+        metric: of which they are.
     """
 
-    def __init__(self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float, law: Law) -> None:
-        self.sites, self.targets, self.clean, self.floor, self.law = list(sites), targets, clean, floor, law
+    def __init__(self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float, metric: Metric) -> None:
+        self.sites, self.targets, self.clean, self.floor, self.metric = list(sites), targets, clean, floor, metric
         self.evaluations: Counter[int] = Counter()  # numbers looked at, under each target
         self._found: dict[tuple[int, str, float, int], Record] = {}
 
@@ -48,13 +48,13 @@ class Cells:
         """Takes the answer to a request, a record for each cell."""
         self.evaluations[request.which] += answer.size
         for level, of_level in zip(request.levels, answer, strict=True):
-            if nan := int(self.law.missing(of_level).sum()):
+            if nan := int(self.metric.law.missing(of_level).sum()):
                 warnings.warn(
                     f"walk: site {request.site.name} at level {level:g}: {nan} of {of_level.size} rows of scores hold "
                     "NaN and count as wrong",
                     stacklevel=5,  # of the caller of `walk`
                 )
-            for draw, of_draw in zip(request.draws, self.law.numbers(of_level), strict=True):
+            for draw, of_draw in zip(request.draws, self.metric.law.numbers(of_level), strict=True):
                 self.put(request.which, counted(request, level, draw, of_draw))
 
     def put(self, which: int, record: Record) -> None:

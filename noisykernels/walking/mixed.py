@@ -19,12 +19,12 @@ from noisykernels.stats.midpoint import midpoint_cells
 from noisykernels.stats.records import Record
 from noisykernels.study.result import Result, ResultFileError
 from noisykernels.study.study import Study
-from noisykernels.walking.walk import walk
+from noisykernels.walking.walks import walk
 
 __all__ = ["Mixed", "walk_mixed"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mixed(Result, kind="mixed study"):
     """Studies of the same model and data, one for each ratio of the noise.
 

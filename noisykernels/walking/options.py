@@ -39,6 +39,16 @@ class Asked:
     progress: Progress = False
     description: tuple[str, str] = ("", "")
 
+    def __post_init__(self) -> None:
+        """Checks what nothing else does before the work is done."""
+        if self.axis not in (None, "log", "linear"):
+            raise ValueError(f'axis: expected "log" or "linear", got {self.axis!r}')
+        if self.floor is not None and not isinstance(self.floor, float | int):
+            raise TypeError(f"walk: floor must be a number or None, got {self.floor!r}")
+        names = self.description
+        if not (isinstance(names, tuple | list) and len(names) == 2 and all(isinstance(n, str) for n in names)):
+            raise TypeError(f"walk: description must be two texts, of the model and of the data, got {names!r}")
+
 
 def targets_of(noise: Any, target: str) -> tuple[Target, ...]:
     """The targets that noise, or a list of noises, means.

@@ -21,7 +21,7 @@ from noisykernels.metrics.base import Metric
 from noisykernels.study.study import Study
 from noisykernels.walking.options import Asked
 from noisykernels.walking.strategies import Grid, Progress
-from noisykernels.walking.walk import run
+from noisykernels.walking.walks import run
 
 __all__ = ["PARAMETERS", "Known", "walk_parameter"]
 
@@ -149,11 +149,10 @@ def walk_parameter(
         raise ValueError(f"walk_parameter: axis must be 'log' or 'linear', got {axis!r}")
     if not isinstance(name, str) or not name:
         raise ValueError(f"walk_parameter: name must be a text, got {name!r}")
-    target = Parameter(make, name, larger)
-    checked = level_list("walk_parameter", values)
-    for value in checked:
-        target.devices(value)
-    grid = Grid(tuple(checked), tuple(draw_list("walk", draws)))
-    asked = Asked((target,), grid, seed, sites, rows, metric, floor, axis, compute, store, progress, description)
+    grid = Grid(tuple(level_list("walk_parameter", values)), tuple(draw_list("walk", draws)))
+    asked = Asked(
+        targets=(Parameter(make, name, larger),), strategy=grid, seed=seed, sites=sites, rows=rows, metric=metric,
+        floor=floor, axis=axis, compute=compute, store=store, progress=progress, description=description,
+    )  # fmt: skip
     (study,) = run(model, data, asked)
     return study

@@ -77,9 +77,9 @@ def _looks(rest: Sequence[Request], evaluate: Evaluate, cells: Cells) -> list[li
 
 def _put_settled(request: Request, level: float, answer: Answer, cells: Cells, share: float) -> bool:
     """Records a level's cells if they are settled; whether they are."""
-    if cells.law.missing(answer).any():
+    if cells.metric.law.missing(answer).any():
         return False  # it is run in full, with a warning
-    hits = cells.law.numbers(answer).astype(bool)
+    hits = cells.metric.law.numbers(answer).astype(bool)
     before = cells.clean[: hits.size].reshape(hits.shape).astype(bool)
     clean, floor = cells.clean_mean, cells.floor
     near = share * (clean - floor)

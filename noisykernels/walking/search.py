@@ -2,7 +2,7 @@
 for.
 
 Pure decisions: everything here is a function of the answers so far, which come from a callback, so that neither
-workers nor a resumed study change what is asked. Torch is not needed.
+workers nor a resumed study change what is asked. Numbers are numpy's.
 
 A site goes through three phases. *Bracket*: few rows, one draw, levels half a decade apart, further out until
 accuracy has fallen half-way. *Locate*: more rows, levels within the bracket. *Measure*: three levels around the

@@ -1,6 +1,7 @@
 """How a walk looks: at every cell of a grid, at those off the plateaus, or where the midpoints are searched.
 
-A strategy decides from answers alone, so that neither workers nor a resumed study change what is asked.
+A strategy decides from answers, and from facts of the model that are known before any: so neither workers nor a resumed
+study change what is asked.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from noisykernels._engine.evaluator import Evaluator
-from noisykernels._engine.request import Evaluate, Request
+from noisykernels._engine.request import Evaluate, Facts, Request
 from noisykernels._util.progress import progress_of
 from noisykernels.walking.cells import Cells
 from noisykernels.walking.plateaus import settled
@@ -40,12 +40,12 @@ class Strategy(Protocol):
     def described(self) -> dict[str, Any]:
         """What a study's plan says of it."""
 
-    def run(self, here: Evaluator, evaluate: Evaluate, cells: Cells, progress: Progress) -> Found:
+    def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """Fills the cells.
 
         Args:
-            here: knows of the model what no answer tells: where to begin, and what is proved.
             evaluate: gives answers.
+            facts: what is known of the model before any answer.
         """
 
 
@@ -70,13 +70,13 @@ class Grid:
         """See `Strategy`."""
         return {} if self.plateaus is None else {"plateaus": self.plateaus}
 
-    def run(self, here: Evaluator, evaluate: Evaluate, cells: Cells, progress: Progress) -> Found:
+    def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
         rows = len(cells.clean)
         grid = [Request(s, self.levels, self.draws, rows, which=k) for s in cells.sites for k in range(cells.targets)]
         with progress_of("walk", progress, len(grid) * len(self.levels)) as advance:
             if self.plateaus is not None:
-                grid = settled(grid, here.proved(grid), evaluate, cells, self.plateaus, advance)
+                grid = settled(grid, facts.proved(grid), evaluate, cells, self.plateaus, advance)
             for request, answer in zip(grid, evaluate.answers(grid, advance), strict=True):
                 cells.take(request, answer)
         return [[] for _ in range(cells.targets)]
@@ -111,20 +111,27 @@ class Search:
         """See `Strategy`."""
         return {}
 
-    def run(self, here: Evaluator, evaluate: Evaluate, cells: Cells, progress: Progress) -> Found:
+    def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
         clean, floor = cells.clean_mean, cells.floor
         if not 0 <= floor < clean:
             raise ValueError(
-                f"walk: the clean accuracy {clean:.4f} is not above the floor {floor:.4f}: nothing to find"
+                f"walk: the clean {cells.metric.name} {clean:.4f} is not above the floor {floor:.4f}: nothing to find"
             )
         searches = []
         for which in range(cells.targets):
-            scales = here.scales(cells.sites, which)
-            chips = here.problem.targets[which].shares_rows
+            scales = facts.scales(cells.sites, which)
+            chips = facts.shares_rows(which)
             searches += [
                 SiteSearch(
-                    s, scales.get(s.name, 1.0), cells.clean, floor, self.rel_ci, cells.law, which=which, chips=chips
+                    s,
+                    scales.get(s.name, 1.0),
+                    cells.clean,
+                    floor,
+                    self.rel_ci,
+                    cells.metric.law,
+                    which=which,
+                    chips=chips,
                 )
                 for s in cells.sites
             ]

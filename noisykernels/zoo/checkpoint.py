@@ -34,7 +34,7 @@ def checkpoint_path(settings: Settings, cache: str | os.PathLike[str] | None = N
 
     Args:
         settings: everything that shapes the weights; "model" and "data" also go into the name.
-        cache: folder of checkpoints; default `checkpoints` in `data.cache_folder()`.
+        cache: folder of checkpoints; default `checkpoints` in `datasets.cache_folder()`.
 
     Example:
         >>> checkpoint_path({"model": "mlp", "data": "digits", "seed": 0}, "folder").name

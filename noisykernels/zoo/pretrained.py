@@ -57,13 +57,13 @@ def trained(
 
     Args:
         model_name: one of `zoo.MODELS`.
-        data_name: one of `data.DATASETS`.
+        data_name: one of `datasets.DATASETS`.
         epochs, lr, batch_size, clamp: see `train`.
         seed: of the first weights, of shuffling and of augmentation.
         augment: use the data set's published augmentation, if it has one.
         limit: train on the first `limit` rows only.
-        cache: folder of checkpoints; default `checkpoints` in `data.cache_folder()`.
-        root: see `data.load`.
+        cache: folder of checkpoints; default `checkpoints` in `datasets.cache_folder()`.
+        root: see `datasets.load`.
         device, progress, on_epoch: see `train`.
 
     Returns:

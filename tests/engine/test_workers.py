@@ -256,7 +256,7 @@ def test_only_the_rows_of_the_study_are_sent_and_not_more_often_than_needed(monk
     model, (x, y) = problem(7000)
     made = workers.packed
     sizes: list[int] = []
-    monkeypatch.setattr("noisykernels.walking.walk.packed", lambda p: (found := made(p), sizes.append(len(found)))[0])
+    monkeypatch.setattr("noisykernels.walking.walks.packed", lambda p: (found := made(p), sizes.append(len(found)))[0])
     executor = Reluctant()
     monkeypatch.setattr(executor, "_max_workers", 1, raising=False)
     monkeypatch.setattr(Reluctant, "every", 10**9)

@@ -10,10 +10,10 @@ from operators import CASES, DRAWS, MODES, Case, level
 from torch import Tensor
 
 import noisykernels as nk
+from noisykernels.noise.contract import KINDS
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LEVELS = ["number", "draw", "row", "channel", "full"]
-KINDS = ["gaussian", "uniform", "laplace"]
 ROWS: dict[str, dict[str, Any]] = {
     "batch": dict(),
     "first": dict(first_row=2**32 - 100),
@@ -63,7 +63,7 @@ def make(
 
 
 FACTORS = dict(
-    op=list(CASES), mode=list(MODES), draws=list(DRAWS), rows=list(ROWS), levels=LEVELS, kind=KINDS,
+    op=list(CASES), mode=list(MODES), draws=list(DRAWS), rows=list(ROWS), levels=LEVELS, kind=list(KINDS),
     dtype=DTYPES, format=list(FORMATS), numbers=["integer", "normal"],
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from noisykernels.metrics import ACCURACY, BINARY, NAN, Accuracy
 
 def test_rows_are_right_wrong_or_nan() -> None:
     scores = torch.tensor([[[0.1, 0.9, 0.0], [5.0, 1.0, 2.0]], [[1.0, float("nan"), 0.0], [0.0, 0.0, 1.0]]])
-    found = ACCURACY.rows(scores, torch.tensor([1, 2]))
+    found = ACCURACY.of_rows(scores, torch.tensor([1, 2]))
     assert found.dtype == torch.int8 and found.tolist() == [[1, 0], [NAN, 1]]
     assert BINARY.numbers(found.numpy()).tolist() == [[1, 0], [0, 1]]
     assert BINARY.missing(found.numpy()).tolist() == [[False, False], [True, False]]

@@ -151,21 +151,28 @@ def test_cosine_and_sine_are_as_accurate_as_stated() -> None:
     assert np.abs(sine - np.sin(np.pi / 2 * turn) * np.where(w >> 30 & 1, -1, 1)).max() <= bound
 
 
+def exact_gaussian(w: Any, u: Any) -> Any:
+    """By numpy's log, cos and sin."""
+    radius, turn = np.sqrt(-2 * np.log(u[:, ::2])), (w[:, 1::2] << 2).view(np.int32) * 2.0**-32
+    angle = np.pi / 2 * (turn + 0.5)
+    cosine = np.cos(angle) * np.where(w[:, 1::2] >> 31, -1, 1)
+    sine = np.sin(angle) * np.where(w[:, 1::2] >> 30 & 1, -1, 1)
+    return np.stack([radius * cosine, radius * sine], -1).reshape(w.shape)
+
+
+# kind -> its values in float64, from words and from their upper 31 bits as u in (0, 1)
+EXACT: dict[str, Callable[[Any, Any], Any]] = {
+    "gaussian": exact_gaussian,
+    "uniform": lambda w, u: 3**0.5 * (w.view(np.int32) + 0.5) * 2.0**-31,
+    "laplace": lambda w, u: -np.log(u) * 0.5**0.5 * np.where(w & 1, -1, 1),
+}
+
+
 @pytest.mark.parametrize("kind", reference.KINDS)
 def test_values_are_the_exact_transform_of_their_words(kind: str) -> None:
-    """Every kind against the same transform in float64 (Gaussian: numpy's log, cos and sin)."""
+    """Every kind against the same transform in float64."""
     w = np.random.default_rng(0).integers(0, 2**32, (10**5, 4), dtype=np.uint32)
-    u = ((w >> 1) + 0.5) * 2.0**-31
-    if kind == "gaussian":
-        radius, turn = np.sqrt(-2 * np.log(u[:, ::2])), (w[:, 1::2] << 2).view(np.int32) * 2.0**-32
-        angle = np.pi / 2 * (turn + 0.5)
-        cosine = np.cos(angle) * np.where(w[:, 1::2] >> 31, -1, 1)
-        sine = np.sin(angle) * np.where(w[:, 1::2] >> 30 & 1, -1, 1)
-        exact = np.stack([radius * cosine, radius * sine], -1).reshape(w.shape)
-    elif kind == "uniform":
-        exact = 3**0.5 * (w.view(np.int32) + 0.5) * 2.0**-31
-    else:
-        exact = -np.log(u) * 0.5**0.5 * np.where(w & 1, -1, 1)
+    exact = EXACT[kind](w, ((w >> 1) + 0.5) * 2.0**-31)
     # u is rounded to float32: near 1, -ln u moves by up to 2^-25 absolutely, a radius by more where
     # it is small: sqrt(r^2 + 2^-24) - r <= 2^-12. Else the polynomials' and a few roundings count.
     error = np.abs(reference.KINDS[kind](w) - exact)

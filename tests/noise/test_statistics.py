@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from noisykernels import eps
 from noisykernels.reference import noise as reference
@@ -59,22 +59,20 @@ def anderson_darling(z: Array, law: Any) -> float:
     return float(3**0.5 * special.erfc(max(a2, 0) ** 0.5))
 
 
-EVEN_MOMENTS: dict[str, Callable[[int], float]] = {
-    "norm": lambda k: float(special.factorial2(k - 1)),
-    "uniform": lambda k: 3 ** (k / 2) / (k + 1),
-    "laplace": lambda k: float(special.factorial(k)) / 2 ** (k / 2),
-}
+@functools.cache
+def even_moment(law: Any, k: int) -> float:
+    """Of a law that is symmetric about 0, relative error below 1e-8."""
+    return 2 * integrate.quad(lambda z: z**k * law.pdf(z), 0, law.support()[1])[0]
 
 
 def moments(z: Array, law: Any) -> float:
     """Moments 1 to 4, against their exact standard errors sqrt((m_2k - m_k^2) / n)."""
-    even = EVEN_MOMENTS[law.dist.name]
     v = z.ravel().astype(np.float64)
     power, scores = np.ones_like(v), []
     for k in (1, 2, 3, 4):
         power *= v
-        expected = 0.0 if k % 2 else even(k)
-        scores.append((power.mean() - expected) * (v.size / (even(2 * k) - expected**2)) ** 0.5)
+        expected = 0.0 if k % 2 else even_moment(law, k)
+        scores.append((power.mean() - expected) * (v.size / (even_moment(law, 2 * k) - expected**2)) ** 0.5)
     return normal_p(scores)
 
 
@@ -104,7 +102,7 @@ def collisions(z: Array, law: Any) -> float:
 def correlation(x: Array, y: Array, law: Any) -> float:
     """Correlation of values and of their squares; exact standard errors from the law's moments."""
     a, b = x.ravel().astype(np.float64), y.ravel().astype(np.float64)
-    squares = (a * a - 1) @ (b * b - 1) / (EVEN_MOMENTS[law.dist.name](4) - 1)
+    squares = (a * a - 1) @ (b * b - 1) / (even_moment(law, 4) - 1)
     return normal_p([a @ b / a.size**0.5, squares / a.size**0.5])
 
 

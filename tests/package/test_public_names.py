@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 import noisykernels as nk
-import noisykernels.walking.walk as walking_walk
+import noisykernels.walking.walks as walking_walk
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(nk.__path__[0])
@@ -71,7 +71,7 @@ def test_every_name_resolves(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", *PACKAGES])
 def test_no_name_hides_a_module(name: str) -> None:
-    """As `import noisykernels.walking.walk as m` must give the module."""
+    """As `import noisykernels.walking.walks as m` must give the module."""
     here = package(name) if name else nk
     modules = {m.name for m in pkgutil.iter_modules(here.__path__)}
     allowed = set(PACKAGES) if not name else set()  # a namespace is its package

@@ -120,7 +120,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     targets = targets_of(noise, target)
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(
-        targets, strategy, seed, sites, rows, metric, floor, axis, compute, store, progress, description
+        targets=targets, strategy=strategy, seed=seed, sites=sites, rows=rows, metric=metric, floor=floor, axis=axis,
+        compute=compute, store=store, progress=progress, description=description,
     )  # fmt: skip
     studies = run(model, data, asked)
     return studies if isinstance(noise, list | tuple) else studies[0]
@@ -140,14 +141,14 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     session = Session("walk", problem, asked.compute)
     sent = None if session.compute.executor is None else packed(problem)  # before it is injected
     with session:
-        cells = Cells(_chosen(session, asked), len(targets), session.clean, _floor(session, asked), asked.metric.law)
+        cells = Cells(_chosen(session, asked), len(targets), session.clean, _floor(session, asked), asked.metric)
         here = Evaluator.of(session, cells.sites)
         plan = here.described()
-        if identity := asked.metric.identity():
-            plan["metric"] = identity
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
+        if identity := asked.metric.identity():
+            plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
-            found = strategy.run(here, evaluate, cells, asked.progress)
+            found = strategy.run(evaluate, here, cells, asked.progress)
     plan |= {"memory": session.compute.memory_on(problem.device)}
     return [_study(session, asked, cells, found, plan, which) for which in range(len(targets))]
 
