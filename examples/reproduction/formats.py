@@ -108,7 +108,7 @@ def run(
     """What each search finds on each network. few: rows of the third network; every: take so many formats fewer."""
     space, cost = design_space()[::every], CostModel()
     made = {name: trained_with_data(name, data, epochs=epochs, limit=limit, rows=rows, few=few) for name in networks}
-    sweeps = {name: sweep_formats(*of, space, cost=cost, name=name) for name, of in made.items()}
+    sweeps = {name: sweep_formats(*of, space, cost=cost, name=name, seed=0) for name, of in made.items()}
     results: dict[str, Any] = {"data": data, "epochs": epochs, "limit": limit, "rows": rows, "few": few, "networks": {}}
     lines, fits, layers = [], [], []
     for name, sweep in sweeps.items():
@@ -119,7 +119,9 @@ def run(
         best = exhaustive_search(sweep, target)
         found = {}
         for count in evaluations:
-            choice = search_format(*made[name], line, formats=space, target=target, evaluations=count, cost=cost)
+            choice = search_format(
+                *made[name], line, formats=space, target=target, evaluations=count, cost=cost, seed=0
+            )
             found[f"search, {count}"] = choice
         if best is not None:
             found["all formats"] = best
@@ -137,7 +139,7 @@ def run(
             }  # fmt: skip
         results["networks"][name]["front"] = [[str(r.format), r.normalised, r.speedup] for r in sweep.front()]
         start = (best or choice).format
-        each = layer_formats(*made[name], start, target=target, cost=cost)
+        each = layer_formats(*made[name], start, target=target, cost=cost, seed=0)
         layers.append(
             [name, str(start), cost.speedup(start), " ".join(map(str, each.formats.values())), each.normalised,
              each.speedup, each.evaluations]

@@ -91,7 +91,7 @@ class Result(ABC):
         return f"<{type(self).__name__}: {self._brief()}>"
 
     def __eq__(self, other: object) -> bool:
-        """Same class, same content: arrays value by value, NaN is NaN."""
+        """Same class, same content: arrays value by value, NaN is NaN. (A `Study`: records and meta.)"""
         if not isinstance(other, Result):
             return NotImplemented
         return type(self) is type(other) and json.dumps(self._body()) == json.dumps(other._body())

@@ -28,7 +28,7 @@ from noisykernels.study.result import Result
 __all__ = ["Study"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Study(Result, kind="study"):
     """What a walk returns: records in task-key order (site, level, draw), and `meta`.
 

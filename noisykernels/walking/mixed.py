@@ -24,7 +24,7 @@ from noisykernels.walking.walks import walk
 __all__ = ["Mixed", "walk_mixed"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Mixed(Result, kind="mixed study"):
     """Studies of the same model and data, one for each ratio of the noise.
 

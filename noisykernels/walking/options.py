@@ -57,6 +57,8 @@ def targets_of(noise: Any, target: str) -> tuple[Target, ...]:
         TypeError: what is no noise.
         ValueError: an unknown target, or noise that does not go with it.
     """
+    if target == "parameter":
+        raise ValueError("walk: target='parameter' is for walk_parameter")
     if target not in ("activation", "weight"):
         raise ValueError(f"walk: target must be 'activation' or 'weight', got {target!r}")
     given = tuple(noise) if isinstance(noise, list | tuple) else (noise,)

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from noisykernels._util import files as _files
+from noisykernels.datasets import ChecksumError, CorruptData, DataNotFound, download
 from noisykernels.datasets import vision as data
 
 RNG = np.random.default_rng(1)
@@ -145,7 +146,7 @@ def test_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     served = put(tmp_path / "served", labels=idx(LABELS[::-1]))
     serve_from(monkeypatch, "fashion-mnist", f"{served.as_uri()}/", **right_sums(served))
     root = tmp_path / "root"
-    with pytest.raises(data.DataNotFound, match="not allowed"):
+    with pytest.raises(DataNotFound, match="not allowed"):
         data.load("fashion-mnist", root=root, download=False)
     assert data.load("fashion-mnist", root=root)[1][0] == 7
     assert names(root / "fashion-mnist") == [X, Y]
@@ -166,18 +167,18 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_data_names_every_place_and_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(data.DataNotFound) as caught:
+    with pytest.raises(DataNotFound) as caught:
         data.load("fashion-mnist")
     for part in ("system", "cache", "nowhere", "apt-get install dataset-fashion-mnist", X):
         assert part in str(caught.value)
-    with pytest.raises(data.DataNotFound, match="download=False"):
+    with pytest.raises(DataNotFound, match="download=False"):
         data.load("mnist", "test", download=False)
     assert not (tmp_path / "cache" / "fashion-mnist" / X).exists()
 
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(data.DataNotFound, match="pip install scikit-learn"):
+    with pytest.raises(DataNotFound, match="pip install scikit-learn"):
         data.load("digits")
 
 
@@ -221,7 +222,7 @@ def test_download_goes_to_the_next_address(tmp_path: Path, server: str, monkeypa
 
 def test_wrong_checksum_leaves_nothing(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     serve_from(monkeypatch, "mnist", server, **{**right_sums(tmp_path / "web"), "labels": "0" * 64})
-    with pytest.raises(data.ChecksumError, match=f"{Y}: expected SHA-256 0000"):
+    with pytest.raises(ChecksumError, match=f"{Y}: expected SHA-256 0000"):
         data.load("mnist")
     assert names(tmp_path / "cache" / "mnist") == [X]
 
@@ -263,7 +264,7 @@ DAMAGED = {
 def test_damaged_idx_file_is_named(tmp_path: Path, case: str) -> None:
     changed, message = DAMAGED[case]
     folder = put(tmp_path / "cache" / "mnist", **changed)
-    with pytest.raises(data.CorruptData, match=message) as caught:
+    with pytest.raises(CorruptData, match=message) as caught:
         data.load("mnist")
     assert str(folder / (X if "images" in changed else Y)) in str(caught.value)
 
@@ -276,12 +277,12 @@ def test_damaged_cifar10_archive_is_named(tmp_path: Path) -> None:
         ({"label": 10}, "labels below 10"),
     ):
         cifar(folder, **change)  # type: ignore[arg-type]
-        with pytest.raises(data.CorruptData, match=message):
+        with pytest.raises(CorruptData, match=message):
             data.load("cifar10")
     archive = folder / "cifar-10-binary.tar.gz"
     for content in (b"<html>", archive.read_bytes()[:-3000]):
         archive.write_bytes(content)
-        with pytest.raises(data.CorruptData, match=r"not a whole tar\.gz") as caught:
+        with pytest.raises(CorruptData, match=r"not a whole tar\.gz") as caught:
             data.load("cifar10")
         assert str(archive) in str(caught.value)
 
@@ -323,4 +324,4 @@ def test_the_systems_package_holds_the_published_data(monkeypatch: pytest.Monkey
 
 def test_examples() -> None:
     assert doctest.testmod(data) == (0, 3)
-    assert doctest.testmod(_files) == (0, 1)
+    assert doctest.testmod(download) == (0, 1)

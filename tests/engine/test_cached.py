@@ -19,6 +19,7 @@ import noisykernels as nk
 from noisykernels._engine import cached as kept
 from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.store import StoreError
+from noisykernels.metrics import BINARY
 from noisykernels.zoo import MLP
 
 SETTINGS: dict[str, Any] = dict(noise=nk.Noise(add=1.0), seed=1)
@@ -144,7 +145,7 @@ def test_another_study_is_refused(tmp_path: Path) -> None:
 
 def test_answers_survive_their_encoding() -> None:
     answer = np.random.default_rng(0).integers(-1, 2, (3, 2, 101)).astype(np.int8)
-    assert np.array_equal(kept._decoded(json.loads(json.dumps(kept._encoded(answer)))), answer)
+    assert np.array_equal(BINARY.unpacked(json.loads(json.dumps(BINARY.packed(answer)))), answer)
 
 
 def command(tmp_path: Path, *more: str) -> list[str]:

@@ -10,7 +10,7 @@ from stores import refused
 from torch import nn
 
 from noisykernels import STREAM_VERSION, Noise
-from noisykernels._engine import store
+from noisykernels._engine import store_keys
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import study_key
 
@@ -114,10 +114,10 @@ def test_tensors_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors += [torch.view_as_complex(torch.ones(3, 2)).conj()]
     whole = [made(inputs=t)["inputs"] for t in tensors]
     assert whole == [made(inputs=t.clone(memory_format=torch.contiguous_format))["inputs"] for t in tensors]
-    monkeypatch.setattr(store, "_BLOCK", 4)
+    monkeypatch.setattr(store_keys, "_BLOCK", 4)
     assert whole == [made(inputs=t)["inputs"] for t in tensors]
     assert len(set(whole)) == len(whole)
-    blocks = [b for t in tensors for b in store._blocks(t)]
+    blocks = [b for t in tensors for b in store_keys._blocks(t)]
     assert max(b.numel() for b in blocks) <= 4
     for bad in (torch.eye(2).to_sparse(), torch.empty(2, device="meta")):
         with pytest.raises(TypeError, match="inputs: expected a tensor of plain values"):

@@ -93,7 +93,7 @@ def test_the_bit_that_brings_most_speed_is_taken_first() -> None:
 
 def test_a_search_of_a_network(problem: Problem) -> None:
     model, data = problem
-    sweep = sweep_formats(model, data)
+    sweep = sweep_formats(model, data, seed=0)
     line = LinearPredictor.fit([sweep])
     best = exhaustive_search(sweep, 0.95)
     assert best is not None and best.format.bits < 20
@@ -101,7 +101,7 @@ def test_a_search_of_a_network(problem: Problem) -> None:
     for count in (0, 2, 40):
         told: list[tuple[int, int]] = []
         found = search_format(
-            model, data, line, target=0.95, evaluations=count, progress=lambda *at, t=told: t.append(at)
+            model, data, line, target=0.95, evaluations=count, progress=lambda *at, t=told: t.append(at), seed=0
         )
         assert isinstance(found, FormatChoice) and found.forwards == 3430 + 70 * found.evaluations
         assert all(n == truth[f].normalised for f, n in found.tried) and found.evaluations <= count
@@ -115,11 +115,11 @@ def test_a_search_of_a_network(problem: Problem) -> None:
         ({"inputs": 0}, "inputs must be a whole number of at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=said):
-            search_format(model, data, line, **wrong)
+            search_format(model, data, line, **{"seed": 0, **wrong})
     with pytest.raises(ValueError, match="no linear layer or convolution, so no format to choose"):
-        sweep_formats(nn.Flatten(), (torch.randn(4, 3), torch.tensor([0, 1, 2, 0])), ["M7E6"])
+        sweep_formats(nn.Flatten(), (torch.randn(4, 3), torch.tensor([0, 1, 2, 0])), ["M7E6"], seed=0)
     with pytest.raises(ValueError, match="gets no row of the data right"):
-        sweep_formats(model, (data[0], (data[1] + 1) % 3), ["M7E6"])
+        sweep_formats(model, (data[0], (data[1] + 1) % 3), ["M7E6"], seed=0)
 
 
 def test_names_of_one_bit_more_or_less() -> None:
@@ -143,7 +143,7 @@ def test_operations_of_lenet5() -> None:
 
 def test_formats_of_layers(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = problem
-    found = layer_formats(model, (x, y), "M10E5", target=0.97)
+    found = layer_formats(model, (x, y), "M10E5", target=0.97, seed=0)
     assert found.normalised >= 0.97 and all(f.bits <= 16 for f in found.formats.values())
     assert min(f.bits for f in found.formats.values()) < 16 and found.speedup > COST.speedup("M10E5")
     with torch.inference_mode(), nk.inject(model, None, example_input=x[:2], hardware=found.hardware()):
@@ -170,16 +170,16 @@ def test_formats_of_layers(problem: Problem, monkeypatch: pytest.MonkeyPatch) ->
         return normalised(self, hardware)
 
     monkeypatch.setattr(FormatRuns, "normalised", recorded)
-    few = layer_formats(model, (x, y), "M10E5", target=0.97, evaluations=3)
+    few = layer_formats(model, (x, y), "M10E5", target=0.97, evaluations=3, seed=0)
     assert few.evaluations == len(tried) == 3 and few.speedup < found.speedup
     assert found.macs == {"0:conv2d#0": 576, "3:linear#0": 512, "5:linear#0": 24}
     assert [str(t["0:conv2d#0"]) for t in tried] == ["M10E5", "M9E5", "M8E5"]  # where most is done, what brings most
-    bad = layer_formats(model, (x, y), "M1E2", target=0.97)
+    bad = layer_formats(model, (x, y), "M1E2", target=0.97, seed=0)
     assert set(bad.formats.values()) == {as_format("M1E2")} and bad.evaluations == 1 and bad.normalised < 0.97
     with pytest.raises(ValueError, match="evaluations must be a whole number of at least 1, got 0"):
-        layer_formats(model, (x, y), "M7E6", evaluations=0)
+        layer_formats(model, (x, y), "M7E6", evaluations=0, seed=0)
     with pytest.raises(ValueError, match=r"layer_formats: target must lie in \(0, 1\], got 5"):
-        layer_formats(model, (x, y), "M7E6", target=5)
+        layer_formats(model, (x, y), "M7E6", target=5, seed=0)
     table = CostModel({"fp32": (4, 4), "M10E5": (2, 2), "M9E5": (1, 1)})
-    sold = layer_formats(model, (x, y), "M10E5", target=0.9, cost=table)
+    sold = layer_formats(model, (x, y), "M10E5", target=0.9, cost=table, seed=0)
     assert set(sold.formats.values()) == {as_format("M9E5")}  # there are no others

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from noisykernels.datasets import augment
 from noisykernels.datasets import vision as data
 from noisykernels.training import loop as train
-from noisykernels.zoo import checkpoint
+from noisykernels.zoo import checkpoint, pretrained
 
 Record = dict[str, float]
 
@@ -42,7 +42,7 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def fit(digits: Any, seed: int = 0, name: str = "mlp-bn", **options: Any) -> tuple[nn.Module, list[Record]]:
-    model = train.fresh(name, "digits", seed=seed)
+    model = pretrained.fresh(name, "digits", seed=seed)
     options = {"epochs": 2, "seed": seed, **options}
     return model, train.train(model, digits[0], **options)
 
@@ -63,7 +63,7 @@ def test_digits_are_learnt(digits: Any, name: str, bound: float) -> None:
 def test_the_published_recipe(digits: Any) -> None:
     """Step by step the same as Adam, cosine annealing and cross-entropy written out by hand."""
     inputs, labels = (part[:96] for part in digits[0])
-    model, reference = (train.fresh("mlp-bn", "digits") for _ in range(2))
+    model, reference = (pretrained.fresh("mlp-bn", "digits") for _ in range(2))
     history = train.train(model, (inputs, labels), epochs=3, batch_size=32, seed=5)
     generator = torch.Generator().manual_seed(5)
     optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0)
@@ -97,20 +97,20 @@ def test_global_generator_is_untouched(digits: Any, tmp_path: Path) -> None:
     torch.manual_seed(123)
     before = torch.get_rng_state()
     fit(digits, epochs=1, augment=augment.crop_flip)
-    train.trained("mlp", "digits", epochs=1, limit=100, cache=tmp_path)
-    train.trained("mlp", "digits", epochs=1, limit=100, cache=tmp_path)
+    pretrained.trained("mlp", "digits", epochs=1, limit=100, cache=tmp_path)
+    pretrained.trained("mlp", "digits", epochs=1, limit=100, cache=tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_fresh_depends_on_the_seed_alone() -> None:
-    first = weights(train.fresh("lenet5", "mnist", seed=3))
+    first = weights(pretrained.fresh("lenet5", "mnist", seed=3))
     torch.manual_seed(99)
-    assert torch.equal(weights(train.fresh("lenet5", "mnist", seed=3)), first)
-    assert not torch.equal(weights(train.fresh("lenet5", "mnist", seed=4)), first)
+    assert torch.equal(weights(pretrained.fresh("lenet5", "mnist", seed=3)), first)
+    assert not torch.equal(weights(pretrained.fresh("lenet5", "mnist", seed=4)), first)
 
 
 def test_clamp_holds_after_every_step_but_not_for_batch_norm_and_biases(digits: Any) -> None:
-    model = train.fresh("mlp-bn", "digits")
+    model = pretrained.fresh("mlp-bn", "digits")
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     seen: list[float] = []
 
@@ -128,7 +128,7 @@ def test_clamp_holds_after_every_step_but_not_for_batch_norm_and_biases(digits: 
 
 def test_accuracy_of_an_exported_program(digits: Any) -> None:
     """Whose train() and eval() raise."""
-    model, (inputs, labels) = train.fresh("mlp-bn", "digits").eval(), digits[1]
+    model, (inputs, labels) = pretrained.fresh("mlp-bn", "digits").eval(), digits[1]
     exported = torch.export.export(model, (inputs[:100],)).module()
     data = inputs[:100], labels[:100]
     assert train.accuracy(exported, data) == train.accuracy(model, data)
@@ -173,7 +173,7 @@ def test_on_step_gets_the_rows_of_the_batch_and_may_wrap_the_step(digits: Any) -
 def test_last_batch_of_one_row_joins_the_one_before(digits: Any) -> None:
     few = tuple(part[:65] for part in digits[0])
     sizes: list[int] = []
-    model = train.fresh("mlp-bn", "digits")
+    model = pretrained.fresh("mlp-bn", "digits")
     train.train(model, few, epochs=1, batch_size=32, on_step=lambda _, rows: sizes.append(len(rows)) or None)  # type: ignore[func-returns-value, arg-type]
     assert sizes == [32, 33]
 
@@ -207,14 +207,14 @@ def test_bad_arguments(digits: Any) -> None:
         with pytest.raises(ValueError, match="epochs >= 0"):
             fit(digits, **option)
     untrained, history = fit(digits, epochs=0)
-    assert history == [] and torch.equal(weights(untrained), weights(train.fresh("mlp-bn", "digits")))
+    assert history == [] and torch.equal(weights(untrained), weights(pretrained.fresh("mlp-bn", "digits")))
 
 
 # --- modes and accuracy --------------------------------------------------------------------------
 
 
 def test_modes_are_put_back(digits: Any) -> None:
-    model = train.fresh("mlp-bn", "digits")
+    model = pretrained.fresh("mlp-bn", "digits")
     model.norm2.eval()  # a mixture must survive
     before = {name: module.training for name, module in model.named_modules()}
     statistics = model.norm1.running_mean.clone()
@@ -228,7 +228,7 @@ def test_modes_are_put_back(digits: Any) -> None:
 
 
 def test_accuracy_counts_and_does_not_depend_on_the_batch(digits: Any) -> None:
-    model = train.fresh("mlp-bn", "digits")
+    model = pretrained.fresh("mlp-bn", "digits")
     inputs, labels = digits[1]
     with torch.no_grad():
         expected = (model.eval()(inputs).argmax(1) == labels).double().mean().item()
@@ -285,7 +285,7 @@ class Trap:
 
 
 def get(folder: Path, **changed: Any) -> nn.Module:
-    return train.trained("mlp-bn", "digits", cache=folder, **{**SETTINGS, **changed})
+    return pretrained.trained("mlp-bn", "digits", cache=folder, **{**SETTINGS, **changed})
 
 
 def test_second_call_reads_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
