@@ -228,7 +228,9 @@ def test_compare(cache: str, capsys, tmp_path: Path) -> None:
 
 def without_lease(*arguments: str) -> list[str]:
     """The command line in a process of its own; what a killed one had claimed is free at once."""
-    code = "import sys; from noisykernels import kept; kept.LEASE, kept.GO, kept.FIRST_GO = 0.3, 0, 1\n"
+    code = (
+        "import sys; from noisykernels._engine import cached as kept; kept.LEASE, kept.GO, kept.FIRST_GO = 0.3, 0, 1\n"
+    )
     code += "from noisykernels.__main__ import main; sys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", code, *arguments]
 
