@@ -15,6 +15,7 @@ walk test test-full: export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help setup walk test test-sanitize test-full lint layers format bench battery cuda-check clean
 
 help:
+	@echo "make setup      the environment and the build alone"
 	@echo "make walk       midpoint noise level of each layer of LeNet-5 on Fashion-MNIST: a table and a picture"
 	@echo "make test       the tests (under 15 minutes from nothing)"
 	@echo "make test-sanitize  the native tests and the CUDA kernels under the address, undefined-behaviour and thread sanitizers"
@@ -23,6 +24,8 @@ help:
 	@echo "make cuda-check the CUDA kernels compiled for every architecture: registers, instructions, docs/results/cuda_code.md"
 	@echo "make battery    statistical battery on the raw random words (long)"
 	@echo "make lint       style, types, layers, sizes, spelling; .ci/run runs it before the tests"
+	@echo "make format     lays out Python and C++ as make lint wants them"
+	@echo "make clean      takes the environment and the build away"
 	@echo "make layers     the import contracts alone: which package may know which"
 
 # A virtual environment. A torch that is already installed for $(PYTHON) is used as it is; otherwise the CPU build is installed,

@@ -13,10 +13,10 @@ import timm
 import torch
 import torchvision
 
-from noisykernels._engine.plan import SILENT
 from noisykernels._graph.recorder import record_tape
 from noisykernels._graph.tape import NotTraceable
 from noisykernels.injection import inject
+from noisykernels.injection.placement import SILENT
 from noisykernels.injection.state import state_of
 
 NAMES = """tv.resnet18 tv.mobilenet_v3_small tv.efficientnet_b0 tv.shufflenet_v2_x0_5 tv.squeezenet1_1 tv.vgg11_bn

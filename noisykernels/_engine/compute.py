@@ -19,6 +19,8 @@ SIZES = ("batch_rows", "draws_per_pass", "memory", "threads")  # what studies fo
 class Compute:
     """How and by whom a study is computed: the noise does not depend on it.
 
+    A walk takes all of it; other studies take the settings that their documentation names, and refuse others.
+
     Args:
         engine: ``"auto"`` runs what precedes a site once and what follows it for many levels at once, where the model
             can be recorded, with a warning that says why where it cannot; ``"plain"`` runs the whole noisy model for

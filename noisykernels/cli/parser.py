@@ -1,4 +1,4 @@
-"""All commands and flags, and what a command runs. Every flag is also an argument of a Python function."""
+"""All commands and flags, and what a command runs. Every flag of a study is also an argument of a Python function."""
 
 from __future__ import annotations
 

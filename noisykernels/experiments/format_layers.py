@@ -42,7 +42,7 @@ class LayerFormats(Result, kind="choice of formats"):
         normalised: accuracy as a share of that in float32.
         evaluations: settings that were evaluated.
         cost: what units cost.
-        metric: what was measured, if it is not the accuracy.
+        metric: name of what was measured.
 
     Example:
         >>> made = {"a:linear#0": as_format("M7E6"), "b:linear#0": as_format("M4E6")}
@@ -100,10 +100,12 @@ class LayerFormats(Result, kind="choice of formats"):
         return ["site", "format", "point", "bits", "macs", "speedup", "saving"], rows
 
     def _brief(self) -> str:
-        return f"{len(self.formats)} layers, normalised accuracy {self.normalised:.4f}, speed-up {self.speedup:.2f}"
+        return (
+            f"{len(self.formats)} layers, normalised {self.metric} {self.normalised:.4f}, speed-up {self.speedup:.2f}"
+        )
 
     def _about(self) -> dict[str, Any]:
-        about = {name: getattr(self, name) for name in ("normalised", "speedup", "saving", "evaluations")}
+        about = {name: getattr(self, name) for name in ("metric", "normalised", "speedup", "saving", "evaluations")}
         return {**about, "cost": repr(self.cost)}
 
     def _size(self) -> tuple[float, float]:

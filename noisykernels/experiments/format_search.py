@@ -158,8 +158,11 @@ def search_format(
             returned last after a bit was added may not have been evaluated (``normalised`` is None).
         cost: what units cost; None: the stand-in of `CostModel`.
 
+    Returns:
+        `FormatChoice`; its `normalised` is None where the format was not evaluated.
+
     Raises:
-        ValueError: as `sweep_formats`; a target outside of (0, 1], a number of evaluations that is not whole.
+        ValueError, TypeError: as `sweep_formats`; a target outside of (0, 1], a number of evaluations that is not whole.
 
     Source: Hill et al. 2018 (arXiv 1808.02513), sections 3.3 and 4.4.
 

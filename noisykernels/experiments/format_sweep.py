@@ -147,12 +147,12 @@ class Sweep(Result, kind="sweep"):
              f"{r.saving:.2f}", "<- fastest" if r is best else ""]
             for r in self.front()
         ]  # fmt: skip
-        head = ["format", "bits", "R^2", "accuracy", "speed-up", "saving", ""]
+        head = ["format", "bits", "R^2", self.metric, "speed-up", "saving", ""]
         said = "none keeps" if best is None else f"{best.format} is the fastest that keeps"
         title = (
             f"{self.name}: ".removeprefix(": ")
-            + f"clean accuracy {self.clean:.4f}, {self.rows} rows, {len(self.results)} formats, {len(lines)} on the "
-            f"front; {said} {target:.4g} of the accuracy"
+            + f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {len(self.results)} formats, {len(lines)} on the "
+            f"front; {said} {target:.4g} of the {self.metric}"
         )
         return "\n".join([title, *aligned([head, *lines], left=(0, 6))])
 
@@ -208,7 +208,7 @@ def sweep_formats(
         arithmetic: what is in every contraction for a format; another order of the operands, say.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
-        compute: sizes of passes, memory and threads; see `Compute`.
+        compute: `batch_rows`, `memory` and `threads` of `Compute`; other settings are refused.
         store: a file that keeps what is found: a sweep that was stopped goes on from there, and other formats or costs
             evaluate only what is new. It belongs to this model, data, seed and arithmetic, and refuses others; data in
             another order is other data, so no loader that shuffles.
@@ -221,6 +221,7 @@ def sweep_formats(
     Raises:
         ValueError: unknown formats or none, a format that `cost` does not know, bad data or inputs, a model that is
             injected already, without contractions or without one score per class and row.
+        TypeError: a seed, metric or compute of another type.
         StoreError: the file is no store, or another sweep's.
 
     Source: Hill et al. 2018 (arXiv 1808.02513), section 4.

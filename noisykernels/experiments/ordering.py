@@ -74,7 +74,7 @@ class OrderStudy(Result, kind="order study"):
     Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
     layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
     which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
-    not the twin's, over permutations; rows, seed; metric, what was measured. Without labels the figures of the network
+    not the twin's, over permutations; rows, seed; metric, what was measured; permutations. Without labels the figures of the network
     are empty or NaN.
 
     Columns of `to_pandas`, a row for each layer: site, steps, outputs, std, spread, saturated, shift_*.
@@ -282,7 +282,7 @@ def order_sensitivity(
         seed: 64-bit seed of permutations and noise.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of the network.
-        compute: rows of a pass and threads; see `Compute`.
+        compute: `batch_rows` and `threads` of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total), which counts runs of the data.
 
     Returns:
@@ -290,6 +290,7 @@ def order_sensitivity(
 
     Raises:
         ValueError: no ordered arithmetic, an unknown order, bad data or sizes; a model that is injected already.
+        TypeError: a seed, metric or compute of another type.
 
     Example:
         >>> from noisykernels.arithmetic import Serial

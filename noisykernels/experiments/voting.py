@@ -113,7 +113,7 @@ def vote(
         repeats: multi-execution beside the voting, as for `inject`.
         subsets: random subsets for the mean scores, see `mean_scores`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
-        compute: sizes of passes, memory and threads; see `Compute`.
+        compute: sizes of passes, memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
     Returns:
@@ -122,7 +122,7 @@ def vote(
     Raises:
         ValueError: bad data, draws, sites, kinds or sizes, a model without noise, already injected, or without one
             score per class and row.
-        TypeError: noise is no Noise.
+        TypeError: a noise, seed or compute of another type.
 
     Source: whole-network voting extends the multi-execution of Walking Noise, arXiv 2212.10430.
 

@@ -158,7 +158,7 @@ def chips(
         sites: names, name patterns or indices of the sites where `noise` enters; None: all. Not with a dict.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
-        compute: sizes of passes (a draw is a chip), memory and threads; see `Compute`.
+        compute: sizes of passes (a draw is a chip), memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
     Returns:
@@ -166,7 +166,8 @@ def chips(
 
     Raises:
         ValueError: neither hardware nor noise, bad data, draws or sizes; a model that is injected already, or without
-            one score per class and row.
+            one score per class and row; a setting of `compute` that it does not take.
+        TypeError: a noise, seed, metric or compute of another type.
 
     Example:
         >>> from noisykernels.hardware import WeightNoise

@@ -15,8 +15,9 @@ __all__ = ["Metric"]
 class Metric(Protocol):
     """A measure: one number for each row, from the model's outputs and the labels.
 
-    Studies hand outputs and labels over as they come, and take the numbers to statistics by their law; no other part
-    of the package knows what is measured.
+    Studies hand outputs and labels over as they come, and take the numbers to statistics by their law: the walk, its
+    engines and its stores do not know what is measured. They take metrics whose law is binary and of which higher is
+    better; others raise ValueError.
     """
 
     @property

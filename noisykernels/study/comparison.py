@@ -53,7 +53,7 @@ class Comparison(Result, kind="comparison"):
         names: what a and b are called.
         clean: clean accuracy of a and b.
         differences: what else the two studies differ in, a line each.
-        metric: what was measured, if it is not the accuracy.
+        metric: name of what was measured.
     """
 
     pairs: list[Pair]

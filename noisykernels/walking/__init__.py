@@ -1,4 +1,4 @@
-"""Walking noise: one site noisy at a time, over a grid or by a search ; knows of no command line."""
+"""Walking noise: one site noisy at a time, over a grid or by a search; knows of no command line."""
 
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.store import StoreError

@@ -115,7 +115,7 @@ def walk_parameter(
         axis: that the midpoint is fitted on: ``"log"``, or ``"linear"`` (for bits).
         draws: number of draws (ids 0, 1, ...), or the ids, of what the hardware draws; one is enough where it draws
             nothing.
-        seed: 64-bit seed of it.
+        seed: 64-bit seed of what the hardware draws.
         sites: names, name patterns or indices of contractions; None walks all.
         store: as for `walk`. It belongs to this `name` and to the devices at the first value, by how they print
             themselves and what they hold, so keep the first value when you add values.
@@ -128,7 +128,8 @@ def walk_parameter(
 
     Raises:
         ValueError: bad values, draws, sites or data, or as `make` does for a value.
-        TypeError: `make` gives no devices.
+        TypeError: `make` is no function or gives no devices; a seed, metric or compute of another type.
+        RuntimeError, StoreError: as `walk`.
 
     Source: an extension of Walking Noise (arXiv 2212.10430) to parameters other than noise levels.
 
@@ -149,7 +150,7 @@ def walk_parameter(
         raise ValueError(f"walk_parameter: axis must be 'log' or 'linear', got {axis!r}")
     if not isinstance(name, str) or not name:
         raise ValueError(f"walk_parameter: name must be a text, got {name!r}")
-    grid = Grid(tuple(level_list("walk_parameter", values)), tuple(draw_list("walk", draws)))
+    grid = Grid(tuple(level_list("walk_parameter", values)), tuple(draw_list("walk_parameter", draws)))
     asked = Asked(
         targets=(Parameter(make, name, larger),), strategy=grid, seed=seed, sites=sites, rows=rows, metric=metric,
         floor=floor, axis=axis, compute=compute, store=store, progress=progress, description=description,

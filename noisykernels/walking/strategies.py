@@ -104,7 +104,7 @@ class Search:
 
     def __post_init__(self) -> None:
         """Checks `rel_ci`."""
-        if not 0 < self.rel_ci < 1:
+        if not (isinstance(self.rel_ci, float | int) and 0 < self.rel_ci < 1):
             raise ValueError(f"Search: rel_ci must lie between 0 and 1, got {self.rel_ci}")
 
     def described(self) -> dict[str, Any]:

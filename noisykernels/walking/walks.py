@@ -61,7 +61,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     progress: Progress = False,
     description: tuple[str, str] = ("", ""),
 ) -> Study | list[Study]:
-    """Walks the noise through a model, one site noisy at a time, and counts correct predictions.
+    """Walks the noise through a model, one site noisy at a time, and measures each row: is its prediction correct?
 
     With ``levels`` and ``draws`` every cell of the grid (site, level, draw) is evaluated on all rows. Without them the
     walk is adaptive: it brackets the midpoint of each site and spends rows and draws until the 95 % interval is as
@@ -105,6 +105,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     Raises:
         ValueError: bad levels, draws, sites or data; a model that is injected already, that does
             not give one score per class and row, or that cannot be sent to workers.
+        TypeError: a noise, seed, metric, search, compute, floor or description of another type.
         RuntimeError: a site at which rows cannot be told apart; workers that died over one part three times.
         StoreError: the file is no store, or another study's.
 
