@@ -162,7 +162,7 @@ def search_format(
         `FormatChoice`; its `normalised` is None where the format was not evaluated.
 
     Raises:
-        ValueError, TypeError: as `sweep_formats`; a target outside of (0, 1], a number of evaluations that is not whole.
+        ValueError, TypeError: as `sweep_formats`; a target outside of (0, 1], evaluations that are not a whole number.
 
     Source: Hill et al. 2018 (arXiv 1808.02513), sections 3.3 and 4.4.
 

@@ -151,8 +151,8 @@ class Sweep(Result, kind="sweep"):
         said = "none keeps" if best is None else f"{best.format} is the fastest that keeps"
         title = (
             f"{self.name}: ".removeprefix(": ")
-            + f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {len(self.results)} formats, {len(lines)} on the "
-            f"front; {said} {target:.4g} of the {self.metric}"
+            + f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {len(self.results)} formats, "
+            f"{len(lines)} on the front; {said} {target:.4g} of the {self.metric}"
         )
         return "\n".join([title, *aligned([head, *lines], left=(0, 6))])
 

@@ -74,8 +74,8 @@ class OrderStudy(Result, kind="order study"):
     Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
     layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
     which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
-    not the twin's, over permutations; rows, seed; metric, what was measured; permutations. Without labels the figures of the network
-    are empty or NaN.
+    not the twin's, over permutations; rows, permutations, seed; metric, what was measured. Without labels the figures
+    of the network are empty or NaN.
 
     Columns of `to_pandas`, a row for each layer: site, steps, outputs, std, spread, saturated, shift_*.
     """

@@ -112,7 +112,10 @@ def plot_layer_formats(found: LayerFormatsLike, ax: Any = None) -> Any:
     ax.set_xlim(-0.6, len(formats) - 0.4)
     ax.set_ylim(0, 1.15 * max(fmt.bits for fmt in formats))
     ax.set_ylabel("bits of a value, with its sign")
-    title = f"normalised {found.metric} {found.normalised:.3f}, speed-up {found.speedup:.2f}; at the foot: share of operations"
+    title = (
+        f"normalised {found.metric} {found.normalised:.3f}, speed-up {found.speedup:.2f}; "
+        "at the foot: share of operations"
+    )
     ax.set_title(title, fontsize=10)
     ax.grid(axis="y", color="0.92", lw=0.8)
     ax.set_axisbelow(True)

@@ -107,6 +107,9 @@ class LayerFormatsLike(Protocol):
     """Of `LayerFormats`; its formats have a point, bits, a layout and a string."""
 
     @property
+    def metric(self) -> str: ...
+
+    @property
     def formats(self) -> Mapping[str, Any]: ...
 
     @property
