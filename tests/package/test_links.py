@@ -14,8 +14,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 WRITTEN = [DOCS / "errors.md", DOCS / "results" / "cuda_code.md", *sorted((DOCS / "reference").glob("*.md"))]
 # Files that a reader makes, as the documents call them.
 MADE = {
-    "clean.json", "noisy.json", "compare.png", "FOLDER/a.json", "FOLDER/none/a.json", "/flips.json", "votes.json", "ratio-0.25.json",
-    "csrc/cpu/level_NAME.cpp",
+    "clean.json", "noisy.json", "compare.png", "FOLDER/a.json", "FOLDER/none/a.json", "/flips.json", "votes.json",
+    "ratio-0.25.json", "csrc/cpu/level_NAME.cpp",
 }  # fmt: skip
 LINK = r"\]\(([^)\s]+)\)"
 FILE = r"[\w./-]*\w\.(?:cpp|cuh|cu|h|inl|json|md|png|pyi|py|sh|toml|txt)\b"
