@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -154,3 +156,137 @@ def test_compute_checks_itself() -> None:
         nk.walk(model, data, noise=nk.Noise(add=1.0), seed=1, search=0.1)
     with pytest.raises(ValueError, match="walk: a search finds its own levels"):
         nk.walk(model, data, noise=nk.Noise(add=1.0), seed=1, levels=[1.0], draws=1, search=nk.Search())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_cannot_be_repeated_or_measured_is_refused(name: str) -> None:
+    study, op = studies()[name], "walk" if name.startswith("walk") else name
+    with pytest.raises(TypeError, match=f"{op}: seed must be an int, got None"):
+        study(seed=None)
+    if name == "vote":
+        return  # votes are about classes
+
+    class Lower(nk.metrics.Accuracy):
+        name = "errors"
+        higher_is_better = False
+
+    class Real(nk.metrics.Accuracy):
+        law = type("Law", (), {"name": "real"})()
+
+    for metric in ("accuracy", nk.metrics.Accuracy, 3):
+        with pytest.raises(TypeError, match=rf"{op}: metric must be a Metric such as nk\.metrics\.ACCURACY"):
+            study(seed=1, metric=metric)
+    for metric in (Lower(), Real()):
+        with pytest.raises(ValueError, match=f"{op}: metric must be of a binary law, higher values the better ones"):
+            study(seed=1, metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        (dict(axis="lin"), ValueError, 'axis: expected "log" or "linear", got \'lin\''),
+        (dict(floor="a"), TypeError, "walk: floor must be a number or None, got 'a'"),
+        (dict(description="net"), TypeError, "walk: description must be two texts"),
+    ],
+)
+def test_a_walk_is_checked_before_the_work(options: dict[str, Any], error: type[Exception], said: str) -> None:
+    model, data = made()
+
+    class Counts(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counts.calls += 1
+            return model(x)
+
+    with pytest.raises(error, match=said):
+        nk.walk(Counts(), data, noise=nk.Noise(add=1.0), levels=[1.0], draws=1, seed=1, **options)
+    assert Counts.calls == 0
+
+
+@pytest.mark.parametrize("name", ["sweep_formats", "layer_formats", "order_sensitivity", "chips", "vote"])
+def test_rows_go_by_their_ids(name: str) -> None:
+    """In every study a shuffled data set, told which row is which, gives the numbers of the one in order."""
+    study, (x, y) = studies()[name], made()[1]
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
+    noisy: dict[str, Any] = {}
+    if name in ("sweep_formats", "layer_formats"):
+        noisy = {"arithmetic": lambda fmt: nk.Serial("M7E6", step_noise=0.5)}
+    if name == "sweep_formats":
+        noisy["inputs"] = x[:2]
+    whole, mixed, other = (
+        study(d=data, seed=1, rows=rows, **noisy)
+        for data, rows in (((x, y), None), ((x[order], y[order]), order), ((x, y), order))
+    )
+
+    def numbers(result: Any) -> list[float]:
+        if name == "vote":
+            return [float(v) for c in result.curves.values() for v in c.accuracy]
+        if name == "sweep_formats":
+            return [r.normalised for r in result.results]
+        return [result.normalised] if name == "layer_formats" else result.accuracy.tolist()
+
+    assert numbers(mixed) == pytest.approx(numbers(whole), abs=1e-12)
+    assert other is not None
+
+
+def test_chips_may_be_noisy_at_some_sites() -> None:
+    model, data = made()
+    some = nk.chips(model, data, noise=nk.Noise(add=5.0), draws=4, seed=1, sites="0")
+    named = nk.chips(model, data, noise={"0": nk.Noise(add=5.0)}, draws=4, seed=1)
+    every = nk.chips(model, data, noise=nk.Noise(add=5.0), draws=4, seed=1)
+    assert (some.accuracy == named.accuracy).all() and (some.accuracy != every.accuracy).any()
+    with pytest.raises(ValueError, match="chips: a dict of noises says where they enter; leave out sites="):
+        nk.chips(model, data, noise={"0": nk.Noise(add=5.0)}, draws=4, seed=1, sites="0")
+
+
+@pytest.mark.parametrize("name", ["layer_formats", "order_sensitivity", "sweep_formats", "search_format"])
+def test_every_study_tells_its_progress(name: str) -> None:
+    seen: list[tuple[int, int]] = []
+    studies()[name](seed=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen and seen[-1][0] == seen[-1][1] == len(seen)
+
+
+def test_formats_take_no_draws_at_once_and_stores_know_the_memory(tmp_path: Any) -> None:
+    model, data = made()
+    sweep = nk.experiments.sweep_formats
+    with pytest.raises(ValueError, match=r"sweep_formats: of compute it takes .*, got draws_per_pass=4"):
+        sweep(model, data, ["M7E6"], seed=1, compute=nk.Compute(draws_per_pass=4))
+    sweep(model, data, ["M7E6"], seed=1, store=tmp_path / "s.db")
+    with pytest.raises(nk.walking.StoreError, match="plan"):
+        sweep(model, data, ["M7E6"], seed=1, store=tmp_path / "s.db", compute=nk.Compute(memory=2048))
+
+
+def test_scores_of_nan_are_no_predictions_of_an_order() -> None:
+    """They count as wrong, and agree with each other alone."""
+
+    class Half(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            y = super().forward(input)
+            return torch.where((torch.arange(len(y)) % 2 == 0)[:, None], y, math.nan)
+
+    torch.manual_seed(0)
+    model, x = Half(6, 3), torch.randn(20, 6)
+    data = x, nn.functional.linear(x, model.weight, model.bias).argmax(1)
+    arithmetic = nk.Serial(low=-9.0, high=9.0)
+    found = nk.experiments.order_sensitivity(model, data, arithmetic, permutations=3, seed=1)
+    assert found.orders["none"] == 0.5 and found.accuracy.tolist() == [0.5] * 3
+    assert found.disagreement == 0.0 and found.changed == 0.0
+
+
+def test_a_pool_keeps_the_threads_that_its_owner_set() -> None:
+    """Also when a model is forgotten for a newer one, and when a worker's thread ends."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(torch.set_num_threads, 1).result()
+            for seed in range(4):
+                model, data = made()
+                nk.walk(model, data, noise=nk.Noise(add=1.0), levels=[0.5], draws=1, seed=seed,
+                        compute=nk.Compute(executor=pool))  # fmt: skip
+                assert pool.submit(torch.get_num_threads).result() == 1
+        gc.collect()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

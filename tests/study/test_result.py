@@ -423,3 +423,13 @@ def test_the_front_as_text() -> None:
     assert sum("<- fastest" in line for line in lines) == 1 and f"{made.fastest(0.9).format} is the fastest" in lines[0]
     assert "none keeps 1 of" in Sweep(made.results[:3], 0.9, 500).table(1.0)
     assert len(SITES) == 16
+
+
+def test_folders_and_files_of_no_kind_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ResultFileError, match=r"a folder: `Mixed.load` reads the one that `Mixed.save` wrote"):
+        Result.load(tmp_path)
+    code = "import sys; sys.modules['torch'] = None\nfrom noisykernels.study import Result\nResult.load(sys.argv[1])"
+    path = tmp_path / "v.json"
+    path.write_text('{"format": "noisykernels.vote", "version": 1}')
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "ResultFileError: noisykernels.vote: to open such a file needs torch, which is not installed" in done.stderr
