@@ -137,7 +137,8 @@ def train(
                     correct += (logits.detach().argmax(1) == y).sum()
                     step += 1
                     if bar is not None:
-                        bar.update(1 / len(batches))
+                        bar.n = round(step / len(batches), 2)  # a sum of fractions passes the end
+                        bar.update(0)
             schedule.step()
             record = {
                 "epoch": epoch,

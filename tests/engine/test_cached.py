@@ -150,7 +150,7 @@ def test_answers_survive_their_encoding() -> None:
 
 def command(tmp_path: Path, *more: str) -> list[str]:
     fixed = ["grid", "--epochs", "1", "--cache", str(tmp_path), "--quiet", "--threads", "1"]
-    return [sys.executable, "-m", "noisykernels", *fixed, "--levels", "log:0.01:100:201", "--draws", "60", *more]
+    return [sys.executable, "-m", "noisykernels", *fixed, "--levels", "log:0.01:100:201", "--draws", "25", *more]
 
 
 def test_killed_studies_and_two_at_once_end_as_one_alone(tmp_path: Path) -> None:
