@@ -153,17 +153,23 @@ def command(tmp_path: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "noisykernels", *fixed, "--levels", "log:0.01:100:201", "--draws", "25", *more]
 
 
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file of the store was last written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("s.db*")}
+
+
 def test_killed_studies_and_two_at_once_end_as_one_alone(tmp_path: Path) -> None:
     """kill -9 in the middle, three times; then two processes share what is left."""
     subprocess.run([*command(tmp_path), "--out", str(tmp_path / "alone.json")], check=True, capture_output=True)
     store = ["--store", str(tmp_path / "s.db")]
     for seconds in (0.2, 0.5, 0.9):
+        before = stamps(tmp_path)
         process = subprocess.Popen(command(tmp_path, *store), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (tmp_path / "s.db").exists() and process.poll() is None:
+        while stamps(tmp_path) == before and process.poll() is None:  # it has yet to open the store
             time.sleep(0.05)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL  # it was in the middle
     both = [
         subprocess.Popen([*command(tmp_path, *store), "--out", str(tmp_path / f"{i}.json")], stdout=subprocess.DEVNULL)
         for i in range(2)
