@@ -115,17 +115,22 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def made(name: str, rows: int) -> tuple[nn.Module, Tensor]:
-    """A model with norms that do something, and data."""
-    torch.manual_seed(0)
-    build, shape = MODELS[name]
-    model = build().eval()
+def living_norms(model: nn.Module) -> None:
+    """Norms that do something: random statistics and parameters."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
+
+
+def made(name: str, rows: int) -> tuple[nn.Module, Tensor]:
+    """A model with norms that do something, and data."""
+    torch.manual_seed(0)
+    build, shape = MODELS[name]
+    model = build().eval()
+    living_norms(model)
     return model, torch.randn(rows, *shape)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from options import gathered
 from torch import Tensor, nn
-from traced_models import Encoder, Residual
+from traced_models import Encoder, Residual, living_norms
 
 import noisykernels as nk
 from noisykernels.zoo import MLP, LeNet5
@@ -100,12 +100,7 @@ def problem(name: str, rows: int, dtype: torch.dtype = torch.float64) -> tuple[n
     torch.manual_seed(0)
     build, shape = MODELS[name]
     model = build().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
+    living_norms(model)
     model, x = model.to(dtype), torch.randn(rows, *shape, dtype=torch.float64).to(dtype)
     with torch.no_grad():
         scores = model(x)
