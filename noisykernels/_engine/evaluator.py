@@ -7,13 +7,14 @@ and passes of a chunk are cut in the same way whoever asks. So any worker may ev
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from noisykernels._C import cpu_level, cuda_multiplier
+from noisykernels._engine.idle import idle_sites
 from noisykernels._engine.plain import PlainEngine
 from noisykernels._engine.plan import ROWS, Plan, choose_plan
 from noisykernels._engine.proofs import proved_up_to
@@ -51,10 +52,13 @@ class Evaluator:
         session: its model is run.
         plan: of the engine that shares work; None: there is none.
         tape: of the model; None records it if there is a plan.
+        idle: sites on which the scores do not depend.
     """
 
-    def __init__(self, session: Session, plan: Plan | None, tape: Tape | None = None) -> None:
-        self.session, self.problem, self.plan = session, session.problem, plan
+    def __init__(
+        self, session: Session, plan: Plan | None, tape: Tape | None = None, idle: Collection[str] = ()
+    ) -> None:
+        self.session, self.problem, self.plan, self.idle = session, session.problem, plan, idle
         self.plain = PlainEngine(session)
         self.shared: SharedEngine | None = None
         if plan is not None:
@@ -66,11 +70,15 @@ class Evaluator:
     def of(cls, session: Session, chosen: Sequence[Site]) -> Evaluator:
         """The engines that a session's `Compute` asks for, at the sites chosen; with a warning where work cannot be
         shared."""
-        if session.compute.engine == "plain" or (tape := _tape(session, chosen)) is None:
+        if session.compute.engine == "plain" or (tape := _tape(session)) is None:
             return cls(session, None)
+        idle = idle_sites(session, tape, chosen)
+        _tell(session, tape, chosen, idle)
+        if not tape.sites:
+            return cls(session, None, idle=idle)
         device = session.problem.device
         plan = choose_plan(tape, session.compute.memory_on(device), session.passes.rows, device)
-        return cls(session, plan, tape)
+        return cls(session, plan, tape, idle)
 
     def described(self) -> dict[str, Any]:
         """The contraction plan: all that fixes how contractions round, as a study's JSON can hold it."""
@@ -149,21 +157,29 @@ class Evaluator:
         return [0.0] * len(requests) if self.shared is None else proved_up_to(self.shared, requests)
 
 
-def _tape(session: Session, chosen: Sequence[Site]) -> Tape | None:
-    """The model recorded; None, with a warning, if it cannot be or no site can be reached."""
+def _tape(session: Session) -> Tape | None:
+    """The model recorded; None, with a warning, if it cannot be."""
     try:
         with torch.inference_mode():
-            tape = record_tape(session.model, session.inputs[:4])
+            return record_tape(session.model, session.inputs[:4])
     except NotTraceable as reason:
         warnings.warn(
             f"{session.op}: every pass runs the whole model: {reason}", stacklevel=5
         )  # of the caller of `walk`
         return None
-    refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
+
+
+def _tell(session: Session, tape: Tape, chosen: Sequence[Site], idle: Collection[str]) -> None:
+    """Warns of sites at which work cannot be shared, and of those at which there is none."""
     target = session.problem.targets[0]
+    refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
+    unseen = [s.name for s in chosen if s.name in tape.idle and s.name not in idle]
+    refused += [f"{name} (the scores depend on it in a way that is not recorded)" for name in unseen]
     recorded = [s.name for s in chosen if s.name in tape.sites]
     refused += [f"{name} ({target.why_not})" for name in recorded if not target.reaches(tape, name)]
-    if refused:
-        said = f"{session.op}: for these sites every pass runs the whole model: {', '.join(refused)}"
-        warnings.warn(said, stacklevel=5)  # of the caller of `walk`
-    return tape if tape.sites else None
+    for sites, what in (
+        (refused, "for these sites every pass runs the whole model"),
+        (idle, "the scores do not depend on these sites, whose counts are the clean ones"),
+    ):
+        if sites:
+            warnings.warn(f"{session.op}: {what}: {', '.join(sites)}", stacklevel=5)  # of the caller of `walk`

@@ -5,7 +5,7 @@ Everything that evaluates takes requests and gives answers, so each wraps the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -57,6 +57,10 @@ class Evaluate(Protocol):
 
 class Facts(Protocol):
     """What is known of a study's model before anything is evaluated."""
+
+    @property
+    def idle(self) -> Collection[str]:
+        """Sites on which the scores do not depend."""
 
     def scales(self, sites: Sequence[Site], which: int) -> dict[str, float]:
         """The level at which a target is about as large as the values, at the sites of which that is known."""

@@ -220,8 +220,7 @@ def _merged(recorders: list[_Recorder], outs: list[Tensor], sizes: tuple[int, in
     if row_dims.get(tape.result) != 0:
         raise NotTraceable("the model's result has no rows along dimension 0")
     _find_sites(tape)
-    left_out = set(names) - {name for s in steps for name in s.names}
-    tape.refused |= dict.fromkeys(left_out, "the scores do not depend on it")
+    tape.idle = set(names) - {name for s in steps for name in s.names}
     return tape
 
 

@@ -93,6 +93,7 @@ class Tape:
     rows: int
     sites: dict[str, int] = field(default_factory=dict)  # the value at each site
     refused: dict[str, str] = field(default_factory=dict)  # sites that cannot be reached alone, and why
+    idle: set[str] = field(default_factory=set)  # sites from which no operation leads to the scores
 
     def position(self, number: int) -> int:
         """Index of the first step after the one that gives a value."""

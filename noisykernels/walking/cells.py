@@ -57,6 +57,12 @@ class Cells:
             for draw, of_draw in zip(request.draws, self.metric.law.numbers(of_level), strict=True):
                 self.put(request.which, counted(request, level, draw, of_draw))
 
+    def prove(self, request: Request, levels: Sequence[float]) -> None:
+        """Takes it that at some levels of a request on all rows no prediction flips: the counts are the clean ones."""
+        for level in levels:
+            for draw in request.draws:
+                self.put(request.which, counted(request, level, draw, self.clean, "proved"))
+
     def put(self, which: int, record: Record) -> None:
         """Takes a record."""
         key = which, record.site, record.level, record.draw

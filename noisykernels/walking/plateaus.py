@@ -41,9 +41,7 @@ def settled(
     rest = []
     for request, limit in zip(grid, limits, strict=True):
         proved = [v for v in request.levels if v <= limit]
-        for level in proved:
-            for draw in request.draws:
-                cells.put(request.which, counted(request, level, draw, cells.clean, "proved"))
+        cells.prove(request, proved)
         advance(len(proved))
         if len(proved) < len(request.levels):
             rest.append(replace(request, levels=tuple(v for v in request.levels if v > limit)))

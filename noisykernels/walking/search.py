@@ -239,6 +239,11 @@ class SiteSearch:
         assert self.found is not None
         return described(self.found)
 
+    def stand(self) -> Request:
+        """Settles that no level moves anything; what need not be evaluated for that."""
+        self._give_up("none", LARGEST)
+        return self._asked([LARGEST], self._first_draws, self.total)
+
     def _give_up(self, status: Literal["none", "below"], edge: float) -> None:
         low, high = (edge, math.inf) if status == "none" else (0.0, edge)
         self._settle(math.nan, low, high, math.nan, status)

@@ -75,6 +75,10 @@ class Grid:
         rows = len(cells.clean)
         grid = [Request(s, self.levels, self.draws, rows, which=k) for s in cells.sites for k in range(cells.targets)]
         with progress_of("walk", progress, len(grid) * len(self.levels)) as advance:
+            for idle in (r for r in grid if r.site.name in facts.idle):
+                cells.prove(idle, self.levels)
+                advance(len(self.levels))
+            grid = [r for r in grid if r.site.name not in facts.idle]
             if self.plateaus is not None:
                 grid = settled(grid, facts.proved(grid), evaluate, cells, self.plateaus, advance)
             for request, answer in zip(grid, evaluate.answers(grid, advance), strict=True):
@@ -136,6 +140,9 @@ class Search:
                 for s in cells.sites
             ]
         with progress_of("walk", progress, len(searches)) as advance:
+            for idle in (s for s in searches if s.site.name in facts.idle):
+                cells.prove(looked := idle.stand(), looked.levels)
+                advance(1)
             for request, answer in seek(searches, evaluate, advance):
                 cells.take(request, answer)
         return [[s.described() for s in searches if s.which == which] for which in range(cells.targets)]

@@ -153,7 +153,8 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
         warnings.simplefilter("ignore")
         shared = nk.walk(model, (x, y), **how, compute=nk.Compute(draws_per_pass=1))
     plain = nk.Compute(engine="plain", draws_per_pass=1)
-    assert shared.records == nk.walk(model, (x, y), **how, compute=plain).records
+    for ours, theirs in zip(shared.records, nk.walk(model, (x, y), **how, compute=plain).records, strict=True):
+        assert ours._replace(status="evaluated") == theirs  # of sites without influence it is "proved"
     assert {r.accuracy for r in shared.records if r.level == 0} == {1.0}
     assert len({r.correct for r in shared.records}) > 3  # the noise does something
 
@@ -162,7 +163,7 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
     ("name", "reason"),
     [
         ("by largest", "max mixes rows"), ("by others", "depend on the other rows"),
-        ("auxiliary head", "the scores do not depend on it"), ("steps outside", "keep copies of the rows apart"),
+        ("steps outside", "keep copies of the rows apart"),
     ],
 )  # fmt: skip
 def test_what_is_left_to_the_plain_engine_says_why(name: str, reason: str) -> None:

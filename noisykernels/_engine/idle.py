@@ -1,0 +1,41 @@
+"""Sites on which the scores do not depend: a head that is not used, a value that is thrown away.
+
+Their counts are the clean ones at every level, under every target, so nothing is run for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from noisykernels._engine.session import Session
+from noisykernels._engine.targets import Activation
+from noisykernels._graph.tape import Tape
+from noisykernels.injection.placement import SILENT
+from noisykernels.injection.site import Site
+from noisykernels.noise.description import Noise
+
+__all__ = ["idle_sites"]
+
+LOUD = 1e4  # level of the noise that is tried
+
+
+def idle_sites(session: Session, tape: Tape, chosen: Sequence[Site]) -> list[str]:
+    """The names of those chosen from which, as recorded, nothing leads to the scores, and whose loud noise moves none.
+
+    A recording does not see what goes through Python's numbers or memory shared behind torch's back: a pass of two rows
+    through the whole model does. Any noise of a site enters at or before its value, so one on the value tells of all.
+    """
+    found = [s.name for s in chosen if s.name in tape.idle]
+    if not found:
+        return []
+    inputs, rows = session.inputs[:2], session.rows[:2]
+    with session.placing(SILENT):
+        clean = session.scores(inputs, rows)
+
+    def silent(name: str) -> bool:
+        with session.placing(Activation(Noise(add=1.0)).placement(name, LOUD)):
+            return torch.equal(session.scores(inputs, rows), clean)
+
+    return [name for name in found if silent(name)]
