@@ -5,7 +5,6 @@ when it is first asked for, so that records and statistics (`noisykernels.stats`
 """
 
 import importlib as _importlib
-import importlib.metadata as _metadata
 import sys as _sys
 from importlib.util import find_spec as _find_spec
 from typing import Any as _Any
@@ -36,9 +35,10 @@ def __getattr__(name: str) -> object:
     if name in _NAMESPACES:
         return _importlib.import_module(f"noisykernels.{name}")
     if name == "__version__":
+        metadata = _importlib.import_module("importlib.metadata")
         try:
-            found: object = _metadata.version("noisykernels")
-        except _metadata.PackageNotFoundError:  # a source tree that is not installed
+            found: object = metadata.version("noisykernels")
+        except metadata.PackageNotFoundError:  # a source tree that is not installed
             found = "0+unknown"
     elif name in _HOME_OF:
         found = getattr(_importlib.import_module(f"noisykernels.{_HOME_OF[name]}"), name)

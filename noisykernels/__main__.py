@@ -1,8 +1,6 @@
 """`python -m noisykernels`: see `cli`."""
 
-import sys
-
-from noisykernels.cli.main import main
+from noisykernels.cli.program import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -8,7 +8,7 @@ from typing import Literal, SupportsIndex
 
 import torch
 
-from noisykernels._util.checks import whole_size
+from noisykernels._util.checks import RANGES, checked, is_number, one_of, shown
 
 __all__ = ["SIZES", "Compute"]
 
@@ -51,14 +51,15 @@ class Compute:
 
     def __post_init__(self) -> None:
         """Checks each argument."""
-        if self.engine not in ("auto", "plain"):
-            raise ValueError(f"Compute: engine must be 'auto' or 'plain', got {self.engine!r}")
+        one_of("Compute", "engine", self.engine, ("auto", "plain"))
         for name in ("batch_rows", "draws_per_pass", "memory", "threads"):
             if (size := getattr(self, name)) is not None or name == "draws_per_pass":
-                object.__setattr__(self, name, whole_size("Compute", name, size))
-        executor = self.executor
-        if not (executor is None or hasattr(executor, "submit") or (type(executor) is int and executor > 0)):
-            raise ValueError(f"Compute: executor must have `submit`, or be a number of processes, got {executor!r}")
+                object.__setattr__(self, name, checked("Compute", name, size))
+        if is_number(self.executor):
+            object.__setattr__(self, "executor", checked("Compute", "executor", self.executor, RANGES["workers"]))
+        elif self.executor is not None and not hasattr(self.executor, "submit"):
+            got = shown(self.executor)
+            raise TypeError(f"Compute: executor must have `submit`, or be a number of processes, got {got}")
 
     def rows_on(self, device: torch.device) -> int:
         """Rows of a pass; where not said, what is enough to keep the device busy."""

@@ -1,23 +1,96 @@
-"""Checks of single arguments that several packages share. Must not know torch."""
+"""One table of what numbers may be, and the checks by it: the command line reads text by it, functions take values.
+
+Each message says which function, which argument, what was expected and what came. Must not know torch.
+"""
 
 from __future__ import annotations
 
 import operator
+import os
+import reprlib
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any, SupportsIndex
 
-__all__ = ["is_number", "number_from_to", "one_of", "one_of_two", "whole", "whole_from_to", "whole_size"]
+__all__ = ["RANGES", "Range", "checked", "is_number", "one_of", "shown"]
+
+LARGEST = sys.float_info.max
 
 
-def whole_size(op: str, name: str, size: SupportsIndex) -> int:
-    """A whole number of at least 1."""
-    try:
-        count = operator.index(size)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"{op}: {name} must be a whole number of at least 1, got {size!r}")
-    return count
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`: whole ones or all, with the ends or without; finite ones, but for an infinite end.
+
+    Example:
+        >>> print(Range(0, 2**64 - 1, whole=True)), print(Range(0, 1, ends=False)), print(Range(0))
+        a whole number from 0 to 2^64 - 1
+        a number above 0 and below 1
+        a finite number of at least 0
+        (None, None, None)
+    """
+
+    low: float = -LARGEST
+    high: float = LARGEST
+    whole: bool = False
+    ends: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high if self.ends else self.low < value < self.high
+
+    def __str__(self) -> str:
+        least, most = ("from", "to") if self.ends else ("above", "and below")
+        if self.high != LARGEST:
+            return f"a {'whole ' * self.whole}number {least} {_bound(self.low)} {most} {_bound(self.high)}"
+        if self.low == -LARGEST:
+            return "a finite number"
+        return f"a finite number {'of at least' if self.ends else 'above'} {_bound(self.low)}"
+
+    def of(self, value: Any) -> int | float | None:
+        """A value as a number of this kind, in the range or not; None: it is none."""
+        if getattr(value, "shape", ()) or isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+            return None
+        if not self.whole:
+            return value if isinstance(value, Real) else None  # type: ignore[return-value]
+        try:
+            return operator.index(value)
+        except TypeError:
+            return None
+
+
+SIZE = Range(1, 2**63 - 1, whole=True)
+SEED = Range(0, 2**64 - 1, whole=True)
+ID = Range(0, 2**32 - 1, whole=True)  # of a row or a draw: a word of the counter
+SHARE = Range(0, 1)
+# Beyond this, starting threads fails in ways that no one can catch. A study that was begun on a larger machine goes on
+# here with its own number, so a small machine has a generous bound.
+THREADS = Range(1, max(512, 4 * (os.cpu_count() or 1)), whole=True)
+
+# What an argument may be, by its name, wherever it stands: an argument that is not here is given its range there.
+RANGES = {
+    "batch_rows": SIZE, "batch_size": SIZE, "draws_per_pass": SIZE, "evaluations": SIZE, "inputs": SIZE, "limit": SIZE,
+    "memory": SIZE, "permutations": SIZE, "repeats": SIZE, "rows": SIZE, "threads": THREADS, "workers": THREADS,
+    "seed": SEED, "draw": ID, "first_row": ID, "draws": Range(1, 10**6, whole=True),
+    "epochs": Range(0, 10**6, whole=True), "confidence": Range(0, 1, ends=False), "rel_ci": Range(0, 1, ends=False),
+    "plateaus": Range(0, 0.5, ends=False), "ratio": SHARE, "ratios": SHARE, "limits": SHARE, "level": Range(0),
+    "levels": Range(0),
+}  # fmt: skip
+
+
+def checked(op: str, name: str, value: Any, allowed: Range | None = None) -> Any:
+    """A number that an argument may be, as an int or a float; `allowed` where the table does not know its name.
+
+    Raises:
+        TypeError: no number, or not a whole one.
+        ValueError: a number outside of the range; NaN is outside of all.
+    """
+    allowed = RANGES[name] if allowed is None else allowed
+    number = allowed.of(value)
+    if number is None or number not in allowed:
+        error = TypeError if number is None else ValueError
+        raise error(f"{op}: {name} must be {allowed}, got {shown(value)}")
+    return number if allowed.whole else float(number) + 0.0  # -0.0 is 0.0
 
 
 def is_number(value: Any) -> bool:
@@ -25,38 +98,46 @@ def is_number(value: Any) -> bool:
     return isinstance(value, SupportsIndex) and not getattr(value, "shape", ())
 
 
-def whole(owner: str, name: str, value: int, low: int, high: int) -> int:
-    """A whole number between bounds; another type is an error of its own."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{owner}: {name} must be a whole number, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{owner}: {name} must lie in [{low}, {high}], got {value}")
+def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> Any:
+    """One of some words.
+
+    Raises:
+        TypeError: no text.
+        ValueError: another word.
+    """
+    if not isinstance(value, str) or value not in choices:
+        words = " or ".join(map(repr, choices)) if len(choices) < 3 else f"one of {', '.join(choices)}"
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{op}: {name} must be {words}, got {shown(value)}")
     return value
 
 
-def whole_from_to(owner: str, name: str, value: Any, low: int, high: int) -> int:
-    """A whole number between bounds."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{owner}: {name} must be a whole number from {low} to {high}, got {value!r}")
-    return value
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, and short, whatever it is.
+
+    Example:
+        >>> shown(10**5000), shown("a" * 500)
+        ('a whole number of 16610 bits', "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'")
+    """
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to write out very long ones
+        return f"a whole number of {value.bit_length()} bits"
+    if getattr(value, "shape", ()) and hasattr(value, "dtype"):
+        return f"{value.dtype} of shape {list(value.shape)}"
+    try:
+        return " ".join(_short.repr(value).split())
+    except Exception:  # of somebody else's repr
+        return f"an object of class {type(value).__name__}"
 
 
-def number_from_to(owner: str, name: str, value: Any, low: float, high: float) -> float:
-    """A number between bounds."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{owner}: {name} must be a number from {low} to {high}, got {value!r}")
-    return float(value)
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 64
+_short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 8
 
 
-def one_of(owner: str, name: str, value: str, choices: Sequence[str]) -> str:
-    """One of some words."""
-    if value not in choices:
-        raise ValueError(f"{owner}: {name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
-
-
-def one_of_two(owner: str, name: str, value: str, choices: tuple[str, str]) -> str:
-    """One of two words."""
-    if value not in choices:
-        raise ValueError(f"{owner}: {name} must be {choices[0]!r} or {choices[1]!r}, got {value!r}")
-    return value
+def _bound(value: float) -> str:
+    """A bound as one reads it: 2^64 - 1 and not 18446744073709551615."""
+    if isinstance(value, int) and value > 10**6:
+        for more, told in ((0, ""), (1, " - 1")):
+            if (value + more).bit_count() == 1:
+                return f"2^{(value + more).bit_length() - 1}{told}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

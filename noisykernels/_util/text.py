@@ -1,10 +1,10 @@
-"""Tables as aligned text."""
+"""Tables as aligned text, and messages of one line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["aligned"]
+__all__ = ["aligned", "one_line"]
 
 
 def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
@@ -21,3 +21,13 @@ def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
         for line in lines
     ]  # fmt: skip
     return [text[0], "-" * max(map(len, text)), *text[1:]]
+
+
+def one_line(text: str) -> str:
+    """A text of several lines as one.
+
+    Example:
+        >>> one_line("not found; tried\n  a: no such file\n  b: no such file")
+        'not found; tried; a: no such file; b: no such file'
+    """
+    return "; ".join(line for part in text.splitlines() if (line := part.strip()))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import number_from_to, one_of
+from noisykernels._util.checks import Range, checked, one_of
 from noisykernels._util.tensors import can_look, kept_type, straight_through
 from noisykernels.arithmetic.formats import Format, as_format, check_holds
 from noisykernels.arithmetic.operands import operands_of, pieces
@@ -103,13 +103,12 @@ class Serial(Arithmetic):
             whole if given is None else None if given == "exact" else as_format(given)
             for given in (operands, product, sum)
         )
-        self.low, self.high = _number("low", low, -math.inf, 0.0), _number("high", high, 0.0, math.inf)
-        self.leak = _number("leak", leak, 0.0, 1.0)
-        self.synapse_limit = None if synapse_limit is None else _number("synapse_limit", synapse_limit, 0.0, math.inf)
-        self.synapse_decay = _number("synapse_decay", synapse_decay, 0.0, 1.0)
-        self.gain = _number("gain", gain, -math.inf, math.inf)
-        if not math.isfinite(self.gain):
-            raise ValueError(f"Serial: gain must be finite, got {gain!r}")
+        limit, share = Range(0, math.inf), Range(0, 1)
+        self.low, self.high = _number("low", low, Range(-math.inf, 0)), _number("high", high, limit)
+        self.leak = _number("leak", leak, share)
+        self.synapse_limit = None if synapse_limit is None else _number("synapse_limit", synapse_limit, limit)
+        self.synapse_decay = _number("synapse_decay", synapse_decay, share)
+        self.gain = _number("gain", gain, Range())
         self.order = checked_order(order)
         self.step_noise = single_level("Serial", "step_noise", step_noise)
         self.ordered = bool(ordered)
@@ -244,9 +243,10 @@ class Serial(Arithmetic):
 # ---------------------------------------------------------------------------------------------- checks of arguments
 
 
-def _number(name: str, value: Any, low: float, high: float) -> float:
+def _number(name: str, value: Any, allowed: Range) -> float:
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    return number_from_to("Serial", name, value, low, high)
+    found: float = checked("Serial", name, value, allowed)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- pieces of the work

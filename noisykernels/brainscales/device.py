@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import one_of_two, whole
+from noisykernels._util.checks import Range, checked, one_of
 from noisykernels._util.tensors import can_look, kept_type, number, straight_through
 from noisykernels.arithmetic.operands import operands_of
 from noisykernels.arithmetic.order import shown_order
@@ -107,8 +107,8 @@ class BrainScaleS2(Arithmetic):
         name = type(self).__name__
         self.gain = float(number(name, "gain", gain, positive=True))
         self.noise_std = number(name, "noise_std", noise_std)
-        self.num_sends = whole(name, "num_sends", num_sends, 1, 64)  # sums below 2^24
-        self.avg = whole(name, "avg", avg, 1, 2**16)
+        self.num_sends = checked(name, "num_sends", num_sends, Range(1, 64, whole=True))  # sums below 2^24
+        self.avg = checked(name, "avg", avg, Range(1, 2**16, whole=True))
         if input_limit is not None and input_limit != "row":
             if isinstance(input_limit, str):
                 raise ValueError(f"{name}: input_limit must be None, a number or 'row', got {input_limit!r}")
@@ -118,7 +118,7 @@ class BrainScaleS2(Arithmetic):
         self.low = (ADC_LOW if self.ordered else -math.inf) if low is None else low
         self.high = (ADC_HIGH if self.ordered else math.inf) if high is None else high
         self.leak, self.synapse_limit, self.synapse_decay = leak, synapse_limit, synapse_decay
-        self.gradient = one_of_two(name, "gradient", gradient, GRADIENTS)
+        self.gradient = one_of(name, "gradient", gradient, GRADIENTS)
         self.order = order
         try:
             checked = Serial(

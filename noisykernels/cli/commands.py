@@ -11,7 +11,9 @@ import torch
 
 import noisykernels as nk
 from noisykernels._C import cpu_level
+from noisykernels._engine.arguments import chosen_sites
 from noisykernels._engine.store import noting
+from noisykernels._engine.targets import Parameter, Target
 from noisykernels.cli.output import NOTE, check_files, check_folders, draw_picture, format_of_picture, tell_study
 from noisykernels.datasets.vision import info, load
 from noisykernels.noise.contract import KINDS
@@ -19,6 +21,7 @@ from noisykernels.study.comparison import compare
 from noisykernels.study.result import Result
 from noisykernels.study.study import Study
 from noisykernels.training.loop import accuracy
+from noisykernels.walking.options import strategy_of, targets_of
 from noisykernels.walking.parameter import PARAMETERS, walk_parameter
 from noisykernels.zoo.networks import build
 from noisykernels.zoo.pretrained import trained
@@ -53,14 +56,24 @@ def _noise(args: argparse.Namespace) -> nk.Noise | nk.WeightNoise:
     return _terms(args)
 
 
-def _sites(args: argparse.Namespace) -> list[str | int] | None:
-    return None if args.sites is None else [int(s) if s.isdigit() else s for s in args.sites]
+def _refuse(args: argparse.Namespace, target: Target | None = None) -> None:
+    """Before any work: levels and sites that do not go with what is walked."""
+    if target is not None:
+        for level in args.levels or ():
+            target.check(args.command, level, torch.float32)
+    if args.sites is not None:
+        about = info(args.data)
+        found = nk.sites(build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
+        chosen_sites(args.command, [s for s in found if target is None or target.opens(s)], args.sites)
 
 
 def run_walk(args: argparse.Namespace) -> None:
     """Trains or loads, walks, writes the study, prints the midpoint table, writes picture, records and report."""
     picture_format = check_files(args)
-    noise = _noise(args)
+    noise, plateaus = _noise(args), getattr(args, "plateaus", None)
+    (target,) = targets_of(noise, args.target)
+    strategy_of(args.levels, args.levels and args.draws, None, plateaus, target)
+    _refuse(args, target)
     model = _trained(args)
     inputs, labels = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, _again(args)):
@@ -69,7 +82,7 @@ def run_walk(args: argparse.Namespace) -> None:
             (inputs, labels),
             noise=noise,
             target=args.target,
-            plateaus=getattr(args, "plateaus", None),
+            plateaus=plateaus,
             search=nk.Search(args.rel_ci) if args.levels is None else None,
             **_options(args, len(labels)),
         )
@@ -80,6 +93,7 @@ def run_parameter(args: argparse.Namespace) -> None:
     """Walks a parameter of the hardware of one contraction at a time, and writes what `run_walk` does."""
     picture_format = check_files(args)
     known = PARAMETERS[args.parameter]
+    _refuse(args, Parameter(known.make, known.name, known.larger))
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     options = _options(args, len(data[1]))
@@ -92,6 +106,7 @@ def run_mixed(args: argparse.Namespace) -> Any:
     """Walks mixed noise of several ratios, and prints the midpoints of each."""
     check_folders(args.picture, args.out)
     picture_format = None if args.picture is None else format_of_picture(args.picture)
+    _refuse(args)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, _again(args)):
@@ -124,7 +139,7 @@ def _options(args: argparse.Namespace, rows: int) -> dict[str, Any]:
         ),
         store=args.store,
         seed=args.seed,
-        sites=_sites(args),
+        sites=args.sites,
         progress=not args.quiet,
         description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {rows} test rows"),
     )
@@ -143,6 +158,7 @@ def run_vote(args: argparse.Namespace) -> Any:
     """Runs the noisy network many times, and says what combining its answers gives."""
     check_folders(args.picture, args.out)
     picture_format = None if args.picture is None else format_of_picture(args.picture)
+    _refuse(args)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     votes = nk.vote(
@@ -151,7 +167,7 @@ def run_vote(args: argparse.Namespace) -> Any:
         noise=_terms(args).scaled(args.level),
         draws=args.draws,
         seed=args.seed,
-        sites=_sites(args),
+        sites=args.sites,
         compute=_compute(args),
         progress=not args.quiet,
     )
@@ -183,9 +199,10 @@ def run_chips(args: argparse.Namespace) -> Any:
 
 def run_report(args: argparse.Namespace) -> None:
     """Writes a result as HTML."""
+    result = Result.load(args.result)
     out = args.out if args.out is not None else args.result.with_suffix(".html")
     check_folders(out)
-    print(f"report: {Result.load(args.result).report(out, args.title)}")
+    print(f"report: {result.report(out, args.title)}")
 
 
 def run_compare(args: argparse.Namespace) -> Any:

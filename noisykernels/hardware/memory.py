@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import one_of_two, whole
+from noisykernels._util.checks import Range, checked, one_of
 from noisykernels._util.tensors import kept_type, number, or_one, shown, straight_through
 from noisykernels.hardware.device import Device, Draw
 
@@ -77,9 +77,9 @@ class DifferentialPair(Device):
     ) -> None:
         self.sigma = number("DifferentialPair", "sigma", sigma)
         self.g_max = number("DifferentialPair", "g_max", g_max, positive=True)
-        self.levels = None if levels is None else whole("DifferentialPair", "levels", levels, 1, 2**24)
-        self.over = one_of_two("DifferentialPair", "over", over, OVER)
-        self.rounding = one_of_two("DifferentialPair", "rounding", rounding, ROUNDINGS)
+        self.levels = None if levels is None else checked("DifferentialPair", "levels", levels, Range(1, 2**24, whole=True))
+        self.over = one_of("DifferentialPair", "over", over, OVER)
+        self.rounding = one_of("DifferentialPair", "rounding", rounding, ROUNDINGS)
         self.clip = bool(clip)
 
     def weight(self, weight: Tensor, draw: Draw) -> Tensor:
@@ -163,7 +163,7 @@ class PCM(Device):
         compensate: bool = False,
     ) -> None:
         self.time = number("PCM", "time", time)
-        self.over = one_of_two("PCM", "over", over, OVER)
+        self.over = one_of("PCM", "over", over, OVER)
         self.programming = number("PCM", "programming", programming)
         self.drift = number("PCM", "drift", drift)
         self.read = number("PCM", "read", read)

@@ -19,13 +19,15 @@ import torch
 import noisykernels as nk
 from noisykernels._engine.store import Store, noting
 from noisykernels.cli.main import main
-from noisykernels.cli.parser import numbers, parser
+from noisykernels.cli.parser import parser
+from noisykernels.cli.reading import LEVELS, Numbers
 from noisykernels.datasets import load
 from noisykernels.study import Study
 from noisykernels.walking import PARAMETERS, walk_parameter
 from noisykernels.zoo import trained
 
 ROOT = Path(__file__).parents[2]
+numbers = Numbers(LEVELS)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,7 @@ def test_a_walk_over_a_parameter(cache: str, capsys, tmp_path: Path) -> None:
         (found,) = json.loads(capsys.readouterr().out)["midpoints"]
         assert found["site"] == "fc1:linear#0" and found["rising"] == (PARAMETERS[name].larger == "better"), name
     assert main(["parameter", "input-bits", "--values", "1,2", *fixed]) == 1
-    assert "DAC: bits must lie in [2, 24], got 1" in capsys.readouterr().err
+    assert "DAC: bits must be a whole number from 2 to 24, got 1" in capsys.readouterr().err
 
 
 def test_votes(cache: str, capsys, tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def without_lease(*arguments: str) -> list[str]:
     code = (
         "import sys; from noisykernels._engine import cached as kept; kept.LEASE, kept.GO, kept.FIRST_GO = 0.3, 0, 1\n"
     )
-    code += "from noisykernels.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    code += "from noisykernels.cli.main import main; sys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", code, *arguments]
 
 
@@ -385,7 +387,8 @@ def test_numbers() -> None:
 def test_wrong_flags_exit_with_2(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as error:
         main(arguments)
-    assert error.value.code == 2 and "usage:" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert error.value.code == 2 and said.err.startswith("noisykernels") and said.err.count("\n") == 1 and not said.out
 
 
 def test_errors_exit_with_1_and_one_line(cache: str, capsys, tmp_path: Path) -> None:
