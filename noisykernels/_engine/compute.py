@@ -8,7 +8,7 @@ from typing import Literal, SupportsIndex
 
 import torch
 
-from noisykernels._util.checks import RANGES, checked, is_number, one_of, shown
+from noisykernels._util.checks import RANGES, in_range, is_number, one_of, shown
 
 __all__ = ["SIZES", "Compute"]
 
@@ -54,9 +54,9 @@ class Compute:
         one_of("Compute", "engine", self.engine, ("auto", "plain"))
         for name in ("batch_rows", "draws_per_pass", "memory", "threads"):
             if (size := getattr(self, name)) is not None or name == "draws_per_pass":
-                object.__setattr__(self, name, checked("Compute", name, size))
+                object.__setattr__(self, name, in_range("Compute", name, size))
         if is_number(self.executor):
-            object.__setattr__(self, "executor", checked("Compute", "executor", self.executor, RANGES["workers"]))
+            object.__setattr__(self, "executor", in_range("Compute", "executor", self.executor, RANGES["workers"]))
         elif self.executor is not None and not hasattr(self.executor, "submit"):
             got = shown(self.executor)
             raise TypeError(f"Compute: executor must have `submit`, or be a number of processes, got {got}")

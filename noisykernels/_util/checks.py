@@ -6,7 +6,6 @@ Each message says which function, which argument, what was expected and what cam
 from __future__ import annotations
 
 import operator
-import os
 import reprlib
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, SupportsIndex
 
-__all__ = ["RANGES", "Range", "checked", "is_number", "one_of", "shown"]
+__all__ = ["RANGES", "Range", "in_range", "is_number", "one_of", "shown", "whole"]
 
 LARGEST = sys.float_info.max
 
@@ -59,26 +58,31 @@ class Range:
             return None
 
 
-SIZE = Range(1, 2**63 - 1, whole=True)
-SEED = Range(0, 2**64 - 1, whole=True)
-ID = Range(0, 2**32 - 1, whole=True)  # of a row or a draw: a word of the counter
+def whole(low: int, high: int) -> Range:
+    """The whole numbers from `low` to `high`."""
+    return Range(low, high, whole=True)
+
+
+SIZE = whole(1, 2**63 - 1)
+SEED = whole(0, 2**64 - 1)
+ID = whole(0, 2**32 - 1)  # of a row or a draw: a word of the counter
 SHARE = Range(0, 1)
-# Beyond this, starting threads fails in ways that no one can catch. A study that was begun on a larger machine goes on
-# here with its own number, so a small machine has a generous bound.
-THREADS = Range(1, max(512, 4 * (os.cpu_count() or 1)), whole=True)
+# Starting very many fails in ways that no one can catch. A study that was begun on a larger machine goes on elsewhere
+# with its own number, so the bound is the same on all: four for each processor of a machine of 256.
+THREADS = whole(1, 1024)
 
 # What an argument may be, by its name, wherever it stands: an argument that is not here is given its range there.
 RANGES = {
     "batch_rows": SIZE, "batch_size": SIZE, "draws_per_pass": SIZE, "evaluations": SIZE, "inputs": SIZE, "limit": SIZE,
     "memory": SIZE, "permutations": SIZE, "repeats": SIZE, "rows": SIZE, "threads": THREADS, "workers": THREADS,
-    "seed": SEED, "draw": ID, "first_row": ID, "draws": Range(1, 10**6, whole=True),
-    "epochs": Range(0, 10**6, whole=True), "confidence": Range(0, 1, ends=False), "rel_ci": Range(0, 1, ends=False),
+    "seed": SEED, "draw": ID, "first_row": ID, "draws": whole(1, 10**6),
+    "epochs": whole(0, 10**6), "confidence": Range(0, 1, ends=False), "rel_ci": Range(0, 1, ends=False),
     "plateaus": Range(0, 0.5, ends=False), "ratio": SHARE, "ratios": SHARE, "limits": SHARE, "level": Range(0),
     "levels": Range(0),
 }  # fmt: skip
 
 
-def checked(op: str, name: str, value: Any, allowed: Range | None = None) -> Any:
+def in_range(op: str, name: str, value: Any, allowed: Range | None = None) -> Any:
     """A number that an argument may be, as an int or a float; `allowed` where the table does not know its name.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import Range, checked, one_of
+from noisykernels._util.checks import in_range, one_of, whole
 from noisykernels.noise.arguments import Ids, Key, Seed, operand_number
 
 __all__ = ["FORMATS", "FixedFormat", "FloatFormat", "Format", "as_format", "check_holds", "quantize"]
@@ -117,8 +117,8 @@ class FloatFormat(Format):
 
     def __post_init__(self) -> None:
         name = "FloatFormat"
-        checked(name, "mantissa", self.mantissa, Range(1, 23, whole=True))
-        checked(name, "exponent", self.exponent, Range(2, 8, whole=True))
+        in_range(name, "mantissa", self.mantissa, whole(1, 23))
+        in_range(name, "exponent", self.exponent, whole(2, 8))
         one_of(name, "overflow", self.overflow, OVERFLOWS)
         one_of(name, "rounding", self.rounding, ROUNDINGS)
         if self.bias is not None and (not isinstance(self.bias, int) or isinstance(self.bias, bool)):
@@ -218,8 +218,8 @@ class FixedFormat(Format):
 
     def __post_init__(self) -> None:
         name = "FixedFormat"
-        checked(name, "left", self.left, Range(0, 53, whole=True))
-        checked(name, "right", self.right, Range(0, 53, whole=True))
+        in_range(name, "left", self.left, whole(0, 53))
+        in_range(name, "right", self.right, whole(0, 53))
         one_of(name, "rounding", self.rounding, ROUNDINGS)
         if not 1 <= self.left + self.right <= 53:
             raise ValueError(f"{name}: left + right must be from 1 to 53 bits, got {self.left} + {self.right}")

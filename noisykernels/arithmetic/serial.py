@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import Range, checked, one_of
+from noisykernels._util.checks import Range, in_range, one_of
 from noisykernels._util.tensors import can_look, kept_type, straight_through
 from noisykernels.arithmetic.formats import Format, as_format, check_holds
 from noisykernels.arithmetic.operands import operands_of, pieces
@@ -245,7 +245,7 @@ class Serial(Arithmetic):
 
 def _number(name: str, value: Any, allowed: Range) -> float:
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    found: float = checked("Serial", name, value, allowed)
+    found: float = in_range("Serial", name, value, allowed)
     return found
 
 

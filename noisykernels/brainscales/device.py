@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import Range, checked, one_of
+from noisykernels._util.checks import in_range, one_of, whole
 from noisykernels._util.tensors import can_look, kept_type, number, straight_through
 from noisykernels.arithmetic.operands import operands_of
 from noisykernels.arithmetic.order import shown_order
@@ -107,8 +107,8 @@ class BrainScaleS2(Arithmetic):
         name = type(self).__name__
         self.gain = float(number(name, "gain", gain, positive=True))
         self.noise_std = number(name, "noise_std", noise_std)
-        self.num_sends = checked(name, "num_sends", num_sends, Range(1, 64, whole=True))  # sums below 2^24
-        self.avg = checked(name, "avg", avg, Range(1, 2**16, whole=True))
+        self.num_sends = in_range(name, "num_sends", num_sends, whole(1, 64))  # sums below 2^24
+        self.avg = in_range(name, "avg", avg, whole(1, 2**16))
         if input_limit is not None and input_limit != "row":
             if isinstance(input_limit, str):
                 raise ValueError(f"{name}: input_limit must be None, a number or 'row', got {input_limit!r}")
@@ -129,8 +129,8 @@ class BrainScaleS2(Arithmetic):
                 synapse_limit=synapse_limit,
                 synapse_decay=synapse_decay,
             )
-        except ValueError as error:
-            raise ValueError(str(error).replace("Serial", name)) from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("Serial", name)) from None
         self.low, self.high, self.order = checked.low, checked.high, checked.order
         self._prepare()
 

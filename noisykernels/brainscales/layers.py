@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noisykernels._util.checks import Range, checked
+from noisykernels._util.checks import in_range, whole
 from noisykernels._util.tensors import number, straight_through
 from noisykernels.brainscales.device import ADC_HIGH, INPUT_MAX, WEIGHT_MAX, BrainScaleS2
 from noisykernels.hardware.device import Device, Draw
@@ -131,7 +131,7 @@ class ConvertingReLU(nn.Module):
 
     def __init__(self, shift: int = 1) -> None:
         super().__init__()
-        self.shift = checked("ConvertingReLU", "shift", shift, Range(0, 7, whole=True))
+        self.shift = in_range("ConvertingReLU", "shift", shift, whole(0, 7))
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole numbers of [0, 31]."""

@@ -17,7 +17,6 @@ from noisykernels.cli.parser import parser
 from noisykernels.cli.program import interrupted, interruptible, tell
 from noisykernels.zoo.checkpoint import CheckpointError
 
-
 ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError, CheckpointError)
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from noisykernels._util.checks import RANGES, Range, shown
+from noisykernels._util.checks import RANGES, Range, shown, whole
 from noisykernels._util.text import one_line
 from noisykernels.cli import commands
 from noisykernels.cli.reading import LEVELS, Number, Numbers, a_device, a_path, a_site, a_text
@@ -102,14 +102,18 @@ def parser() -> argparse.ArgumentParser:
     terms.add_argument(
         "--noise", default="add", choices=("add", "mul", "mixed"), help="kind of the terms (default: %(default)s)"
     )
-    terms.add_argument("--ratio", type=of("ratio"), default=0.5, help="additive share of mixed noise (default: %(default)s)")
+    terms.add_argument(
+        "--ratio", type=of("ratio"), default=0.5, help="additive share of mixed noise (default: %(default)s)"
+    )
 
     passes = _Parser(add_help=False)
     passes.add_argument("--rows", type=of("rows"), help="first so many test images (default: all)")
     passes.add_argument("--seed", type=of("seed"), default=0, help="seed of the noise (default: %(default)s)")
     passes.add_argument("--sites", type=a_site, nargs="+", help="names, patterns or indices of sites (default: all)")
     passes.add_argument("--batch-rows", type=of("batch_rows"), help="rows of a pass (default: 500; on a GPU 5000)")
-    passes.add_argument("--draws-per-pass", type=of("draws_per_pass"), default=8, help="draws of a pass (default: %(default)s)")
+    passes.add_argument(
+        "--draws-per-pass", type=of("draws_per_pass"), default=8, help="draws of a pass (default: %(default)s)"
+    )
     passes.add_argument("--picture", type=a_path, help="write curves and layer profile to this file")
 
     noisy = _Parser(add_help=False, parents=[passes])
@@ -125,7 +129,9 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument("--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole")
     work.add_argument("--store", type=a_path, help="keep results in this file as they come, and go on from it")
     work.add_argument("--memory", type=Number(GIB), help="GiB that a pass may take (default: 1; a quarter of a GPU's)")
-    work.add_argument("--workers", type=of("workers"), help="processes that share the work; give --threads 1, say, for each")
+    work.add_argument(
+        "--workers", type=of("workers"), help="processes that share the work; give --threads 1, say, for each"
+    )
 
     files = _Parser(add_help=False)
     files.add_argument("--out", type=a_path, help="write the study (JSON) to this file")
@@ -148,14 +154,18 @@ def parser() -> argparse.ArgumentParser:
 
     forms = "0.1,1 | log:a:b:n | lin:a:b:n"
     walk = command("walk", commands.run_walk, parents=[shared, study], help="midpoint noise level of each site")
-    walk.add_argument("--rel-ci", type=of("rel_ci"), default=0.05, help="half-width of its interval (default: %(default)s)")
+    walk.add_argument(
+        "--rel-ci", type=of("rel_ci"), default=0.05, help="half-width of its interval (default: %(default)s)"
+    )
     walk.add_argument("--levels", type=levels, help=f"these levels, each on all rows, instead of a search: {forms}")
     walk.add_argument("--draws", type=of("draws"), default=3, help="draws of each of --levels (default: %(default)s)")
     grid = command("grid", commands.run_walk, parents=[shared, study], help="accuracy of each site at each level")
     grid.add_argument("--levels", type=levels, default=levels("log:0.001:1000:49"), help=forms)
     grid.add_argument("--draws", type=of("draws"), default=5, help="draws of each level (default: %(default)s)")
     grid.add_argument(
-        "--plateaus", type=of("plateaus"), help="do not run levels in full whose accuracy is within this share of clean or floor"
+        "--plateaus",
+        type=of("plateaus"),
+        help="do not run levels in full whose accuracy is within this share of clean or floor",
     )
     mixed = command("mixed", commands.run_mixed, parents=[shared, noisy, work], help="midpoints for each mix of noises")
     mixed.add_argument(
@@ -176,8 +186,15 @@ def parser() -> argparse.ArgumentParser:
     vote = command(
         "vote", commands.run_vote, parents=[shared, noisy, terms], help="accuracy against number of executions"
     )
-    vote.add_argument("--level", type=Number(LEVELS), default=0.5, help="level of the noise everywhere (default: %(default)s)")
-    vote.add_argument("--draws", type=Number(Range(1, MOST_DRAWS, whole=True)), default=20, help="executions of the network (default: %(default)s)")
+    vote.add_argument(
+        "--level", type=Number(LEVELS), default=0.5, help="level of the noise everywhere (default: %(default)s)"
+    )
+    vote.add_argument(
+        "--draws",
+        type=Number(whole(1, MOST_DRAWS)),
+        default=20,
+        help="executions of the network (default: %(default)s)",
+    )
     vote.add_argument("--out", type=a_path, help="write the result (JSON) to this file")
 
     chips = command(
@@ -189,7 +206,9 @@ def parser() -> argparse.ArgumentParser:
         "--relative", choices=("layer", "channel"), help="the level is a share of max|W| of the layer or channel"
     )
     chips.add_argument("--draws", type=of("draws"), default=100, help="number of chips (default: %(default)s)")
-    chips.add_argument("--limits", type=Numbers(RANGES["limits"]), default=[], help="accuracies to tell the yield at (default: three)")
+    chips.add_argument(
+        "--limits", type=Numbers(RANGES["limits"]), default=[], help="accuracies to tell the yield at (default: three)"
+    )
     chips.add_argument("--rows", type=of("rows"), help="first so many test images (default: all)")
     chips.add_argument("--seed", type=of("seed"), default=0, help="seed of the noise (default: %(default)s)")
     chips.add_argument("--out", type=a_path, help="write the result (JSON) to this file")
@@ -203,7 +222,9 @@ def parser() -> argparse.ArgumentParser:
 
     both = command("compare", commands.run_compare, help="two studies, site by site: ratio of the midpoints")
     both.add_argument("studies", type=a_path, nargs=2, metavar="study", help="what --out wrote")
-    both.add_argument("--names", type=a_text, nargs=2, metavar=("A", "B"), help="what to call them (default: as their files)")
+    both.add_argument(
+        "--names", type=a_text, nargs=2, metavar=("A", "B"), help="what to call them (default: as their files)"
+    )
     both.add_argument("--picture", type=a_path, help="write both profiles to this file")
     both.add_argument("--out", type=a_path, help="write the comparison (JSON) to this file")
     both.add_argument("--json", action="store_true", help="machine-readable output on standard output")

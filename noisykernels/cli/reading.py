@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from noisykernels._util.checks import RANGES, Range, shown
+from noisykernels._util.checks import RANGES, Range, shown, whole
 
 __all__ = ["LEVELS", "Number", "Numbers", "a_device", "a_path", "a_site", "a_text"]
 
@@ -71,7 +71,7 @@ def spaced(text: str) -> list[float]:
     scale, *parts = text.split(":")
     if len(parts) != 3:
         return []
-    first, last, count = number(parts[0]), number(parts[1]), number(parts[2], Range(1, MOST, whole=True))
+    first, last, count = number(parts[0]), number(parts[1]), number(parts[2], whole(1, MOST))
     if first is None or last is None or count is None or (scale == "log" and min(first, last) <= 0):
         return []
     if scale == "log":
@@ -107,5 +107,3 @@ def a_device(name: str) -> str:
     if name not in there:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(there)} on this machine, got {shown(name)}")
     return name
-
-

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
 from noisykernels._engine.targets import has_weight
-from noisykernels._util.checks import checked
+from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned
 from noisykernels.arithmetic.cost import CostModel
@@ -158,7 +158,7 @@ def layer_formats(
     """
     if not 0 < target <= 1:
         raise ValueError(f"layer_formats: target must lie in (0, 1], got {target}")
-    most = math.inf if evaluations is None else checked("layer_formats", "evaluations", evaluations)
+    most = math.inf if evaluations is None else in_range("layer_formats", "evaluations", evaluations)
     cost = CostModel() if cost is None else cost
     begin = as_format(start)
     cost.cost(begin)  # before any work: a table may lack a format

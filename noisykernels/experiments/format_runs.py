@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.targets import has_weight
-from noisykernels._util.checks import checked
+from noisykernels._util.checks import in_range
 from noisykernels.injection.placement import SILENT
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
@@ -47,7 +47,7 @@ class FormatRuns:
                 raise ValueError(f"{op}: inputs must be rows of size {size}, got a tensor of size {list(inputs.shape)}")
             self.few, self.few_rows = inputs.to(device), torch.arange(len(inputs), device=device)
         else:
-            count = min(checked(op, "inputs", inputs), len(all_inputs))
+            count = min(in_range(op, "inputs", inputs), len(all_inputs))
             order = torch.randperm(len(all_inputs), generator=torch.Generator().manual_seed(seed % 2**63))
             picked = order[:count].to(device)
             self.few, self.few_rows = all_inputs[picked], problem.data[2][picked]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
-from noisykernels._util.checks import checked
+from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import FloatFormat, Format, as_format
@@ -179,7 +179,7 @@ def search_format(
     if evaluations < 0:
         raise ValueError(f"search_format: evaluations must not be negative, got {evaluations}")
     if evaluations > 0:
-        evaluations = checked("search_format", "evaluations", evaluations)
+        evaluations = in_range("search_format", "evaluations", evaluations)
     made = list(dict.fromkeys(design_space() if formats is None else map(as_format, formats)))
     if not made:
         raise ValueError("search_format: formats must hold at least one format, got none")

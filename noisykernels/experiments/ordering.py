@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
-from noisykernels._util.checks import checked
+from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned
 from noisykernels.arithmetic.order import ORDERS as NAMES
@@ -303,7 +303,7 @@ def order_sensitivity(
         True
     """
     op = "order_sensitivity"
-    permutations = checked(op, "permutations", permutations)
+    permutations = in_range(op, "permutations", permutations)
     for order in orders:
         if order not in NAMES:
             raise ValueError(f"{op}: orders must be some of {', '.join(NAMES)}, got {order!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import Range, checked, one_of
+from noisykernels._util.checks import in_range, one_of, whole
 from noisykernels._util.tensors import kept_type, number, or_one, shown, straight_through
 from noisykernels.hardware.device import Device, Draw
 
@@ -77,7 +77,7 @@ class DifferentialPair(Device):
     ) -> None:
         self.sigma = number("DifferentialPair", "sigma", sigma)
         self.g_max = number("DifferentialPair", "g_max", g_max, positive=True)
-        self.levels = None if levels is None else checked("DifferentialPair", "levels", levels, Range(1, 2**24, whole=True))
+        self.levels = None if levels is None else in_range("DifferentialPair", "levels", levels, whole(1, 2**24))
         self.over = one_of("DifferentialPair", "over", over, OVER)
         self.rounding = one_of("DifferentialPair", "rounding", rounding, ROUNDINGS)
         self.clip = bool(clip)

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import Range, checked, one_of
+from noisykernels._util.checks import in_range, one_of, whole
 from noisykernels._util.tensors import can_look, kept_type, number, or_one, shown, straight_through
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.hardware.memory import ROUND, ROUNDINGS
@@ -25,7 +25,7 @@ class _Converter(Device):
     ) -> None:
         name = type(self).__name__
         self.signed = bool(signed)
-        self.bits = checked(name, "bits", bits, Range(2 if self.signed else 1, 24, whole=True))  # all codes are exact in float32
+        self.bits = in_range(name, "bits", bits, whole(2 if self.signed else 1, 24))  # exact in float32
         self.rounding = one_of(name, "rounding", rounding, ROUNDINGS)
         if isinstance(limit, str) and limit != "row":
             raise ValueError(f"{name}: limit must be a number, a tensor or 'row', got {limit!r}")

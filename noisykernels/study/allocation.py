@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from noisykernels._util.checks import checked
+from noisykernels._util.checks import in_range
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.midpoint import Axis, Midpoint
 from noisykernels.study.study import Study
@@ -61,7 +61,7 @@ def uniform(sites: Sequence[Any], repeats: int) -> dict[str, int]:
         {'fc:linear#0': 3, 'input': 3}
     """
     names = _names("uniform", sites)
-    return _as_repeats(names, [checked("uniform", "repeats", repeats)] * len(names))
+    return _as_repeats(names, [in_range("uniform", "repeats", repeats)] * len(names))
 
 
 def tailored(
@@ -100,7 +100,7 @@ def tailored(
         >>> tailored({"fc1:linear#0": 0.5, "relu1:relu#0": 1.0, "fc2:linear#0": 2.0}, 7, "inverse")
         {'fc1:linear#0': 12, 'relu1:relu#0': 6, 'fc2:linear#0': 3}
     """
-    mean = checked("tailored", "repeats", repeats)
+    mean = in_range("tailored", "repeats", repeats)
     if mapping not in MAPPINGS:
         raise ValueError(f"tailored: mapping must be one of {', '.join(MAPPINGS)}, got {mapping!r}")
     if isinstance(midpoints, Mapping):
@@ -228,7 +228,7 @@ def predicted_accuracy(
     """
     points, losses = _losses("predicted_accuracy", midpoints, level, axis)
     given = _each("predicted_accuracy", "repeats", repeats, [p.site for p in points])
-    counts = np.array([checked("predicted_accuracy", "repeats", r) for r in given])
+    counts = np.array([in_range("predicted_accuracy", "repeats", r) for r in given])
     floor = min(p.floor for p in points)
     loss = np.diagonal(losses(counts)).sum()
     return float(floor + (points[0].clean - floor) * np.exp(-loss))

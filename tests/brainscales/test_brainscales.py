@@ -343,8 +343,8 @@ def test_errors() -> None:
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"gain": 0.0}, "gain must be finite and positive"),
         ({"noise_std": -1.0}, "noise_std must be finite and not negative"),
-        ({"num_sends": 0}, "num_sends must lie in"),
-        ({"avg": 0}, "avg must lie in"),
+        ({"num_sends": 0}, "num_sends must be a whole number from 1 to 64"),
+        ({"avg": 0}, "avg must be a whole number from 1 to 65536"),
         ({"input_limit": "layer"}, "input_limit must be"),
         ({"low": 1.0, "ordered": True}, "BrainScaleS2: low must be"),
         ({"high": -1.0}, "BrainScaleS2: high must be"),

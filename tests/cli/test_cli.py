@@ -41,7 +41,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def walk(cache: str, *flags: object) -> int:
     fixed = ["--epochs", "1", "--cache", cache, "--rows", "60", "--draws", "1", "--quiet"]
-    return main(["walk", *fixed, "--levels", "0.1,1,100", *map(str, flags)])
+    levels = [] if "--levels" in flags else ["--levels", "0.1,1,100"]
+    return main(["walk", *fixed, *levels, *map(str, flags)])
 
 
 def environment() -> dict[str, str]:
@@ -183,8 +184,9 @@ def test_chips(cache: str, capsys) -> None:
     noise = nk.WeightNoise(add=0.1, relative="channel")
     expected = nk.chips(model, load("digits", "test", limit=80), hardware=[noise], draws=5, seed=0)
     assert found["accuracy"] == expected.accuracy.tolist() and found["mean"] == expected.mean
-    assert main(["chips", *fixed, "--level", "-1"]) == 1
-    assert "must be finite and not negative" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["chips", *fixed, "--level", "-1"])
+    assert "--level: expected a number from 0 to 3.40282e+38, got '-1'" in capsys.readouterr().err
 
 
 def test_records_and_report_of_a_walk(cache: str, capsys, tmp_path: Path) -> None:
@@ -392,7 +394,7 @@ def test_wrong_flags_exit_with_2(arguments: list[str], capsys) -> None:
 
 
 def test_errors_exit_with_1_and_one_line(cache: str, capsys, tmp_path: Path) -> None:
-    for flags in (["--out", tmp_path / "no" / "a.json"], ["--sites", "fc9"], ["--draws", "0"]):
+    for flags in (["--out", tmp_path / "no" / "a.json"], ["--sites", "fc9"], ["--relative", "layer"]):
         assert walk(cache, *flags) == 1
         text = capsys.readouterr()
         assert text.err.startswith("noisykernels walk: ") and text.err.count("\n") == 1 and not text.out

@@ -184,14 +184,14 @@ def test_a_vector_of_one_draw_is_an_id(draws) -> None:
         (dict(engine="fast"), "Compute: engine must be 'auto' or 'plain', got 'fast'"),
         (dict(levels=None, draws=None, rel_ci=0.0), "Search: rel_ci must lie between 0 and 1, got 0.0"),
         (dict(draws=[]), r"walk: draws must be at least one, or ids that differ, got \[\]"),
-        (dict(batch_rows=2.5), "Compute: batch_rows must be a whole number of at least 1, got 2.5"),
-        (dict(draws_per_pass="2"), "Compute: draws_per_pass must be a whole number of at least 1, got '2'"),
+        (dict(batch_rows=2.5), "Compute: batch_rows must be a whole number from 1 to .*, got 2.5"),
+        (dict(draws_per_pass="2"), "Compute: draws_per_pass must be a whole number from 1 to .*, got '2'"),
     ],
     ids=str,
 )
 def test_errors_name_the_argument(options, text) -> None:
     model, pairs = problem()
-    with pytest.raises(ValueError, match=f"^{text}"):
+    with pytest.raises((ValueError, TypeError), match=f"^{text}"):
         walk(model, pairs, **options)
 
 

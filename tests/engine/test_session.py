@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import noisykernels as nk
 from noisykernels._engine.session import Problem, Session
+from noisykernels._util.checks import RANGES
 from noisykernels.injection.state import state_of
 
 
@@ -141,12 +142,13 @@ def test_threads_of_a_pool_are_left_as_they_were() -> None:
 def test_compute_checks_itself() -> None:
     for settings, said in (
         (dict(engine="fast"), "Compute: engine must be 'auto' or 'plain', got 'fast'"),
-        (dict(batch_rows=0), "Compute: batch_rows must be a whole number of at least 1, got 0"),
-        (dict(threads=0), "Compute: threads must be a whole number of at least 1, got 0"),
-        (dict(memory=1.5), "Compute: memory must be a whole number of at least 1, got 1.5"),
-        (dict(executor=0), "Compute: executor must have `submit`, or be a number of processes, got 0"),
+        (dict(batch_rows=0), "Compute: batch_rows must be a whole number from 1 to 2^63 - 1, got 0"),
+        (dict(threads=0), f"Compute: threads must be {RANGES['threads']}, got 0"),
+        (dict(memory=1.5), "Compute: memory must be a whole number from 1 to 2^63 - 1, got 1.5"),
+        (dict(executor=0), f"Compute: executor must be {RANGES['workers']}, got 0"),
+        (dict(executor="dask"), "Compute: executor must have `submit`, or be a number of processes, got 'dask'"),
     ):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises((ValueError, TypeError)) as caught:
             nk.Compute(**settings)
         assert str(caught.value) == said
     with pytest.raises(ValueError, match=r"Search: rel_ci must lie between 0 and 1, got 1\.5"):

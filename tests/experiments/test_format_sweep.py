@@ -162,7 +162,7 @@ def test_what_is_wrong_is_said_before_any_work(problem: Problem, monkeypatch: py
         sweep_formats(model, (x, y), ["M4E5"], inputs=torch.randn(5, 3), seed=0)
     with pytest.raises(ValueError, match="inputs must be rows"):
         sweep_formats(model, (x, y), ["M4E5"], inputs=x[:0], seed=0)
-    with pytest.raises(ValueError, match="evaluations must be a whole number"):
+    with pytest.raises(TypeError, match="evaluations must be a whole number"):
         search_format(model, (x, y), SAME, evaluations=1.5, seed=0)  # type: ignore[arg-type]
     monkeypatch.setattr(FormatRuns, "scores", lambda *_: pytest.fail("work"))
     table = CostModel({"fp32": (2, 4), "M7": (1, 1)})

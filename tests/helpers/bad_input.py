@@ -386,7 +386,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("an empty list of noises", lambda _: walk(noise=[]), TypeError),
         ("plateaus of a search", lambda _: walk(levels=None, draws=None, plateaus=0.03), ValueError),
         ("plateaus that are everything", lambda _: walk(plateaus=1.0), ValueError),
-        ("an executor that is a word", lambda _: walk(compute=nk.Compute(executor="dask")), ValueError),
+        ("an executor that is a word", lambda _: walk(compute=nk.Compute(executor="dask")), TypeError),
         ("no processes", lambda _: walk(compute=nk.Compute(executor=0)), ValueError),
         ("ratio beyond 1", lambda _: nk.walk_mixed(net(), (X, Y), ratios=[2.0], seed=0), ValueError),
         ("more inputs than labels", lambda _: walk(data=(X, Y[:2])), ValueError),
