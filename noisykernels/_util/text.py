@@ -24,7 +24,7 @@ def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """A text of several lines as one.
+    r"""A text of several lines as one.
 
     Example:
         >>> one_line("not found; tried\n  a: no such file\n  b: no such file")

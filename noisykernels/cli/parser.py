@@ -26,10 +26,14 @@ class _Once(argparse.Action):
     """Keeps what an option is given; an option that is given twice is a mistake."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
     ) -> None:
         given = namespace.__dict__.setdefault("given", set())
-        if self.dest in given:
+        if option_string is not None and self.dest in given:
             raise argparse.ArgumentError(self, "given twice")
         given.add(self.dest)
         setattr(namespace, self.dest, values)
