@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisykernels._util.checks import is_number
-from noisykernels.injection.site import Site, matches
+from noisykernels.injection.site import Names, Site, meets
 from noisykernels.noise.arguments import ids_tensor
 
 __all__ = ["chosen_sites", "draw_list", "level_list", "refuse_without_rows"]
@@ -48,18 +48,22 @@ def draw_list(op: str, draws: Any) -> list[int]:
     return ids.tolist()
 
 
-def chosen_sites(op: str, every: list[Site], sites: Sequence[str | int] | str | None) -> list[Site]:
+def chosen_sites(
+    op: str, known: list[Site], sites: Sequence[str | int] | str | None, opens: Callable[[Site], bool] = lambda _: True
+) -> list[Site]:  # fmt: skip
+    """The sites that a user's names, patterns and indices choose among those that are open."""
+    every, names = [site for site in known if opens(site)], Names(site.name for site in known)
     if sites is None:
-        return list(every)
+        return every
     wanted: Any = [sites] if isinstance(sites, str) or is_number(sites) else list(sites)
 
     def fits(site: Site, choice: str | int) -> bool:
-        return matches(site.name, choice) if isinstance(choice, str) else site.index == choice
+        return meets(site.name, *names.meant(choice)) if isinstance(choice, str) else site.index == choice
 
     for choice in wanted:
         if not any(fits(site, choice) for site in every):
-            names = ", ".join(f"{s.index} {s.name}" for s in every)
-            raise ValueError(f"{op}: no site {choice!r}; the model has {names}")
+            have = ", ".join(f"{s.index} {s.name}" for s in every)
+            raise ValueError(f"{op}: no site {choice!r}; the model has {have}")
     return [site for site in every if any(fits(site, choice) for choice in wanted)]
 
 

@@ -28,7 +28,7 @@ from noisykernels.hardware.execute import checked
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.kinds import CONTRACTION_KINDS
 from noisykernels.injection.placement import SILENT, Placement
-from noisykernels.injection.site import Site
+from noisykernels.injection.site import Site, exactly
 from noisykernels.noise.arguments import Key, seed_tensor
 from noisykernels.noise.contract import largest_eps
 from noisykernels.noise.description import Noise
@@ -186,7 +186,7 @@ class Activation(_Directed):
 
     def placement(self, site: str, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, noise=self.noise.scaled(level), where=site)
+        return replace(SILENT, noise=self.noise.scaled(level), where=exactly(site))
 
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
@@ -239,7 +239,7 @@ class Weight(_Directed):
 
     def placement(self, site: str, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, hardware={site: [self.noise.scaled(level)]})
+        return replace(SILENT, hardware={exactly(site): [self.noise.scaled(level)]})
 
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
@@ -288,7 +288,7 @@ class Parameter(Target):
 
     def placement(self, site: str, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, hardware={site: self.devices(level)})
+        return replace(SILENT, hardware={exactly(site): self.devices(level)})
 
     def passes(self, work: Work) -> Iterator[Pass]:
         """See `Target`: the contraction is run for each value."""

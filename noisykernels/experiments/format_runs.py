@@ -16,6 +16,7 @@ from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.checks import in_range
 from noisykernels.injection.placement import SILENT
+from noisykernels.injection.site import exactly
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 
@@ -75,6 +76,8 @@ class FormatRuns:
 
     def scores(self, hardware: Any, inputs: Tensor, rows: Tensor) -> Tensor:
         """Scores of some rows on hardware (for all contractions, or a dict from sites to lists)."""
+        if isinstance(hardware, dict):
+            hardware = {exactly(site): devices for site, devices in hardware.items()}
         with self.session.placing(replace(SILENT, hardware=hardware)):
             return self.session.scores(inputs, rows)
 

@@ -32,7 +32,13 @@ from noisykernels.injection.state import (
     state_of,
 )
 from noisykernels.injection.torch_patches import keep_noise
-from noisykernels.injection.trace import refuse_hidden_rows, refuse_idle_hardware, refuse_unmatched, trace
+from noisykernels.injection.trace import (
+    names_of,
+    refuse_hidden_rows,
+    refuse_idle_hardware,
+    refuse_unmatched,
+    trace,
+)
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.arguments import factor_tensor, ids_tensor, seed_tensor
 from noisykernels.noise.description import Noise
@@ -47,12 +53,14 @@ class inject:
         model: any model. Its class becomes a subclass until `remove`; parameters, buffers, keys,
             hooks and sharing stay. DataParallel, DistributedDataParallel and torch.compile's
             wrappers are looked through.
-        noise: the noise of every chosen site; or a dict from name patterns to noises (the first
-            match counts); or None for no noise yet. Noisy layers of the model keep their own noise
-            and switches.
-        where: which sites: None for all; a name pattern or a list of them (``"conv*"``,
-            ``"fc1:linear"``, ``"input"``); a module type or several (the sites directly inside such
-            modules); or a function ``(name, module) -> Noise | None``.
+        noise: the noise of every chosen site; or a dict from names and patterns to noises (a name
+            counts before a pattern, then the first match); or None for no noise yet. Noisy layers of
+            the model keep their own noise and switches.
+        where: which sites: None for all; a name, a pattern or a list of them: a site's name with or
+            without its number (``"input"``, ``"fc1:linear#0"``, ``"fc1:linear"``), a module's path
+            (``"fc1"``), or a pattern of these (``"conv*"``), which is only what is no name of this
+            model; a module type or several (the sites directly inside such modules); or a function
+            ``(name, module) -> Noise | None``.
         example_input: an input with at least one row: a tensor, a tuple of positional arguments or
             a dict of keyword arguments. The model is run on it twice, with B and with B + 1 rows,
             to find its sites, the dimension of each that counts rows, and the arguments that carry
@@ -111,16 +119,10 @@ class inject:
         hardware = with_arithmetic("inject", hardware, arithmetic)
         self.model = target = unwrap(model)
         _check_model(target)
-        placement = Placement(
-            noise,
-            where,
-            normalize_to_input_size,
-            repeats,
-            in_training,
-            in_eval,
-            dict(row_dims or {}),
-            hardware=_checked_hardware(hardware),
-        )
+        dims, names, devices = dict(row_dims or {}), names_of(target), _checked_hardware(hardware)
+        asked: Any = dict(noise=noise, where=where, repeats=repeats, row_dims=dims, hardware=devices)
+        switches: Any = dict(in_training=in_training, in_eval=in_eval, normalize_to_input_size=normalize_to_input_size)
+        placement = Placement(**asked, **switches, input_dim=dims.get("input", 0)).understood(names)
         has_layers = any(isinstance(m, NoisyLayer) for m in target.modules())
         draws_noise = noise is not None or hardware is not None or has_layers
         state = NoiseState(placement, _parameters(target), draws_noise)
@@ -131,10 +133,11 @@ class inject:
         try:
             if example_input is None:
                 refuse_hidden_rows(target, placement)
-                refuse_unmatched(target, placement)
+                refuse_unmatched(target, placement, names, traced=False)
             else:
                 traced = trace(target, example_input)
-                refuse_unmatched(target, placement, traced)
+                state.placement = placement = placement.understood(names := names_of(target, traced))
+                refuse_unmatched(target, placement, names, traced=True)
                 refuse_idle_hardware(placement, traced)
         except BaseException:
             remove(target)

@@ -102,7 +102,7 @@ def watch(
     place = place_of(target)
     make = _watching(look, backward is not None)
     with contextlib.ExitStack() as stack:
-        dim = state_of(target).placement.row_dims.get("input", 0) if isinstance(target, Injected) else 0
+        dim = state_of(target).placement.input_dim if isinstance(target, Injected) else 0
         for x, labels in batches(name, data, batch_size, dim):
             if x.numel() == 0:
                 continue

@@ -172,7 +172,7 @@ def begin(
     names = state.parameters_of_forward
     positional = [names[i] if i < len(names) else i for i in range(len(args))]
     given: dict[Any, Any] = {**dict(zip(positional, args, strict=True)), **kwargs}
-    dim = placement.row_dims.get("input", 0)
+    dim = placement.input_dim
     tensors = {n: a for n, a in given.items() if isinstance(a, Tensor) and a.dim() > dim}
     carriers = state.carriers if record is None else None
     carrying = {n: a for n, a in tensors.items() if carriers is None or carriers.get(n, False)}

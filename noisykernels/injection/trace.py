@@ -13,18 +13,18 @@ from noisykernels._util.runtime import evaluating
 from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS
 from noisykernels.injection.mode import Record
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.site import Site, kind_of, matches
+from noisykernels.injection.site import Choice, Names, Site, kind_of, meets
 from noisykernels.injection.state import begin, original_class, state_of
 from noisykernels.noise.contract import site_ids
 
-__all__ = ["refuse_hidden_rows", "refuse_idle_hardware", "refuse_unmatched", "trace"]
+__all__ = ["names_of", "refuse_hidden_rows", "refuse_idle_hardware", "refuse_unmatched", "trace"]
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Site]:
     """The sites of an injected model; its state learns their numbers and where rows lie."""
     state = state_of(model)
     args, kwargs = _arguments(example_input)
-    dim = state.placement.row_dims.get("input", 0)
+    dim = state.placement.input_dim
     candidates = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() > dim]
     if not candidates or candidates[0].shape[dim] == 0:
         raise ValueError("sites: example_input must hold a tensor with at least one row")
@@ -84,32 +84,35 @@ def _grown(a: tuple[int, ...], b: tuple[int, ...], rows: int) -> int | None:
     return dims[0] if len(dims) == 1 and (a[dims[0]], b[dims[0]]) == (rows, rows + 1) else None
 
 
-def refuse_unmatched(model: nn.Module, placement: Placement, traced: list[Site] | None = None) -> None:
-    """A pattern that can choose no site is a mistake; untraced, any operation may be called."""
-    patterns = placement.patterns()
+def names_of(model: nn.Module, traced: list[Site] | None = None) -> Names:
+    """What the sites of a model are called; untraced, any module may call any operation."""
+    paths = [path for path, _ in model.named_modules()]
     if traced is not None:
-        names = [site.name for site in traced]
-    elif patterns:
-        kinds = {*KINDS.values(), "noise"}
-        names = [
-            "input",
-            *(f"{path}:{kind}#0" for path, _ in model.named_modules() for kind in kinds),
-        ]
-        patterns = [p.partition("#")[0] for p in patterns]
-    for pattern in patterns:
-        if not any(matches(name, pattern) for name in names):
-            known = names if traced is not None else ["input", *(p for p, _ in model.named_modules() if p)]
-            raise ValueError(f"inject: {pattern!r} matches no site; the model has {', '.join(known)}")
+        return Names([site.name for site in traced], paths)
+    kinds = dict.fromkeys((*KINDS.values(), "noise"))
+    return Names(["input", *(f"{path}:{kind}#0" for path in paths for kind in kinds)])
+
+
+def refuse_unmatched(model: nn.Module, placement: Placement, names: Names, traced: bool) -> None:
+    """A name or pattern that can choose no site is a mistake."""
+    for choice in placement.choices():
+        stem, _, number = choice.text.rpartition("#")  # a pattern of later calls, of which untraced models show none
+        form = "stem" if choice.form == "name" else choice.form
+        if not names.unmet(choice) or (not traced and number.isdecimal() and not names.unmet(Choice(stem, form))):
+            continue
+        known = names.sites if traced else ["input", *(p for p, _ in model.named_modules() if p)]
+        raise ValueError(f"inject: {choice.text!r} matches no site; the model has {', '.join(known)}")
 
 
 def refuse_idle_hardware(placement: Placement, traced: list[Site]) -> None:
     """Hardware that no linear layer or convolution of the model would get is a mistake."""
     contractions = [site.name for site in traced if site.kind in CONTRACTION_KINDS]
-    patterns = list(placement.hardware) if isinstance(placement.hardware, dict) else ["*"]
-    for pattern in patterns if placement.hardware is not None else ():
-        if not any(matches(name, pattern) for name in contractions):
+    every = Choice("*", "pattern")
+    choices = list(placement.hardware) if isinstance(placement.hardware, dict) else [every]
+    for choice in choices if placement.hardware is not None else ():
+        if not any(meets(name, *choice) for name in contractions):
             known = ", ".join(contractions) or "none"
-            which = "" if pattern == "*" else f"that {pattern!r} matches "
+            which = "" if choice == every else f"that {choice.text!r} matches "
             raise ValueError(f"inject: hardware needs a linear layer or convolution {which}; the model has {known}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from noisykernels.plotting.style import arrow, axes_or_new, error_bars, reach, short_names
+from noisykernels.plotting.style import arrow, axes_or_new, error_bars, literal, reach, short_names
 from noisykernels.stats.views import ComparisonLike
 
 __all__ = ["plot_compare"]
@@ -42,12 +42,12 @@ def plot_compare(comparison: ComparisonLike, ax: Any = None) -> Any:
                             mfc=colour if sure else "white", mew=1.1, capsize=2.5, elinewidth=1.3)  # fmt: skip
             elif m is not None:
                 arrow(ax, at, m, colour, bottom, top)
-        ax.plot([], [], ls="", marker=marker, color=colour, ms=5, label=comparison.names[side])
+        ax.plot([], [], ls="", marker=marker, color=colour, ms=5, label=literal(comparison.names[side]))
     ax.plot([], [], ls="", marker="o", color="0.4", mfc="white", ms=5, label="not told apart")
     ax.set_yscale("log")
     room = (top / bottom) ** 0.15 if any(m.status != "ok" for m in every) else (top / bottom) ** 0.04
     ax.set_ylim(bottom / room / 1.02, top * room * 1.02)
-    names = short_names([p.site for p in comparison.pairs])
+    names = [literal(name) for name in short_names([p.site for p in comparison.pairs])]
     ax.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor", fontsize=8)
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.grid(axis="y", color="0.92", lw=0.8)

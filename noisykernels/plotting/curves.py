@@ -21,6 +21,7 @@ from noisykernels.plotting.style import (
     family_of,
     level_axis,
     level_label,
+    literal,
     metric_label,
     near,
     reach,
@@ -70,7 +71,7 @@ def plot_curves(
         ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         marker = FAMILIES[family_of(c.site)][1]
         ax.plot(x, mean, color=colour, lw=1.4, marker=marker, ms=4, mew=0,
-                label=f"{c.site_index}  {name}")  # fmt: skip
+                label=literal(f"{c.site_index}  {name}"))  # fmt: skip
     ax.set_xscale(axis)
     if m.midpoints:
         low, high = near(study.midpoints() if points is None else points)
@@ -148,7 +149,7 @@ def plot_profile(
     if any(p.status != "ok" for p in points):
         ax.errorbar([], [], ls="", marker="$\\updownarrow$", color="0.3", ms=8, mew=0,
                     label="beyond tested levels")  # fmt: skip
-    names = short_names([p.site for p in points])
+    names = [literal(name) for name in short_names([p.site for p in points])]
     ax.set_xticks(range(len(points)), names, rotation=55, ha="right", rotation_mode="anchor",
                   fontsize=8)  # fmt: skip
     ax.set_xlim(-0.6, len(points) - 0.4)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from noisykernels.plotting.style import axes_or_new, short_names
+from noisykernels.plotting.style import axes_or_new, literal, short_names
 from noisykernels.stats.views import LayerFormatsLike, PredictorLike, SweepLike
 
 __all__ = ["plot_agreement", "plot_front", "plot_layer_formats"]
@@ -47,7 +47,8 @@ def plot_front(sweep: SweepLike, ax: Any = None, *, target: float | None = None,
     ax.set_xscale("log")
     ax.set_xlabel("speed-up over float32 (cost model)")
     ax.set_ylabel(f"{sweep.metric} / {sweep.metric} in float32")
-    ax.set_title(f"{sweep.name}: {len(sweep.results)} formats, {sweep.rows} rows".removeprefix(": "), fontsize=10)
+    title = f"{sweep.name}: {len(sweep.results)} formats, {sweep.rows} rows".removeprefix(": ")
+    ax.set_title(literal(title), fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend(loc="lower left", fontsize=8, framealpha=0.85, edgecolor="none")
     return ax
@@ -70,7 +71,8 @@ def plot_agreement(sweeps: Sequence[SweepLike], predictor: PredictorLike | None 
     ax = axes_or_new(ax, (6.0, 4.4))
     for k, sweep in enumerate(sweeps):
         x, y = [r.r2 for r in sweep.results], [r.normalised for r in sweep.results]
-        ax.plot(x, y, ls="", marker="osD^v"[k % 5], ms=4, mew=0, alpha=0.55, label=sweep.name or f"network {k + 1}")
+        ax.plot(x, y, ls="", marker="osD^v"[k % 5], ms=4, mew=0, alpha=0.55,
+                label=literal(sweep.name) or f"network {k + 1}")  # fmt: skip
     if predictor is not None:
         ends = np.array([0.0, 1.0])
         label = f"fit, correlation {predictor.correlation:.2f}"
@@ -107,7 +109,7 @@ def plot_layer_formats(found: LayerFormatsLike, ax: Any = None) -> Any:
         ax.annotate(f"{fmt.layout}", (x, fmt.bits), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
         ax.annotate(f"{found.macs[site] / whole:.1%}", (x, 0), xytext=(0, 3), textcoords="offset points", ha="center",
                     fontsize=8, color="white")  # fmt: skip
-    ax.set_xticks(range(len(formats)), short_names(list(found.formats)), rotation=55, ha="right",
+    ax.set_xticks(range(len(formats)), [*map(literal, short_names(list(found.formats)))], rotation=55, ha="right",
                   rotation_mode="anchor", fontsize=8)  # fmt: skip
     ax.set_xlim(-0.6, len(formats) - 0.4)
     ax.set_ylim(0, 1.15 * max(fmt.bits for fmt in formats))

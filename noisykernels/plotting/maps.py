@@ -17,6 +17,7 @@ from noisykernels.plotting.style import (
     family_of,
     level_axis,
     level_label,
+    literal,
     metric_label,
     near,
     reach,
@@ -73,7 +74,7 @@ def plot_heat_map(
             ax.plot(*zip(*shown, strict=True), ls="", marker=marker, ms=3.4, color="white", mec="0.3", mew=0.4,
                     label=status)  # fmt: skip
     _midpoint_marks(ax, points, range(len(curves)))
-    ax.set_yticks(range(len(curves)), short_names([c.site for c in curves]), fontsize=8)
+    ax.set_yticks(range(len(curves)), [*map(literal, short_names([c.site for c in curves]))], fontsize=8)
     ax.set_ylim(len(curves) - 0.5, -0.5)
     ax.set_xlabel(level_label(study))
     return ax
@@ -116,7 +117,8 @@ def plot_mixed_map(
         ax = axes_or_new(ax, (7.0, 4.4))
         ends = reach([p for some in points for p in some])
         for k, name in enumerate(names):
-            _midpoint_line(ax, shares, [some[k] for some in points], colour_of(k, len(names)), f"{k}  {name}", ends)
+            label = literal(f"{k}  {name}")
+            _midpoint_line(ax, shares, [some[k] for some in points], colour_of(k, len(names)), label, ends)
         ax.set_yscale(axis)
         ax.set_xlabel(share)
         ax.set_ylabel(f"midpoint {level}")

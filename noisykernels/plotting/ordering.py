@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from noisykernels._util.optional import optional
+from noisykernels.plotting.style import literal
 from noisykernels.stats.views import OrderStudyLike
 
 __all__ = ["plot_orders"]
@@ -30,7 +31,7 @@ def plot_orders(study: OrderStudyLike, axes: Any = None) -> Any:
     left, right = axes
     share = np.linspace(0, 1, 101)
     for layer in study.layers:
-        left.plot(share, layer.quantiles, label=f"{layer.name}, K = {layer.steps}")
+        left.plot(share, layer.quantiles, label=literal(f"{layer.name}, K = {layer.steps}"))
     left.set(xlabel="share of outputs", ylabel="deviation over permutations / deviation of outputs", ylim=(0, None))
     left.legend(fontsize="small")
     left.grid(alpha=0.3)

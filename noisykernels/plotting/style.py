@@ -20,6 +20,7 @@ __all__ = [
     "family_of",
     "level_axis",
     "level_label",
+    "literal",
     "metric_label",
     "near",
     "reach",
@@ -82,6 +83,16 @@ def short_names(sites: Sequence[str]) -> list[str]:
     return [n if short.count(n) == 1 else s for n, s in zip(short, sites, strict=True)]
 
 
+def literal(name: str) -> str:
+    r"""Text for a picture that shows a name as it is: no part of it is a formula.
+
+    Example:
+        >>> literal("$x$")
+        '\\$x\\$'
+    """
+    return name.replace("$", r"\$")
+
+
 def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
     """The caller's axes, or those of a new figure."""
     if ax is not None:
@@ -138,7 +149,8 @@ def chosen_places(sites: Iterable[str | int] | None, known: list[tuple[int, str,
     wanted = [k[1] for k in known] if sites is None else list(sites)
     out = set()
     for site in wanted:
-        found = [i for i, keys in enumerate(known) if site in keys]
+        exact = [i for i, keys in enumerate(known) if site in keys[:2]]
+        found = exact or [i for i, keys in enumerate(known) if site in keys]
         if not found:
             raise ValueError(f"sites: {site!r} is not one of {[k[1] for k in known]}")
         out.update(found)

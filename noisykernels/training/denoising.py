@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from noisykernels._util.runtime import unwrap
 from noisykernels.injection.api import sites
-from noisykernels.injection.site import Site, matches
+from noisykernels.injection.site import Names, Site, meets, path_of
 from noisykernels.nn.signals import draw_standard, enter_module, leave_module
 from noisykernels.training.gradients import SiteGradient
 
@@ -220,30 +220,27 @@ def _count(modules: Iterable[nn.Module]) -> int:
 def _chosen(known: list[Site], where: Any) -> list[tuple[Site, nn.Module | None]]:
     """The sites that the patterns choose, each with a module given for it; the first match counts."""
     given = where if isinstance(where, dict) else dict.fromkeys([where] if isinstance(where, str) else where)
+    names = Names(site.name for site in known)
     for pattern, module in given.items():
         if not isinstance(pattern, str) or not (module is None or isinstance(module, nn.Module)):
             raise TypeError(
                 f"insert_denoising: where must be name patterns, or a dict from them to modules, got {where!r}"
             )
-        fit = [site.name for site in known if matches(site.name, pattern)]
+        fit = [site.name for site in known if meets(site.name, *names.meant(pattern))]
         if not fit:
-            names = ", ".join(site.name for site in known)
-            raise ValueError(f"insert_denoising: {pattern!r} matches no site; the model has {names}")
+            raise ValueError(f"insert_denoising: {pattern!r} matches no site; the model has {', '.join(names.sites)}")
         if module is not None and len(fit) > 1:
             raise ValueError(f"insert_denoising: one module for several sites: {pattern!r} matches {', '.join(fit)}")
-    return [
-        (site, next(module for pattern, module in given.items() if matches(site.name, pattern)))
-        for site in known
-        if any(matches(site.name, pattern) for pattern in given)
-    ]
+    chosen = ((site, [m for choice, m in names.table(given).items() if meets(site.name, *choice)]) for site in known)
+    return [(site, modules[0]) for site, modules in chosen if modules]
 
 
 def _host(model: nn.Module, names: list[str], name: str) -> nn.Module | str:
     """The module whose result is the value at a site, or why there is none."""
-    path = name.rpartition(":")[0]
+    path = path_of(name)
     if not path:
         return "it is no call of a submodule"
-    others = [n for n in names if n != name and (n.startswith((f"{path}:", f"{path}.")))]
+    others = [n for n in names if n != name and f"{path_of(n)}.".startswith(f"{path}.")]
     if others:
         return f"module {path!r} has other sites too: {', '.join(others)}"
     host = model.get_submodule(path)

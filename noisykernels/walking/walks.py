@@ -156,10 +156,10 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
 
 def _chosen(session: Session, asked: Asked) -> list[Site]:
     """The sites to walk."""
-    open_to_it = [s for s in session.sites if asked.targets[0].opens(s)]
-    if not open_to_it:
+    opens = asked.targets[0].opens
+    if not any(map(opens, session.sites)):
         raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
-    chosen = chosen_sites("walk", open_to_it, asked.sites)
+    chosen = chosen_sites("walk", session.sites, asked.sites, opens)
     refuse_without_rows("walk", chosen)
     return chosen
 

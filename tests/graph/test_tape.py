@@ -16,6 +16,7 @@ from noisykernels._graph.suffix import Suffix
 from noisykernels._graph.tape import NotTraceable
 from noisykernels.injection import inject, noise_state
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.site import exactly
 from noisykernels.injection.state import state_of
 from noisykernels.noise.arguments import Key
 
@@ -41,7 +42,7 @@ def test_scores_are_the_plain_ones(name: str, kind: str) -> None:
             suffix = Suffix(tape, number)
             scores = suffix.scores(clean, suffix.carry(toward, 2, 6), mixture, levels, 2, 6).view(4, 2, 6, -1)
             for i, level in enumerate(levels.tolist()):
-                state.placement = Placement(noise=noise.scaled(level), where=site, layers_own=False)
+                state.placement = Placement(noise=noise.scaled(level), where=exactly(site), layers_own=False)
                 with noise_state(injected, seed=5, draws=draws, rows=rows):
                     expected = injected(x).view(2, 6, -1)
                 bound = 10 * 1000 * 2.0**-24 * expected.abs().max()

@@ -24,6 +24,7 @@ from noisykernels._engine.targets import Activation
 from noisykernels._graph.recorder import record_tape
 from noisykernels.injection import noise_state
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.site import exactly
 from noisykernels.injection.state import state_of
 from noisykernels.noise.contract import largest_eps
 from noisykernels.reference import noise as reference
@@ -79,7 +80,7 @@ def test_below_the_proved_level_nothing_flips(name: str, kind: str) -> None:
         for site in state.traced:
             (limit,) = here.proved([Request(site, (1e-9,), (0,), len(x))])
             assert 0 < limit < math.inf, site.name
-            state.placement = Placement(noise=noise.scaled(limit), where=site.name, layers_own=False)
+            state.placement = Placement(noise=noise.scaled(limit), where=exactly(site.name), layers_own=False)
             with noise_state(injected, seed=3, draws=list(range(40)), rows=torch.arange(len(x))):
                 noisy = injected(x).view(40, len(x), -1).argmax(2)
             state.placement = Placement(layers_own=False)
