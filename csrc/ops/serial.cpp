@@ -94,12 +94,13 @@ Tensor serial(Tensor a, Tensor b, OptTensor order, Numbers product, Numbers sum,
   s.dtype = serial_type(op, a, b);
   s.Ta = a.size(0), s.Tb = b.size(0), s.T = std::max(s.Ta, s.Tb);
   s.I = a.size(1), s.K = a.size(2), s.J = b.size(2);
-  const bool any = s.Ta > 0 && s.Tb > 0 && s.I > 0 && s.J > 0;
+  if (s.Ta == 0 || s.Tb == 0) s.T = 0;
+  const bool any = s.T > 0 && s.I > 0 && s.J > 0;
   NK_CHECK(!any || (s.T % s.Ta == 0 && s.T % s.Tb == 0), op, ": the first dimension of one operand must be a multiple ",
            "of that of the other, got shapes ", shape_text(a), " and ", shape_text(b));
   NK_CHECK(s.K < (1 << 24), op, ": a sum has fewer than 2^24 steps, got ", s.K);
   NK_CHECK(low <= 0 && high >= 0, op, ": low and high must be at most and at least 0, got ", low, " and ", high);
-  Tensor out = empty_as(a, {any ? s.T : 0, s.I, s.J}, false);
+  Tensor out = empty_as(a, {s.T, s.I, s.J}, false);
   if (!any) return out;
   NK_CHECK(outputs > 0 && s.T * s.I * s.J % outputs == 0 && outputs % s.J == 0, op,
            ": outputs of a row must be a multiple of ", s.J, " that divides ", s.T * s.I * s.J, ", got ", outputs);

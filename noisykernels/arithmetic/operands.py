@@ -22,7 +22,7 @@ def pieces(contraction: Contraction, x: Tensor, weight: Tensor, laid_out: bool) 
         return
     steps, of_row = contraction.steps(weight), 1
     if contraction.geometry is not None:
-        of_row = math.prod(_positions(contraction, x, weight)) * steps * contraction.groups
+        of_row = math.prod(contraction.positions(x, weight)) * steps * contraction.groups
     elif laid_out:
         of_row = x.numel() // x.shape[0]
     of_row *= contraction.features(weight) // contraction.groups if laid_out else 1
@@ -32,20 +32,6 @@ def pieces(contraction: Contraction, x: Tensor, weight: Tensor, laid_out: bool) 
         return
     for first in range(0, x.shape[0], some):
         yield first, x.narrow(0, first, min(some, x.shape[0] - first))
-
-
-def _positions(contraction: Contraction, x: Tensor, weight: Tensor) -> list[int]:
-    """Sizes of the output of a convolution."""
-    assert contraction.geometry is not None
-    stride, padding, dilation, transposed, output_padding, _ = contraction.geometry
-    found = []
-    for d, size in enumerate(x.shape[2:]):
-        reach = dilation[d] * (weight.shape[2 + d] - 1)
-        if transposed:
-            found.append((size - 1) * stride[d] - 2 * padding[d] + reach + output_padding[d] + 1)
-        else:
-            found.append((size + 2 * padding[d] - reach - 1) // stride[d] + 1)
-    return found
 
 
 def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, list[int]]:
@@ -64,9 +50,7 @@ def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Te
         return x.reshape(1, -1, x.shape[-1]), weight.t().unsqueeze(0), [*x.shape[:-1], weight.shape[0]]
     stride, padding, dilation, transposed, output_padding, groups = contraction.geometry
     dims, rows = weight.dim() - 2, x.shape[0]
-    kernel, sizes = list(weight.shape[2:]), _positions(contraction, x, weight)
-    if min(sizes) <= 0:
-        raise ValueError(f"{contraction.name}: the kernel is larger than the padded input of shape {list(x.shape)}")
+    kernel, sizes, steps = list(weight.shape[2:]), contraction.positions(x, weight), contraction.steps(weight)
     if transposed:
         # The input spread out with zeros between, and the kernel turned round.
         for d, step in enumerate(stride):
@@ -80,9 +64,13 @@ def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Te
     else:
         before = after = list(padding)
         steps_of = list(stride)
-    pads = [side for d in range(dims - 1, -1, -1) for side in (before[d], after[d])]
+    pads = [max(0, side) for d in range(dims - 1, -1, -1) for side in (before[d], after[d])]
     if any(pads):
         x = F.pad(x, pads)
+    for d in range(dims):  # what is cropped: after what is added, which it may reach into
+        if before[d] < 0 or after[d] < 0:
+            first = max(0, -before[d])
+            x = x.narrow(2 + d, first, x.shape[2 + d] - first - max(0, -after[d]))
     strides = x.stride()
     windows = x.as_strided(
         (rows, x.shape[1], *kernel, *sizes),
@@ -94,6 +82,6 @@ def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Te
     )
     if transposed:
         windows = windows.flip(list(range(2, 2 + dims)))
-    b = windows.reshape(rows * groups, -1, math.prod(sizes))
-    a = weight.reshape(groups, -1, b.shape[1])
+    b = windows.reshape(rows * groups, steps, math.prod(sizes))
+    a = weight.reshape(groups, -1, steps)
     return a, b, [rows, a.shape[0] * a.shape[1], *sizes]

@@ -216,7 +216,7 @@ class BrainScaleS2(Arithmetic):
             parts = self._chunks(x, weight, draw)
             return torch.stack(parts, 1)
         a, b, shape = operands_of(contraction, x, weight)
-        windows = b.reshape(shape[0], -1, *b.shape[1:]).transpose(2, 3)  # (rows, groups, positions, K)
+        windows = b.reshape(shape[0], len(a), *b.shape[1:]).transpose(2, 3)  # (rows, groups, positions, K)
         groups = [self._chunks(windows[:, g], a[g], draw) for g in range(len(a))]
         parts = [torch.cat(chunk, -1).transpose(1, 2).reshape(shape) for chunk in zip(*groups, strict=True)]
         return torch.stack(parts, 1)

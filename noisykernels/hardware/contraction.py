@@ -61,6 +61,19 @@ class Contraction:
         inputs = weight.shape[0] // self.groups if self.transposed else weight.shape[1]
         return inputs * math.prod(weight.shape[2:])
 
+    def positions(self, x: Tensor, weight: Tensor) -> list[int]:
+        """Sizes of the output of a convolution of x (rows, channels, ...)."""
+        assert self.geometry is not None
+        stride, padding, dilation, transposed, output_padding, _ = self.geometry
+        found = []
+        for d, size in enumerate(x.shape[2:]):
+            reach = dilation[d] * (weight.shape[2 + d] - 1)
+            if transposed:
+                found.append((size - 1) * stride[d] - 2 * padding[d] + reach + output_padding[d] + 1)
+            else:
+                found.append((size + 2 * padding[d] - reach - 1) // stride[d] + 1)
+        return found
+
     def check(self, x: Tensor, weight: Tensor) -> None:
         """Raises an error for operands that a library's contraction would refuse."""
         name, shapes = self.name, f"got shapes {list(x.shape)} and {list(weight.shape)}"
@@ -70,9 +83,32 @@ class Contraction:
             if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
                 raise ValueError(f"{name}: x must be (..., K) and weight (N, K), {shapes}")
             return
+        stride, padding, dilation, _, output_padding, groups = self.geometry
+        if min(*stride, *dilation, groups) < 1 or min(*padding, *output_padding) < 0:
+            raise ValueError(
+                f"{name}: stride, dilation and groups must be positive and paddings not negative, got stride {stride}, "
+                f"dilation {dilation}, groups {groups}, padding {padding} and output_padding {output_padding}"
+            )
         inputs = weight.shape[0] if self.transposed else weight.shape[1] * self.groups
         if x.dim() != weight.dim() or x.shape[1] != inputs or weight.shape[0] % self.groups:
             raise ValueError(f"{name}: x must have {inputs} channels for the weight's {self.groups} groups, {shapes}")
+        self._check_positions(x, weight)
+
+    def _check_positions(self, x: Tensor, weight: Tensor) -> None:
+        """Raises an error where torch would; an output of which padding crops everything is one without positions."""
+        assert self.geometry is not None
+        stride, _, dilation, transposed, output_padding, _ = self.geometry
+        beyond = [o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)]
+        if transposed and any(beyond) and x.shape[0] > 0:
+            raise ValueError(
+                f"{self.name}: output_padding must be smaller than stride or dilation, got {output_padding} beside "
+                f"stride {stride} and dilation {dilation}"
+            )
+        sizes = self.positions(x, weight)
+        if transposed and min(sizes) < 0:
+            raise ValueError(f"{self.name}: the padding crops more than there is: the output would have sizes {sizes}")
+        if not transposed and min(sizes) <= 0:
+            raise ValueError(f"{self.name}: the kernel is larger than the padded input of shape {list(x.shape)}")
 
     def largest(self, weight: Tensor) -> Tensor:
         """The largest magnitude of the weights of each output feature: (N)."""

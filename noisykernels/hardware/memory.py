@@ -11,15 +11,13 @@ from torch import Tensor
 from noisykernels._util.checks import in_range, one_of, whole
 from noisykernels._util.tensors import kept_type, number, or_one, shown, straight_through
 from noisykernels.hardware.device import Device, Draw
+from noisykernels.hardware.grid import ROUNDINGS, Grid
 
-__all__ = ["PCM", "ROUND", "ROUNDINGS", "DifferentialPair"]
+__all__ = ["PCM", "DifferentialPair"]
 
 
-# ------------------------------------------------------------------------------------------- arithmetic
-
-ROUND = {"floor": torch.floor, "nearest": torch.round}  # torch.round takes ties to the even neighbour
-ROUNDINGS = ("nearest", "floor")
 OVER = ("layer", "channel")
+ALMOST = 1e-6  # of a step: a weight that is on the grid but for its last bits is not rounded down
 
 
 # ------------------------------------------------------------------------------------------- weights
@@ -89,10 +87,9 @@ class DifferentialPair(Device):
         largest = draw.largest(held, self.over)
         if self.levels is not None:
             steps = held.double() / or_one(largest) * self.levels
-            if self.rounding == "floor":  # a weight that is on the grid but for its last bits stays there
-                steps = steps + 1e-6
-            steps = ROUND[self.rounding](steps).to(kept)
-            held = straight_through(steps * (largest / self.levels), held)
+            steps = torch.floor(steps + ALMOST) if self.rounding == "floor" else torch.round(steps)
+            grid = Grid(largest, -self.levels, self.levels, weight.dtype)
+            held = straight_through(grid.value(grid.beside(held.detach(), steps.detach().to(kept))), held)
         spread = (self.sigma / self.g_max).to(held.device, kept) * largest
         plus = torch.where(held >= 0, held, 0) + spread * draw.fixed(held.shape, "g_plus", dtype=kept)
         minus = torch.where(held < 0, -held, 0) + spread * draw.fixed(held.shape, "g_minus", dtype=kept)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.checks import in_range, one_of, whole
-from noisykernels._util.tensors import can_look, kept_type, number, or_one, shown, straight_through
+from noisykernels._util.tensors import can_look, kept_type, number, shown, straight_through
 from noisykernels.hardware.device import Device, Draw
-from noisykernels.hardware.memory import ROUND, ROUNDINGS
+from noisykernels.hardware.grid import ROUNDINGS, Grid
 
 __all__ = ["ADC", "DAC", "ColumnGain", "ColumnOffset"]
 
@@ -47,9 +47,9 @@ class _Converter(Device):
         kept = kept_type(value)
         x = value.to(kept)
         top = 2 ** (self.bits - self.signed) - 1
-        bottom = -top - 1 if self.signed else 0
+        least = -top - 1 if self.signed else 0
         if isinstance(self.limit, str):
-            limit = torch.linalg.vector_norm(x.detach().flatten(1), math.inf, 1).view(-1, *[1] * (x.dim() - 1))
+            limit = self._of_rows(x.detach())
         else:
             limit = self.limit.to(x.device, kept)
             if limit.dim() == 1:
@@ -60,9 +60,16 @@ class _Converter(Device):
                         f"{name}: limit must hold one value for each of {channels} channels, got {len(limit)}"
                     )
                 limit = draw.channels(limit, x)
-        step = or_one(limit / top)
-        exact = ROUND[self.rounding](x / step).clamp(bottom, top) * step
-        return straight_through(exact, x.clamp(bottom * step, top * step)).to(value.dtype)
+        grid = Grid(limit, least, top, value.dtype)
+        exact = grid.value(grid.code(x.detach(), self.rounding))
+        lowest, highest = (grid.stored(x.new_tensor(code)) for code in (least, top))
+        return straight_through(exact, x.clamp(lowest, highest)).to(value.dtype)
+
+    def _of_rows(self, x: Tensor) -> Tensor:
+        """The limit of each row: its largest magnitude, or without codes below zero its largest value."""
+        rows = x.flatten(1)
+        limit = torch.linalg.vector_norm(rows, math.inf, 1) if self.signed else rows.amax(1).clamp(min=0)
+        return limit.view(-1, *[1] * (x.dim() - 1))
 
     def __repr__(self) -> str:
         names = ("bits", "limit", "signed", "rounding")
@@ -76,15 +83,16 @@ class DAC(_Converter):
         \qquad \Delta = limit / q_{max}
 
     Signed codes reach from :math:`-2^{b-1}` to :math:`2^{b-1} - 1`, unsigned ones from 0 to :math:`2^b - 1`. So the
-    limit is the largest value that can be told, and zero is one of them.
+    limit is the largest value that can be told, and zero is one of them. What has the value of a code keeps it: to
+    convert twice is to convert once.
 
     Args:
         bits: 1 to 24, at least 2 if signed.
         limit: value of the largest code, in units of the input: a number; a tensor of one, or of one for each input
-            feature (channel); or ``"row"``: the largest magnitude of the row, all its positions and channels. It never
-            depends on what other rows are in the batch.
+            feature (channel); or ``"row"``: the largest magnitude of the row, all its positions and channels (of an
+            unsigned converter: the largest value). It never depends on what other rows are in the batch.
         signed: whether there are codes below zero.
-        rounding: ``"nearest"`` (ties to even) or ``"floor"``.
+        rounding: ``"nearest"`` (ties to even), or ``"floor"``: the largest code whose value is not above.
 
     The gradient passes straight through the rounding, is 1 from the smallest to the largest code and 0 where the
     converter saturates; a limit takes part in none.
@@ -115,7 +123,7 @@ class ADC(_Converter):
     Args:
         bits, signed, rounding: as for `DAC`.
         limit: value of the largest code, in units of the output: a number; a tensor of one, or of one for each output
-            feature (channel); or ``"row"``: the largest magnitude of the row.
+            feature (channel); or ``"row"``: as for `DAC`.
 
     Gradient, errors and source: as for `DAC`.
 
