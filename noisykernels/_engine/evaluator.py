@@ -20,7 +20,8 @@ from noisykernels._engine.plan import ROWS, Plan, choose_plan
 from noisykernels._engine.proofs import proved_up_to
 from noisykernels._engine.request import Advance, Answer, Request, unheard
 from noisykernels._engine.session import Session
-from noisykernels._engine.shared import SharedEngine
+from noisykernels._engine.shared import Failed, SharedEngine
+from noisykernels._engine.verification import Verification, verified
 from noisykernels._graph.recorder import record_tape
 from noisykernels._graph.tape import NotTraceable, Tape
 from noisykernels._util.runtime import gpu_precision
@@ -53,12 +54,16 @@ class Evaluator:
         plan: of the engine that shares work; None: there is none.
         tape: of the model; None records it if there is a plan.
         idle: sites on which the scores do not depend.
+
+    Attributes:
+        verifications: of each target, what came of holding the engines against each other; sites that differ run whole.
     """
 
     def __init__(
         self, session: Session, plan: Plan | None, tape: Tape | None = None, idle: Collection[str] = ()
     ) -> None:
         self.session, self.problem, self.plan, self.idle = session, session.problem, plan, idle
+        self.verifications = [Verification() for _ in self.problem.targets]
         self.plain = PlainEngine(session)
         self.shared: SharedEngine | None = None
         if plan is not None:
@@ -67,9 +72,9 @@ class Evaluator:
             self.shared = SharedEngine(self.problem, tape, plan)
 
     @classmethod
-    def of(cls, session: Session, chosen: Sequence[Site]) -> Evaluator:
-        """The engines that a session's `Compute` asks for, at the sites chosen; with a warning where work cannot be
-        shared."""
+    def of(cls, session: Session, chosen: Sequence[Site], levels: Sequence[float]) -> Evaluator:
+        """The engines that a session's `Compute` asks for, at the sites chosen, for the levels of a grid; with a warning
+        where work cannot be shared, and where the engines differ."""
         if session.compute.engine == "plain" or (tape := _tape(session)) is None:
             return cls(session, None)
         idle = idle_sites(session, tape, chosen)
@@ -78,7 +83,21 @@ class Evaluator:
             return cls(session, None, idle=idle)
         device = session.problem.device
         plan = choose_plan(tape, session.compute.memory_on(device), session.passes.rows, device)
-        return cls(session, plan, tape, idle)
+        here = cls(session, plan, tape, idle)
+        assert here.shared is not None
+        with torch.inference_mode():
+            here.verifications = verified(session, here.shared, chosen, levels)
+        here._tell_differing()
+        return here
+
+    def _tell_differing(self) -> None:
+        """Warns of sites that are not trusted."""
+        found = {name: reason for one in self.verifications for name, reason in one.differing.items()}
+        if found:
+            said = ", ".join(f"{name} ({reason})" for name, reason in found.items())
+            warnings.warn(
+                f"{self.session.op}: for these sites every pass runs the whole model: {said}", stacklevel=5
+            )  # of the caller of `walk`
 
     def described(self) -> dict[str, Any]:
         """The contraction plan: all that fixes how contractions round, as a study's JSON can hold it."""
@@ -103,8 +122,9 @@ class Evaluator:
 
     def shares(self, request: Request) -> bool:
         """Whether the engine that shares work can evaluate a request."""
-        target = self.problem.targets[request.which]
-        return self.shared is not None and target.reaches(self.shared.tape, request.site.name)
+        site, target = request.site.name, self.problem.targets[request.which]
+        trusted = site not in self.verifications[request.which].differing
+        return self.shared is not None and trusted and target.reaches(self.shared.tape, site)
 
     def rows_of_task(self, request: Request) -> int:
         """Some hundred rows, at whose multiples a request may be cut without changing its answer."""
@@ -145,7 +165,10 @@ class Evaluator:
     @torch.inference_mode()
     def scales(self, sites: Sequence[Site], which: int) -> dict[str, float]:
         """Where to begin to look for the levels of a target, at the sites of which that is known."""
-        return {} if self.shared is None else self.shared.scales(sites, self.problem.targets[which])
+        if self.shared is None:
+            return {}
+        mine = [s for s in sites if self.shares(Request(s, (), (), 0, which=which))]
+        return self.shared.scales(mine, self.problem.targets[which])
 
     def shares_rows(self, which: int) -> bool:
         """Whether the rows of a draw share what is random under a target."""
@@ -154,7 +177,12 @@ class Evaluator:
     @torch.inference_mode()
     def proved(self, requests: Sequence[Request]) -> list[float]:
         """For each request on all rows, the level up to which no prediction can flip."""
-        return [0.0] * len(requests) if self.shared is None else proved_up_to(self.shared, requests)
+        found = [0.0] * len(requests)
+        mine = [i for i, r in enumerate(requests) if self.shares(r)]
+        if self.shared is not None:
+            for i, limit in zip(mine, proved_up_to(self.shared, [requests[i] for i in mine]), strict=True):
+                found[i] = limit
+        return found
 
 
 def _tape(session: Session) -> Tape | None:

@@ -13,12 +13,32 @@ from torch import Tensor
 from noisykernels._engine.plan import Plan
 from noisykernels._engine.request import Answer, Request
 from noisykernels._engine.session import Problem
-from noisykernels._engine.targets import Target, Work
+from noisykernels._engine.targets import Pass, Target, Work
 from noisykernels._graph.suffix import Suffix
 from noisykernels._graph.tape import Tape
 from noisykernels.injection.site import Site
 
-__all__ = ["SharedEngine"]
+__all__ = ["Failed", "SharedEngine"]
+
+
+class Failed(Exception):
+    """An operation of the recording has raised: the site that was run (empty: all need it), and why."""
+
+    @property
+    def site(self) -> str:
+        """Its name."""
+        return str(self.args[0])
+
+    @property
+    def reason(self) -> str:
+        """Of the operation, one line."""
+        return str(self.args[1])
+
+    @classmethod
+    def by(cls, site: str, error: Exception) -> Failed:
+        """Of an operation's own error."""
+        said = next(iter(str(error).splitlines()), "")
+        return cls(site, f"what was recorded fails: {type(error).__name__}: {said}")
 
 
 class SharedEngine:
@@ -44,31 +64,53 @@ class SharedEngine:
     def chunk(
         self, requests: Sequence[Request], first: int, data: tuple[Tensor, Tensor, Tensor]
     ) -> Iterator[tuple[int, Answer]]:
-        """See `evaluator.Engine`. Requests that differ in levels and noise only share what is drawn and carried, if
-        they are of as many levels: passes are then cut as they would be for each alone.
+        """See `evaluator.Engine`.
+
+        Raises:
+            Failed: an operation of the recording.
         """
         inputs, labels, rows = data
-        metric = self.problem.metric
-        clean = self.tape.run(inputs)
-        groups: dict[Any, list[int]] = {}
-        for k, r in enumerate(requests):
-            groups.setdefault((r.site.name, len(r.levels), r.draws, r.start, r.rows), []).append(k)
-        for group in groups.values():
-            one, mine = requests[group[0]], [requests[k] for k in group]
-            targets = [self.problem.targets[r.which] for r in mine]
-            size = (len(one.draws), one.rows)
-            found = [labels.new_zeros((len(r.levels), *size), dtype=metric.dtype) for r in mine]
+        metric, clean = self.problem.metric, self.clean(inputs)
+        for group in _alike(requests):
+            mine = [requests[k] for k in group]
+            start, count = mine[0].start - first, mine[0].rows
+            found = [labels.new_zeros((len(r.levels), len(r.draws), count), dtype=metric.dtype) for r in mine]
+            for k, row, part in self.passes(mine, first, clean, rows):
+                numbers = metric.of_rows(part.scores, labels[start + row :][: part.scores.shape[2]])
+                part.put(numbers, row, found[k])
+            for k, numbers in zip(group, found, strict=True):  # where the device is waited for
+                yield k, numbers.cpu().numpy()
+
+    def clean(self, inputs: Tensor) -> dict[int, Any]:
+        """All values of some rows without noise."""
+        try:
+            return self.tape.run(inputs)
+        except Exception as error:
+            raise Failed.by("", error) from error
+
+    def passes(
+        self, requests: Sequence[Request], first: int, clean: dict[int, Any], rows: Tensor
+    ) -> Iterator[tuple[int, int, Pass]]:
+        """Scores of requests that are alike, as (place in `requests`, row of the request that is the pass's first, pass).
+
+        Args:
+            requests: of one site, as many levels, the same draws and rows, which lie within a chunk.
+            first: number of the chunk's first row.
+            clean: all values of the chunk's rows.
+            rows: their ids.
+        """
+        one = requests[0]
+        targets = [self.problem.targets[r.which] for r in requests]
+        try:
             step = max(1, self.plan.near // (2 * self.suffix(one.site.name).near), targets[0].least_rows)
             for low in range(one.start - first, one.end - first, step):
                 high = min(low + step, one.end - first)
-                part = self._cut(targets[0], one.site.name, clean, low, high, len(labels))
-                work = self._work(one.site, part, rows[low:high], one.draws, [r.levels for r in mine], targets)
-                at = low - (one.start - first)
-                for k, level, draw, scores in targets[0].passes(work):
-                    levels, draws = slice(level, level + len(scores)), slice(draw, draw + scores.shape[1])
-                    found[k][levels, draws, at : at + high - low] = metric.of_rows(scores, labels[low:high])
-            for k, numbers in zip(group, found, strict=True):  # where the device is waited for
-                yield k, numbers.cpu().numpy()
+                part = self._cut(targets[0], one.site.name, clean, low, high, len(rows))
+                work = self._work(one.site, part, rows[low:high], one.draws, [r.levels for r in requests], targets)
+                for found in targets[0].passes(work):
+                    yield found.request, low - (one.start - first), found
+        except Exception as error:
+            raise Failed.by(one.site.name, error) from error
 
     def _work(
         self, site: Site, clean: dict[int, Any], rows: Tensor, draws: tuple[int, ...],
@@ -89,14 +131,24 @@ class SharedEngine:
             found[n] = value if high - low == rows else value.narrow(dim, low * each, (high - low) * each)
         return found
 
+    def scale(self, site: Site, target: Target, clean: dict[int, Any], rows: Tensor) -> float | None:
+        """The level at which a target is about as large as the values at a site, from those of some rows: a quarter of a
+        decade coarse."""
+        ratio = target.ratio(self._work(site, clean, rows, (0,), [(1.0,)], [target]))
+        return 10 ** (round(4 * math.log10(ratio)) / 4) if math.isfinite(ratio) and ratio > 0 else None
+
     def scales(self, sites: Sequence[Site], target: Target) -> dict[str, float]:
-        """The level at which a target is about as large as the values, for each site that can be reached: a quarter of
-        a decade coarse."""
+        """The `scale` of each of some sites, where it is known."""
         inputs, _, rows = (part[: min(100, self.plan.rows)] for part in self.problem.data)
-        clean, found = self.tape.run(inputs), {}
-        for site in sites:
-            if target.reaches(self.tape, site.name):
-                ratio = target.ratio(self._work(site, clean, rows, (0,), [(1.0,)], [target]))
-                if math.isfinite(ratio) and ratio > 0:
-                    found[site.name] = 10 ** (round(4 * math.log10(ratio)) / 4)
-        return found
+        clean = self.clean(inputs)
+        found = {site.name: self.scale(site, target, clean, rows) for site in sites}
+        return {name: scale for name, scale in found.items() if scale is not None}
+
+
+def _alike(requests: Sequence[Request]) -> list[list[int]]:
+    """Places of requests that differ in levels and noise only: they share what is drawn and carried, if they are of as
+    many levels: passes are then cut as they would be for each alone."""
+    groups: dict[Any, list[int]] = {}
+    for k, r in enumerate(requests):
+        groups.setdefault((r.site.name, len(r.levels), r.draws, r.start, r.rows), []).append(k)
+    return list(groups.values())

@@ -88,6 +88,12 @@ class Pass(NamedTuple):
     draw: int
     scores: Tensor
 
+    def put(self, numbers: Tensor, row: int, found: Tensor) -> None:
+        """Puts numbers [levels, draws, rows, ...] of its scores where they belong among those of the request, of which
+        `row` is its first."""
+        levels, draws, rows = numbers.shape[:3]
+        found[self.level :, self.draw :, row:][:levels, :draws, :rows] = numbers
+
 
 class Target(ABC):
     """What a walk puts in, at level 1."""

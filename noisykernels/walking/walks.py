@@ -143,7 +143,7 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     sent = None if session.compute.executor is None else packed(problem)  # before it is injected
     with session:
         cells = Cells(_chosen(session, asked), len(targets), session.clean, _floor(session, asked), asked.metric)
-        here = Evaluator.of(session, cells.sites)
+        here = Evaluator.of(session, cells.sites, strategy.levels)
         plan = here.described()
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
         if identity := asked.metric.identity():
@@ -151,7 +151,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
             found = strategy.run(evaluate, here, cells, asked.progress)
     plan |= {"memory": session.compute.memory_on(problem.device)}
-    return [_study(session, asked, cells, found, plan, which) for which in range(len(targets))]
+    plans = [plan | ({} if here.shared is None else {"verification": v.told()}) for v in here.verifications]
+    return [_study(session, asked, cells, found, plan, which) for which, plan in enumerate(plans)]
 
 
 def _chosen(session: Session, asked: Asked) -> list[Site]:

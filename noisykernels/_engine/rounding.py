@@ -1,0 +1,127 @@
+"""How far rounding can move a model's scores: what engines that compute the same real numbers may differ by.
+
+A contraction of K terms x_k w_k, summed in any order in arithmetic of unit roundoff u, is off by at most K u sum|x_k w_k|
+and, its roundings being as good as independent of mean zero, with a standard deviation of about sqrt(K) u ||x w||
+(Higham and Mary, SIAM J. Sci. Comput. 41, 2019). Multiplying each x_k by (1 + eta e_k), e_k standard normal, moves the
+sum by eta ||x w||. So a run of the model in which the result of every site is multiplied by such factors, with
+eta = sqrt(K) u, scatters its scores as the roundings of one engine do in the least favourable order of summation,
+carried through whatever follows: cancellations, norms and all. Values of a half type are summed in float32 and rounded
+once: there eta is its u, if that is larger; likewise that of tf32, which rounds what goes in.
+
+Factors are `WIDER` times as large: an operation that jumps (a code of a converter, a comparison) is then seen to jump
+wherever rounding could make it. What is seen to move, at most in a few runs, is taken `FACTOR` times: for the difference
+of two engines (sqrt 2), for what an engine rounds beside the contraction (a norm folded into the weights, a direction
+added to a value: some roundings of the same terms), and because the largest of a few normal numbers may be a small one.
+The roundings of the scores themselves, u times the largest of the row, come on top.
+Both are powers of two, chosen before anything was measured: a difference of WIDER * FACTOR / sqrt(2) = 45 standard
+deviations of the model above is no rounding. A fault moves scores by per cents of what noise does: with K = 1,000 in float32,
+WIDER * FACTOR * sqrt(K) u is 1.2e-4 for each layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from noisykernels._engine.session import Session
+from noisykernels._util.runtime import gpu_precision
+from noisykernels.injection.kinds import in_place
+from noisykernels.injection.mode import SiteMode
+from noisykernels.injection.placement import Placement
+from noisykernels.injection.state import begin, original_class
+
+__all__ = ["Rounding"]
+
+WIDER = 8  # times the factors of the model of roundings
+FACTOR = 8  # times what the scores are seen to move
+TF32 = 2.0**-11  # its unit roundoff
+
+
+class _Shaken(SiteMode):
+    """Runs a forward with its noise, in which the result of every site is multiplied by factors close to 1."""
+
+    def __init__(self, size: float, generator: torch.Generator, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.size, self.generator = size, generator
+
+    def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
+        """See `SiteMode`."""
+        out = super().site(kind, func, args, kwargs, row_dim)
+        if in_place(func, args, kwargs):  # whoever shares the memory sees the same
+            return out.mul_(self._factors(out))
+        given = {_memory(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        return pytree.tree_map(lambda t: self._shaken(t) if isinstance(t, Tensor) and _memory(t) not in given else t, out)
+
+    def _layer(self, op: Callable[..., Tensor], kind: str, noise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._shaken(super()._layer(op, kind, noise, x, *args, **kwargs))
+
+    def _shaken(self, value: Tensor) -> Tensor:
+        return value * self._factors(value) if value.is_floating_point() else value
+
+    def _factors(self, value: Tensor) -> Tensor:
+        drawn = torch.randn(value.shape, generator=self.generator, device=value.device)
+        return (1 + self.size * drawn.double()).to(value.dtype)
+
+
+def _memory(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+class Rounding:
+    """What rounding makes of the scores of a session's model.
+
+    Args:
+        session: with the model.
+        values: of a forward, which tell in what types it computes.
+    """
+
+    def __init__(self, session: Session, values: Sequence[Any]) -> None:
+        self.session = session
+        kinds = {t.dtype for t in values if isinstance(t, Tensor) and t.is_floating_point()} or {torch.float32}
+        self.unit = max(torch.finfo(kind).eps for kind in kinds) / 2
+        terms = max((p[0].numel() for p in session.model.parameters() if p.dim() > 1 and len(p)), default=1)
+        summed = torch.finfo(torch.float64 if kinds == {torch.float64} else torch.float32).eps / 2
+        coarse = TF32 if session.problem.device.type == "cuda" and "tf32" in gpu_precision() else 0.0
+        self.size = WIDER * max(self.unit, math.sqrt(terms) * summed, coarse)
+
+    def bound(
+        self, placement: Placement, plain: Tensor, data: tuple[Tensor, Tensor], draws: Sequence[int], runs: Sequence[int]
+    ) -> Tensor:  # fmt: skip
+        """How far another engine's scores may be from the plain one's, for each row and score: [rows, classes].
+
+        Args:
+            placement: under which they are.
+            plain: [draws, rows, classes], finite or not.
+            data: inputs and ids of the rows.
+            draws: ids.
+            runs: numbers of the runs with factors; the more, the more certain.
+        """
+        inputs, rows = data
+        scores = plain.double()
+        moved = torch.zeros_like(scores[0])
+        for run in runs:
+            with self.session.placing(placement), self.session.drawing(rows, draws):
+                shaken = self._run(inputs, run).unflatten(0, (len(draws), len(rows)))
+            apart = (shaken.double() - scores).abs().amax(0)
+            moved = torch.maximum(moved, torch.nan_to_num(apart, nan=math.inf))  # at the end of the range, anything
+        return FACTOR * (moved + self.unit * scores.abs().amax((0, 2)).unsqueeze(-1))
+
+    def _run(self, inputs: Tensor, run: int) -> Tensor:
+        """Scores of a forward with factors."""
+        model, state = self.session.model, self.session.state
+        generator = torch.Generator(inputs.device).manual_seed(run)
+        make = functools.partial(_Shaken, self.size, generator)
+        if inputs.is_floating_point():
+            drawn = torch.randn(inputs.shape, generator=generator, device=inputs.device)
+            inputs = inputs * (1 + self.size * drawn.double()).to(inputs.dtype)
+        mode, args, kwargs = begin(model, state, (inputs,), {}, make=make)
+        forward: Any = original_class(type(model))
+        with mode:
+            found: Tensor = forward.forward(model, *args, **kwargs)
+        return found
