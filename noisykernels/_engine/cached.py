@@ -13,9 +13,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,18 +33,28 @@ GO = 5.0  # seconds of tasks evaluated in one go: they share the clean prefix an
 FIRST_GO = 20_000  # predictions of the first one, which tells how fast they are
 
 
+class Engines(Protocol):
+    """What is known of who evaluates a request; it may change while one is evaluated."""
+
+    def rows_of_task(self, request: Request) -> int:
+        """Rows of a task of a request, a multiple of its engine's chunks."""
+
+    def engine_of(self, request: Request) -> str:
+        """By what answers of one engine are told from those of another."""
+
+
 class CachedAnswers:
     """Evaluates requests through a store.
 
     Args:
         store: the file.
         evaluate: gives the answers that the file does not hold.
-        rows_of: rows of a task of a request, a multiple of its engine's chunks.
+        engines: tell how tasks are cut, and by which engine they are evaluated.
         law: by which answers are packed.
     """
 
-    def __init__(self, store: Store, evaluate: Evaluate, rows_of: Callable[[Request], int], law: Law) -> None:
-        self.store, self.evaluate, self.rows_of, self.law = store, evaluate, rows_of, law
+    def __init__(self, store: Store, evaluate: Evaluate, engines: Engines, law: Law) -> None:
+        self.store, self.evaluate, self.engines, self.law = store, evaluate, engines, law
         self.together = FIRST_GO  # predictions of one go
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.cells: dict[tuple[str, str, str, int], Any] = {}  # (site, rows, bits of level, draw): answer of the rows
@@ -52,11 +62,11 @@ class CachedAnswers:
 
     def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
         """The answers to requests, from the file or evaluated now; waits for those that others are at."""
-        parts = [list(self._parts(r)) for r in requests]
         told = 0.0
         try:
             while True:
                 self._look()
+                parts = [list(self._parts(r)) for r in requests]
                 rest = [lack for some in parts for part in some for lack in self._rest(part)]
                 open_cells = sum(r.cells / (len(w.draws) * w.rows)
                                  for w, some in zip(requests, parts, strict=True)
@@ -74,7 +84,8 @@ class CachedAnswers:
 
     def _worked(self, group: Sequence[Request]) -> bool:
         """Evaluates what nobody else is at of a group; whether there was anything."""
-        mine = [r for r in group if self.store.claim([_key(r)], self.owner, LEASE, 1)]
+        keys = [self._key(r) for r in group]
+        mine = [r for r, key in zip(group, keys, strict=True) if self.store.claim([key], self.owner, LEASE, 1)]
         if mine:
             start = time.monotonic()
             with self._alive():
@@ -82,12 +93,13 @@ class CachedAnswers:
             predictions = sum(answer.size for answer in answers)
             self.together = max(FIRST_GO, int(predictions * GO / max(1e-3, time.monotonic() - start)))
             for request, answer in zip(mine, answers, strict=True):
-                self.store.finish(_key(request), self.law.packed(answer), self.owner)
+                if (key := self._key(request)) in keys:  # else another engine has taken over: it cuts other tasks
+                    self.store.finish(key, self.law.packed(answer), self.owner)
         return bool(mine)
 
     def _parts(self, request: Request) -> Iterator[Request]:
         """A request cut by rows into what makes one task each."""
-        step = self.rows_of(request)
+        step = self.engines.rows_of_task(request)
         for first in range(request.start // step * step, request.end, step):
             if (part := request.within(first, first + step)) is not None:
                 yield part
@@ -141,16 +153,15 @@ class CachedAnswers:
         return [replace(request, levels=tuple(levels), draws=draws) for draws, levels in lacking.items()]
 
     def _cell(self, request: Request, level: float, draw: int) -> Any:
-        return self.cells.get((_site(request), f"{request.start}:{request.end}", float(level).hex(), draw))
+        return self.cells.get((self._site(request), f"{request.start}:{request.end}", float(level).hex(), draw))
 
     def _assembled(self, request: Request) -> Answer:
         return np.stack([np.stack([self._cell(request, v, d) for d in request.draws]) for v in request.levels])
 
+    def _site(self, request: Request) -> str:
+        """The site, which of several noises it is, and the engine."""
+        which = str(request.which) if request.which else ""
+        return "~".join(filter(None, (request.site.name, which, self.engines.engine_of(request))))
 
-def _site(request: Request) -> str:
-    """The site, and which of several noises it is."""
-    return f"{request.site.name}~{request.which}" if request.which else request.site.name
-
-
-def _key(request: Request) -> str:
-    return task_key(_site(request), request.levels, request.draws, (request.start, request.end))
+    def _key(self, request: Request) -> str:
+        return task_key(self._site(request), request.levels, request.draws, (request.start, request.end))

@@ -1,4 +1,5 @@
-"""Who evaluates a study's requests: the engines here, the workers of an executor, and before either a store."""
+"""Who evaluates a study's requests: the engines here or the workers of an executor, again where a recording failed, and
+before either a store."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from typing import Any
 
 from noisykernels._engine.cached import CachedAnswers
 from noisykernels._engine.evaluator import Evaluator
-from noisykernels._engine.request import Evaluate
+from noisykernels._engine.request import Advance, Answer, Evaluate, Request, unheard
 from noisykernels._engine.session import Problem
+from noisykernels._engine.shared import Failed
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import study_key
 from noisykernels._engine.workers import Workers
@@ -38,10 +40,34 @@ def evaluation(
             executor = here.session.compute.executor
             assert executor is not None
             evaluate = stack.enter_context(Workers(executor, sent, here))
+        evaluate = _Again(here, evaluate)
         if store is not None:
             opened = stack.enter_context(Store(store, _key(here.problem, plan, levels)))
-            evaluate = CachedAnswers(opened, evaluate, here.rows_of_task, here.problem.metric.law)
+            evaluate = CachedAnswers(opened, evaluate, here, here.problem.metric.law)
         yield evaluate
+
+
+class _Again:
+    """Evaluates again where an operation of the recording fails: then the site runs whole, all of its rows alike."""
+
+    def __init__(self, here: Evaluator, evaluate: Evaluate) -> None:
+        self.here, self.evaluate = here, evaluate
+
+    def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
+        """See `Evaluate`."""
+        done = 0.0
+
+        def told(more: float) -> None:
+            nonlocal done
+            done += more
+            advance(more)
+
+        while True:
+            try:
+                return self.evaluate.answers(requests, told)
+            except Failed as failed:
+                self.here.distrust(failed, requests)
+            told(-done)
 
 
 def _key(problem: Problem, plan: dict[str, Any], levels: Sequence[float]) -> dict[str, Any]:

@@ -126,6 +126,18 @@ class Evaluator:
         trusted = site not in self.verifications[request.which].differing
         return self.shared is not None and trusted and target.reaches(self.shared.tape, site)
 
+    def distrust(self, failed: Failed, requests: Sequence[Request]) -> None:
+        """From now on a site runs whole whose recording failed: of all of these requests, if it failed before any."""
+        for r in requests:
+            if self.shares(r) and failed.site in ("", r.site.name):
+                self.verifications[r.which].differing[r.site.name] = failed.reason
+        self._tell_differing()
+
+    def engine_of(self, request: Request) -> str:
+        """By what a store tells answers of the engines from each other: empty, or that a site of a model whose work is
+        shared runs whole."""
+        return "" if self.shared is None or self.shares(request) else "whole"
+
     def rows_of_task(self, request: Request) -> int:
         """Some hundred rows, at whose multiples a request may be cut without changing its answer."""
         chunk = self.shared.rows if self.shared is not None and self.shares(request) else self.plain.rows
@@ -142,6 +154,9 @@ class Evaluator:
 
         Args:
             advance: called with the levels done since, in parts.
+
+        Raises:
+            Failed: an operation of the recording.
         """
         found = [self.problem.metric.law.empty(len(r.levels), len(r.draws), r.rows) for r in requests]
         with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 Anything with the semantics of `concurrent.futures` will do: `submit` gives a future. A worker that dies gives an error
 there, and the part is sent again. Requests are cut by rows at the borders of chunks, so answers depend neither on the
-number of workers nor on who evaluates what.
+number of workers nor on who evaluates what. That is checked: something of each worker's first part is repeated here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -89,10 +90,18 @@ class Part:
     plan: Plan | None
     threads: int
     versions: tuple[str, int, str]  # of torch and of the noise stream, and the CPU level
+    differing: tuple[dict[str, str], ...]  # of each target, the sites that run whole
     requests: tuple[Request, ...]
 
 
-def evaluate_part(part: Part, problem: bytes | None) -> list[Answer] | Exception | None:
+class Given(NamedTuple):
+    """What a worker answers."""
+
+    worker: str
+    answers: list[Answer]
+
+
+def evaluate_part(part: Part, problem: bytes | None) -> Given | Exception | None:
     """In the worker: the answers; an error of the model or the versions; None: it does not know the problem yet."""
     try:
         if part.versions != (mine := _versions()):
@@ -110,15 +119,22 @@ def evaluate_part(part: Part, problem: bytes | None) -> list[Answer] | Exception
             while len(known) >= KEPT:
                 known.pop(next(iter(known))).session.__exit__(None, None, None)
             known[part.key] = Evaluator(session, part.plan)
+        here: Evaluator = known[part.key]
+        for verification, differing in zip(here.verifications, part.differing, strict=True):
+            verification.differing = differing
         with torch_threads(part.threads):
-            found: list[Answer] = known[part.key].answers(part.requests)
-        return found
+            return Given(_me(), here.answers(part.requests))
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # it would break the pool on its way back
             return RuntimeError(f"{type(error).__name__}: {error}")
         return error
+
+
+def _me() -> str:
+    """This worker, as a person can find it."""
+    return f"{socket.gethostname()}, process {os.getpid()}, thread {threading.get_native_id()}"
 
 
 def _versions() -> tuple[str, int, str]:
@@ -147,7 +163,8 @@ class Workers:
         self.executor = self._pool() if isinstance(executor, int) else executor
         self.problem, self.here = problem, here
         key, passes = hashlib.sha256(problem).hexdigest(), here.session.passes
-        self.part = Part(key, passes, here.plan, torch.get_num_threads(), _versions(), ())
+        self.part = Part(key, passes, here.plan, torch.get_num_threads(), _versions(), (), ())
+        self.trusted: dict[str, bool] = {}  # each worker
         self.workers = self.count or getattr(executor, "_max_workers", None) or os.cpu_count() or 4
 
     def _pool(self) -> Executor:
@@ -168,6 +185,7 @@ class Workers:
     def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
         """As `Evaluator.answers`."""
         parts = list(self._cut(requests))
+        part = replace(self.part, differing=tuple(dict(v.differing) for v in self.here.verifications))
         answers: dict[int, list[Answer]] = {}
         waiting = deque(range(len(parts)))
         unknown: set[int] = set()  # parts whose worker did not know the problem
@@ -176,8 +194,8 @@ class Workers:
         carrying: set[Future[Any]] = set()  # with the problem: one for each worker at most, for it may be large
 
         def told(i: int) -> None:
-            for k, part in parts[i]:
-                advance(len(part.levels) * part.rows / requests[k].rows)
+            for k, r in parts[i]:
+                advance(len(r.levels) * r.rows / requests[k].rows)
 
         try:
             while waiting or running:
@@ -186,7 +204,7 @@ class Workers:
                     i = waiting[0]
                     if i in unknown and len(carrying) >= self.workers:
                         break
-                    message = replace(self.part, requests=tuple(r for _, r in parts[i]))
+                    message = replace(part, requests=tuple(r for _, r in parts[i]))
                     try:
                         future = self.executor.submit(evaluate_part, message, self.problem if i in unknown else None)
                     except BrokenExecutor as error:
@@ -203,12 +221,13 @@ class Workers:
                         carrying.add(future)
                 for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                     i = running.pop(future)
-                    answer = self._result(future, i, tries)
-                    if answer is None:
+                    given = self._result(future, i, tries)
+                    if given is None:
                         waiting.appendleft(i)
                         unknown.add(i)
                     else:
-                        answers[i] = answer
+                        asked = [r for _, r in parts[i]]
+                        answers[i] = given.answers if self._trusts(given, asked) else self.here.answers(asked)
                         told(i)
                         if future in carrying:  # its worker knows the problem now
                             unknown.clear()
@@ -223,7 +242,27 @@ class Workers:
         law = self.here.problem.metric.law
         return [joined(law, request, found[k]) for k, request in enumerate(requests)]
 
-    def _result(self, future: Future[Any], i: int, tries: list[int]) -> list[Answer] | None:
+    def _trusts(self, given: Given, asked: Sequence[Request]) -> bool:
+        """Whether a worker's answers are this process's own: of its first part one request, another one of each worker,
+        is repeated on a chunk of rows, and must be equal to the bit."""
+        worker, answers = given
+        if worker not in self.trusted:
+            place = len(self.trusted) % len(asked)
+            request = asked[place]
+            rows = self.here.engines([request])[0][0].rows
+            part = request.within(request.start, (request.start // rows + 1) * rows)
+            assert part is not None
+            (mine,) = self.here.answers([part])
+            self.trusted[worker] = bool((mine == answers[place][..., : part.rows]).all())
+            if not self.trusted[worker]:
+                warnings.warn(
+                    f"walk: a worker ({worker}) answers otherwise than this process for the same task, at site "
+                    f"{request.site.name}; what it answers is not used",
+                    stacklevel=4,
+                )
+        return self.trusted[worker]
+
+    def _result(self, future: Future[Any], i: int, tries: list[int]) -> Given | None:
         """What came back; None: it is to be sent again."""
         try:
             answer = future.result()
@@ -237,7 +276,7 @@ class Workers:
             return None
         if isinstance(answer, Exception):
             raise answer
-        found: list[Answer] | None = answer
+        found: Given | None = answer
         return found
 
     def _renewed(self, error: Exception) -> bool:
