@@ -73,8 +73,8 @@ class Evaluator:
 
     @classmethod
     def of(cls, session: Session, chosen: Sequence[Site], levels: Sequence[float]) -> Evaluator:
-        """The engines that a session's `Compute` asks for, at the sites chosen, for the levels of a grid; with a warning
-        where work cannot be shared, and where the engines differ."""
+        """The engines that a session's `Compute` asks for, at the sites chosen, for the levels of a grid; with a
+        warning where work cannot be shared, and where the engines differ."""
         if session.compute.engine == "plain" or (tape := _tape(session)) is None:
             return cls(session, None)
         idle = idle_sites(session, tape, chosen)

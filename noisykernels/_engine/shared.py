@@ -91,7 +91,7 @@ class SharedEngine:
     def passes(
         self, requests: Sequence[Request], first: int, clean: dict[int, Any], rows: Tensor
     ) -> Iterator[tuple[int, int, Pass]]:
-        """Scores of requests that are alike, as (place in `requests`, row of the request that is the pass's first, pass).
+        """Scores of requests that are alike, as (place in `requests`, row of it that is the pass's first, pass).
 
         Args:
             requests: of one site, as many levels, the same draws and rows, which lie within a chunk.
@@ -132,8 +132,8 @@ class SharedEngine:
         return found
 
     def scale(self, site: Site, target: Target, clean: dict[int, Any], rows: Tensor) -> float | None:
-        """The level at which a target is about as large as the values at a site, from those of some rows: a quarter of a
-        decade coarse."""
+        """The level at which a target is about as large as the values at a site, from those of some rows: a quarter of
+        a decade coarse."""
         ratio = target.ratio(self._work(site, clean, rows, (0,), [(1.0,)], [target]))
         return 10 ** (round(4 * math.log10(ratio)) / 4) if math.isfinite(ratio) and ratio > 0 else None
 

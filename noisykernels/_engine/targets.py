@@ -141,6 +141,15 @@ class Target(ABC):
         """The level at which it is as large as the values at the site; NaN: not known."""
         return math.nan
 
+    def ladder(self, scale: float, levels: Sequence[float]) -> tuple[float, ...]:
+        """Levels at which engines are held against each other, the gentlest first.
+
+        Args:
+            scale: about the ratio; 1 where it is not known.
+            levels: of a grid; empty for a search.
+        """
+        return (scale, 8 * scale, 64 * scale, max(levels, default=64 * scale))
+
     def radii(self, x: Tensor) -> list[Tensor]:
         """How far it can move values of absolute size x: r1, r2, ... at level A by at most A r1 + A^2 r2 + ...; none:
         nothing is known."""
@@ -312,6 +321,11 @@ class Parameter(Target):
                     value = value_at(target.devices(level), step, work.site.kind, x, (dims[0], dims[1]), key)
                     scores = suffix.of_value(value, work.clean, len(draws), count)
                     yield Pass(k, low, first, scores.unflatten(0, (1, len(draws), count)))
+
+    def ladder(self, scale: float, levels: Sequence[float]) -> tuple[float, ...]:
+        """See `Target`: some of the study's own values, for not any may be tried."""
+        some = sorted(levels, reverse=self.larger == "better")
+        return tuple(some[i] for i in sorted({round(k * (len(some) - 1) / 4) for k in range(1, 5)}))
 
     def told(self) -> dict[str, Any]:
         """See `Target`."""

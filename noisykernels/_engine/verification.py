@@ -4,8 +4,8 @@ compared.
 Rows come from two places of the data, more and fewer than the recording was made from, some from the middle of a chunk.
 At the first place the level is one at which noise moves a good share of the scores, at the second the largest of the
 study; the engine that shares work runs it together with other levels and draws, as it does in earnest. Both must agree
-within the bound of `rounding`. A difference is believed after the bound has been estimated from more runs: then the site
-is run whole. A false alarm costs speed only, a miss costs the truth.
+within the bound of `rounding`. A difference that comes near it is judged after more runs have told the bound: beyond
+it, the site runs whole. A false alarm costs speed only, a miss costs the truth.
 """
 
 from __future__ import annotations
@@ -23,31 +23,30 @@ from noisykernels._engine.request import Request
 from noisykernels._engine.rounding import Rounding
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
-from noisykernels._engine.targets import Parameter, Target
+from noisykernels._engine.targets import Target
 from noisykernels.injection.site import Site
 
 __all__ = ["Verification", "verified"]
 
 DRAWS = (0, 1)
-STEPS = (1.0, 8.0, 64.0)  # levels looked at, times that at which the noise is as large as the values
-TRIED = 4  # levels looked at where a level is no size of noise
 MOVED, SHARE = 0.01, 0.25  # a score has moved that differs by this part of the row's largest; how many should
-FIRST, MORE = range(1), range(1, 8)  # runs of the bound, and those before a difference is believed
+FIRST, MORE = range(1), range(1, 8)  # runs of the bound, and those where a difference comes near it
+NEAR = 0.1  # parts of the bound that are near it: what two numbers of a normal law say of its size may be as far off
 
 
 class _Place(NamedTuple):
-    """Some rows of the data as a chunk, of which `count` from `low` on are looked at."""
+    """Some rows of the data as a chunk, of which `rows` from `low` on are looked at."""
 
     inputs: Tensor
     ids: Tensor
     first: int  # the number of its first row
     low: int
-    count: int
+    rows: int
 
     @property
     def looked_at(self) -> tuple[Tensor, Tensor]:
         """Inputs and ids."""
-        part = slice(self.low, self.low + self.count)
+        part = slice(self.low, self.low + self.rows)
         return self.inputs[part], self.ids[part]
 
 
@@ -122,7 +121,7 @@ class _Look:
 
     def through(self, sites: Sequence[Site], which: int) -> Verification:
         """Looks at sites under a target."""
-        found = Verification(rows=self.near.count + self.far.count)
+        found = Verification(rows=self.near.rows + self.far.rows)
         for site in (s for s in sites if self._target(which).reaches(self.engine.tape, s.name)):
             found.sites += 1
             try:
@@ -139,25 +138,16 @@ class _Look:
 
     def _at(self, site: Site, which: int) -> Iterator[tuple[float, float]]:
         """Of each place: the largest difference, in parts of its bound, and the level."""
-        levels = self._ladder(site, which)
+        target = self._target(which)
+        levels = target.ladder(self.engine.scale(site, target, self.clean, self.near.ids) or 1.0, self.levels)
         scores = self._shared(site, which, levels, self.near, self.clean)
         chosen = next((i for i, s in enumerate(scores) if self._moves(s)), len(levels) - 1)
         yield self._compared(site, which, levels[chosen], self.near, scores[chosen]), levels[chosen]
-        largest = levels[-1] if isinstance(self._target(which), Parameter) else max(self.levels, default=levels[-1])
-        scores = self._shared(site, which, (levels[chosen], largest), self.far, self.clean_far)
-        yield self._compared(site, which, largest, self.far, scores[1]), largest
+        scores = self._shared(site, which, (levels[chosen], levels[-1]), self.far, self.clean_far)
+        yield self._compared(site, which, levels[-1], self.far, scores[1]), levels[-1]
 
     def _target(self, which: int) -> Target:
         return self.session.problem.targets[which]
-
-    def _ladder(self, site: Site, which: int) -> tuple[float, ...]:
-        """Levels at which a site is looked at, the gentlest first."""
-        target = self._target(which)
-        if isinstance(target, Parameter):  # not any value may be tried
-            some = sorted(self.levels, reverse=target.larger == "better")
-            return tuple(some[i] for i in sorted({round(k * (len(some) - 1) / TRIED) for k in range(1, TRIED + 1)}))
-        scale = self.engine.scale(site, target, self.clean, self.near.ids) or 1.0
-        return tuple(scale * step for step in STEPS)
 
     def _moves(self, scores: Tensor) -> bool:
         """Whether a level moves a good share of the scores [draws, rows, classes] that are finite."""
@@ -169,11 +159,11 @@ class _Look:
         self, site: Site, which: int, levels: tuple[float, ...], place: _Place, clean: dict[int, Any]
     ) -> Tensor:  # fmt: skip
         """Scores by the engine that shares work: [levels, draws, rows, classes]."""
-        request = Request(site, levels, DRAWS, place.count, place.first + place.low, which)
+        request = Request(site, levels, DRAWS, place.rows, place.first + place.low, which)
         found: Tensor | None = None
         for _, row, part in self.engine.passes([request], place.first, clean, place.ids):
             if found is None:
-                found = part.scores.new_zeros((len(levels), len(DRAWS), place.count, part.scores.shape[-1]))
+                found = part.scores.new_zeros((len(levels), len(DRAWS), place.rows, part.scores.shape[-1]))
             part.put(part.scores, row, found)
         assert found is not None
         return found
@@ -183,9 +173,9 @@ class _Look:
         placement = self._target(which).placement(site.name, level)
         inputs, ids = data = place.looked_at
         with self.session.placing(placement):
-            plain = self.session.scores(inputs, ids, DRAWS).unflatten(0, (len(DRAWS), place.count))
+            plain = self.session.scores(inputs, ids, DRAWS).unflatten(0, (len(DRAWS), place.rows))
         bound = self.rounding.bound(placement, plain, data, DRAWS, FIRST)
-        if (worst := _worst(shared, plain, bound)) <= 1:
+        if (worst := _worst(shared, plain, bound)) <= NEAR:
             return worst
         return _worst(shared, plain, torch.maximum(bound, self.rounding.bound(placement, plain, data, DRAWS, MORE)))
 

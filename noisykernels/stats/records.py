@@ -92,7 +92,8 @@ class Meta:
         sites: names in execution order.
         stream_version: version of the noise stream.
         plan: the contraction plan (batch_rows, draws_per_pass, threads, library versions); metric: the name of what is
-            measured, where it is not the accuracy.
+            measured, where it is not the accuracy; verification: what came of holding both engines against each other
+            (rows and sites looked at, the worst difference in parts of its bound, sites that differ and so run whole).
         axis: None infers it: "linear" for purely multiplicative noise, else "log".
         floor: accuracy under unbounded noise; None means 1 / classes.
         target: what is noisy; noise of the targets in `INDEPENDENT` is independent between rows, other noise is

@@ -3,9 +3,9 @@ run whole, and models without a fault raise no alarm."""
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from traced_models import MODELS, NOISES, made
 
 import noisykernels as nk
-from noisykernels._engine import targets
+from noisykernels._engine import targets, workers
 from noisykernels._engine.shared import SharedEngine
 from noisykernels._graph import linearity, suffix
 from noisykernels._graph.suffix import Suffix
 from noisykernels._graph.tape import Tape
 from noisykernels.hardware import ADC, DAC
 from noisykernels.walking import walk_parameter
-from noisykernels.zoo import MLP
 
 DIFFERS = r"^walk: for these sites every pass runs the whole model: .* \(at level .* times what rounding explains\)"
 GRID: dict[str, Any] = dict(levels=[0.1, 2.0], draws=2, seed=3)
@@ -41,6 +40,12 @@ def counts(study: nk.Study) -> list[Any]:
 # ------------------------------------------------------------------------------------- planted faults
 
 Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def patch(monkeypatch: Patch, one_thread: None) -> Patch:
+    """Both engines' counts are held against each other: with one thread they are the same each time."""
+    return monkeypatch
 
 
 def wrong_sign(patch: Patch) -> None:
@@ -135,9 +140,100 @@ def test_a_planted_fault_is_found(fault: str, patch: Patch) -> None:
     assert differing and counts(study) == counts(expected)
 
 
-@pytest.fixture
-def patch(monkeypatch: Patch, one_thread: None) -> Iterator[Patch]:
-    yield monkeypatch
+def test_faults_of_weights_and_parameters_are_found(patch: Patch) -> None:
+    model, data = problem("mlp")
+    weights = dict(noise=nk.Noise(mul=1.0), target="weight", **GRID)
+    bits = dict(make=lambda n: [DAC(int(n), "row"), ADC(int(n), "row")], values=[2, 3, 4, 5], seed=3)
+    expected = nk.walk(model, data, **weights, compute=PLAIN), walk_parameter(model, data, **bits, compute=PLAIN)
+    direction, value = targets.direction_at, targets.value_at
+    patch.setattr(targets, "direction_at", lambda *args: 1.02 * direction(*args))
+    patch.setattr(targets, "value_at", lambda devices, *rest: value(devices[:1], *rest))  # without the ADC
+    with pytest.warns(UserWarning, match=DIFFERS):
+        found = nk.walk(model, data, **weights)
+    assert len(found.meta.plan["verification"]["differing"]) == 4 and counts(found) == counts(expected[0])
+    with pytest.warns(UserWarning, match=DIFFERS):
+        found = walk_parameter(model, data, **bits)
+    assert len(found.meta.plan["verification"]["differing"]) == 4 and counts(found) == counts(expected[1])
+
+
+def test_noises_are_judged_one_by_one(patch: Patch) -> None:
+    """A fault that only multiplicative noise meets leaves the additive one alone."""
+    model, data = problem("mlp")
+    of = targets.Mixture.of
+
+    def wrong(self: Any, table: Any) -> list[Tensor]:
+        found = of(self, table)
+        return [1.1 * d for d in found] if any(term[0] == "mul" for term in self.powers[0]) else found
+
+    patch.setattr(targets.Mixture, "of", wrong)
+    with pytest.warns(UserWarning, match=DIFFERS):
+        add, mul = nk.walk(model, data, noise=[nk.Noise(add=1.0), nk.Noise(mul=1.0)], **GRID)
+    assert not add.meta.plan["verification"]["differing"]
+    assert len(mul.meta.plan["verification"]["differing"]) == 11
+    assert counts(mul) == counts(nk.walk(model, data, noise=nk.Noise(mul=1.0), **GRID, compute=PLAIN))
+
+
+# ------------------------------------------------------------------------------------ no false alarms
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("folded", "recurrent", "noisy layers")])
+def test_there_is_no_alarm_without_a_fault(name: str, one_thread: None) -> None:
+    """Nor anything near one: the largest difference of sound models stays far from its bound."""
+    model, data = problem(name)
+    for noise in (NOISES["add"], NOISES["add_mul"], NOISES["fold"]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            told = nk.walk(model, data, noise=noise, levels=[0.1, 1e4], draws=1, seed=5).meta.plan["verification"]
+        assert not told["differing"] and 0 < told["worst"] < 0.25 and told["rows"] == 8
+        assert told["sites"] == len(nk.sites(model, data[0][:2]))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_there_is_no_alarm_in_other_types(kind: torch.dtype, one_thread: None) -> None:
+    model, (x, y) = problem("mlp")
+    study = nk.walk(model.to(kind), (x.to(kind), y), noise=nk.Noise(add=1.0), **GRID)
+    assert not study.meta.plan["verification"]["differing"]
+
+
+def test_jumps_are_no_alarm(one_thread: None) -> None:
+    """Converters jump by a code where rounding moves a value over its border."""
+    model, data = problem("mlp", 60)
+    for seed in range(5):
+        study = walk_parameter(
+            model, data, lambda n: [DAC(int(n), "row"), ADC(int(n), "row")], [2, 4, 8, 12], seed=seed, draws=2
+        )
+        assert not study.meta.plan["verification"]["differing"]
+
+
+class Chaotic(nn.Module):
+    """A map that makes differences larger in each of its 60 steps: rounding alone decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.a(x))
+        for _ in range(60):
+            x = torch.sin(4 * x)
+        return self.o(x)
+
+
+def test_chaos_is_no_alarm(one_thread: None) -> None:
+    torch.manual_seed(0)
+    model, x = Chaotic().eval(), torch.randn(30, 6)
+    study = nk.walk(model, (x, torch.arange(30) % 4), noise=nk.Noise(add=1.0), **GRID)
+    assert not study.meta.plan["verification"]["differing"]
+
+
+def test_few_rows_and_one_level(one_thread: None) -> None:
+    model, (x, y) = problem("mlp", 4)
+    for rows in (1, 2, 3, 4):
+        study = nk.walk(model, (x[:rows], y[:rows]), noise=nk.Noise(add=1.0), levels=[0.0], draws=1, seed=1)
+        assert not study.meta.plan["verification"]["differing"]
+
+
+# --------------------------------------------------------------------------------- recordings that fail
 
 
 @pytest.mark.parametrize("where", ["check", "run", "start"])
@@ -174,3 +270,48 @@ def test_where_the_recording_fails_the_site_runs_whole(where: str, patch: Patch,
     whole = [r.correct for r in study.records if r.site in differing]
     assert whole == [r.correct for r in expected.records if r.site in differing]
     assert seen == list(range(1, 2 * len(study.meta.sites) + 1))
+
+
+# ------------------------------------------------------------------------------------------- workers
+
+
+def test_a_worker_that_answers_otherwise_is_named_and_not_used(patch: Patch) -> None:
+    model, data = problem("mlp", 500)
+    expected = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID)
+    correct, bad = workers.evaluate_part, set()
+
+    def wrong(part: Any, problem: Any) -> Any:
+        found = correct(part, problem)
+        if isinstance(found, workers.Given):
+            bad.add(found.worker)
+            if found.worker == min(bad):
+                for answer in found.answers:
+                    answer[:, :, 3] ^= 1
+        return found
+
+    patch.setattr(workers, "evaluate_part", wrong)
+    patch.setattr(workers, "PREDICTIONS", 1000)
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.warns(UserWarning, match=r"a worker \(.*, process \d+, thread \d+\)"),
+    ):
+        study = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=nk.Compute(executor=executor))
+    assert counts(study) == counts(expected)
+
+
+def test_a_recording_that_fails_at_a_worker_fails_for_all(patch: Patch) -> None:
+    model, data = problem("mlp", 500)
+    expected = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=PLAIN)
+    scores = Suffix.scores
+
+    def failing(self: Any, *args: Any) -> Tensor:
+        if self.number == 0 and args[5] > 20:
+            raise IndexError("index 3 is out of bounds")
+        return scores(self, *args)
+
+    patch.setattr(Suffix, "scores", failing)
+    with ThreadPoolExecutor(2) as executor, pytest.warns(UserWarning, match=r"input \(what was recorded fails: IndexE"):
+        study = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=nk.Compute(executor=executor))
+    assert [r.correct for r in study.records if r.site == "input"] == [
+        r.correct for r in expected.records if r.site == "input"
+    ]
