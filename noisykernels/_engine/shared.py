@@ -15,7 +15,7 @@ from noisykernels._engine.request import Answer, Request
 from noisykernels._engine.session import Problem
 from noisykernels._engine.targets import Pass, Target, Work
 from noisykernels._graph.suffix import Suffix
-from noisykernels._graph.tape import Tape
+from noisykernels._graph.tape import Tape, part_of
 from noisykernels.injection.site import Site
 
 __all__ = ["Failed", "SharedEngine"]
@@ -70,7 +70,7 @@ class SharedEngine:
             Failed: an operation of the recording.
         """
         inputs, labels, rows = data
-        metric, clean = self.problem.metric, self.clean(inputs)
+        metric, clean = self.problem.metric, self.clean(inputs, self.read_by(requests))
         for group in _alike(requests):
             mine = [requests[k] for k in group]
             start, count = mine[0].start - first, mine[0].rows
@@ -81,10 +81,17 @@ class SharedEngine:
             for k, numbers in zip(group, found, strict=True):  # where the device is waited for
                 yield k, numbers.cpu().numpy()
 
-    def clean(self, inputs: Tensor) -> dict[int, Any]:
-        """All values of some rows without noise."""
+    def read_by(self, requests: Sequence[Request]) -> set[int]:
+        """The values without noise that requests read."""
+        found: set[int] = set()
+        for site, which in {(r.site.name, r.which) for r in requests}:
+            found |= self.suffix(site).values | self.problem.targets[which].reads(self.tape, site)
+        return found
+
+    def clean(self, inputs: Tensor, keep: set[int] | None = None) -> dict[int, Any]:
+        """The values of some rows without noise: all of them, or those to keep and the scores."""
         try:
-            return self.tape.run(inputs)
+            return self.tape.run(inputs, keep)
         except Exception as error:
             raise Failed.by("", error) from error
 
@@ -123,13 +130,8 @@ class SharedEngine:
         self, target: Target, site: str, clean: dict[int, Any], low: int, high: int, rows: int
     ) -> dict[int, Any]:  # fmt: skip
         """The clean values around a site's suffix, those of rows low..high - 1 of a chunk."""
-        found = {}
-        for n in self.suffix(site).values | target.reads(self.tape, site):
-            dim, value = self.tape.row_dims[n], clean[n]
-            assert dim is not None  # a site before which rows mix is none that can be reached
-            each = value.shape[dim] // rows
-            found[n] = value if high - low == rows else value.narrow(dim, low * each, (high - low) * each)
-        return found
+        wanted = self.suffix(site).values | target.reads(self.tape, site)
+        return {n: part_of(self.tape, n, clean[n], low, high, rows) for n in wanted}
 
     def scale(self, site: Site, target: Target, clean: dict[int, Any], rows: Tensor) -> float | None:
         """The level at which a target is about as large as the values at a site, from those of some rows: a quarter of

@@ -24,8 +24,10 @@ __all__ = ["direction_at", "input_of", "step_of", "value_at"]
 def step_of(tape: Tape, site: str) -> Step | None:
     """The contraction whose result is a site's value; None: its weight is not constant, or it is not one step."""
     number = tape.sites.get(site)
-    step = next((s for s in tape.steps if number in s.outputs), None)
-    if step is None or step.function not in CONTRACTIONS or len(step.inputs) != 1 or not takes_first(step):
+    if number is None or number not in tape.producers:
+        return None
+    step = tape.steps[tape.producers[number]]
+    if step.function not in CONTRACTIONS or len(step.inputs) != 1 or not takes_first(step):
         return None
     return step if isinstance(_weight(step), Tensor) else None
 

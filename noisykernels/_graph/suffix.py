@@ -28,7 +28,7 @@ from noisykernels._graph.linearity import (
     norm_scale,
     takes_first,
 )
-from noisykernels._graph.tape import Step, Tape, repeated
+from noisykernels._graph.tape import Step, Tape, joined, repeated
 
 __all__ = ["Suffix", "row_bytes"]
 
@@ -211,7 +211,7 @@ class Suffix:
         def value(n: int) -> Tensor:
             if n not in parted:
                 assert n not in made  # else it was forgotten too early, and the clean one would be wrong
-                parted[n] = part(n) if n in toward else repeated(self.tape, n, clean[n], copies)
+                parted[n] = part(n) if n in toward else repeated(self.tape, n, clean[n], copies, rows)
             return parted[n]
 
         for i in carried.rest:
@@ -240,7 +240,7 @@ class Suffix:
         for i, step in enumerate(self.steps):
             for n in step.inputs:
                 if n not in values:
-                    values[n] = repeated(self.tape, n, clean[n], copies)
+                    values[n] = repeated(self.tape, n, clean[n], copies, rows)
             step.run(values, copies * rows)
             for n in step.inputs:
                 if self.last[n] <= i and n != self.tape.result:
@@ -252,14 +252,17 @@ class Suffix:
         self, n: int, x: Tensor, toward: list[Tensor], levels: Tensor, draws: int, relu: bool, pool: _Fused | None
     ) -> Tensor:
         """A value for every level: x + A d, or x + A (d1 + A d2)."""
-        dim = self.tape.row_dims[n]
-        assert dim is not None
-        if dim != 0 or not _plain(x) or any(d.dtype != x.dtype for d in toward):
-            x = repeated(self.tape, n, x, draws)
+        if (
+            self.tape.row_dims[n] != 0
+            or n in self.tape.outer
+            or not _plain(x)
+            or any(d.dtype != x.dtype for d in toward)
+        ):
+            x = x if draws == 1 else joined(self.tape, n, [x] * draws)
             each = []
             for a in levels.to(toward[0].dtype):
                 each.append((x + a * (toward[0] if len(toward) == 1 else toward[0] + a * toward[1])).to(x.dtype))
-            y = torch.cat(each, dim)
+            y = joined(self.tape, n, each)
             if pool is not None:
                 return pool.run(y)
             return torch.relu_(y) if relu else y

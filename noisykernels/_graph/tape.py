@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["NotTraceable", "Rows", "Step", "Tape", "Value", "is_symbol", "repeated"]
+__all__ = ["NotTraceable", "Rows", "Step", "Tape", "Value", "is_symbol", "joined", "part_of", "repeated"]
 
 
 class NotTraceable(Exception):
@@ -32,12 +33,21 @@ class Rows:
 
 
 class Step:
-    """One operation: `function(*args, **kwargs)`, whose tensors become the values `outputs`."""
+    """One operation: `function(*args, **kwargs)`, whose tensors become the values `outputs`.
+
+    `calls` are the functions that it stands for, where these are several.
+    """
 
     def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[int, ...]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outputs: tuple[int, ...],
+        calls: tuple[Any, ...] = (),
     ) -> None:
         self.function, self.args, self.kwargs, self.outputs = function, args, kwargs, outputs
+        self.calls = calls or (function,)
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=is_symbol)
         self.inputs = tuple(dict.fromkeys(a.number for a in leaves if isinstance(a, Value)))
         self.names: tuple[str, ...] = ()  # sites whose value this is
@@ -84,20 +94,33 @@ def is_symbol(a: Any) -> bool:
 
 @dataclass
 class Tape:
-    """The steps of a forward from its input (value 0) to its scores (`result`)."""
+    """The steps of a forward from its input (value 0) to its scores (`result`).
+
+    A value holds rows along `row_dims`: that dimension is `outer` times the rows times anything, in this order. One in
+    `counted` holds none: it follows the number of rows, such as their positions do, and is made anew for every number.
+    """
 
     steps: list[Step]
     result: int
-    row_dims: dict[int, int | None]  # of every value that depends on the input
-    shapes: dict[int, tuple[int, ...]]  # with `rows` rows
     rows: int
+    row_dims: dict[int, int | None] = field(default_factory=dict)  # None: rows are mixed there
+    outer: dict[int, int] = field(default_factory=dict)  # where it is not 1
+    counted: set[int] = field(default_factory=set)
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # with `rows` rows
     sites: dict[str, int] = field(default_factory=dict)  # the value at each site
     refused: dict[str, str] = field(default_factory=dict)  # sites that cannot be reached alone, and why
     idle: set[str] = field(default_factory=set)  # sites from which no operation leads to the scores
+    _made: dict[tuple[int, int], Any] = field(default_factory=dict)  # counted values, for the last numbers of rows
 
-    def position(self, number: int) -> int:
-        """Index of the first step after the one that gives a value."""
-        return next((i + 1 for i, s in enumerate(self.steps) if number in s.outputs), 0)
+    @cached_property
+    def producers(self) -> dict[int, int]:
+        """Index of the step that gives a value."""
+        return {n: i for i, step in enumerate(self.steps) for n in step.outputs}
+
+    @cached_property
+    def last(self) -> dict[int, int]:
+        """Index of the step that reads a value last."""
+        return {n: i for i, step in enumerate(self.steps) for n in step.inputs}
 
     def needed(self, steps: Sequence[Step]) -> set[int]:
         """Values that these steps take and do not make."""
@@ -111,7 +134,7 @@ class Tape:
     def suffix(self, number: int) -> list[Step]:
         """The steps that depend on a value, in order."""
         reached, found = {number}, []
-        for step in self.steps[self.position(number) :]:
+        for step in self.steps[self.producers.get(number, -1) + 1 :]:
             if any(n in reached for n in step.inputs):
                 found.append(step)
                 reached |= set(step.outputs)
@@ -120,18 +143,58 @@ class Tape:
     def run(self, inputs: Tensor, keep: set[int] | None = None) -> dict[int, Any]:
         """All values (those in `keep` and the result, if given) for a batch of inputs."""
         values: dict[int, Any] = {0: inputs}
-        last = {n: i for i, step in enumerate(self.steps) for n in step.inputs}
         for i, step in enumerate(self.steps):
             step.run(values, len(inputs))
             if keep is not None:
-                for n in (*step.inputs, *step.outputs):
-                    if last.get(n, -1) <= i and n not in keep and n != self.result:
-                        values.pop(n, None)
+                self.forget(values, i, keep)
         return values
 
+    def forget(self, values: dict[int, Any], i: int, keep: set[int]) -> None:
+        """Takes out of a table what no step after the i-th reads, but for what is to be kept and the result."""
+        for n in (*self.steps[i].inputs, *self.steps[i].outputs):
+            if self.last.get(n, -1) <= i and n not in keep and n != self.result:
+                values.pop(n, None)
 
-def repeated(tape: Tape, number: int, value: Tensor, copies: int) -> Tensor:
-    """A value for `copies` times the rows, copy by copy."""
-    dim = tape.row_dims[number]
+    def made(self, number: int, rows: int) -> Any:
+        """A counted value for a number of rows."""
+        if (number, rows) not in self._made:
+            if len(self._made) > 64:
+                self._made.clear()
+            step = self.steps[self.producers[number]]
+            table = {n: self.made(n, rows) for n in step.inputs}
+            step.run(table, rows)
+            self._made |= {(n, rows): table[n] for n in step.outputs}
+        return self._made[number, rows]
+
+
+def repeated(tape: Tape, number: int, value: Tensor, copies: int, rows: int) -> Tensor:
+    """A value of so many rows for `copies` times the rows, copy by copy."""
+    if number in tape.counted:
+        made: Tensor = tape.made(number, copies * rows)
+        return made
+    return value if copies == 1 else joined(tape, number, [value] * copies)
+
+
+def joined(tape: Tape, number: int, parts: Sequence[Tensor]) -> Tensor:
+    """Copies of a value, the rows of each after those of the one before."""
+    dim, outer = tape.row_dims[number], tape.outer.get(number, 1)
     assert dim is not None
-    return value if copies == 1 else torch.cat([value] * copies, dim)
+    if outer == 1:
+        return torch.cat(list(parts), dim)
+    return torch.cat([p.unflatten(dim, (outer, -1)) for p in parts], dim + 1).flatten(dim, dim + 1)
+
+
+def part_of(tape: Tape, number: int, value: Tensor, low: int, high: int, rows: int) -> Tensor:
+    """Rows low .. high - 1 of a value of so many."""
+    if high - low == rows:
+        return value
+    if number in tape.counted:
+        made: Tensor = tape.made(number, high - low)
+        return made
+    dim, outer = tape.row_dims[number], tape.outer.get(number, 1)
+    assert dim is not None
+    if outer == 1:
+        each = value.shape[dim] // rows
+        return value.narrow(dim, low * each, (high - low) * each)
+    apart = value.unflatten(dim, (outer, rows, -1))
+    return apart.narrow(dim + 1, low, high - low).flatten(dim, dim + 2)

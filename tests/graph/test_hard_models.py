@@ -162,8 +162,8 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("by largest", "max mixes rows"), ("by others", "depend on the other rows"),
-        ("steps outside", "keep copies of the rows apart"),
+        ("by largest", "max mixes rows"), ("by others", "softmax mixes rows"),
+        ("steps outside", "its rows are folded into another dimension"),
     ],
 )  # fmt: skip
 def test_what_is_left_to_the_plain_engine_says_why(name: str, reason: str) -> None:

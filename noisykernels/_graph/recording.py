@@ -1,0 +1,417 @@
+"""Records a model's forward as steps: every operation on tensors, in order, without noise.
+
+What an operation does inside is seen too, below torch's functions: which memory it writes into, and whether it turns
+values into numbers. Writing in place becomes an operation that gives a new value; where other values share the memory,
+they are made anew from it. What cannot be understood in this way ends the recording with a reason. No value is kept:
+what the model lets go is free.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from noisykernels._graph.operations import METADATA, name_of
+from noisykernels._graph.tape import NotTraceable, Step, Value
+from noisykernels.injection.attention import multi_head_attention_forward
+from noisykernels.injection.kinds import INPLACE_AT
+from noisykernels.injection.mode import SiteMode
+from noisykernels.injection.placement import Placement
+from noisykernels.injection.state import begin, original_class, state_of
+from noisykernels.nn.signals import draw_layer
+from noisykernels.noise.description import Noise
+
+__all__ = ["Recording", "recorded"]
+
+_aten = torch.ops.aten
+_TO_NUMBERS = frozenset([_aten._local_scalar_dense.default, _aten.equal.default, _aten.item.default])
+_OF_SHAPE = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ detach_ requires_grad_".split())
+_COMPARES = ("eq_", "ne_", "lt_", "le_", "gt_", "ge_", "less", "greater", "not_equal", "logical_")
+_EMPTY = {name: name.replace("empty", "zeros") for name in ("empty", "empty_like", "new_empty")}
+
+
+class Recording(NamedTuple):
+    """What a forward did: its steps (the input is value 0), the number of its result, and the result."""
+
+    steps: list[Step]
+    result: int
+    scores: Tensor
+
+
+class _View(NamedTuple):
+    """An operation whose result shares the memory of its argument."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    output: int  # which of its tensors
+
+
+_Lineage = tuple[int, tuple[_View, ...]]  # the value that memory was made for, and how this one looks at it
+
+
+class _Here:
+    """Stands for the value that is looked through, in the arguments of a view or of what writes."""
+
+    def __repr__(self) -> str:
+        return "HERE"
+
+
+HERE = _Here()
+
+
+class _Inside(TorchDispatchMode):
+    """Sees the kernels that a function calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: set[int] = set()  # memory
+        self.numbers = False  # values became numbers
+        self.places: dict[Any, list[tuple[int, str]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _TO_NUMBERS:
+            self.numbers = True
+        if func not in self.places:
+            arguments = enumerate(func._schema.arguments)
+            self.places[func] = [(i, a.name) for i, a in arguments if a.alias_info and a.alias_info.is_write]
+        for i, name in self.places[func]:
+            given = args[i] if i < len(args) else kwargs.get(name)
+            with torch._C.DisableTorchFunction():
+                self.written |= {_memory(t) for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.numel()}
+        return func(*args, **kwargs)
+
+
+class _Recorder(SiteMode):
+    """Runs a forward without noise and writes down every operation on tensors."""
+
+    def start(self, inputs: Tensor, inside: _Inside) -> None:
+        self.inside = inside
+        self.steps: list[Step] = []
+        self.count = 0
+        self.known: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # by identity: the value that a tensor is
+        self.sharing: dict[int, dict[int, weakref.ref[Tensor]]] = {}  # by memory: tensors
+        self.lineage: dict[int, _Lineage] = {}
+        self.depends = {self._allocate()}  # values that depend on the input
+        self.in_attention = False
+        self._becomes(inputs, 0)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        assert self.record is not None
+        if func is F.multi_head_attention_forward:  # one call, of which each part becomes a step
+            with self:
+                self.in_attention = True
+                try:
+                    return multi_head_attention_forward(self, *args, **kwargs)
+                finally:
+                    self.in_attention = False
+        tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        numbers = [n for t in tensors if (n := self.number(t)) is not None]
+        before = len(self.record)
+        self.inside.written, self.inside.numbers = set(), False
+        if self.in_attention:  # only its own sites count, which come by `site` and `at`
+            out = func(*args, **kwargs)
+        else:
+            out = super().__torch_function__(func, types, args, kwargs)
+        leaves = pytree.tree_leaves(out)
+        given = [t for t in leaves if isinstance(t, Tensor)]
+        if name_of(func) == "one_hot" and kwargs.get("num_classes", args[1] if len(args) > 1 else -1) >= 0:
+            self.inside.numbers = False  # to check their range
+        self._refuse_numbers(func, numbers, [a for a in leaves if a is not None and not isinstance(a, Tensor)])
+        if func is draw_layer:  # without its noise
+            _, kind, _, *args = args
+            func = torch.Tensor.view_as if kind == "noise" else getattr(F, kind)
+            args = (args[0], args[0]) if kind == "noise" else tuple(args)
+            kwargs = {name: a for name, a in kwargs.items() if name != "hardware"}
+        if given or self.inside.written:
+            names = tuple(name for name, _ in self.record[before:])
+            self._write(func, tuple(args), dict(kwargs), given, tensors, names)
+        return out
+
+    def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
+        """A call of an operation that makes a site; within attention, it comes back to this mode as it is."""
+        if not self.in_attention:
+            return super().site(kind, func, args, kwargs, row_dim)
+        name = self.name(kind)
+        return self.at(name, None, func(*args, **kwargs), row_dim)
+
+    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+        """The value at a site; within attention, that of the last step."""
+        if self.in_attention:
+            self.steps[-1].names = (name,)
+        return super().at(name, noise, clean, row_dim)
+
+    def number(self, t: Tensor) -> int | None:
+        """The value that a tensor is; None: a parameter, or anything else from outside."""
+        held, number = self.known.get(id(t), (None, None))
+        return number if held is not None and held() is t else None
+
+    def _allocate(self, lineage: _Lineage | None = None) -> int:
+        """The number of a new value."""
+        number, self.count = self.count, self.count + 1
+        self.lineage[number] = lineage or (number, ())
+        return number
+
+    def _becomes(self, t: Tensor, number: int) -> None:
+        """A tensor is this value from now on."""
+        held = weakref.ref(t)
+        self.known[id(t)] = held, number
+        self.sharing.setdefault(_memory(t), {})[id(t)] = held
+
+    def _refuse_numbers(self, func: Any, numbers: Sequence[int], others: Sequence[Any]) -> None:
+        """What is decided by values is decided anew with noise, which no list of operations shows."""
+        known = name_of(func) in METADATA and getattr(func, "__name__", "") != "__set__"
+        if (self.inside.numbers or (others and not known)) and any(n in self.depends for n in numbers):
+            raise NotTraceable(f"{name_of(func)} turns values into numbers")
+        if getattr(func, "__name__", "") == "__set__":
+            raise NotTraceable(f"{name_of(func)} is assigned to a tensor")
+
+    def _symbols(self, tree: Any, here: Tensor | None = None) -> Any:
+        """Arguments with symbols for the values among them."""
+
+        def symbol(a: Any) -> Any:
+            if here is not None and a is here:
+                return HERE
+            number = self.number(a) if isinstance(a, Tensor) else None
+            return a if number is None else Value(number)
+
+        return pytree.tree_map(symbol, tree)
+
+    def _append(
+        self, func: Any, args: Any, kwargs: Any, leaves: Sequence[Tensor], parent: Tensor | None = None,
+        calls: tuple[Any, ...] = (),
+    ) -> Step:  # fmt: skip
+        """Writes down a step, whose tensors are new values; those in the memory of `parent` are views of it."""
+        step = Step(func, args, kwargs, (), calls)
+        lineages: list[_Lineage | None] = []
+        for i, leaf in enumerate(leaves):
+            of_it = None
+            if parent is not None and _memory(leaf) == _memory(parent):
+                root, views = self._lineage(parent)
+                view = _View(func, *self._looked_through(args, kwargs, parent), i)
+                of_it = (root, views if leaf is parent and not calls else (*views, view))
+            lineages.append(of_it)
+        step.outputs = tuple(map(self._allocate, lineages))
+        for leaf, number in zip(leaves, step.outputs, strict=True):
+            self._becomes(leaf, number)
+        self._written_down(step)
+        return step
+
+    def _written_down(self, step: Step) -> None:
+        if any(n in self.depends for n in step.inputs):
+            self.depends |= set(step.outputs)
+        self.steps.append(step)
+
+    def _lineage(self, t: Tensor) -> _Lineage:
+        number = self.number(t)
+        return (-1, ()) if number is None else self.lineage[number]  # -1: memory from outside
+
+    def _looked_through(self, args: Any, kwargs: Any, parent: Tensor) -> tuple[Any, Any]:
+        symbol = self.number(parent)
+
+        def here(a: Any) -> Any:
+            return HERE if a is parent or (isinstance(a, Value) and a.number == symbol) else a
+
+        found: tuple[Any, Any] = pytree.tree_map(here, (args, kwargs))
+        return found
+
+    def _write(
+        self, func: Any, args: Any, kwargs: Any, leaves: list[Tensor], tensors: list[Tensor], names: tuple[str, ...]
+    ) -> None:
+        written = self.inside.written
+        targets = [t for t in tensors if t.numel() and _memory(t) in written]
+        if targets:
+            self._write_into(func, args, kwargs, leaves, targets, names)
+            return
+        if any(self._alive(memory) for memory in written):
+            raise NotTraceable(f"{name_of(func)} writes into a tensor that it is not given")
+        if not leaves:
+            return
+        if (plain := _EMPTY.get(name_of(func))) is not None:  # whatever lies in memory must not be read
+            func = getattr(torch, plain, None) or getattr(Tensor, plain)
+            kwargs = {k: a for k, a in kwargs.items() if k != "memory_format"}
+        parent = next((t for t in tensors if t.numel() and any(_memory(t) == _memory(x) for x in leaves)), None)
+        self._append(func, *self._symbols((args, kwargs)), leaves, parent).names = names
+
+    def _alive(self, memory: int) -> list[Tensor]:
+        """The values that lie in some memory."""
+        held = ((ref(), key) for key, ref in self.sharing.get(memory, {}).items())
+        return [t for t, key in held if t is not None and self.number(t) is not None and id(t) == key]
+
+    def _write_into(
+        self, func: Any, args: Any, kwargs: Any, leaves: list[Tensor], targets: list[Tensor], names: tuple[str, ...]
+    ) -> None:
+        """What writes into its first argument, or into `out`, as an operation that gives a new value."""
+        main = kwargs.get("out") if isinstance(kwargs.get("out"), Tensor) else targets[0]
+        name = name_of(func)
+        if any(_memory(t) != _memory(main) for t in targets) or any(leaf is not main for leaf in leaves):
+            raise NotTraceable(f"{name} writes into several tensors")
+        if (number := self.number(main)) is None or self.lineage[number][0] < 0:
+            raise NotTraceable(f"{name} writes into a tensor that is no value of this forward")
+        others = [t for t in self._alive(_memory(main)) if t is not main]
+        if not others or name in _OF_SHAPE:
+            plain, plain_args, plain_kwargs = _out_of_place(func, args, kwargs, main)
+            parent = main if name in _OF_SHAPE else None
+            self._append(plain, *self._symbols((plain_args, plain_kwargs)), [main], parent, (func,)).names = names
+            return
+        root, views = self.lineage[number]
+        looks = [(t, self._lineage(t)[1]) for t in (main, *others)]
+        steps = [[v.function, v.args, v.kwargs, v.output] for v in views]
+        written = (Value(root), steps, func, *self._symbols((args, kwargs), main))
+        step = Step(_write_through, written, {}, (self._allocate(),), (*(v.function for v in views), func))
+        step.names = () if views else names
+        self._written_down(step)
+        for t, chain in looks:
+            self._look_again(t, chain, step.outputs[0], names if t is main else ())
+
+    def _look_again(self, t: Tensor, chain: tuple[_View, ...], base: int, names: tuple[str, ...]) -> None:
+        """The value of a view of memory that has been written into."""
+        number = base
+        for i, view in enumerate(chain):
+            args, kwargs = _seen(Value(number), view)
+            number = self._allocate((base, chain[: i + 1]))
+            step = Step(_Output(view.function, view.output), args, kwargs, (number,), (view.function,))
+            step.names = names if i + 1 == len(chain) else ()
+            self._written_down(step)
+        self._becomes(t, number)
+
+
+class _Output:
+    """One of the tensors that a function gives."""
+
+    def __init__(self, function: Any, output: int) -> None:
+        self.function, self.output, self.__name__ = function, output, name_of(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The function's."""
+        found = [t for t in pytree.tree_leaves(self.function(*args, **kwargs)) if isinstance(t, Tensor)]
+        tensor: Tensor = found[self.output]
+        return tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Output) and (self.function, self.output) == (other.function, other.output)
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.output))
+
+
+def _seen(value: Any, view: Sequence[Any]) -> tuple[Any, Any]:
+    """Arguments of a view with the value that is looked at."""
+    found: tuple[Any, Any] = pytree.tree_map(lambda a: value if a is HERE else a, (view[1], view[2]))
+    return found
+
+
+def _write_through(base: Tensor, views: Sequence[Sequence[Any]], func: Any, args: Any, kwargs: Any) -> Tensor:
+    """A tensor after a function has written into a view of it: `views` are lists of what a `_View` holds."""
+    base = base.clone(memory_format=torch.contiguous_format)
+    seen = base
+    for view in views:
+        more, named = _seen(seen, view)
+        seen = _Output(view[0], view[3])(*more, **named)
+    if _memory(seen) != _memory(base):
+        raise RuntimeError("a view that is written into is a copy for other sizes")
+    args, kwargs = pytree.tree_map(lambda a: seen if a is HERE else a, (args, kwargs))
+    func(*args, **kwargs)
+    return base
+
+
+def _memory(t: Tensor) -> int:
+    """Which memory a tensor lies in."""
+    return t.untyped_storage()._cdata
+
+
+def _out_of_place(func: Any, args: Any, kwargs: Any, main: Tensor) -> tuple[Any, Any, Any]:
+    """A function that writes into a tensor, as one that gives a new value; its arguments with tensors."""
+    if "out" in kwargs:
+        rest = {k: a for k, a in kwargs.items() if k != "out"}
+        return _Cast(func, main.dtype), args, rest
+    if (position := INPLACE_AT.get(func)) is not None:
+        if len(args) > position:
+            return func, (*args[:position], False, *args[position + 1 :]), kwargs
+        return func, args, {**kwargs, "inplace": False}
+    name = name_of(func)
+    plain = f"__{name[3:]}" if name.startswith("__i") else name.removesuffix("_")  # __iadd__, add_
+    first = bool(args) and args[0] is main
+    if first and name not in ("fill_", "zero_", "copy_") and plain != name:
+        other = getattr(Tensor, plain, getattr(torch, plain, None))
+        if other is not None:
+            types = {t.dtype for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()}
+            same = types == {main.dtype} and not name.startswith(_COMPARES)
+            return other if same else _Cast(other, main.dtype), args, kwargs
+    if not first:
+        raise NotTraceable(f"{name} writes into another than its first argument")
+    return _OnACopy(func), args, kwargs
+
+
+class _Cast:
+    """A function whose result is made of a given type, as what is written in place is."""
+
+    def __init__(self, function: Any, dtype: torch.dtype) -> None:
+        self.function, self.dtype, self.__name__ = function, dtype, name_of(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The function's, of that type."""
+        out: Tensor = self.function(*args, **kwargs).to(self.dtype)
+        return out
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Cast) and (self.function, self.dtype) == (other.function, other.dtype)
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.dtype))
+
+
+class _OnACopy:
+    """A function that writes into its first argument, on a copy of it."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.__name__ = function, name_of(function)
+
+    def __call__(self, x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        """The copy after."""
+        x = x.clone()
+        self.function(x, *rest, **more)
+        return x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _OnACopy) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+
+def recorded(model: nn.Module, inputs: Tensor) -> Recording:
+    """Runs an injected model without noise.
+
+    Raises:
+        NotTraceable: with the reason.
+    """
+    state = state_of(model)
+    mode, (x, *rest), kwargs = begin(model, state, (inputs,), {}, [])
+    recorder = _Recorder(Placement(layers_own=False), mode.key, model, state.site_ids, state.row_dims, mode.record)
+    inside = _Inside()
+    recorder.start(x, inside)
+    forward: Any = original_class(type(model))
+    before = _generators(x.device)
+    with inside, recorder:
+        out = forward.forward(model, x, *rest, **kwargs)
+    if any(not torch.equal(a, b) for a, b in zip(before, _generators(x.device), strict=True)):
+        raise NotTraceable("it draws random numbers of its own")
+    result = recorder.number(out) if isinstance(out, Tensor) else None
+    if result is None:
+        raise NotTraceable("the model's result is not the value of one of its operations")
+    return Recording(recorder.steps, result, out)
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """States of torch's own random numbers."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])

@@ -1,0 +1,211 @@
+"""Where the values of a tape hold rows, found by running it: each step on its own, on rows in another order and number.
+
+An operation that is trusted (`operations`) keeps rows apart if it gives for a row what it gave before, wherever that
+row lies and however many there are. Step by step, so that the whole tape does if each of its steps does. Values are
+random around those of the model: rows that happen to be equal, or all zero, would show nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from noisykernels._graph.operations import INDEXING, POSITIONS, SPLITS, UNIFORM, is_trusted
+from noisykernels._graph.tape import NotTraceable, Step, Tape, Value, is_symbol
+
+__all__ = ["find_rows", "is_close"]
+
+ORDER = (1, 0, 1)  # of two rows
+COUNTS = (3, 11, 300, 1031)  # numbers of rows at which positions are looked at
+
+
+def find_rows(tape: Tape, inputs: Tensor, scores: Tensor) -> str | None:
+    """Fills in where values hold rows; the reason if that cannot be known for all of them.
+
+    Args:
+        tape: its rows are as many as `inputs`: two.
+        inputs: of the model.
+        scores: of the model for them.
+
+    Raises:
+        NotTraceable: running its operations again gives other scores.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values: dict[int, Any] = {0: inputs}
+    _take(tape, 0, inputs, (0, 1))
+    for i, step in enumerate(tape.steps):
+        if not is_trusted(step.calls):
+            return f"{step.name} is not known to keep rows apart"
+        step.run(values, tape.rows)
+        for n in step.outputs:
+            tape.shapes[n] = tuple(values[n].shape)
+        why = _find_rows_after(tape, step, values, generator)
+        if why is not None:
+            return why
+        tape.forget(values, i, set())
+    again = values[tape.result]
+    if not is_close(again, scores):
+        raise NotTraceable("running its operations again gives other scores")
+    if tape.row_dims.get(tape.result) != 0 or tape.outer.get(tape.result, 1) != 1:
+        raise NotTraceable("the model's result has no rows along dimension 0")
+    return None
+
+
+def _take(tape: Tape, number: int, value: Tensor, place: tuple[int, int] | None) -> None:
+    tape.shapes[number] = tuple(value.shape)
+    if place is None:
+        tape.counted.add(number)
+        return
+    tape.row_dims[number] = place[0]
+    if place[1] != 1:
+        tape.outer[number] = place[1]
+
+
+def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: torch.Generator) -> str | None:
+    """Where the results of a step hold rows; a reason if it is not known."""
+    counted = [n for n in step.inputs if n in tape.counted]
+    if len(counted) == len(step.inputs):  # made of the number of rows alone
+        return _find_made(tape, step, values)
+    if counted and not _takes_own_rows(tape, step, counted):
+        return f"{step.name} goes by the positions of rows"
+    if (why := _follows_values(tape, step, values)) is not None:
+        return why
+    table = {n: _shaken(values[n], generator) for n in step.inputs if n not in tape.counted}
+    other = {n: _arranged(value, tape.row_dims[n], tape.outer.get(n, 1)) for n, value in table.items()}
+    table |= {n: tape.made(n, tape.rows) for n in counted}
+    other |= {n: tape.made(n, len(ORDER)) for n in counted}
+    try:
+        step.run(table, tape.rows)
+        step.run(other, len(ORDER))
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return f"{step.name} cannot run on another number of rows"
+    for n in step.outputs:
+        place = _place(table[n], other[n])
+        if place is None or _splits_rows(step, place[0], tape):
+            tape.row_dims[n] = None
+            return f"{step.name} mixes rows"
+        _take(tape, n, values[n], place)
+    return None
+
+
+def _find_made(tape: Tape, step: Step, values: dict[int, Any]) -> str | None:
+    """The same for what follows the number of rows alone: the same for every row, or made of their positions."""
+    other: dict[int, Any] = {n: tape.made(n, len(ORDER)) for n in step.inputs}
+    try:
+        step.run(other, len(ORDER))
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return f"{step.name} cannot run on another number of rows"
+    for n in step.outputs:
+        uniform = not step.inputs and step.function in UNIFORM and step.function not in POSITIONS
+        _take(tape, n, values[n], _place(values[n], other[n]) if uniform else None)
+    return None
+
+
+def _takes_own_rows(tape: Tape, step: Step, counted: list[int]) -> bool:
+    """Whether what follows the number of rows is an index that takes of each row what is its own: 0, 1, 2, ..."""
+    if not set(step.calls) <= INDEXING:
+        return False
+    for n in counted:
+        for count in COUNTS:
+            made = tape.made(n, count)
+            if made.numel() != count or not torch.equal(made.flatten().cpu(), torch.arange(count)):
+                return False
+    return True
+
+
+def _follows_values(tape: Tape, step: Step, values: dict[int, Any]) -> str | None:
+    """Why the shape of a result follows values, or its entries do in a way that no other rows need show."""
+    name = step.name
+    if name == "where" and len(step.args) + len(step.kwargs) < 2:
+        return "where gives as many entries as values say"
+    if name == "repeat_interleave" and len(step.inputs) > 1:
+        return f"{name} gives as many entries as values say"
+    if not any(f in INDEXING for f in step.calls):
+        return None
+    for n in _indices(step):
+        if values[n].dtype in (torch.bool, torch.uint8):
+            writes = "set" in name or "put" in name or len(step.calls) > 1
+            if not writes or not _writes_one_number(step, values):
+                return f"{name} takes as many entries as values say"
+    return None
+
+
+def _indices(step: Step) -> Iterator[int]:
+    """The values among the arguments of a step that are not the first one: indices and what is written."""
+    first = step.args[0] if step.args else None
+    for leaf in pytree.tree_leaves((step.args[1:], step.kwargs), is_leaf=is_symbol):
+        if isinstance(leaf, Value) and leaf != first:
+            yield leaf.number
+
+
+def _writes_one_number(step: Step, values: dict[int, Any]) -> bool:
+    last: Any = step.args[-1]
+    if isinstance(last, dict) and len(step.args) > 2:  # written through views: (.., args, kwargs)
+        last = step.args[-2][-1]
+    if isinstance(last, Value):
+        return bool(values[last.number].dim() == 0)
+    return not isinstance(last, Tensor) or last.numel() == 1
+
+
+def _splits_rows(step: Step, dim: int, tape: Tape) -> bool:
+    """Whether a step cuts the rows themselves into pieces, of which there are more where there are more rows."""
+    if len(step.calls) > 1 or step.calls[0] not in SPLITS:  # several: views, which were steps of their own before
+        return False
+    first = step.args[0] if step.args else None
+    if not isinstance(first, Value) or first.number not in tape.row_dims:
+        return True
+    if step.name == "unbind":
+        return False  # it takes the dimension away: of rows, there would be as many pieces as rows
+    args = [a for a in step.args[1:] if isinstance(a, int)]
+    given = step.kwargs.get("dim", args[1] if len(args) > 1 else args[0] if len(step.args) > 2 and args else 0)
+    return bool(given % len(tape.shapes[first.number]) == tape.row_dims[first.number])
+
+
+def _shaken(value: Tensor, generator: torch.Generator) -> Tensor:
+    """A value of its kind with generic rows; whole numbers, which may be indices, as they are."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return value
+    finite = torch.nan_to_num(value.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+    size = float(finite.abs().max()) if value.numel() else 0.0
+    random = torch.rand(value.shape, generator=generator).to(value.device)
+    return value + (random - 0.5).to(value.dtype) * (size or 1.0)
+
+
+def _arranged(value: Tensor, dim: int | None, outer: int) -> Tensor:
+    """The value with its rows in another order and number."""
+    assert dim is not None
+    order = torch.tensor(ORDER, device=value.device)
+    if outer == 1 and value.shape[dim] == 2:
+        return value.index_select(dim, order)
+    apart = value.unflatten(dim, (outer, 2, -1))
+    return apart.index_select(dim + 1, order).flatten(dim, dim + 2)
+
+
+def _place(two: Any, three: Any) -> tuple[int, int] | None:
+    """Where a value of two rows must hold them to give that of three: dimension, and what lies outside of it."""
+    if two.dim() != three.dim() or two.dtype != three.dtype:
+        return None
+    moving = [d for d in range(two.dim()) if two.shape[d] != three.shape[d]]
+    if len(moving) != 1 or two.shape[moving[0]] * len(ORDER) != three.shape[moving[0]] * 2:
+        return None
+    dim, times = moving[0], two.shape[moving[0]] // 2
+    for outer in (k for k in range(1, times + 1) if times % k == 0):
+        if is_close(_arranged(two, dim, outer), three):
+            return dim, outer
+    return None
+
+
+def is_close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for what another size of the batch may change in a contraction: some roundings of sums whose terms are
+    of the size of the largest value. What mixes rows moves values by their own size.
+    """
+    if a.shape != b.shape or a.dtype != b.dtype or not (b.is_floating_point() or b.is_complex()):
+        return torch.equal(a, b)
+    finite = b[b.isfinite()].abs()
+    size = float(finite.max()) if finite.numel() else 0.0
+    rounding = torch.finfo(b.dtype).eps
+    return torch.allclose(a, b, rtol=max(1e-3, 8 * rounding), atol=max(1e-4, 8 * rounding) * size, equal_nan=True)

@@ -1,0 +1,326 @@
+"""Models that go by rows, values, memory and numbers in ways that a recording must understand, or leave alone by name.
+
+The reference knows nothing of engines: the whole noisy model for every level and draw, through `inject` alone.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import noisykernels as nk
+from noisykernels._graph.recorder import record_tape
+from noisykernels._graph.tape import NotTraceable, Tape
+
+LEVELS, DRAWS = [0.0, 0.5, 2.0, 8.0], 2
+
+
+class Net(nn.Module):
+    """Two layers, tables, and a forward that is given."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.run, self.kept = run, {}
+        self.a, self.b, self.o = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.table, self.token = nn.Embedding(9, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.register_buffer("positions", torch.randn(5, 8))
+        self.register_buffer("bits", torch.tensor(3))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+# ------------------------------------------------------------------------------------------- understood
+
+
+def last_token(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o(torch.relu(m.b(h))[torch.arange(x.shape[0]), -1])
+
+
+def last_token_of_its_length(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    lengths = (x[:, :, 0] > 0).sum(1).clamp(max=4)
+    return m.o(torch.tanh(m.b(h))[torch.arange(len(x)), lengths])
+
+
+def best_tokens(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    best = h.sum(-1).topk(2, 1).indices
+    return m.o(h[torch.arange(len(x))[:, None], best].mean(1))
+
+
+def gathered(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    best = h.sum(-1).argmax(1)
+    return m.o(h.gather(1, best[:, None, None].expand(-1, 1, 8)).squeeze(1))
+
+
+def class_token(m: Any, x: Tensor) -> Tensor:
+    h = torch.cat([m.token.expand(len(x), -1, -1), m.a(x)], 1)
+    h = h + torch.cat([m.positions, m.positions[:1]])
+    return m.o(torch.relu(m.b(h))[:, 0] + h.mean(1))
+
+
+def masks(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    mask = torch.ones(len(x), 5, 5, dtype=torch.bool).tril()
+    scores = (h @ h.transpose(1, 2)).masked_fill(~mask, -torch.inf)
+    return m.o((scores.softmax(-1) @ h).mean(1))
+
+
+def windows(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)[:, :4].reshape(len(x), 2, 2, 8)
+    h = torch.relu(m.b(h.reshape(len(x) * 2, 2, 8).roll(1, 1)))
+    return m.o(h.view(len(x), 4, 8).mean(1))
+
+
+def steps_first(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x)).transpose(0, 1).reshape(5 * len(x), 8)
+    h = (m.b(h) + 0.5 * torch.tanh(h)).view(5, len(x), 8)
+    return m.o(torch.relu(h[-1] + h.mean(0)))
+
+
+def state_of_zeros(m: Any, x: Tensor) -> Tensor:
+    state = x.new_zeros(len(x), 8)
+    for t in range(3):
+        state = torch.tanh(m.a(x[:, t]) + m.b(state))
+    return m.o(state)
+
+
+def filled_in(m: Any, x: Tensor) -> Tensor:
+    out = torch.empty(len(x), 3, 8, dtype=x.dtype)
+    for t in range(3):
+        out[:, t] = torch.relu(m.a(x[:, t]))
+    return m.o(out.flatten(1).view(len(x), 3, 8).sum(1))
+
+
+def through_a_view(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    first, rest = h[:, 0], h[:, 1:]
+    first.mul_(3)
+    h[:, 1] += 1.0
+    q, k = h.chunk(2, -1)
+    q.relu_()
+    return m.o((h * 0.1 + m.b(h)).mean(1) + rest.sum(1) + torch.cat([k, q], -1).amax(1))
+
+
+def memory_of_two(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    flat = h.view(-1, 8)
+    flat += 0.5
+    F.relu(h, inplace=True)
+    return m.o(m.b(flat).view(len(x), 5, 8).mean(1))
+
+
+def of_other_type(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x).float()
+    h += torch.full((8,), 1 / 3, dtype=torch.float64)
+    h.gt_(0.5)
+    return m.o(h.double().mean(1))
+
+
+def masked(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    h[h > 1] = 1.0
+    h[torch.arange(len(x)), 2] = 0.0
+    return m.o(torch.where(h > 0.5, h, -h).mean(1))
+
+
+def looked_up(m: Any, x: Tensor) -> Tensor:
+    tokens = (x[..., 0] * 3).long().clamp(0, 7)
+    return m.o(torch.relu(m.table(tokens) + m.b(F.one_hot(tokens[:, 0], 8).double())[:, None]).mean(1))
+
+
+def constant_number(m: Any, x: Tensor) -> Tensor:
+    scale = 2 ** int(m.bits) - 1
+    return m.o(((torch.sigmoid(m.a(x)) * scale).round() / scale).mean(1))
+
+
+def unused(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    m.side = torch.relu(m.b(h)).sum()
+    return m.o(h.mean(1))
+
+
+UNDERSTOOD = (
+    last_token, last_token_of_its_length, best_tokens, gathered, class_token, masks, windows, steps_first,
+    state_of_zeros, filled_in, through_a_view, memory_of_two, of_other_type, masked, looked_up, constant_number, unused,
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- left alone, by name
+
+
+def branch(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o((m.b(h) if h.max() > 1e9 else h).mean(1))
+
+
+def any_large(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o((-h if bool((h > 1e9).any()) else h).mean(1))
+
+
+def largest_as_number(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o((h / (h.abs().max().item() / 7)).round().mean(1))
+
+
+def number_in_a_slice(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o(h[:, : (x.sum() < 1e9).long() + 3].mean(1))
+
+
+def as_array(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o(h.mean(1) * float(h.detach().numpy()[:, 0, 0].max() > -1))
+
+
+def as_list(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o(h.mean(1) + torch.tensor(h[0, 0].tolist()).sum() * 0)
+
+
+def chosen_entries(m: Any, x: Tensor) -> Tensor:
+    h = torch.sigmoid(m.a(x))
+    return m.o(h[h > -1].view(len(x), 5, 8).mean(1))
+
+
+def positions(m: Any, x: Tensor) -> Tensor:
+    return m.o(m.a(x).mean(1) + torch.arange(len(x))[:, None] * 0.1)
+
+
+def diagonal(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x)).mean(1)
+    return m.o(torch.eye(len(x), dtype=h.dtype) @ h)
+
+
+def neighbour(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o(h[(torch.arange(len(x)) + 1) % len(x), 0])
+
+
+def running_sum(m: Any, x: Tensor) -> Tensor:
+    return m.o(torch.relu(m.a(x)).mean(1).cumsum(0))
+
+
+def quiet_sum(m: Any, x: Tensor) -> Tensor:
+    return m.o(m.a(x).mean(1) + torch.relu(m.b(m.a(x)) - 1e9).mean(1).cumsum(0))
+
+
+def kept_by_rows(m: Any, x: Tensor) -> Tensor:
+    n = len(x)
+    if n not in m.kept:
+        m.kept[n] = torch.arange(n)
+    return m.o(torch.relu(m.a(x))[m.kept[n], 0])
+
+
+def pieces(m: Any, x: Tensor) -> Tensor:
+    return torch.cat([m.o(torch.relu(m.a(part)).mean(1)) for part in x.split(7)])
+
+
+def into_a_buffer(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    m.positions.data.copy_(m.positions.data * 1.0)
+    return m.o((h + m.positions).mean(1))
+
+
+def transformed(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o(torch.func.vmap(lambda row: row.mean(0))(h))
+
+
+def random_numbers(m: Any, x: Tensor) -> Tensor:
+    return m.o(F.dropout(torch.relu(m.a(x)), 1e-9).mean(1))
+
+
+LEFT = {
+    branch: "__bool__ turns values into numbers", any_large: "__bool__ turns values into numbers",
+    largest_as_number: "item turns values into numbers", number_in_a_slice: "__getitem__ turns values into numbers",
+    as_array: "numpy turns values into numbers", as_list: "tolist turns values into numbers",
+    chosen_entries: "__getitem__ takes as many entries as values say", positions: "goes by the positions of rows",
+    diagonal: "goes by the positions of rows", neighbour: "goes by the positions of rows",
+    running_sum: "cumsum mixes rows", quiet_sum: "cumsum mixes rows",
+    kept_by_rows: "made where it cannot be seen|other operations for another number of rows", pieces: "split mixes rows",
+    into_a_buffer: "no value of this forward", transformed: "fails while it is recorded|cannot be seen|no value",
+    random_numbers: "draws random numbers of its own",
+}  # fmt: skip
+
+
+def data(rows: int) -> Tensor:
+    return torch.randn(rows, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def tape_of(run: Callable[..., Tensor]) -> Tape:
+    model, x = Net(run), data(12)
+    with nk.inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():
+        return record_tape(injected, x)
+
+
+def counts(model: nn.Module, x: Tensor, y: Tensor, site: str) -> list[int]:
+    """Correct predictions at each level and draw, by the whole model."""
+    found = []
+    for level in LEVELS:
+        for draw in range(DRAWS):
+            with nk.inject(model, nk.Noise(add=level), where=site, example_input=x[:2]) as noisy, torch.no_grad():
+                with nk.noise_state(noisy, seed=7, draws=[draw], rows=torch.arange(len(x))):
+                    found.append(int((noisy(x).argmax(1) == y).sum()))
+    return found
+
+
+@pytest.mark.parametrize("run", UNDERSTOOD, ids=lambda run: run.__name__)
+def test_what_is_understood_is_shared_and_counts_as_a_loop_does(run: Callable[..., Tensor]) -> None:
+    model, x = Net(run), data(31)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    tape = tape_of(run)
+    assert any(name not in ("input",) for name in tape.sites), tape.refused
+    compute = nk.Compute(batch_rows=12, memory=2**16)  # several chunks, the last one smaller
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7,
+                        sites=list(tape.sites), compute=compute)  # fmt: skip
+    for site in tape.sites:
+        assert [r.correct for r in study.records if r.site == site] == counts(model, x, y, site), site
+    assert len({r.correct for r in study.records}) > 2  # the noise does something
+
+
+@pytest.mark.parametrize("run", LEFT, ids=lambda run: run.__name__)
+def test_what_is_not_understood_is_left_alone_and_says_why(run: Callable[..., Tensor]) -> None:
+    try:
+        tape = tape_of(run)
+        assert not tape.sites
+        reasons = list(tape.refused.values())
+    except NotTraceable as reason:
+        reasons = [str(reason)]
+    assert all(re.search(LEFT[run], why) for why in reasons), reasons
+
+
+@pytest.mark.parametrize("run", [branch, largest_as_number, positions, running_sum], ids=lambda run: run.__name__)
+def test_what_is_left_alone_runs_whole(run: Callable[..., Tensor]) -> None:
+    model, x = Net(run), data(14)
+    y = torch.zeros(14, dtype=torch.int64)
+    with pytest.warns(UserWarning, match=f"every pass runs the whole model.*({LEFT[run]})"):
+        study = nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7, sites=["a"],
+                        compute=nk.Compute(draws_per_pass=1))  # fmt: skip
+    assert [r.correct for r in study.records] == counts(model, x, y, "a:linear#0")
+
+
+def test_a_recording_holds_no_values() -> None:
+    """What the model lets go while it is recorded is free: a step knows numbers of values, and constants only."""
+    tape = tape_of(through_a_view)
+    model = Net(through_a_view)
+    known = {p.shape for p in (*model.parameters(), *model.buffers())}
+    for step in tape.steps:
+        for leaf in torch.utils._pytree.tree_leaves((step.args, step.kwargs)):
+            assert not isinstance(leaf, Tensor) or leaf.shape in known or leaf.dim() == 0, (step.name, leaf.shape)
