@@ -23,10 +23,11 @@ __all__ = ["INDEXING", "METADATA", "POSITIONS", "SPLITS", "UNIFORM", "is_trusted
 # Element by element, after broadcasting.
 _ELEMENTWISE = (
     "abs absolute neg negative positive sign sgn add sub subtract rsub mul multiply div divide true_divide "
-    "floor_divide remainder fmod pow float_power exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin "
-    "cos tan asin acos atan atan2 arcsin arccos arctan arctan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc erfinv "
-    "lgamma digamma ceil floor round trunc fix frac clamp clamp_min clamp_max clip maximum minimum fmax fmin where "
-    "masked_fill lerp addcmul addcdiv eq ne lt le gt ge equal_ greater greater_equal less less_equal not_equal "
+    "floor_divide remainder fmod pow float_power exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal "
+    "sin cos tan asin acos atan atan2 arcsin arccos arctan arctan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc "
+    "erfinv lgamma digamma ceil floor round trunc fix frac clamp clamp_min clamp_max clip maximum "
+    "minimum fmax fmin where "
+    "masked_fill lerp addcmul addcdiv eq ne lt le gt ge greater greater_equal less less_equal not_equal "
     "logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor "
     "bitwise_left_shift bitwise_right_shift isnan isinf isfinite isclose nan_to_num heaviside hypot copysign logaddexp "
     "logaddexp2 logit sinc xlogy xlog1py i0 entr expit log_ndtr ndtr ndtri real imag conj angle complex polar "
@@ -37,32 +38,15 @@ _CONVERSIONS = (
     "to type type_as float half double bfloat16 int long bool short byte char cfloat cdouble cpu cuda contiguous clone "
     "detach alias lift_fresh requires_grad fill zero copy"
 )
-_PYTHON = (
-    " ".join(
-        f"__{name}__ __r{name}__ __i{name}__"
-        for name in (
-            "add",
-            "sub",
-            "mul",
-            "truediv",
-            "floordiv",
-            "div",
-            "mod",
-            "pow",
-            "and",
-            "or",
-            "xor",
-            "matmul",
-            "lshift",
-            "rshift",
-        )  # fmt: skip
-    )
-    + " __neg__ __pos__ __abs__ __invert__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
+_BINARY = "add sub mul truediv floordiv div mod pow and or xor matmul lshift rshift"
+_PYTHON = " ".join(f"__{name}__ __r{name}__ __i{name}__" for name in _BINARY.split()) + (
+    " __neg__ __pos__ __abs__ __invert__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 )
 _VIEWS = (
     "view reshape view_as reshape_as flatten unflatten ravel permute transpose t adjoint swapaxes swapdims moveaxis "
-    "movedim squeeze unsqueeze narrow select select_copy slice diagonal expand expand_as broadcast_to broadcast_tensors "
-    "atleast_1d atleast_2d atleast_3d meshgrid pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+    "movedim squeeze unsqueeze narrow select select_copy slice diagonal expand expand_as broadcast_to "
+    "broadcast_tensors atleast_1d atleast_2d atleast_3d meshgrid pixel_shuffle pixel_unshuffle "
+    "channel_shuffle native_channel_shuffle "
     "unfold fold"
 )
 _SPLITS = "split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk unbind hsplit vsplit dsplit"

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from noisykernels._graph.in_place import HERE, Output, View, memory_of, out_of_place, seen, write_through
 from noisykernels._graph.operations import METADATA, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value
 from noisykernels.injection.attention import multi_head_attention_forward
-from noisykernels.injection.kinds import INPLACE_AT
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.state import begin, original_class, state_of
@@ -32,8 +32,7 @@ __all__ = ["Recording", "recorded"]
 
 _aten = torch.ops.aten
 _TO_NUMBERS = frozenset([_aten._local_scalar_dense.default, _aten.equal.default, _aten.item.default])
-_OF_SHAPE = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ detach_ requires_grad_".split())
-_COMPARES = ("eq_", "ne_", "lt_", "le_", "gt_", "ge_", "less", "greater", "not_equal", "logical_")
+_OF_SHAPE = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ detach_".split())
 _EMPTY = {name: name.replace("empty", "zeros") for name in ("empty", "empty_like", "new_empty")}
 
 
@@ -45,33 +44,14 @@ class Recording(NamedTuple):
     scores: Tensor
 
 
-class _View(NamedTuple):
-    """An operation whose result shares the memory of its argument."""
-
-    function: Any
-    args: Any
-    kwargs: Any
-    output: int  # which of its tensors
-
-
-_Lineage = tuple[int, tuple[_View, ...]]  # the value that memory was made for, and how this one looks at it
-
-
-class _Here:
-    """Stands for the value that is looked through, in the arguments of a view or of what writes."""
-
-    def __repr__(self) -> str:
-        return "HERE"
-
-
-HERE = _Here()
+_Lineage = tuple[int, tuple[View, ...]]  # the value that memory was made for, and how this one looks at it
 
 
 class _Inside(TorchDispatchMode):
     """Sees the kernels that a function calls."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.written: set[int] = set()  # memory
         self.numbers = False  # values became numbers
         self.places: dict[Any, list[tuple[int, str]]] = {}
@@ -86,7 +66,7 @@ class _Inside(TorchDispatchMode):
         for i, name in self.places[func]:
             given = args[i] if i < len(args) else kwargs.get(name)
             with torch._C.DisableTorchFunction():
-                self.written |= {_memory(t) for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.numel()}
+                self.written |= {memory_of(t) for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.numel()}
         return func(*args, **kwargs)
 
 
@@ -165,7 +145,7 @@ class _Recorder(SiteMode):
         """A tensor is this value from now on."""
         held = weakref.ref(t)
         self.known[id(t)] = held, number
-        self.sharing.setdefault(_memory(t), {})[id(t)] = held
+        self.sharing.setdefault(memory_of(t), {})[id(t)] = held
 
     def _refuse_numbers(self, func: Any, numbers: Sequence[int], others: Sequence[Any]) -> None:
         """What is decided by values is decided anew with noise, which no list of operations shows."""
@@ -195,9 +175,9 @@ class _Recorder(SiteMode):
         lineages: list[_Lineage | None] = []
         for i, leaf in enumerate(leaves):
             of_it = None
-            if parent is not None and _memory(leaf) == _memory(parent):
+            if parent is not None and memory_of(leaf) == memory_of(parent):
                 root, views = self._lineage(parent)
-                view = _View(func, *self._looked_through(args, kwargs, parent), i)
+                view = View(func, *self._looked_through(args, kwargs, parent), i)
                 of_it = (root, views if leaf is parent and not calls else (*views, view))
             lineages.append(of_it)
         step.outputs = tuple(map(self._allocate, lineages))
@@ -228,7 +208,7 @@ class _Recorder(SiteMode):
         self, func: Any, args: Any, kwargs: Any, leaves: list[Tensor], tensors: list[Tensor], names: tuple[str, ...]
     ) -> None:
         written = self.inside.written
-        targets = [t for t in tensors if t.numel() and _memory(t) in written]
+        targets = [t for t in tensors if t.numel() and memory_of(t) in written]
         if targets:
             self._write_into(func, args, kwargs, leaves, targets, names)
             return
@@ -239,8 +219,9 @@ class _Recorder(SiteMode):
         if (plain := _EMPTY.get(name_of(func))) is not None:  # whatever lies in memory must not be read
             func = getattr(torch, plain, None) or getattr(Tensor, plain)
             kwargs = {k: a for k, a in kwargs.items() if k != "memory_format"}
-        parent = next((t for t in tensors if t.numel() and any(_memory(t) == _memory(x) for x in leaves)), None)
-        self._append(func, *self._symbols((args, kwargs)), leaves, parent).names = names
+        parent = next((t for t in tensors if t.numel() and any(memory_of(t) == memory_of(x) for x in leaves)), None)
+        args, kwargs = self._symbols((args, kwargs))
+        self._append(func, args, kwargs, leaves, parent).names = names
 
     def _alive(self, memory: int) -> list[Tensor]:
         """The values that lie in some memory."""
@@ -253,140 +234,40 @@ class _Recorder(SiteMode):
         """What writes into its first argument, or into `out`, as an operation that gives a new value."""
         main = kwargs.get("out") if isinstance(kwargs.get("out"), Tensor) else targets[0]
         name = name_of(func)
-        if any(_memory(t) != _memory(main) for t in targets) or any(leaf is not main for leaf in leaves):
+        if any(memory_of(t) != memory_of(main) for t in targets) or any(leaf is not main for leaf in leaves):
             raise NotTraceable(f"{name} writes into several tensors")
         if (number := self.number(main)) is None or self.lineage[number][0] < 0:
             raise NotTraceable(f"{name} writes into a tensor that is no value of this forward")
-        others = [t for t in self._alive(_memory(main)) if t is not main]
-        if not others or name in _OF_SHAPE:
-            plain, plain_args, plain_kwargs = _out_of_place(func, args, kwargs, main)
-            parent = main if name in _OF_SHAPE else None
-            self._append(plain, *self._symbols((plain_args, plain_kwargs)), [main], parent, (func,)).names = names
-            return
-        root, views = self.lineage[number]
+        others = [t for t in self._alive(memory_of(main)) if t is not main]
+        alone = not others or name in _OF_SHAPE
+        if alone or names:  # the noise of a site comes before the value is written
+            plain, plain_args, plain_kwargs = out_of_place(func, args, kwargs, main)
+            plain_args, plain_kwargs = self._symbols((plain_args, plain_kwargs))
+            number, parent = self.number(main), main if name in _OF_SHAPE else None
+            step = self._append(plain, plain_args, plain_kwargs, [main], parent, (func,))
+            step.names = names
+            if alone:
+                return
+            assert number is not None
+            self.lineage[step.outputs[0]] = self.lineage[number]
+            func, args, kwargs = Tensor.copy_, (main, Value(step.outputs[0])), {}
+        root, views = self._lineage(main)
         looks = [(t, self._lineage(t)[1]) for t in (main, *others)]
         steps = [[v.function, v.args, v.kwargs, v.output] for v in views]
         written = (Value(root), steps, func, *self._symbols((args, kwargs), main))
-        step = Step(_write_through, written, {}, (self._allocate(),), (*(v.function for v in views), func))
-        step.names = () if views else names
+        step = Step(write_through, written, {}, (self._allocate(),), (*(v.function for v in views), func))
         self._written_down(step)
         for t, chain in looks:
-            self._look_again(t, chain, step.outputs[0], names if t is main else ())
+            self._look_again(t, chain, step.outputs[0])
 
-    def _look_again(self, t: Tensor, chain: tuple[_View, ...], base: int, names: tuple[str, ...]) -> None:
+    def _look_again(self, t: Tensor, chain: tuple[View, ...], base: int) -> None:
         """The value of a view of memory that has been written into."""
         number = base
         for i, view in enumerate(chain):
-            args, kwargs = _seen(Value(number), view)
+            args, kwargs = seen(Value(number), view)
             number = self._allocate((base, chain[: i + 1]))
-            step = Step(_Output(view.function, view.output), args, kwargs, (number,), (view.function,))
-            step.names = names if i + 1 == len(chain) else ()
-            self._written_down(step)
+            self._written_down(Step(Output(view.function, view.output), args, kwargs, (number,), (view.function,)))
         self._becomes(t, number)
-
-
-class _Output:
-    """One of the tensors that a function gives."""
-
-    def __init__(self, function: Any, output: int) -> None:
-        self.function, self.output, self.__name__ = function, output, name_of(function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The function's."""
-        found = [t for t in pytree.tree_leaves(self.function(*args, **kwargs)) if isinstance(t, Tensor)]
-        tensor: Tensor = found[self.output]
-        return tensor
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Output) and (self.function, self.output) == (other.function, other.output)
-
-    def __hash__(self) -> int:
-        return hash((self.function, self.output))
-
-
-def _seen(value: Any, view: Sequence[Any]) -> tuple[Any, Any]:
-    """Arguments of a view with the value that is looked at."""
-    found: tuple[Any, Any] = pytree.tree_map(lambda a: value if a is HERE else a, (view[1], view[2]))
-    return found
-
-
-def _write_through(base: Tensor, views: Sequence[Sequence[Any]], func: Any, args: Any, kwargs: Any) -> Tensor:
-    """A tensor after a function has written into a view of it: `views` are lists of what a `_View` holds."""
-    base = base.clone(memory_format=torch.contiguous_format)
-    seen = base
-    for view in views:
-        more, named = _seen(seen, view)
-        seen = _Output(view[0], view[3])(*more, **named)
-    if _memory(seen) != _memory(base):
-        raise RuntimeError("a view that is written into is a copy for other sizes")
-    args, kwargs = pytree.tree_map(lambda a: seen if a is HERE else a, (args, kwargs))
-    func(*args, **kwargs)
-    return base
-
-
-def _memory(t: Tensor) -> int:
-    """Which memory a tensor lies in."""
-    return t.untyped_storage()._cdata
-
-
-def _out_of_place(func: Any, args: Any, kwargs: Any, main: Tensor) -> tuple[Any, Any, Any]:
-    """A function that writes into a tensor, as one that gives a new value; its arguments with tensors."""
-    if "out" in kwargs:
-        rest = {k: a for k, a in kwargs.items() if k != "out"}
-        return _Cast(func, main.dtype), args, rest
-    if (position := INPLACE_AT.get(func)) is not None:
-        if len(args) > position:
-            return func, (*args[:position], False, *args[position + 1 :]), kwargs
-        return func, args, {**kwargs, "inplace": False}
-    name = name_of(func)
-    plain = f"__{name[3:]}" if name.startswith("__i") else name.removesuffix("_")  # __iadd__, add_
-    first = bool(args) and args[0] is main
-    if first and name not in ("fill_", "zero_", "copy_") and plain != name:
-        other = getattr(Tensor, plain, getattr(torch, plain, None))
-        if other is not None:
-            types = {t.dtype for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()}
-            same = types == {main.dtype} and not name.startswith(_COMPARES)
-            return other if same else _Cast(other, main.dtype), args, kwargs
-    if not first:
-        raise NotTraceable(f"{name} writes into another than its first argument")
-    return _OnACopy(func), args, kwargs
-
-
-class _Cast:
-    """A function whose result is made of a given type, as what is written in place is."""
-
-    def __init__(self, function: Any, dtype: torch.dtype) -> None:
-        self.function, self.dtype, self.__name__ = function, dtype, name_of(function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The function's, of that type."""
-        out: Tensor = self.function(*args, **kwargs).to(self.dtype)
-        return out
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Cast) and (self.function, self.dtype) == (other.function, other.dtype)
-
-    def __hash__(self) -> int:
-        return hash((self.function, self.dtype))
-
-
-class _OnACopy:
-    """A function that writes into its first argument, on a copy of it."""
-
-    def __init__(self, function: Any) -> None:
-        self.function, self.__name__ = function, name_of(function)
-
-    def __call__(self, x: Tensor, *rest: Any, **more: Any) -> Tensor:
-        """The copy after."""
-        x = x.clone()
-        self.function(x, *rest, **more)
-        return x
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _OnACopy) and self.function == other.function
-
-    def __hash__(self) -> int:
-        return hash(self.function)
 
 
 def recorded(model: nn.Module, inputs: Tensor) -> Recording:

@@ -72,8 +72,8 @@ def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: 
         return _find_made(tape, step, values)
     if counted and not _takes_own_rows(tape, step, counted):
         return f"{step.name} goes by the positions of rows"
-    if (why := _follows_values(tape, step, values)) is not None:
-        return why
+    if _follows_values(step, values):
+        return f"{step.name} takes as many entries as values say"
     table = {n: _shaken(values[n], generator) for n in step.inputs if n not in tape.counted}
     other = {n: _arranged(value, tape.row_dims[n], tape.outer.get(n, 1)) for n, value in table.items()}
     table |= {n: tape.made(n, tape.rows) for n in counted}
@@ -85,7 +85,7 @@ def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: 
         return f"{step.name} cannot run on another number of rows"
     for n in step.outputs:
         place = _place(table[n], other[n])
-        if place is None or _splits_rows(step, place[0], tape):
+        if place is None or _splits_rows(step, tape):
             tape.row_dims[n] = None
             return f"{step.name} mixes rows"
         _take(tape, n, values[n], place)
@@ -117,21 +117,16 @@ def _takes_own_rows(tape: Tape, step: Step, counted: list[int]) -> bool:
     return True
 
 
-def _follows_values(tape: Tape, step: Step, values: dict[int, Any]) -> str | None:
-    """Why the shape of a result follows values, or its entries do in a way that no other rows need show."""
-    name = step.name
-    if name == "where" and len(step.args) + len(step.kwargs) < 2:
-        return "where gives as many entries as values say"
-    if name == "repeat_interleave" and len(step.inputs) > 1:
-        return f"{name} gives as many entries as values say"
-    if not any(f in INDEXING for f in step.calls):
-        return None
-    for n in _indices(step):
-        if values[n].dtype in (torch.bool, torch.uint8):
-            writes = "set" in name or "put" in name or len(step.calls) > 1
-            if not writes or not _writes_one_number(step, values):
-                return f"{name} takes as many entries as values say"
-    return None
+def _follows_values(step: Step, values: dict[int, Any]) -> bool:
+    """Whether the shape of a result follows values, or which entries are meant: other rows need not show it."""
+    if step.name == "where":
+        return len(step.args) + len(step.kwargs) < 2
+    if step.name == "repeat_interleave":
+        return len(step.inputs) > 1
+    if INDEXING.isdisjoint(step.calls) or all(values[n].dtype not in (torch.bool, torch.uint8) for n in _indices(step)):
+        return False
+    writes = len(step.calls) > 1 or "get" not in step.name
+    return not writes or not _writes_one_number(step, values)
 
 
 def _indices(step: Step) -> Iterator[int]:
@@ -151,7 +146,7 @@ def _writes_one_number(step: Step, values: dict[int, Any]) -> bool:
     return not isinstance(last, Tensor) or last.numel() == 1
 
 
-def _splits_rows(step: Step, dim: int, tape: Tape) -> bool:
+def _splits_rows(step: Step, tape: Tape) -> bool:
     """Whether a step cuts the rows themselves into pieces, of which there are more where there are more rows."""
     if len(step.calls) > 1 or step.calls[0] not in SPLITS:  # several: views, which were steps of their own before
         return False
@@ -181,7 +176,7 @@ def _arranged(value: Tensor, dim: int | None, outer: int) -> Tensor:
     order = torch.tensor(ORDER, device=value.device)
     if outer == 1 and value.shape[dim] == 2:
         return value.index_select(dim, order)
-    apart = value.unflatten(dim, (outer, 2, -1))
+    apart: Tensor = value.unflatten(dim, (outer, 2, -1))
     return apart.index_select(dim + 1, order).flatten(dim, dim + 2)
 
 

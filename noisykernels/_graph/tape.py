@@ -196,5 +196,5 @@ def part_of(tape: Tape, number: int, value: Tensor, low: int, high: int, rows: i
     if outer == 1:
         each = value.shape[dim] // rows
         return value.narrow(dim, low * each, (high - low) * each)
-    apart = value.unflatten(dim, (outer, rows, -1))
+    apart: Tensor = value.unflatten(dim, (outer, rows, -1))
     return apart.narrow(dim + 1, low, high - low).flatten(dim, dim + 2)

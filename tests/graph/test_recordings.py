@@ -251,7 +251,8 @@ LEFT = {
     chosen_entries: "__getitem__ takes as many entries as values say", positions: "goes by the positions of rows",
     diagonal: "goes by the positions of rows", neighbour: "goes by the positions of rows",
     running_sum: "cumsum mixes rows", quiet_sum: "cumsum mixes rows",
-    kept_by_rows: "made where it cannot be seen|other operations for another number of rows", pieces: "split mixes rows",
+    kept_by_rows: "made where it cannot be seen|other operations for another number of rows",
+    pieces: "split mixes rows",
     into_a_buffer: "no value of this forward", transformed: "fails while it is recorded|cannot be seen|no value",
     random_numbers: "draws random numbers of its own",
 }  # fmt: skip
