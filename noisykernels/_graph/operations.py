@@ -96,7 +96,7 @@ def _everywhere(names: str) -> frozenset[Any]:
 
 
 SPLITS = functions(_SPLITS)
-INDEXING = _methods("__getitem__ __setitem__") | functions("index_put index_put_")
+INDEXING = _methods("__getitem__ __setitem__") | functions("index_put index_put_ index_select")
 UNIFORM = functions(_UNIFORM)
 POSITIONS = functions(_POSITIONS)
 _TRUSTED: frozenset[Any] = (

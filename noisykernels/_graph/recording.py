@@ -33,7 +33,11 @@ __all__ = ["Recording", "recorded"]
 _aten = torch.ops.aten
 _TO_NUMBERS = frozenset([_aten._local_scalar_dense.default, _aten.equal.default, _aten.item.default])
 _OF_SHAPE = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ detach_".split())
-_EMPTY = {name: name.replace("empty", "zeros") for name in ("empty", "empty_like", "new_empty")}
+# What makes values of a tensor's shape and type alone, and of empty memory: whatever lies there must not be read.
+_MAKERS = {"empty": torch.zeros} | {
+    f"{before}{name}{after}": torch.zeros if name == "empty" else getattr(torch, name)
+    for name in ("zeros", "ones", "full", "empty") for before, after in (("new_", ""), ("", "_like"))
+}  # fmt: skip
 
 
 class Recording(NamedTuple):
@@ -82,6 +86,7 @@ class _Recorder(SiteMode):
         self.lineage: dict[int, _Lineage] = {}
         self.depends = {self._allocate()}  # values that depend on the input
         self.in_attention = False
+        self.autocast = _autocast(inputs)
         self._becomes(inputs, 0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -97,6 +102,8 @@ class _Recorder(SiteMode):
         tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         numbers = [n for t in tensors if (n := self.number(t)) is not None]
         before = len(self.record)
+        if tensors and _autocast(tensors[0]) != self.autocast:
+            raise NotTraceable("it switches autocast on or off by itself")
         self.inside.written, self.inside.numbers = set(), False
         if self.in_attention:  # only its own sites count, which come by `site` and `at`
             out = func(*args, **kwargs)
@@ -216,9 +223,11 @@ class _Recorder(SiteMode):
             raise NotTraceable(f"{name_of(func)} writes into a tensor that it is not given")
         if not leaves:
             return
-        if (plain := _EMPTY.get(name_of(func))) is not None:  # whatever lies in memory must not be read
-            func = getattr(torch, plain, None) or getattr(Tensor, plain)
-            kwargs = {k: a for k, a in kwargs.items() if k != "memory_format"}
+        if (made := _MAKERS.get(name_of(func))) is not None:
+            named = {"full_like": 1, "new_full": 2}.get(name_of(func))
+            fill = () if named is None else (args[named] if len(args) > named else kwargs["fill_value"],)
+            func, args = made, (list(leaves[0].shape), *fill)
+            kwargs = {"dtype": leaves[0].dtype, "device": leaves[0].device}
         parent = next((t for t in tensors if t.numel() and any(memory_of(t) == memory_of(x) for x in leaves)), None)
         args, kwargs = self._symbols((args, kwargs))
         self._append(func, args, kwargs, leaves, parent).names = names
@@ -296,3 +305,10 @@ def recorded(model: nn.Module, inputs: Tensor) -> Recording:
 def _generators(device: torch.device) -> list[Tensor]:
     """States of torch's own random numbers."""
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def _autocast(x: Tensor) -> torch.dtype | None:
+    """The type that autocast computes in where a tensor is."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None

@@ -146,6 +146,17 @@ def constant_number(m: Any, x: Tensor) -> Tensor:
     return m.o(((torch.sigmoid(m.a(x)) * scale).round() / scale).mean(1))
 
 
+def masked_by_one_row(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    mask = torch.ones_like((x @ x.transpose(1, 2))[:1]).triu(1).bool()
+    return m.o(((h @ h.transpose(1, 2)).masked_fill(mask, -1e9).softmax(-1) @ h).mean(1))
+
+
+def rows_selected(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x)).index_select(0, torch.arange(x.shape[0]))
+    return m.o((h + torch.full_like(h, 0.5)).mean(1))
+
+
 def unused(m: Any, x: Tensor) -> Tensor:
     h = torch.relu(m.a(x))
     m.side = torch.relu(m.b(h)).sum()
@@ -154,7 +165,8 @@ def unused(m: Any, x: Tensor) -> Tensor:
 
 UNDERSTOOD = (
     last_token, last_token_of_its_length, best_tokens, gathered, class_token, masks, windows, steps_first,
-    state_of_zeros, filled_in, through_a_view, memory_of_two, of_other_type, masked, looked_up, constant_number, unused,
+    state_of_zeros, filled_in, through_a_view, memory_of_two, of_other_type, masked, looked_up, constant_number,
+    masked_by_one_row, rows_selected, unused,
 )  # fmt: skip
 
 
@@ -244,6 +256,11 @@ def random_numbers(m: Any, x: Tensor) -> Tensor:
     return m.o(F.dropout(torch.relu(m.a(x)), 1e-9).mean(1))
 
 
+def under_autocast(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return m.o(torch.relu(m.a(x).float()).mean(1).double())
+
+
 LEFT = {
     branch: "__bool__ turns values into numbers", any_large: "__bool__ turns values into numbers",
     largest_as_number: "item turns values into numbers", number_in_a_slice: "__getitem__ turns values into numbers",
@@ -254,7 +271,7 @@ LEFT = {
     kept_by_rows: "made where it cannot be seen|other operations for another number of rows",
     pieces: "split mixes rows",
     into_a_buffer: "no value of this forward", transformed: "fails while it is recorded|cannot be seen|no value",
-    random_numbers: "draws random numbers of its own",
+    under_autocast: "switches autocast on or off", random_numbers: "draws random numbers of its own",
 }  # fmt: skip
 
 
