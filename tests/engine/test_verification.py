@@ -101,9 +101,10 @@ def stale_value(patch: Patch) -> None:
 def wrong_order(patch: Patch) -> None:
     """Copies of clean values row by row, not copy by copy."""
 
-    def wrong(tape: Tape, number: int, value: Tensor, copies: int) -> Tensor:
+    def wrong(tape: Tape, number: int, value: Tensor, copies: int, rows: int) -> Tensor:
         dim = tape.row_dims[number]
         assert dim is not None
+        assert len(value) == rows
         return value.repeat_interleave(copies, dim)
 
     patch.setattr(suffix, "repeated", wrong)
