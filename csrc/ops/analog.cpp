@@ -128,7 +128,7 @@ std::vector<float> feature_levels(const char* op, const char* name, const OptTen
   NK_CHECK(t->is_cpu() && t->scalar_type() == ScalarType::Double, op, ": `", name, "` must be float64 on the CPU here");
   NK_CHECK(t->dim() == 0 || (t->dim() == 1 && t->size(0) == N), op, ": `", name, "` must be 0-d or [", N,
            "], got shape ", shape_text(*t));
-  const Tensor dense_levels = as_contiguous(*t);
+  const Tensor dense_levels = as_contiguous(op, *t);
   const auto* data = static_cast<const double*>(dense_levels.data_ptr());
   std::vector<float> levels(static_cast<size_t>(N));
   for (int64_t j = 0; j < N; ++j) levels[j] = checked_level(static_cast<float>(data[t->dim() == 0 ? 0 : j]));
@@ -162,8 +162,8 @@ struct AnalogProducts {
     Ints shape = shape_of(x);
     shape.back() = N_;
     if (same_rows_) shape[0] *= D_;
-    clean = empty_as(x, shape, false);
-    deviation = varies_ ? empty_as(x, shape, false) : clean;
+    clean = empty_as(op, x, shape, false);
+    deviation = varies_ ? empty_as(op, x, shape, false) : clean;
     if (levels.per_step) {
       constant = feature_levels(op, "per_step", levels.per_step, 1)[0] *
                  static_cast<float>(std::sqrt(static_cast<double>(K_)));
@@ -233,7 +233,7 @@ Tensor by_panels(const char* op, const Tensor& x, const AnalogWeight& weight, co
     const Tensor nothing = contract(x, weight.tensor(), bias);
     Ints shape = shape_of(nothing);
     shape[0] = D * B;
-    return empty_as(nothing, shape, false);
+    return empty_as(op, nothing, shape, false);
   }
   std::optional<Tensor> out;
   for (int64_t d = 0; d < D; ++d) {
@@ -249,7 +249,7 @@ Tensor by_panels(const char* op, const Tensor& x, const AnalogWeight& weight, co
         Ints shape = shape_of(part);
         shape[0] = D * B;
         if (!all) shape[features < 0 ? shape.size() + features : features] = N;
-        out = empty_as(part, shape, is_channels_last(part) && !part.is_contiguous());
+        out = empty_as(op, part, shape, is_channels_last(part) && !part.is_contiguous());
       }
       Tensor at = narrowed(*out, 0, d * B, B);
       if (!all) at = narrowed(at, features < 0 ? at.dim() + features : features, c, count);
@@ -288,9 +288,9 @@ Tensor analog_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, Opt
                          return call(op, "aten::linear", some, panel, part_of_bias);
                        });
     }
-    if (bias) bias = as_contiguous(*bias);
+    if (bias) bias = as_contiguous(op, *bias);
     const auto* added = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
-    const Tensor rows_of_x = as_contiguous(part);
+    const Tensor rows_of_x = as_contiguous(op, part);
     AnalogProducts products(op, rows_of_x, noisy, levels, shared);
     Tensor clean = products.clean;
     if (!levels.any()) {
@@ -300,14 +300,14 @@ Tensor analog_linear(Tensor x, Tensor weight, OptTensor bias, OptTensor add, Opt
     }
     // One eps for each output; where the draws share the weights, they share the deviations too.
     const bool shared_values = shared && !noisy.noisy();
-    Tensor level = empty({}, ScalarType::Double, x.device(), false);  // the deviations stand in for it
+    Tensor level = empty(op, {}, ScalarType::Double, x.device(), false);  // the deviations stand in for it
     torch::stable::zero_(level);
     const NoiseArgs args{level, {},           seed, draws, rows, first_row, site, static_cast<int64_t>(Mode::kAdd),
                          0,     shared_values};
     Ints shape = shape_of(clean);
     const BoundNoise noise(op, args, shape, true, clean, false);
     shape[0] = noise.rows_out;
-    Tensor out = shared_values ? empty_as(clean, shape, false) : clean;
+    Tensor out = shared_values ? empty_as(op, clean, shape, false) : clean;
     Epilogue e = make_epilogue(noise, clean, out, type, false);
     e.noise.operand = Operand::kPerProduct;
     e.noise.add = Level{};

@@ -14,7 +14,8 @@ class AnalogWeight {
  public:
   // args: of the weight's noise, its draws shared; mode -1: there is none.
   AnalogWeight(const char* op, const Tensor& weight, const NoiseArgs& args)
-      : weight_(dense(weight)),
+      : op_(op),
+        weight_(dense(op, weight)),
         type_(dtype_of(op, "weight", weight)),
         n_(weight.size(0) == 0 ? 0 : weight.numel() / weight.size(0)),
         channels_last_(!weight_.is_contiguous()) {
@@ -56,7 +57,7 @@ class AnalogWeight {
   Tensor empty_panel(int64_t count) const {
     Ints shape = shape_of(weight_);
     shape[0] = count;
-    return empty_as(weight_, shape, channels_last_);
+    return empty_as(op_, weight_, shape, channels_last_);
   }
 
   // Output features of a panel of so many bytes.
@@ -66,6 +67,7 @@ class AnalogWeight {
   }
 
  private:
+  const char* op_;
   Tensor weight_;
   DType type_;
   int64_t n_;

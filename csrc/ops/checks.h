@@ -7,10 +7,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
+#include <iomanip>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "../cpu/launch.h"
@@ -42,11 +45,23 @@ inline std::string shape_text(const Tensor& t) {
   return s + "]";
 }
 
-// What torch says against a call becomes our `op`'s error (from torch 2.13 on; older ones do not tell).
+inline std::string bytes_text(double bytes) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(1) << bytes / (1 << 30) << " GiB";
+  return text.str();
+}
+
+// What torch says against a call becomes our `op`'s error (from torch 2.13 on; older ones do not tell). Of its words
+// about memory the size is left.
 inline void check_torch(const char* op, AOTITorchError error) {
   if (error == TORCH_SUCCESS) return;
   const auto message = cpu::find_in_torch<const char* (*)()>("torch_exception_get_what_without_backtrace");
-  NK_CHECK(false, op, ": ", message == nullptr ? "torch refused the shapes or the memory" : message());
+  const std::string said = message == nullptr ? "torch refused the shapes or the memory" : message();
+  constexpr std::string_view asked = "you tried to allocate ";
+  const size_t at = said.find(asked);
+  NK_CHECK(at == std::string::npos, op, ": not enough memory for a tensor of ",
+           bytes_text(std::strtod(said.c_str() + at + asked.size(), nullptr)));
+  NK_CHECK(false, op, ": ", said);
 }
 
 // One of torch's operators, on behalf of ours.
@@ -82,11 +97,14 @@ inline torch::headeronly::MemoryFormat channels_last_format(int64_t dim) {
 }
 
 // Without the dispatcher's detour where there is nothing to do.
-inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-inline Tensor dense(const Tensor& t) { return is_channels_last(t) ? t : as_contiguous(t); }
+inline Tensor as_contiguous(const char* op, const Tensor& t) {
+  return t.is_contiguous() ? t : call(op, "aten::contiguous", t, torch::headeronly::MemoryFormat::Contiguous);
+}
+inline Tensor dense(const char* op, const Tensor& t) { return is_channels_last(t) ? t : as_contiguous(op, t); }
 
 // Uninitialised, by the C call: the dispatcher's way to an allocation takes longer than a small layer.
-inline Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device device, bool channels_last) {
+inline Tensor empty(const char* op, const Ints& shape, ScalarType type, torch::stable::Device device,
+                    bool channels_last) {
   Ints strides(shape.size());
   int64_t stride = 1;
   for (size_t k = 0; k < shape.size(); ++k) {  // from the fastest dimension to the slowest
@@ -96,16 +114,16 @@ inline Tensor empty(const Ints& shape, ScalarType type, torch::stable::Device de
     stride *= std::max<int64_t>(1, shape[d]);
   }
   AtenTensorHandle handle = nullptr;
-  check_torch("empty",
-              aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())),
-                                       device.index(), &handle));
+  const AOTITorchError error = aoti_torch_empty_strided(
+      static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle);
+  check_torch(op, error);
   return Tensor(handle);
 }
 
-inline Tensor empty_as(const Tensor& like, const Ints& shape, bool channels_last) {
-  return empty(shape, like.scalar_type(), like.device(), channels_last);
+inline Tensor empty_as(const char* op, const Tensor& like, const Ints& shape, bool channels_last) {
+  return empty(op, shape, like.scalar_type(), like.device(), channels_last);
 }
 
 inline DType dtype_of(const char* op, const char* argument, const Tensor& t) {
@@ -211,6 +229,22 @@ inline void check_first_row(const char* op, int64_t first_row, int64_t rows) {
            " rows from it on must lie in [0, 2^32), got ", first_row);
 }
 
+// How many draws and rows of each there are, and that they have ids: known before anything is computed or copied.
+struct Counts {
+  int64_t D, B;
+
+  Counts(const char* op, const NoiseArgs& a, int64_t rows, bool batched, bool shared)
+      : D(a.draws ? a.draws->numel() : 1), B(shared ? rows : (D == 0 ? 0 : rows / D)) {
+    NK_CHECK(batched || D == 1, op, ": an unbatched value is one row and takes one draw, got ", D);
+    NK_CHECK(shared || D == 0 || rows % D == 0, op, ": dimension 0 holds draws x rows and must be a multiple of ", D,
+             " draws, got ", rows, " (shared=True gives every draw the same ", rows, " rows)");
+    NK_CHECK(shared || D * B == rows, op, ": draws is empty but there are ", rows, " rows");
+    NK_CHECK(!a.rows || a.rows->numel() == B, op, ": rows must hold one id for each of ", B, " rows, got ",
+             a.rows->numel());
+    if (!a.rows) check_first_row(op, a.first_row, B);
+  }
+};
+
 // Noise parameters for an output whose rows are dimension 0 of `item`-shaped values, with the tensors that they point
 // into.
 struct BoundNoise {
@@ -232,19 +266,11 @@ struct BoundNoise {
     params.draws = ids(op, "draws", a.draws, "D", device_);
     params.rows = ids(op, "rows", a.rows, "B", device_);
     params.first_row = a.first_row;
-    params.D = a.draws ? a.draws->numel() : 1;
     shared = a.shared;
     rows_in = batched ? clean[0] : 1;
-    NK_CHECK(batched || params.D == 1, op, ": an unbatched value is one row and takes one draw, got ", params.D);
-    NK_CHECK(shared || params.D == 0 || rows_in % params.D == 0, op,
-             ": dimension 0 holds draws x rows and must be a multiple of ", params.D, " draws, got ", rows_in,
-             " (shared=True gives every draw the same ", rows_in, " rows)");
-    params.B = shared ? rows_in : (params.D == 0 ? 0 : rows_in / params.D);
-    rows_out = params.D * params.B;
-    NK_CHECK(shared || rows_out == rows_in, op, ": draws is empty but there are ", rows_in, " rows");
-    NK_CHECK(!a.rows || a.rows->numel() == params.B, op, ": rows must hold one id for each of ", params.B,
-             " rows, got ", a.rows->numel());
-    if (!a.rows) check_first_row(op, a.first_row, params.B);
+    const Counts counts(op, a, rows_in, batched, shared);
+    params.D = counts.D, params.B = counts.B;
+    rows_out = counts.D * counts.B;
     const int64_t n = product(clean, batched ? 1 : 0);
     NK_CHECK((n + 3) / 4 <= (int64_t{1} << 32), op, ": a row of ", n, " elements exceeds the counter's 2^34");
     if (has_add_level(params.mode)) params.add = level(op, "add", a.add, clean, batched, channels_last);

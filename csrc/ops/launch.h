@@ -63,12 +63,12 @@ inline Epilogue make_epilogue(const BoundNoise& noise, const Tensor& clean, Tens
 inline Tensor finish(const char* op, Tensor clean, bool ours, bool batched, bool relu, const NoiseArgs& args,
                      Operand operand = Operand::kAdd) {
   const DType type = dtype_of(op, "the value", clean);
-  clean = dense(clean);
-  const bool channels_last = !clean.is_contiguous();
+  const bool channels_last = is_channels_last(clean) && !clean.is_contiguous();
   Ints shape = shape_of(clean);
-  const BoundNoise noise(op, args, shape, batched, clean, channels_last);
+  const BoundNoise noise(op, args, shape, batched, clean, channels_last);  // refused before it is copied
+  clean = dense(op, clean);
   if (batched) shape[0] = noise.rows_out;
-  Tensor out = ours && !noise.shared ? clean : empty_as(clean, shape, channels_last);
+  Tensor out = ours && !noise.shared ? clean : empty_as(op, clean, shape, channels_last);
   Epilogue e = make_epilogue(noise, clean, out, type, relu);
   e.noise.operand = operand;
   run(op, out, e);

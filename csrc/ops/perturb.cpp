@@ -42,7 +42,7 @@ struct LevelExpansion {
   int64_t rows_out;
 
   LevelExpansion(const char* op, const Tensor& clean, const OptTensor& toward, const Tensor& level, bool relu)
-      : x(as_contiguous(clean)), levels(level) {
+      : x(as_contiguous(op, clean)), levels(level) {
     NK_CHECK(x.device() == level.device(), op, ": x and levels must be on one device");
     NK_CHECK(x.scalar_type() == ScalarType::Float && level.scalar_type() == ScalarType::Float, op,
              ": x and levels must be float32");
@@ -52,7 +52,7 @@ struct LevelExpansion {
     int64_t draws = 1;
     epilogue.n = rows == 0 ? 0 : x.numel() / rows;
     if (toward) {
-      direction = as_contiguous(*toward);
+      direction = as_contiguous(op, *toward);
       NK_CHECK(direction.scalar_type() == ScalarType::Float && direction.dim() == x.dim(), op,
                ": direction must be float32 [draws * rows, ...] as x, got shape ", shape_text(direction));
       NK_CHECK(direction.device() == x.device(), op, ": x and direction must be on one device");
@@ -65,7 +65,7 @@ struct LevelExpansion {
                direction.size(0));
       epilogue.noise.given_rows = std::max<int64_t>(1, direction.size(0));
     } else {
-      direction = empty_as(x, {epilogue.n}, false);
+      direction = empty_as(op, x, {epilogue.n}, false);
       torch::stable::zero_(direction);
     }
     if (draws != 1) {
@@ -90,29 +90,29 @@ struct LevelExpansion {
 
 Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand, int64_t draw, OptTensor rows,
            int64_t first_row) {
-  NK_CHECK(kind >= 0 && kind < Kinds::kSize, "eps: unknown kind of noise ", kind);
-  NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), "eps: unknown operand ", operand);
-  NK_CHECK(site >= 0 && site < (1 << 24), "eps: site must lie in [0, 2^24), got ", site);
-  for (int64_t size : shape) NK_CHECK(size >= 0, "eps: shape must not be negative, got ", size);
-  Tensor out = empty(shape, ScalarType::Float, seed.device(), false);
+  const char* op = "eps";
+  NK_CHECK(kind >= 0 && kind < Kinds::kSize, op, ": unknown kind of noise ", kind);
+  NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), op, ": unknown operand ", operand);
+  NK_CHECK(site >= 0 && site < (1 << 24), op, ": site must lie in [0, 2^24), got ", site);
+  for (int64_t size : shape) NK_CHECK(size >= 0, op, ": shape must not be negative, got ", size);
   Epilogue e;
-  set_seed(e.noise, "eps", seed, out.device());
+  set_seed(e.noise, op, seed, seed.device());
   e.noise.first_draw = draw;
-  e.noise.rows = ids("eps", "rows", rows, "B", out.device());
+  e.noise.rows = ids(op, "rows", rows, "B", seed.device());
   e.noise.first_row = first_row;
   e.noise.B = shape.empty() ? 1 : shape[0];
-  NK_CHECK(!rows || rows->numel() == e.noise.B, "eps: rows must hold one id for each of ", e.noise.B, " rows, got ",
+  NK_CHECK(!rows || rows->numel() == e.noise.B, op, ": rows must hold one id for each of ", e.noise.B, " rows, got ",
            rows->numel());
-  if (!rows) check_first_row("eps", first_row, e.noise.B);
+  if (!rows) check_first_row(op, first_row, e.noise.B);
   e.noise.site = static_cast<uint32_t>(site);
   e.noise.operand = static_cast<Operand>(operand);
   e.noise.kind = static_cast<int>(kind);
   e.noise.mode = Mode::kEps;
+  e.n = shape.empty() ? 1 : product(shape, 1);
+  NK_CHECK((e.n + 3) / 4 <= (int64_t{1} << 32), op, ": a row of ", e.n, " elements exceeds the counter's 2^34");
+  Tensor out = empty(op, shape, ScalarType::Float, seed.device(), false);
   e.y = out.mutable_data_ptr();
-  e.n = product(shape, 1);
-  if (shape.empty()) e.n = 1;
-  NK_CHECK((e.n + 3) / 4 <= (int64_t{1} << 32), "eps: a row of ", e.n, " elements exceeds the counter's 2^34");
-  run("eps", out, e);
+  run(op, out, e);
   return out;
 }
 
@@ -128,21 +128,22 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
   const char* op = "perturb_relu_max_pool2d";
   const DType type = dtype_of(op, "input", x);
   PoolEpilogue pool = pooling(op, x, kernel, stride, padding);
-  x = as_contiguous(x);
   const BoundNoise noise(op, NK_NOISE_ARGS, shape_of(x), true, x, false);
-  Tensor out = empty_as(x, {noise.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
+  x = as_contiguous(op, x);
+  Tensor out = empty_as(op, x, {noise.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
   pool.noise = make_epilogue(noise, x, out, type, true);
   run(op, out, pool);
   return out;
 }
 
 Tensor expand_levels(Tensor x, OptTensor direction, Tensor levels, bool relu) {
-  LevelExpansion s("expand_levels", x, direction, levels, relu);
+  const char* op = "expand_levels";
+  LevelExpansion s(op, x, direction, levels, relu);
   Ints shape = shape_of(s.x);
   shape[0] = s.rows_out;
-  Tensor out = empty_as(s.x, shape, false);
+  Tensor out = empty_as(op, s.x, shape, false);
   s.epilogue.y = out.mutable_data_ptr();
-  run("expand_levels", out, s.epilogue);
+  run(op, out, s.epilogue);
   return out;
 }
 
@@ -151,7 +152,7 @@ Tensor expand_levels_max_pool2d(Tensor x, OptTensor direction, Tensor levels, bo
   const char* op = "expand_levels_max_pool2d";
   PoolEpilogue pool = pooling(op, x, kernel, stride, padding);
   LevelExpansion s(op, x, direction, levels, relu);
-  Tensor out = empty_as(s.x, {s.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
+  Tensor out = empty_as(op, s.x, {s.rows_out, pool.planes, pool.out_height, pool.out_width}, false);
   s.epilogue.y = out.mutable_data_ptr();
   pool.noise = s.epilogue;
   run(op, out, pool);

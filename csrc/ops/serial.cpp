@@ -74,13 +74,13 @@ Tensor quantize(Tensor x, Numbers format, Tensor seed, OptTensor draws, OptTenso
   q.dtype = dtype_of(op, "x", x);
   q.format = format_of(op, "format", format);
   NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), op, ": unknown operand ", operand);
-  x = as_contiguous(x);
   const int64_t count = x.dim() == 0 ? 1 : x.size(0);
   q.noise = noise_of(op, seed, draws, rows, first_row, site, count, x.device());
   q.noise.operand = static_cast<Operand>(operand);
   q.n = count == 0 ? 0 : x.numel() / count;
   NK_CHECK((q.n + 3) / 4 <= (int64_t{1} << 32), op, ": a row of ", q.n, " elements exceeds the counter's 2^34");
-  Tensor out = empty_as(x, shape_of(x), false);
+  x = as_contiguous(op, x);
+  Tensor out = empty_as(op, x, shape_of(x), false);
   q.x = x.data_ptr(), q.y = out.mutable_data_ptr();
   if (out.numel() > 0) run(op, out, q);
   return out;
@@ -100,7 +100,7 @@ Tensor serial(Tensor a, Tensor b, OptTensor order, Numbers product, Numbers sum,
            "of that of the other, got shapes ", shape_text(a), " and ", shape_text(b));
   NK_CHECK(s.K < (1 << 24), op, ": a sum has fewer than 2^24 steps, got ", s.K);
   NK_CHECK(low <= 0 && high >= 0, op, ": low and high must be at most and at least 0, got ", low, " and ", high);
-  Tensor out = empty_as(a, {s.T, s.I, s.J}, false);
+  Tensor out = empty_as(op, a, {s.T, s.I, s.J}, false);
   if (!any) return out;
   NK_CHECK(outputs > 0 && s.T * s.I * s.J % outputs == 0 && outputs % s.J == 0, op,
            ": outputs of a row must be a multiple of ", s.J, " that divides ", s.T * s.I * s.J, ", got ", outputs);
@@ -163,9 +163,9 @@ std::tuple<Tensor, Tensor> serial_gradient(Tensor grad, Tensor last, Tensor a, T
              ": all must have one dtype and be on one device");
   }
   NK_CHECK(position.device() == a.device(), op, ": position must be on the device of the operands");
-  grad = as_contiguous(grad), last = as_contiguous(last), a = as_contiguous(a), b = as_contiguous(b);
-  position = as_contiguous(position);
-  Tensor a_grad = empty_as(a, shape_of(a), false), b_grad = empty_as(b, shape_of(b), false);
+  grad = as_contiguous(op, grad), last = as_contiguous(op, last), a = as_contiguous(op, a), b = as_contiguous(op, b);
+  position = as_contiguous(op, position);
+  Tensor a_grad = empty_as(op, a, shape_of(a), false), b_grad = empty_as(op, b, shape_of(b), false);
   torch::stable::zero_(a_grad);
   torch::stable::zero_(b_grad);
   g.grad = grad.data_ptr(), g.last = last.data_ptr(), g.a = a.data_ptr(), g.b = b.data_ptr();

@@ -31,6 +31,8 @@ def can_look(t: Tensor) -> bool:
     """
     return (
         t.is_cpu
+        and t.layout is torch.strided
+        and not t.is_nested
         and not torch.compiler.is_compiling()
         and type(t) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from noisykernels.noise.autograd import Grads, register_autograd, register_vmap
+from noisykernels.noise.operands import refuse_layouts, register_fake
 
 _ops = torch.ops.noisykernels
 
@@ -108,7 +109,8 @@ def _register() -> torch.library.Library:
     library = torch.library.Library("noisykernels", "IMPL")
     fakes: dict[str, Any] = {"quantize": _fake_quantize, "serial": _fake_serial, "serial_gradient": _fake_gradient}
     for name, fake in fakes.items():
-        torch.library.register_fake(f"noisykernels::{name}", fake)
+        register_fake(name, fake)
+        refuse_layouts(library, name)
     register_autograd(library, "quantize", lambda *_: (), lambda _, grad: (grad,), lambda *_: None)
     register_autograd(library, "serial", _keep, _serial_gradients, _no_level)
     register_autograd(library, "serial_gradient", lambda *_: (), _no_second, lambda *_: None)

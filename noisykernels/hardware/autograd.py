@@ -27,6 +27,7 @@ from noisykernels.noise.autograd import (
     register_vmap,
 )
 from noisykernels.noise.contract import MODES, OPERANDS
+from noisykernels.noise.operands import refuse_layouts, register_fake
 
 _ops = torch.ops.noisykernels
 
@@ -88,7 +89,8 @@ def _register(library: torch.library.Library, name: str) -> None:
         dx, dw, db = _gradients(ctx, {**a, "x": a["x"].unsqueeze(0)}, grad.unsqueeze(0))
         return None if dx is None else dx.squeeze(0), dw, db
 
-    torch.library.register_fake(f"noisykernels::{name}", lambda *args: _fake(name, args))
+    register_fake(name, lambda *args: _fake(name, args))
+    refuse_layouts(library, name)
     register_autograd(library, name, keep, backward, refuse)
     register_vmap(name)
     register_autocast(library, name, 3)

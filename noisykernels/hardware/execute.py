@@ -19,6 +19,7 @@ from noisykernels.hardware.macs import MacNoise, deviation, explicit_products
 from noisykernels.hardware.noises import InputNoise, WeightNoise
 from noisykernels.noise.arguments import Key
 from noisykernels.noise.contract import ID_LIMIT, SITE_LIMIT
+from noisykernels.noise.operands import check_operands
 
 __all__ = ["checked", "run", "with_arithmetic"]
 
@@ -40,6 +41,7 @@ def run(
     """A contraction of x (rows, ...) as the devices make it: (D * B, ...) with D draws."""
     _, draws, rows, first_row, site = key
     devices = checked(contraction.name, hardware)
+    check_operands(contraction.name, {"x": x, "weight": weight, "bias": bias})
     count = 1 if draws is None else draws.shape[0]
     if not shared and count > 0 and x.shape[0] % count:
         raise ValueError(

@@ -70,11 +70,12 @@ class MacNoise(Device):
         if relative is not None and not isinstance(read, Tensor) and read == 0:
             raise ValueError(f"MacNoise: relative={relative!r} is about the level read, which is not given")
         self.relative, self.explicit = relative, bool(explicit)
-        self.operands = ("per_product", "per_step", "read") if explicit else ("per_product",)
         self.per_product, self.per_step, self.read = (
             _level(name, value)
             for name, value in (("per_product", per_product), ("per_step", per_step), ("read", read))
         )
+        given = tuple(name for name in self.level_names if getattr(self, name) is not None)
+        self.operands = given if explicit else given and ("per_product",)  # one eps for all of them together
 
     @property
     def noisy(self) -> bool:

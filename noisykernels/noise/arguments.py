@@ -109,8 +109,9 @@ def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: t
         raise TypeError(f"{op}: {name} must be a vector of ids, got the number {ids}; for a count use range({ids})")
     if not isinstance(ids, Tensor):  # whatever is not an integer keeps its type, to be refused below
         ids = torch.tensor(ids, dtype=None if len(ids) else torch.int64, device="cpu")
-    if ids.dtype != torch.int64 or ids.dim() != 1:
-        raise ValueError(f"{op}: {name} must be an int64 vector, got {ids.dtype} of shape {list(ids.shape)}")
+    if ids.dtype != torch.int64 or ids.dim() != 1 or ids.layout is not torch.strided:
+        kind = "" if ids.layout is torch.strided else f", {ids.layout}"
+        raise ValueError(f"{op}: {name} must be an int64 vector, got {ids.dtype} of shape {list(ids.shape)}{kind}")
     if can_look(ids) and ids.numel() > 0:
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= ID_LIMIT:

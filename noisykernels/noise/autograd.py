@@ -19,6 +19,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from noisykernels.noise.contract import MODES
+from noisykernels.noise.operands import refuse_layouts, register_fake
 
 _ops = torch.ops.noisykernels
 
@@ -336,12 +337,14 @@ def _register() -> torch.library.Library:
         def fake(*args: Any, clean: Callable[..., Tensor] = rules.clean) -> Tensor:
             return _fake_noise(clean(*args[:-_NOISE]), args[-_NOISE:])
 
-        torch.library.register_fake(f"noisykernels::{rules.name}", fake)
+        register_fake(rules.name, fake)
+        refuse_layouts(library, rules.name)
         _register_output_noise(library, rules)
         register_vmap(rules.name)
         if rules.tensors > 1:  # contractions; noise alone keeps the type it finds
             register_autocast(library, rules.name, rules.tensors)
-    torch.library.register_fake("noisykernels::eps", _fake_eps)
+    register_fake("eps", _fake_eps)
+    refuse_layouts(library, "eps")
     register_vmap("eps")
     return library
 
