@@ -106,6 +106,11 @@ def test_two_devices_may_not_draw_from_one_stream() -> None:
     ):
         with pytest.raises(ValueError, match=f"linear: hardware must have at most one device that draws '{operand}'"):
             nk.linear(x, w, hardware=pair, seed=0)
+    explicit, memory = nk.MacNoise(per_product=0.1, per_step=0.2, explicit=True), nk.hardware.PCM()
+    x, w = torch.ones(2, 3), torch.ones(4, 3)  # a level that is not given draws nothing
+    alone = nk.linear(torch.eye(3), w, hardware=[memory], seed=1).T
+    together = nk.linear(x, w, hardware=[memory, explicit], seed=1)
+    assert torch.equal(together, nk.linear(x, alone, hardware=[explicit], seed=1))
     nk.linear(x, w, hardware=[nk.MacNoise(read=0.1), nk.hardware.PCM(), nk.WeightNoise(add=0.1)], seed=0)
 
 

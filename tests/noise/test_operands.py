@@ -66,7 +66,7 @@ def with_other(name: str, i: int, other: Callable[[Tensor], Tensor]) -> Callable
 @pytest.mark.parametrize(("name", "i"), [(n, i) for n, i in EACH if n not in ALONE])
 def test_one_operand_on_the_meta_device(name: str, i: int) -> None:
     """No tensor has uninitialised memory as its content: torch's own error, for every operand."""
-    with pytest.raises(RuntimeError, match="all tensors must be on the same device, got .* on (cpu|meta) and "):
+    with pytest.raises(RuntimeError, match=r"all tensors must be on the same device, got .* on (cpu|meta) and "):
         with_other(name, i, lambda t: t.to("meta"))()
 
 
