@@ -112,7 +112,7 @@ def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
         sharing = [d for d in devices if twice in d.operands]
         raise ValueError(f"{op}: hardware must have at most one device that draws {twice!r}, got {sharing!r}")
     ways = [d for d in devices if isinstance(d, Arithmetic | MacNoise)]
-    if len(ways) > 1 and any(isinstance(d, Arithmetic) for d in ways):
+    if len(ways) > 1:
         raise ValueError(f"{op}: hardware must say at most once how products are added up, got {ways!r}")
     return tuple(devices)
 

@@ -392,7 +392,8 @@ class Draws(nk.hardware.Device):
     ("noise", "stream"),
     [
         (nk.InputNoise(add=0.1), "input"), (nk.WeightNoise(add=0.1), "weight"), (nk.MacNoise(0.1), "per_product"),
-        (nk.MacNoise(0.1, explicit=True), "per_step"), (nk.hardware.ColumnGain(0.1), "column_gain"),
+        (nk.MacNoise(0.1, explicit=True), "per_product"), (nk.MacNoise(per_step=0.1, explicit=True), "per_step"),
+        (nk.hardware.ColumnGain(0.1), "column_gain"),
     ],
     ids=str,
 )  # fmt: skip
@@ -421,6 +422,11 @@ def test_errors_name_what_is_wrong() -> None:
         (lambda: nk.MacNoise(read=torch.ones(3)), ValueError, "read must be a number or a 0-d tensor"),
         (lambda: nk.linear(x, w, hardware=[nk.WeightNoise(add=0.1)], draws=[1, 2, 3]), ValueError, "multiple of 3"),
         (lambda: nk.linear(x, w, hardware=[nk.MacNoise(0.1), Neutral()], draws=[1, 2, 3]), ValueError, "multiple of 3"),
+        (
+            lambda: nk.linear(x, w, hardware=[nk.MacNoise(0.1, explicit=True), nk.MacNoise(0, 0.1, explicit=True)]),
+            ValueError,
+            "at most once how products are added up",
+        ),
         (lambda: nk.linear(x, w[:, :2], hardware=[nk.WeightNoise(add=0.1)]), RuntimeError, "last dimension must be 2"),
         (lambda: nk.perturb(x, nk.Noise(add=1.0, mul=1.0), operand="weight"), ValueError, "has one term"),
         (lambda: nk.perturb(x, nk.Noise(add=1.0), operand="wait"), ValueError, "operand must be one of"),
