@@ -74,8 +74,8 @@ THREADS = whole(1, 1024)
 # What an argument may be, by its name, wherever it stands: an argument that is not here is given its range there.
 RANGES = {
     "batch_rows": SIZE, "batch_size": SIZE, "draws_per_pass": SIZE, "evaluations": SIZE, "inputs": SIZE, "limit": SIZE,
-    "memory": SIZE, "permutations": SIZE, "repeats": SIZE, "rows": SIZE, "threads": THREADS, "workers": THREADS,
-    "seed": SEED, "draw": ID, "first_row": ID, "draws": whole(1, 10**6),
+    "memory": SIZE, "most": SIZE, "permutations": SIZE, "repeats": SIZE, "rows": SIZE, "threads": THREADS,
+    "workers": THREADS, "seed": SEED, "draw": ID, "first_row": ID, "draws": whole(1, 10**6),
     "epochs": whole(0, 10**6), "confidence": Range(0, 1, ends=False), "rel_ci": Range(0, 1, ends=False),
     "plateaus": Range(0, 0.5, ends=False), "ratio": SHARE, "ratios": SHARE, "limits": SHARE, "level": Range(0),
     "levels": Range(0),

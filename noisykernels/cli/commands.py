@@ -83,7 +83,7 @@ def run_walk(args: argparse.Namespace) -> None:
             noise=noise,
             target=args.target,
             plateaus=plateaus,
-            search=nk.Search(args.rel_ci) if args.levels is None else None,
+            search=nk.Search(args.rel_ci, args.most) if args.levels is None else None,
             **_options(args, len(labels)),
         )
     tell_study(args, study, f"noise {noise!r} times the level", picture_format)

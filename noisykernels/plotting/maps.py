@@ -193,7 +193,7 @@ def _midpoint_marks(ax: Any, points: Sequence[Midpoint], places: Sequence[float]
         ax.plot(levels, places, color="white", lw=1.2)
     for p, y in zip(points, places, strict=True):
         ends = np.clip([p.low, p.high], left, right)
-        if p.status == "ok":
+        if p.status in ("ok", "open"):
             ax.plot(ends, [y, y], color="black", lw=3, solid_capstyle="butt")
             ax.plot(ends, [y, y], color="white", lw=1.4, solid_capstyle="butt")
     for status, marker, label in (

@@ -165,7 +165,10 @@ def error_bars(points: list[Midpoint], bottom: float, top: float) -> list[list[f
 
 
 def arrow(ax: Any, x: float, p: Midpoint, colour: str, bottom: float, top: float) -> None:
-    """An arrow from the bound of a site without a midpoint."""
+    """An arrow from the bound of a site without a midpoint; of one whose midpoint was not found, the range left."""
+    if p.status == "open":
+        ax.plot([x, x], [max(p.low, bottom), min(p.high, top)], color=colour, lw=1.6, ls=":", zorder=3)
+        return
     up = p.above
     start = min(max(p.low if up else p.high, bottom), top)
     ax.annotate(

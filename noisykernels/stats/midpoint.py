@@ -16,12 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from noisykernels.stats.intervals import Floats, band, cells, one_of_equal, t_quantile
 
-__all__ = ["Axis", "Midpoint", "crossings", "described", "fit_midpoint", "midpoint_cells", "restored"]
+__all__ = ["Axis", "Midpoint", "Status", "crossings", "described", "fit_midpoint", "midpoint_cells", "restored"]
 
 
 def midpoint_cells(p: Midpoint) -> list[str]:
     """midpoint, interval, crossing and status of a line of the table."""
     more = f" ({len(p.crossings)} crossings)" if len(p.crossings) > 1 else ""
+    if p.status == "open":
+        return ["?", f"{p.low:.4g} .. {p.high:.4g}", "", p.status]
     if p.status != "ok" and p.above:
         return [f"> {p.low:.4g}", "", "", f"{p.status}{more}"]
     if p.status != "ok":
@@ -30,6 +32,7 @@ def midpoint_cells(p: Midpoint) -> list[str]:
 
 
 Axis = Literal["log", "linear"]
+Status = Literal["ok", "none", "below", "open"]
 
 # From this many draws on the interval of a midpoint comes from the spread of the draws. With fewer
 # a badly known spread makes it longer than the one from the binomial bound: in simulated studies
@@ -52,9 +55,12 @@ class Midpoint:
 
     status: "ok"; "none": never half-way on the tested levels (level and crossing are nan, `low` is
     a lower bound); "below": half-way or lower already at the smallest level (nan, `high` is an
-    upper bound). rising: accuracy rises with the level, so "none" has an upper bound, and "below",
-    half-way or lower even at the largest level, a lower one. method: what the intervals rest on,
-    "rows" (binomial), "draws" (bootstrap), or "adaptive" (a search's own measurement).
+    upper bound); "open": a search has not found it with the evaluations that it may spend (nan;
+    `low` is the highest level looked at that is surely above half-way, 0: none, `high` the first
+    after it that surely is not, inf: none). rising: accuracy rises with the level, so "none" has an
+    upper bound, and "below", half-way or lower even at the largest level, a lower one. method: what
+    the intervals rest on, "rows" (binomial), "draws" (bootstrap), "adaptive" (a search's own
+    measurement), or "stopped" (a search's that ended before its interval was as short as asked for).
     """
 
     level: float
@@ -67,8 +73,8 @@ class Midpoint:
     slope: float
     clean: float
     floor: float
-    status: Literal["ok", "none", "below"]
-    method: Literal["rows", "draws", "adaptive"]
+    status: Status
+    method: Literal["rows", "draws", "adaptive", "stopped"]
     confidence: float = 0.95
     site: str = ""
     site_index: int = -1

@@ -277,7 +277,7 @@ def _points(op: str, midpoints: Any) -> list[Midpoint]:
 
 def _centre(op: str, p: Midpoint) -> float:
     """The midpoint, or the bound that is known of it."""
-    value = {"ok": p.level, "none": p.low, "below": p.high}[p.status]
+    value = {"ok": p.level, "none": p.low, "below": p.high, "open": math.sqrt(p.low * p.high)}[p.status]
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{op}: midpoints must have a finite bound above 0, got {value} ({p.status}) at {p.site!r}")
     return value

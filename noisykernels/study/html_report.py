@@ -121,7 +121,7 @@ def _meaning(study: StudyLike) -> str:
     return (
         f"The {study.meta.parameter or 'noise level'} at which {study.meta.metric} has fallen half-way from its clean "
         "value to the floor, and its 95 % interval, which speaks of the noise's randomness on these data. >: not "
-        "half-way up to this level; <: already at this level."
+        "half-way up to this level; <: already at this level; ?: the search was stopped."
     )
 
 
@@ -129,7 +129,8 @@ def _summary(points: Sequence[Midpoint], m: Meta) -> str:
     """The weakest and the strongest site, in words."""
     ranks = {False: -math.inf, True: math.inf}
     ranked = sorted(
-        points, key=lambda p: (p.level, p.low) if p.status == "ok" else (ranks[p.above], p.low if p.above else p.high)
+        [p for p in points if p.status != "open"] or points,
+        key=lambda p: (p.level, p.low) if p.status == "ok" else (ranks[p.above], p.low if p.above else p.high),
     )
     weakest, strongest = (ranked[-1], ranked[0]) if points[0].rising else (ranked[0], ranked[-1])
     text = f"Without noise the {m.metric} is {m.clean:.4f}. "
@@ -144,6 +145,8 @@ def _summary(points: Sequence[Midpoint], m: Meta) -> str:
 
 
 def _stands(p: Midpoint) -> str:
+    if p.status == "open":
+        return f"falls half-way between {p.low:.4g} and {p.high:.4g}, if at all: the search was stopped"
     if p.rising and p.status != "ok":
         return f"{'stands' if p.status == 'none' else 'has not risen'} above half-way " + (
             f"even at {p.high:.4g}" if p.status == "none" else f"up to {p.low:.4g}"

@@ -68,7 +68,14 @@ class Study(Result, kind="study"):
         sizes = ((len(m.sites), "site"), (len(m.levels), "level"), (len(m.draws), "draw"))
         text = " x ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in sizes)
         count = len(self.records)
-        return f"{text}, {m.rows} rows, clean {m.clean:.4f}, {count} records"
+        return f"{text}, {m.rows} rows, clean {m.clean:.4f}, {count} records{self._stopped()}"
+
+    def _stopped(self) -> str:
+        """How many sites a search has left before their intervals were as short as asked for, in words."""
+        left = sum(point["method"] == "stopped" for point in self.meta.midpoints)
+        if not left:
+            return ""
+        return f", {left} site{'s' * (left != 1)} stopped within {self.meta.plan['most']:,} evaluations"
 
     def _cells(self) -> list[tuple[str, int, Floats, Floats, Floats]]:
         """Per walked site: name, index, levels, accuracy and rows [level, draw], nan if missing."""
@@ -142,7 +149,8 @@ class Study(Result, kind="study"):
         """The midpoint table as aligned text, one line per site; arguments as `midpoints`.
 
         "> 10" in place of a midpoint: never half-way up to level 10. "< 0.1": already at 0.1. (Where larger is better:
-        not even half-way at 10; and still above half-way at 0.1.)
+        not even half-way at 10; and still above half-way at 0.1.) "?": a search has spent what it may; the interval is
+        where half-way may lie.
         """
         m = self.meta
         every = self.midpoints(floor, confidence)
@@ -159,7 +167,7 @@ class Study(Result, kind="study"):
         title = (
             f"clean {m.metric} {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
             + (
-                f"adaptive, {m.plan['evaluations']:,} evaluations"
+                f"adaptive, {m.plan['evaluations']:,} evaluations{self._stopped()}"
                 if m.midpoints
                 else f"{len(m.levels)} levels x {len(m.draws)} draws"
             )

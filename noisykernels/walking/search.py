@@ -11,6 +11,12 @@ long, or whose midpoint lies outside of its levels, is followed by a larger one 
 the error probability ``(1 - confidence) * 0.8 * 0.2**(i - 1)``, so that all together stay below ``1 - confidence``
 however many there are.
 
+What a site may cost is bounded. Where the located slope cannot be told from a flat curve's, the first measurement is a
+small one, so that nothing large is spent on a fall that is none. A bracket ends where answers no longer change with
+the level, for value and noise then grow alike. Accuracy there, or at the end of all levels, must surely be above
+half-way for "none": where few rows do not tell, more are looked at, far out. What the evaluations allowed have not
+settled is said with the interval that they give, or is "open".
+
 Where a draw is a chip (noise on weights), its rows share their noise: then draws are what is counted, each on a block
 of rows of its own, there are several in the first phases too, and their spread, with Student's quantiles, makes the
 interval.
@@ -30,11 +36,11 @@ from numpy.typing import NDArray
 from noisykernels._engine.request import Advance, Answer, Evaluate, Request, unheard
 from noisykernels.injection.site import Site
 from noisykernels.metrics.law import Law
-from noisykernels.stats.intervals import Floats, t_for
-from noisykernels.stats.midpoint import Midpoint, crossings, described
-from noisykernels.stats.regression import adjusted, adjusted_chips, standard_error
+from noisykernels.stats.intervals import Floats, t_for, wilson
+from noisykernels.stats.midpoint import Midpoint, Status, crossings, described
+from noisykernels.walking.fall import Fall, fall_of
 
-__all__ = ["SiteSearch", "seek"]
+__all__ = ["SiteSearch", "needed_row_draws", "quantile", "seek"]
 
 
 BRACKET_ROWS, LOCATE_ROWS = 200, 800
@@ -49,6 +55,10 @@ LEAST_ROWS = 400
 # Chips of the first two phases, and of a measurement at least; rows that each of the latter is measured on, at least.
 # These few add little to the chips' own spread, and other chips see other rows.
 FIRST_CHIPS, LEAST_CHIPS, CHIP_ROWS = 4, 8, 250
+# Of a measurement where the curve may be flat, and of what is looked at far out: row-draws at each level; chips.
+PILOT, PILOT_CHIPS = 10_000, 150
+FLAT = 0.07  # of accuracy against ln(level): half-way is not surely within reach of so slow a fall
+SURE = 3  # standard errors by which a slope, or a distance from half-way, counts as one
 
 
 @dataclass
@@ -63,6 +73,7 @@ class SiteSearch:
         rel_ci: the interval's half-width wanted, relative to the midpoint.
         confidence: of the interval.
         law: of the numbers of rows.
+        most: evaluations that may be spent.
         chips: whether the rows of a draw share their noise.
     """
 
@@ -73,14 +84,18 @@ class SiteSearch:
     rel_ci: float
     law: Law
     confidence: float = 0.95
+    most: int = 2**62
     which: int = 0  # of the study's targets
     chips: bool = False  # the rows of a draw share their noise
     phase: str = "bracket"
     known: dict[float, float] = field(default_factory=dict)  # the bracket's levels and means
     centre: float = math.nan
     slope: float = math.nan  # of mean against ln(level), at the centre
+    flat: bool = False  # the slope located may be none
     locations: int = 0  # brackets that were wrong
+    misses: int = 0  # measurements without a midpoint in reach
     measurement: int = 0
+    far: float = math.nan  # the level that is looked at to tell whether accuracy falls half-way at all
     want: int = 0  # row-draws of the next measurement; of chips: draws
     next_draw: int = field(init=False)  # those before are the bracket's and the locator's
     evaluations: int = 0
@@ -90,28 +105,41 @@ class SiteSearch:
         self.total = len(self.clean)
         self.next_draw = FIRST_CHIPS if self.chips else 1
         self.target = (float(self.clean.mean()) + self.floor) / 2
+        self.looks: dict[float, tuple[float, float]] = {}  # of each level: mean, and of how many independent rows
 
     # --------------------------------------------------------------------------------------- asking
 
     def requests(self) -> list[Request]:
         """What to evaluate next; nothing: found, or given up."""
-        if self.found is not None:
+        asked = [] if self.found is not None else self._next()
+        if sum(r.cells for r in asked) > self.most - self.evaluations:
+            self._leave_open()
             return []
+        return asked
+
+    def _next(self) -> list[Request]:
         if self.phase == "bracket":
             return [self._asked(self._bracket_levels(), self._first_draws, min(self.total, BRACKET_ROWS))]
         if self.phase == "locate":
             low, high = self._bracket
             levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
             return [self._asked(levels, self._first_draws, min(self.total, LOCATE_ROWS))]
-        levels = self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 3))
+        if self.phase == "far":
+            return self._sampled([self.far / 1000, self.far], PILOT_CHIPS if self.chips else PILOT)
+        return self._sampled(self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 3)), self.want)
+
+    def _sampled(self, levels: Sequence[float] | Floats, want: int) -> list[Request]:
+        """Levels under new draws, as many row-draws (of chips: draws) of each as wanted or still allowed."""
+        left = (self.most - self.evaluations) / len(levels)
         if self.chips:
             blocks = max(1, self.total // CHIP_ROWS)  # all rows are in one
             starts = [b * self.total // blocks for b in range(blocks + 1)]
-            draws = range(self.next_draw, self.next_draw + max(LEAST_CHIPS, self.want))
+            count = max(LEAST_CHIPS, int(min(want, left // -(-self.total // blocks))))
+            draws = range(self.next_draw, self.next_draw + count)
             parts = [(b, tuple(d for d in draws if d % blocks == b)) for b in range(blocks)]
             return [self._asked(levels, ids, starts[b + 1] - starts[b], starts[b]) for b, ids in parts if ids]
-        rows = min(self.total, max(LEAST_ROWS, math.ceil(self.want / 2)))
-        count = max(2, math.ceil(self.want / rows))
+        rows = min(self.total, max(LEAST_ROWS, math.ceil(min(want, left - 1) / 2)))
+        count = max(2, int(min(math.ceil(want / rows), left // rows)))
         return [self._asked(levels, tuple(range(self.next_draw, self.next_draw + count)), rows)]
 
     @property
@@ -139,15 +167,29 @@ class SiteSearch:
         """Takes the answers to `requests`."""
         self.evaluations += sum(answer.size for answer in answers)
         numbers = [self.law.numbers(answer) for answer in answers]
+        self._look(requests, numbers)
         if self.phase == "measure":
             self._learn_measurement(requests, numbers)
         elif self.phase == "locate":
             self._learn_location(requests[0], numbers[0])
+        elif self.phase == "far":
+            self._learn_far(requests)
         else:
-            self._learn_bracket(requests[0], numbers[0].mean((1, 2)))
+            self._learn_bracket(requests[0], numbers[0])
 
-    def _learn_bracket(self, request: Request, mean: Floats) -> None:
-        self.known |= dict(zip(request.levels, mean.tolist(), strict=True))
+    def _look(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        """Keeps of each level the largest look at it. Independent are draws of chips, and else rows of one draw, or of
+        all where all rows are looked at: other draws of some rows tell nothing of the rest."""
+        draws, rows = sum(len(r.draws) for r in requests), requests[0].rows
+        size = draws if self.chips else rows * draws if rows == self.total else rows
+        means = np.concatenate([a.mean(2) for a in answers], 1).mean(1)
+        for level, mean in zip(requests[0].levels, means.tolist(), strict=True):
+            if size >= self.looks.get(level, (0, 0))[1]:
+                self.looks[level] = mean, size
+
+    def _learn_bracket(self, request: Request, answer: Answer) -> None:
+        further = bool(self.known)
+        self.known |= dict(zip(request.levels, answer.mean((1, 2)).tolist(), strict=True))
         self.known_rows = request.rows
         target = self._target_of(request.rows)
         levels = sorted(self.known)
@@ -157,10 +199,45 @@ class SiteSearch:
             # One level more on either side: few rows are a coarse measure.
             self._bracket = levels[max(0, fall - 2)], levels[min(len(levels) - 1, fall + 1)]
             self.phase = "locate"
-        elif above[0] and (levels[-1] / self.scale >= HIGHEST or levels[-1] >= LARGEST):
-            self._give_up("none", levels[-1])
+        elif above[0] and (
+            levels[-1] / self.scale >= HIGHEST or levels[-1] >= LARGEST or (further and self._saturated(answer))
+        ):
+            if self._surely(min(self.known.values()) - target, answer):
+                self._give_up("none", levels[-1])
+            else:
+                self.phase, self.far = "far", levels[-1]
         elif not above[0] and levels[0] / self.scale <= LOWEST:
             self._give_up("below", levels[0])
+
+    def _saturated(self, answer: Answer) -> bool:
+        """Whether the noise moves predictions, and no more so with its level."""
+        return bool((answer == answer[:1]).all() and (answer[0] != self.clean[: answer.shape[2]]).any())
+
+    def _surely(self, above: float, answer: Answer) -> bool:
+        """Whether a mean of an answer is above something by more than its rows, and its chips, may err."""
+        variance = self.law.largest_variance / answer.shape[2]
+        if self.chips:
+            variance += float(answer.mean(2).var(1, ddof=1).max()) / answer.shape[1]
+        return above > SURE * math.sqrt(variance)
+
+    def _learn_far(self, requests: Sequence[Request]) -> None:
+        """Accuracy falls half-way, or never does, if many rows far out say so; they may also leave it open."""
+        self.next_draw += sum(len(r.draws) for r in requests)
+        low, high = self._bounds()
+        if low >= self.far:
+            self._give_up("none", self.far)
+        elif high <= self.far and math.isfinite(self.centre):
+            self.phase = "measure"
+        else:
+            self._leave_open()
+
+    def _bounds(self) -> tuple[float, float]:
+        """Of the levels looked at: the highest that is surely above half-way, and the first one after it that is surely
+        not."""
+        share = 1 - (1 - self.confidence) / len(self.looks) if self.looks else 0.0
+        ends = {v: wilson(mean * size, size, share) for v, (mean, size) in self.looks.items()}
+        low = max((v for v, (a, _) in ends.items() if a > self.target), default=0.0)
+        return low, min((v for v, (_, b) in ends.items() if b < self.target and v > low), default=math.inf)
 
     def _learn_location(self, request: Request, answer: Answer) -> None:
         t, mean = np.log(request.levels), answer.mean((1, 2))
@@ -170,8 +247,10 @@ class SiteSearch:
         if not falls:  # few rows have misled the bracket: it goes on from here with what more rows say
             self.locations += 1
             if self.locations == LOCATIONS:
-                above = mean[0] > target
-                self._give_up("none" if above else "below", request.levels[-1 if above else 0])
+                if mean[0] > target:
+                    self.phase, self.far = "far", request.levels[-1]
+                else:
+                    self._give_up("below", request.levels[0])
                 return
             self.known = dict(zip(request.levels, mean.tolist(), strict=True))
             self.known_rows = request.rows
@@ -181,58 +260,64 @@ class SiteSearch:
         near = np.argsort(np.abs(t - falls[0]))[:4]
         self.slope = min(-0.02, float(np.polyfit(t[near], mean[near], 1)[0]))
         variance = float(answer.mean(2).var(1, ddof=1).mean()) if self.chips else self.law.largest_variance
-        self.want = self._needed(self._quantile(1), variance)
+        self.want = needed_row_draws(quantile(self.confidence, 1), variance, self.rel_ci * self.slope)
+        variance /= len(request.draws) if self.chips else request.rows
+        self.flat = -self.slope < max(FLAT, SURE * math.sqrt(variance / float(t[near].var() * len(near))))
+        if self.flat:
+            self.want = min(self.want, PILOT_CHIPS if self.chips else PILOT)
         self.phase = "measure"
-
-    def _quantile(self, measurement: int) -> float:
-        alpha = (1 - self.confidence) * 0.8 * 0.2 ** (measurement - 1)
-        return NormalDist().inv_cdf(1 - alpha / 2)
-
-    def _needed(self, z: float, variance: float) -> int:
-        """Row-draws (of chips: draws) for the half-width wanted, with a quarter in reserve."""
-        return math.ceil(1.25 * variance * (z / (self.rel_ci * self.slope)) ** 2)
 
     def _learn_measurement(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         self.measurement += 1
         draws = sum(len(r.draws) for r in requests)
         self.next_draw += draws
-        z = self._quantile(self.measurement)
+        z = quantile(self.confidence, self.measurement)
         if self.chips:  # whose variance is estimated from few
             z = t_for(z, draws - 1)
         x = np.log(np.array(requests[0].levels) / self.centre)
-        project = np.linalg.pinv(np.stack([np.ones_like(x), x, x * x], 1))  # least squares: (a, b, c)
         parts = [self.clean[r.start : r.end] for r in requests]
-        of_chips = adjusted_chips(self.clean, parts, answers) if self.chips else None
-        mean = adjusted(self.clean, answers[0]) if of_chips is None else of_chips.mean(1)
-        a, b, c = project @ mean
-        root = _root(a - self.target, b, c)
+        fall = fall_of(x, self.target, self.clean, parts, answers, self.chips)
         more = self.measurement < MEASUREMENTS
-        if root is None or abs(root) > 1.5 * WINDOW:
-            step = WINDOW if root is None else float(np.clip(root, -1, 1))
-            if root is None and a < self.target:
-                step = -step
-            if not more:
-                self._give_up("none", self.centre)
-                return
-            self.centre *= math.exp(step)
+        if fall.root is None or abs(fall.root) > 1.5 * WINDOW:
+            if more:
+                self._learn_miss(fall)
+            else:
+                self._leave_open()
             return
-        slope = min(-1e-3, b + 2 * c * root)
-        weights = np.array([1.0, root, root * root]) @ project
-        if of_chips is None:
-            error = standard_error(self.clean, answers[0], weights)
-        else:
-            error = float((weights @ of_chips).std(ddof=1)) / math.sqrt(draws)
-        half = z * error / -slope
-        self.slope = slope
-        if half > self.rel_ci and more:
-            self.centre *= math.exp(root)
+        self.slope = min(-1e-3, fall.slope)
+        half = z * fall.error / -self.slope
+        spent = sum(r.cells for r in requests)
+        if half > self.rel_ci and more and 1.5 * spent <= self.most - self.evaluations:
+            self.centre *= math.exp(fall.root)
             samples = draws * (1 if self.chips else requests[0].rows)
-            self.want = math.ceil(samples * max(1.5, 1.25 * (half * self._quantile(self.measurement + 1) / z
-                                                             / self.rel_ci) ** 2))  # fmt: skip
+            larger = 1.25 * (half * quantile(self.confidence, self.measurement + 1) / z / self.rel_ci) ** 2
+            self.want = math.ceil(samples * max(1.5, larger))
+            self.flat = -fall.slope < max(FLAT, SURE * fall.slope_error)
+            if self.flat:
+                self._look_far()
             return
-        level = self.centre * math.exp(root)
-        steepness = -4 * slope / (float(self.clean.mean()) - self.floor) * math.log(10)
-        self._settle(level, level * math.exp(-half), level * math.exp(half), steepness, "ok")
+        if half > max(self.rel_ci, 1.5 * WINDOW):  # beyond what a parabola through the levels can tell
+            self._leave_open()
+            return
+        level = self.centre * math.exp(fall.root)
+        steepness = -4 * self.slope / (float(self.clean.mean()) - self.floor) * math.log(10)
+        self._settle(level, level * math.exp(-half), level * math.exp(half), steepness, "ok", half > self.rel_ci)
+
+    def _learn_miss(self, fall: Fall) -> None:
+        """A measurement without a midpoint in reach: it lies elsewhere, or nowhere."""
+        self.misses += 1
+        if fall.above and (self.flat or self.misses > 1):
+            self._look_far()
+        if fall.root is not None:
+            step = float(np.clip(fall.root, -1, 1))
+        else:  # a flat curve is not left by small steps
+            step = WINDOW * (4 if self.flat else 1) * (1 if fall.above else -1)
+        self.centre *= math.exp(step)
+
+    def _look_far(self) -> None:
+        """Asks, once, whether accuracy falls half-way at all."""
+        if math.isnan(self.far):
+            self.phase, self.far = "far", min(1e6 * self.centre, LARGEST)
 
     def described(self) -> dict[str, Any]:
         """What was found, as JSON can hold it."""
@@ -248,22 +333,29 @@ class SiteSearch:
         low, high = (edge, math.inf) if status == "none" else (0.0, edge)
         self._settle(math.nan, low, high, math.nan, status)
 
+    def _leave_open(self) -> None:
+        self._settle(math.nan, *self._bounds(), math.nan, "open", True)
+
     def _settle(
-        self, level: float, low: float, high: float, steepness: float, status: Literal["ok", "none", "below"]
+        self, level: float, low: float, high: float, steepness: float, status: Status, stopped: bool = False
     ) -> None:
         self.found = Midpoint(
             level=level, low=low, high=high, crossing=level, crossing_low=low, crossing_high=high,
             crossings=() if math.isnan(level) else (level,), slope=steepness, clean=float(self.clean.mean()),
-            floor=self.floor, status=status, method="adaptive", confidence=self.confidence,
+            floor=self.floor, status=status, method="stopped" if stopped else "adaptive", confidence=self.confidence,
             site=self.site.name, site_index=self.site.index,
         )  # fmt: skip
 
 
-def _root(a: float, b: float, c: float) -> float | None:
-    """The root of a + b x + c x^2 at which it falls that is nearest to 0."""
-    roots = np.roots([c, b, a]) if abs(c) > 1e-12 else np.array([-a / b]) if b else np.array([])
-    falling = [float(r.real) for r in roots if abs(r.imag) < 1e-12 and b + 2 * c * r.real < 0]
-    return min(falling, key=abs) if falling else None
+def quantile(confidence: float, measurement: int) -> float:
+    """Of the normal law, for the share of the error that a measurement may make."""
+    alpha = (1 - confidence) * 0.8 * 0.2 ** (measurement - 1)
+    return NormalDist().inv_cdf(1 - alpha / 2)
+
+
+def needed_row_draws(z: float, variance: float, half: float) -> int:
+    """Row-draws (of chips: draws) for the half-width wanted of a mean, with a quarter in reserve."""
+    return math.ceil(1.25 * variance * (z / half) ** 2)
 
 
 def seek(

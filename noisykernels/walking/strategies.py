@@ -6,20 +6,28 @@ study change what is asked.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 from noisykernels._engine.request import Evaluate, Facts, Request
+from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
 from noisykernels.walking.cells import Cells
 from noisykernels.walking.plateaus import settled
-from noisykernels.walking.search import SiteSearch, seek
+from noisykernels.walking.search import SiteSearch, needed_row_draws, quantile, seek
 
 __all__ = ["Found", "Grid", "Progress", "Search", "Strategy"]
 
 Found = list[list[dict[str, Any]]]  # of each target, what a search has found at each site; empty for a grid
 Progress = bool | Callable[[int, int], object]
+
+# What a search is held against: the published grid of 49 levels and 5 draws, less the search's own first two phases,
+# 15 evaluations of each of few rows; on a curve that falls from 95 to 5 % over two decades, as usual ones do.
+OF_GRID = 49 * 5 - 15
+USUAL_SLOPE = math.log(19) / math.log(10) / 4  # of accuracy at half-way, against ln(level), per (clean - floor)
 
 
 class Strategy(Protocol):
@@ -37,8 +45,8 @@ class Strategy(Protocol):
     def shuffled(self) -> bool:
         """Whether the first rows must be a random part of all."""
 
-    def described(self) -> dict[str, Any]:
-        """What a study's plan says of it."""
+    def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What a study's plan says of it, and of what it has found."""
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """Fills the cells.
@@ -66,7 +74,7 @@ class Grid:
         """See `Strategy`."""
         return self.plateaus is not None
 
-    def described(self) -> dict[str, Any]:
+    def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See `Strategy`."""
         return {} if self.plateaus is None else {"plateaus": self.plateaus}
 
@@ -92,28 +100,39 @@ class Search:
 
     Args:
         rel_ci: half-width of the 95 % interval wanted, relative to the midpoint.
+        most: evaluations (a row under a draw at a level) that a site may cost. What they do not settle has a longer
+            interval, or is "open" (see `Midpoint`), and is counted in the study's table. None: ``200_000 + 5_000 /
+            rel_ci**2``, two million for 5 %, where most sites take some ten thousands.
 
     Raises:
-        ValueError: `rel_ci` outside of (0, 1).
+        ValueError: `rel_ci` outside of (0, 1), `most` below 1.
+        TypeError: `most` is no whole number.
 
     Example:
         >>> Search(rel_ci=0.02)
-        Search(rel_ci=0.02)
+        Search(rel_ci=0.02, most=None)
     """
 
     rel_ci: float = 0.05
+    most: SupportsIndex | None = None
     levels = ()
     draws = ()
     shuffled = True
 
     def __post_init__(self) -> None:
-        """Checks `rel_ci`."""
+        """Checks both."""
         if not (isinstance(self.rel_ci, float | int) and 0 < self.rel_ci < 1):
             raise ValueError(f"Search: rel_ci must lie between 0 and 1, got {self.rel_ci}")
+        if self.most is not None:
+            object.__setattr__(self, "most", in_range("Search", "most", self.most))
 
-    def described(self) -> dict[str, Any]:
+    def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See `Strategy`."""
-        return {}
+        return {"most": self._most} if any(midpoint["method"] == "stopped" for midpoint in found) else {}
+
+    @property
+    def _most(self) -> int:
+        return 200_000 + math.ceil(5_000 / self.rel_ci**2) if self.most is None else int(self.most)
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
@@ -122,6 +141,8 @@ class Search:
             raise ValueError(
                 f"walk: the clean {cells.metric.name} {clean:.4f} is not above the floor {floor:.4f}: nothing to find"
             )
+        if not facts.shares_rows(0):
+            self._warn_of_few_rows(cells)
         searches = []
         for which in range(cells.targets):
             scales = facts.scales(cells.sites, which)
@@ -134,6 +155,7 @@ class Search:
                     floor,
                     self.rel_ci,
                     cells.metric.law,
+                    most=self._most,
                     which=which,
                     chips=chips,
                 )
@@ -146,3 +168,17 @@ class Search:
             for request, answer in seek(searches, evaluate, advance):
                 cells.take(request, answer)
         return [[s.described() for s in searches if s.which == which] for which in range(cells.targets)]
+
+    def _warn_of_few_rows(self, cells: Cells) -> None:
+        """A search repeats few rows under so many draws that a whole grid would cost less."""
+        rows, law = len(cells.clean), cells.metric.law
+        slope = USUAL_SLOPE * (cells.clean_mean - cells.floor)
+        wanted = needed_row_draws(quantile(0.95, 1), law.largest_variance, self.rel_ci * slope)
+        enough = math.ceil(3 * wanted / OF_GRID)
+        if rows < enough:
+            warnings.warn(
+                f"walk: {rows} rows are few for midpoints within {100 * self.rel_ci:.2g} %: each row is run under some "
+                f"{wanted // rows} draws, which costs a site more than a grid of 49 levels and 5 draws. It would cost "
+                f"less from {enough} rows on, or within {100 * self.rel_ci * math.sqrt(enough / rows):.2g} %",
+                stacklevel=5,  # of the caller of `walk`
+            )

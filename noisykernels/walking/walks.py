@@ -188,7 +188,7 @@ def _study(
         classes=session.outputs,
         sites=tuple(s.name for s in session.sites),
         stream_version=STREAM_VERSION,
-        plan=plan | {"evaluations": cells.evaluations[which]} | strategy.described(),
+        plan=plan | {"evaluations": cells.evaluations[which]} | strategy.described(found[which]),
         axis=asked.axis,
         floor=cells.floor,
         target=target.name,
