@@ -96,7 +96,7 @@ def test_walk(cache: str, capsys, tmp_path: Path) -> None:
 
 def test_a_search_and_the_plain_engine(cache: str, capsys, tmp_path: Path) -> None:
     fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--json"]
-    assert main(["walk", *fixed, "--rel-ci", "0.2", "--memory", "0.01"]) == 0
+    assert main(["walk", *fixed, "--rel-ci", "0.2", "--most", "400000", "--memory", "0.01"]) == 0
     found = json.loads(capsys.readouterr().out)["midpoints"]
     assert {m["method"] for m in found} == {"adaptive"} and len(found) == 8
     for _ in range(2):  # the second time from the file
