@@ -1,9 +1,9 @@
-"""What each command does, from its arguments; what it returns is printed as JSON."""
+"""What each command does, from its arguments: it prints what it found, then writes its files."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 from dataclasses import asdict
 from typing import Any
 
@@ -14,10 +14,12 @@ from noisykernels._C import cpu_level
 from noisykernels._engine.arguments import chosen_sites
 from noisykernels._engine.store import noting
 from noisykernels._engine.targets import Parameter, Target
-from noisykernels.cli.output import NOTE, check_files, check_folders, draw_picture, format_of_picture, tell_study
+from noisykernels.cli.notes import NOTE, note
+from noisykernels.cli.output import File, check_files, draw_picture, say, tell, typed
 from noisykernels.datasets.vision import info, load
 from noisykernels.noise.contract import KINDS
 from noisykernels.study.comparison import compare
+from noisykernels.study.html_report import report
 from noisykernels.study.result import Result
 from noisykernels.study.study import Study
 from noisykernels.training.loop import accuracy
@@ -69,14 +71,14 @@ def _refuse(args: argparse.Namespace, target: Target | None = None) -> None:
 
 def run_walk(args: argparse.Namespace) -> None:
     """Trains or loads, walks, writes the study, prints the midpoint table, writes picture, records and report."""
-    picture_format = check_files(args)
+    check_files(args)
     noise, plateaus = _noise(args), getattr(args, "plateaus", None)
     (target,) = targets_of(noise, args.target)
     strategy_of(args.levels, args.levels and args.draws, None, plateaus, target)
     _refuse(args, target)
     model = _trained(args)
     inputs, labels = load(args.data, "test", root=args.root, limit=args.rows)
-    with noting(NOTE, _again(args)):
+    with noting(NOTE, note(args)):
         study = nk.walk(
             model,
             (inputs, labels),
@@ -86,44 +88,56 @@ def run_walk(args: argparse.Namespace) -> None:
             search=nk.Search(args.rel_ci, args.most) if args.levels is None else None,
             **_options(args, len(labels)),
         )
-    tell_study(args, study, f"noise {noise!r} times the level", picture_format)
+    _tell_study(args, study, f"noise {noise!r} times the level")
 
 
 def run_parameter(args: argparse.Namespace) -> None:
     """Walks a parameter of the hardware of one contraction at a time, and writes what `run_walk` does."""
-    picture_format = check_files(args)
+    check_files(args)
     known = PARAMETERS[args.parameter]
     _refuse(args, Parameter(known.make, known.name, known.larger))
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     options = _options(args, len(data[1]))
-    with noting(NOTE, _again(args)):
+    with noting(NOTE, note(args)):
         study = walk_parameter(model, data, values=options.pop("levels"), **known._asdict(), **options)
-    tell_study(args, study, known.name, picture_format)
+    _tell_study(args, study, known.name)
 
 
-def run_mixed(args: argparse.Namespace) -> Any:
+def _tell_study(args: argparse.Namespace, study: Study, what: str) -> None:
+    """Prints a study and writes its files."""
+    export = functools.partial(study.export, spreadsheet=args.spreadsheet)
+    page = functools.partial(report, study, command=typed(*args.argv))
+    files = [
+        File("study", args.out, study.save),
+        File("picture", args.picture, functools.partial(draw_picture, study)),
+        *(File("records", path, export) for path in args.export),
+        File("report", args.report, page),
+    ]
+
+    def found() -> Any:
+        return {"clean": study.meta.clean, "midpoints": [asdict(m) for m in study.midpoints()]}
+
+    tell(args, found, lambda: f"{study.meta.model} on {study.meta.data}; {what}\n{study.table()}", files)
+
+
+def run_mixed(args: argparse.Namespace) -> None:
     """Walks mixed noise of several ratios, and prints the midpoints of each."""
-    check_folders(args.picture, args.out)
-    picture_format = None if args.picture is None else format_of_picture(args.picture)
+    check_files(args)
     _refuse(args)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
-    with noting(NOTE, _again(args)):
+    with noting(NOTE, note(args)):
         mixed = nk.walk_mixed(
             model, data, ratios=args.ratios, order=args.order, kind=args.kind, **_options(args, len(data[1]))
         )
-    files = [] if args.out is None else mixed.save(args.out)
-    if args.picture is not None:
-        draw_picture(mixed, args.picture, picture_format)
-        files.append(args.picture)
-    if args.json:
+
+    def found() -> Any:
         pairs = zip(mixed.ratios, mixed.studies, strict=True)
         return [{"ratio": r, "midpoints": [asdict(m) for m in study.midpoints()]} for r, study in pairs]
-    print(mixed.table())
-    for path in files:
-        print(f"written: {path}")
-    return None
+
+    picture = File("written", args.picture, functools.partial(draw_picture, mixed))
+    tell(args, found, mixed.table, [File("written", args.out, mixed.save), picture])
 
 
 def _options(args: argparse.Namespace, rows: int) -> dict[str, Any]:
@@ -149,15 +163,9 @@ def _compute(args: argparse.Namespace, **more: Any) -> nk.Compute:
     return nk.Compute(batch_rows=args.batch_rows, draws_per_pass=args.draws_per_pass, **more)
 
 
-def _again(args: argparse.Namespace) -> str:
-    """The command, with the threads, which are part of the plan: resumed elsewhere it is the same study."""
-    return json.dumps(args.argv if args.threads else [*args.argv, "--threads", str(torch.get_num_threads())])
-
-
-def run_vote(args: argparse.Namespace) -> Any:
+def run_vote(args: argparse.Namespace) -> None:
     """Runs the noisy network many times, and says what combining its answers gives."""
-    check_folders(args.picture, args.out)
-    picture_format = None if args.picture is None else format_of_picture(args.picture)
+    check_files(args)
     _refuse(args)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
@@ -171,80 +179,61 @@ def run_vote(args: argparse.Namespace) -> Any:
         compute=_compute(args),
         progress=not args.quiet,
     )
-    if args.picture is not None:
-        draw_picture(votes, args.picture, picture_format)
-    if args.out is not None:
-        votes.save(args.out)
-    if args.json:
-        return {"clean": votes.clean, "curves": {k: c.accuracy.tolist() for k, c in votes.curves.items()}}
-    print(votes.table())
-    return None
+    found = {"clean": votes.clean, "curves": {k: c.accuracy.tolist() for k, c in votes.curves.items()}}
+    picture = File("", args.picture, functools.partial(draw_picture, votes))
+    tell(args, lambda: found, votes.table, [picture, File("", args.out, votes.save)])
 
 
-def run_chips(args: argparse.Namespace) -> Any:
+def run_chips(args: argparse.Namespace) -> None:
     """Runs the network on many chips, and says how their accuracy spreads."""
-    check_folders(args.out)
+    check_files(args)
     noise = nk.WeightNoise(**{args.noise: args.level}, relative=args.relative)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
-    found = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
-    if args.out is not None:
-        found.save(args.out)
-    if args.json:
-        return {"clean": found.clean, "mean": found.mean, "std": found.std, "accuracy": found.accuracy.tolist()}
-    print(f"{args.model} on {args.data}; {noise!r}")
-    print(found.table(args.limits))
-    return None
+    chips = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
+    found = {"clean": chips.clean, "mean": chips.mean, "std": chips.std, "accuracy": chips.accuracy.tolist()}
+    head = f"{args.model} on {args.data}; {noise!r}"
+    tell(args, lambda: found, lambda: f"{head}\n{chips.table(args.limits)}", [File("", args.out, chips.save)])
 
 
 def run_report(args: argparse.Namespace) -> None:
     """Writes a result as HTML."""
     result = Result.load(args.result)
-    out = args.out if args.out is not None else args.result.with_suffix(".html")
-    check_folders(out)
-    print(f"report: {result.report(out, args.title)}")
+    args.out = args.out if args.out is not None else args.result.with_suffix(".html")
+    check_files(args, read=[args.result])
+    say(f"report: {result.report(args.out, args.title)}")
 
 
-def run_compare(args: argparse.Namespace) -> Any:
+def run_compare(args: argparse.Namespace) -> None:
     """Compares the midpoints of two studies."""
-    check_folders(args.picture, args.out)
-    picture_format = None if args.picture is None else format_of_picture(args.picture)
+    check_files(args, read=args.studies)
     stems = [path.stem for path in args.studies]
     names = args.names or (stems if stems[0] != stems[1] else ["a", "b"])
     a, b = map(Study.load, args.studies)
     both = compare(a, b, names)
-    if args.picture is not None:
-        draw_picture(both, args.picture, picture_format)
-    if args.out is not None:
-        both.save(args.out)
-    if not args.json:
-        print(both.table())
-        return None
     sites = [p._asdict() | {k: m and asdict(m) for k, m in (("a", p.a), ("b", p.b))} for p in both.pairs]
-    return {"names": both.names, "clean": both.clean, "differences": both.differences, "sites": sites}
+    found = {"names": both.names, "clean": both.clean, "differences": both.differences, "sites": sites}
+    picture = File("", args.picture, functools.partial(draw_picture, both))
+    tell(args, lambda: found, both.table, [picture, File("", args.out, both.save)])
 
 
-def run_train(args: argparse.Namespace) -> Any:
+def run_train(args: argparse.Namespace) -> None:
     """Trains or loads, and prints the test accuracy."""
     hits = accuracy(_trained(args), load(args.data, "test", root=args.root))
-    if args.json:
-        return {"model": args.model, "data": args.data, "epochs": args.epochs, "accuracy": hits}
-    print(f"{args.model} on {args.data}, {args.epochs} epochs: test accuracy {hits:.4f}")
-    return None
+    found = {"model": args.model, "data": args.data, "epochs": args.epochs, "accuracy": hits}
+    tell(args, lambda: found, lambda: f"{args.model} on {args.data}, {args.epochs} epochs: test accuracy {hits:.4f}")
 
 
-def run_sites(args: argparse.Namespace) -> Any:
+def run_sites(args: argparse.Namespace) -> None:
     """Lists the sites of an untrained network."""
     about = info(args.data)
-    found = nk.sites(build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
-    if args.json:
-        return [{"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]} for s in found]
-    for s in found:
-        print(f"{s.index:3d}  {s.name:24s} {' x '.join(map(str, s.shape[1:])):>14s}  id {s.id}")
-    return None
+    known = nk.sites(build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
+    found = [{"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]} for s in known]
+    lines = [f"{s.index:3d}  {s.name:24s} {' x '.join(map(str, s.shape[1:])):>14s}  id {s.id}" for s in known]
+    tell(args, lambda: found, lambda: "\n".join(lines))
 
 
-def run_info(args: argparse.Namespace) -> Any:
+def run_info(args: argparse.Namespace) -> None:
     """What was built."""
     facts = {
         "version": nk.__version__,
@@ -255,8 +244,5 @@ def run_info(args: argparse.Namespace) -> Any:
         "kinds": list(KINDS),
         **nk.build_info(),
     }
-    if args.json:
-        return facts
-    for name, value in facts.items():
-        print(f"{name:15s} {', '.join(value) or 'none' if isinstance(value, list) else value}")
-    return None
+    shown = {k: ", ".join(v) or "none" if isinstance(v, list) else v for k, v in facts.items()}
+    tell(args, lambda: facts, lambda: "\n".join(f"{name:15s} {value}" for name, value in shown.items()))

@@ -75,12 +75,18 @@ def parser() -> argparse.ArgumentParser:
     def of(name: str) -> Number:
         return Number(RANGES[name])
 
-    def command(name: str, runs: Callable[[argparse.Namespace], Any], **about: Any) -> argparse.ArgumentParser:
+    def command(name: str, runs: Callable[[argparse.Namespace], None], **about: Any) -> argparse.ArgumentParser:
         made = known.add_parser(name, **about)
-        made.set_defaults(run=runs)
+        made.set_defaults(run=runs, own=made)
         return made
 
-    shared = _Parser(add_help=False)
+    here = _Parser(add_help=False)  # what belongs to this machine and this run of a command
+    here.add_argument("--root", type=a_path, help="folder of the data sets (default: system, then cache)")
+    here.add_argument("--cache", type=a_path, help="folder of trained checkpoints")
+    here.add_argument("--json", action="store_true", help="machine-readable output on standard output")
+    here.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    shared = _Parser(add_help=False, parents=[here])
     shared.add_argument("--model", default="mlp", choices=sorted(MODELS), help="network (default: %(default)s)")
     shared.add_argument(
         "--data",
@@ -88,8 +94,6 @@ def parser() -> argparse.ArgumentParser:
         choices=sorted(DATASETS),
         help="data set (default: %(default)s)",
     )
-    shared.add_argument("--root", type=a_path, help="folder of the data sets (default: system, then cache)")
-    shared.add_argument("--cache", type=a_path, help="folder of trained checkpoints")
     shared.add_argument(
         "--epochs",
         type=of("epochs"),
@@ -99,8 +103,6 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--train-seed", type=of("seed"), default=0, help="seed of the training (default: %(default)s)")
     shared.add_argument("--threads", type=of("threads"), help="threads of torch (default: as torch is set)")
     shared.add_argument("--device", type=a_device, default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
-    shared.add_argument("--json", action="store_true", help="machine-readable output on standard output")
-    shared.add_argument("--quiet", action="store_true", help="no progress bar")
 
     terms = _Parser(add_help=False)
     terms.add_argument(
@@ -110,7 +112,10 @@ def parser() -> argparse.ArgumentParser:
         "--ratio", type=of("ratio"), default=0.5, help="additive share of mixed noise (default: %(default)s)"
     )
 
-    passes = _Parser(add_help=False)
+    picture = _Parser(add_help=False)
+    picture.add_argument("--picture", type=a_path, help="write curves and layer profile to this file")
+
+    passes = _Parser(add_help=False, parents=[picture])
     passes.add_argument("--rows", type=of("rows"), help="first so many test images (default: all)")
     passes.add_argument("--seed", type=of("seed"), default=0, help="seed of the noise (default: %(default)s)")
     passes.add_argument("--sites", type=a_site, nargs="+", help="names, patterns or indices of sites (default: all)")
@@ -118,7 +123,6 @@ def parser() -> argparse.ArgumentParser:
     passes.add_argument(
         "--draws-per-pass", type=of("draws_per_pass"), default=8, help="draws of a pass (default: %(default)s)"
     )
-    passes.add_argument("--picture", type=a_path, help="write curves and layer profile to this file")
 
     noisy = _Parser(add_help=False, parents=[passes])
     noisy.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
@@ -129,13 +133,15 @@ def parser() -> argparse.ArgumentParser:
         help="distribution (default: %(default)s)",
     )
 
-    work = _Parser(add_help=False)
+    workers = _Parser(add_help=False)
+    workers.add_argument(
+        "--workers", type=of("workers"), help="processes that share the work; give --threads 1, say, for each"
+    )
+
+    work = _Parser(add_help=False, parents=[workers])
     work.add_argument("--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole")
     work.add_argument("--store", type=a_path, help="keep results in this file as they come, and go on from it")
     work.add_argument("--memory", type=Number(GIB), help="GiB that a pass may take (default: 1; a quarter of a GPU's)")
-    work.add_argument(
-        "--workers", type=of("workers"), help="processes that share the work; give --threads 1, say, for each"
-    )
 
     files = _Parser(add_help=False)
     files.add_argument("--out", type=a_path, help="write the study (JSON) to this file")
@@ -143,6 +149,9 @@ def parser() -> argparse.ArgumentParser:
         "--export", type=a_path, action="append", default=[], metavar="PATH",
         help="write the records to this .csv, .json or .parquet file; may be repeated",
     )  # fmt: skip
+    files.add_argument(
+        "--spreadsheet", action="store_true", help="in .csv, mark text that a spreadsheet would run as a formula"
+    )
     files.add_argument("--report", type=a_path, help="write one HTML file that shows and explains the study")
 
     study = _Parser(add_help=False, parents=[noisy, terms, work, files])
@@ -236,8 +245,13 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument("--out", type=a_path, help="write the comparison (JSON) to this file")
     both.add_argument("--json", action="store_true", help="machine-readable output on standard output")
 
-    resume = known.add_parser("resume", help="the walk or grid that fills a --store, again: goes on from there")
-    resume.add_argument("store", type=a_path, help="the file; other paths count from the present folder")
+    resume = known.add_parser(
+        "resume", parents=[here, picture, workers, files],
+        help="the walk or grid that fills a --store, again: goes on from there",
+        description="Shows and runs the command that fills a store. Of that command only what makes the study is taken "
+        "from the file; where files are, and what is written, is said here.",
+    )  # fmt: skip
+    resume.add_argument("store", type=a_path, help="the file")
 
     command("train", commands.run_train, parents=[shared], help="train a network, or load the cached one")
     command("sites", commands.run_sites, parents=[shared], help="list the sites of a network")

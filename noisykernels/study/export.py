@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,17 @@ __all__ = ["exporter", "finite"]
 # names of the columns, rows, and what else there is to say of them: the content of a file
 Write = Callable[[Sequence[str], Sequence[Sequence[Any]], Mapping[str, Any]], bytes]
 
+# Where a spreadsheet would begin a formula: at the start of a cell, or behind what other countries' settings take for
+# the end of one; also behind spaces, which it may leave out.
+_FORMULA = re.compile("(^|[;,\\t\\r\\n|])(?=[\\t\\r\\n]|\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
 
-def exporter(path: Path) -> Write:
+
+def exporter(path: Path, spreadsheet: bool = False) -> Write:
     """What makes of records the content of a file with this suffix.
+
+    Args:
+        path: of the file.
+        spreadsheet: in .csv, text never begins as a formula does.
 
     Raises:
         ValueError: an unknown suffix.
@@ -41,7 +50,7 @@ def exporter(path: Path) -> Write:
         except ModuleNotFoundError as error:
             text = "export: .parquet needs pyarrow, which is not installed; try: pip install pyarrow"
             raise ModuleNotFoundError(text, name="pyarrow") from error
-    return known[suffix]
+    return _csv_for_spreadsheets if spreadsheet and suffix == ".csv" else known[suffix]
 
 
 def finite(value: Any) -> Any:
@@ -56,7 +65,12 @@ def finite(value: Any) -> Any:
 def _csv(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _csv_for_spreadsheets(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:
+    marked = [[_FORMULA.sub(r"\1'", cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    return _csv(names, marked, about)
 
 
 def _json(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any
 
 from noisykernels._util.files import replacing
 from noisykernels._util.optional import optional
+from noisykernels._util.text import printable_lines
 
 __all__ = ["picture", "shown", "table", "text", "versions", "write_page"]
 
@@ -55,8 +56,8 @@ def write_page(path: str | os.PathLike[str], heading: str, parts: Sequence[str])
 
 
 def text(value: object) -> str:
-    """Text of a page."""
-    return html.escape(str(value))
+    """Text of a page; what would turn the direction of writing, or is no text, as escapes."""
+    return html.escape(printable_lines(str(value)))
 
 
 def shown(value: Any) -> str:

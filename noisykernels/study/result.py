@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from noisykernels._util.files import replacing
 from noisykernels._util.optional import optional
+from noisykernels._util.text import printable
 from noisykernels.study.encoding import Codecs, codec_of
 from noisykernels.study.export import exporter
 from noisykernels.study.html_page import picture, shown, table, text, versions, write_page
@@ -88,7 +89,7 @@ class Result(ABC):
         """The result in a line."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self._brief()}>"
+        return f"<{type(self).__name__}: {printable(self._brief())}>"
 
     def __eq__(self, other: object) -> bool:
         """Same class, same content: arrays value by value, NaN is NaN. (A `Study`: records and meta.)"""
@@ -101,7 +102,7 @@ class Result(ABC):
         names, rows = self._rows()
         return optional("pandas", "table").DataFrame.from_records(rows, columns=list(names))
 
-    def export(self, path: str | os.PathLike[str]) -> Path:
+    def export(self, path: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
         """Write the records for other programs; the file's suffix says how. An existing file is replaced.
 
         ``.csv``: a line of names and a line for each record, numbers with all their digits. ``.json``:
@@ -111,6 +112,8 @@ class Result(ABC):
 
         Args:
             path: ends in .csv, .json or .parquet.
+            spreadsheet: a .csv that a spreadsheet will open: an apostrophe goes before text that it would run as a
+                formula, as a name that begins with ``=``, ``+``, ``-`` or ``@``. Numbers stay numbers.
 
         Returns:
             The path.
@@ -132,7 +135,7 @@ class Result(ABC):
             input,0
         """
         path = Path(path)
-        content = exporter(path)(*self._rows(), self._about())
+        content = exporter(path, spreadsheet)(*self._rows(), self._about())
         with replacing(path) as file:
             file.write(content)
         return path

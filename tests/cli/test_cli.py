@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -118,8 +119,8 @@ def test_a_walk_over_weights(cache: str, capsys, tmp_path: Path) -> None:
     assert study.meta.target == "weight" and study.meta.noise["relative"] == "layer"
     assert [r.site_index for r in study.records if r.level == 1] == [1, 3, 5, 7] and len(study.records) == 12
     assert "--target weight --relative layer" in page.read_text() and "nk.WeightNoise(add=1.0" in page.read_text()
-    assert main(["resume", str(store)]) == 0
-    assert text.splitlines()[1] in capsys.readouterr().out and nk.Study.load(out) == study
+    assert main(["resume", str(store), "--cache", cache, "--out", str(tmp_path / "again.json")]) == 0
+    assert text.splitlines()[1] in capsys.readouterr().out and nk.Study.load(tmp_path / "again.json") == study
     assert walk(cache, "--target", "weight", "--relative", "channel", "--store", store) == 1
     assert "target" in capsys.readouterr().err
     fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--json", "--rel-ci", "0.3", "--sites", "fc1"]
@@ -144,8 +145,9 @@ def test_a_walk_over_a_parameter(cache: str, capsys, tmp_path: Path) -> None:
     files = {name: tmp_path / f"p.{name}" for name in ("json", "html", "csv", "db", "png")}
     fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--rows", "60"]
     flags = [*fixed, "--sites", "fc1", "fc_out", "--out", str(files["json"]), "--report", str(files["html"])]
-    flags += ["--export", str(files["csv"]), "--store", str(files["db"]), "--picture", str(files["png"])]
-    assert main(["parameter", "saturation", "--values", "log:0.1:10:3", *flags]) == 0
+    flags += ["--export", str(files["csv"]), "--spreadsheet", "--picture", str(files["png"])]
+    store = ["--store", str(files["db"])]
+    assert main(["parameter", "saturation", "--values", "log:0.1:10:3", *flags, *store]) == 0
     text = capsys.readouterr().out
     assert "limit of the running sum (units of the output)" in text and "fc_out:linear#0" in text
     study = nk.Study.load(files["json"])
@@ -154,7 +156,8 @@ def test_a_walk_over_a_parameter(cache: str, capsys, tmp_path: Path) -> None:
     expected = walk_parameter(model, data, values=numbers("log:0.1:10:3"), seed=0, sites=["fc1", "fc_out"], **known)
     assert study.records == expected.records and study.meta.parameter == known["name"] and len(study.records) == 6
     assert all(path.stat().st_size > 100 for path in files.values())
-    assert main(["resume", str(files["db"])]) == 0 and capsys.readouterr().out == text
+    asked = [word for word in flags if word not in ("--rows", "60", "--epochs", "1", "--sites", "fc1", "fc_out")]
+    assert main(["resume", str(files["db"]), *asked]) == 0 and capsys.readouterr().out == text
     for name in PARAMETERS:
         values = "0.2,0.3" if name == "leak" else "2,3"
         assert main(["parameter", name, "--values", values, "--draws", "2", "--sites", "fc1", *fixed, "--json"]) == 0
@@ -257,9 +260,8 @@ def test_killed_and_resumed_is_the_same_study(cache: str, tmp_path: Path) -> Non
         if (left := Path(f"{store}{end}")).exists():
             left.rename(tmp_path / f"moved.db{end}")
     other = environment() | {"OMP_NUM_THREADS": "2"}
-    done = subprocess.run(
-        without_lease("resume", "moved.db"), env=other, cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    command = without_lease("resume", "moved.db", "--cache", cache, out, "--quiet")
+    done = subprocess.run(command, env=other, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "study: resumed.json" in done.stdout, done.stderr
     alone, resumed = (nk.Study.load(tmp_path / f"{name}.json") for name in ("alone", "resumed"))
     assert resumed == alone and not store.exists()
@@ -270,13 +272,14 @@ def test_interrupted_says_how_to_go_on(cache: str, tmp_path: Path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr("noisykernels.cli.commands.Study.table", interrupt)
         assert walk(cache, "--sites", "fc1", "--store", store) == 130
-    go_on = f"results are kept, go on with: python -m noisykernels resume '{store}'\n"
-    assert capsys.readouterr().err == f"interrupted; nothing was written; {go_on}"
-    assert main(["resume", str(store)]) == 0
+    go_on = f"python -m noisykernels resume '{store}' --cache {cache} --quiet"
+    assert capsys.readouterr().err == f"interrupted; nothing was written; results are kept, go on with: {go_on}\n"
+    again = shlex.split(go_on)[3:]
+    assert main(again) == 0
     assert "fc1:linear#0" in capsys.readouterr().out
     monkeypatch.setattr("noisykernels.cli.commands.Study.table", interrupt)
-    assert main(["resume", str(store)]) == 130
-    assert capsys.readouterr().err.endswith(go_on)
+    assert main(again) == 130
+    assert capsys.readouterr().err.endswith(f"{go_on}\n")
 
 
 @pytest.mark.parametrize(
