@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from noisykernels._util.checks import RANGES, Range, shown, whole
-from noisykernels._util.text import one_line
+from noisykernels._util.text import one_line, printable
 from noisykernels.cli import commands
 from noisykernels.cli.reading import LEVELS, Number, Numbers, a_device, a_path, a_site, a_text
 from noisykernels.datasets.vision import DATASETS
@@ -59,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with status 2."""
-        self.exit(2, f"{self.prog.removeprefix('python -m ')}: {one_line(message)[:LONGEST]}\n")
+        self.exit(2, f"{self.prog.removeprefix('python -m ')}: {printable(one_line(message))[:LONGEST]}\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -251,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
         description="Shows and runs the command that fills a store. Of that command only what makes the study is taken "
         "from the file; where files are, and what is written, is said here.",
     )  # fmt: skip
+    resume.set_defaults(own=resume)
     resume.add_argument("store", type=a_path, help="the file")
 
     command("train", commands.run_train, parents=[shared], help="train a network, or load the cached one")

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import urllib.request
+import warnings
 from pathlib import Path
 
 from noisykernels._util.files import replacing
 from noisykernels._util.progress import progress_bar
 
-__all__ = ["ChecksumError", "CorruptData", "DataNotFound", "cache_folder", "download_file"]
+__all__ = [
+    "ChecksumError",
+    "CorruptData",
+    "DataNotFound",
+    "cache_folder",
+    "check_private",
+    "check_sha256",
+    "download_file",
+    "make_private",
+]
 
 
 class DataError(RuntimeError):
@@ -26,7 +37,7 @@ class CorruptData(DataError):
 
 
 class ChecksumError(CorruptData):
-    """A download had another SHA-256 than the published file; nothing of it is kept."""
+    """A file has another SHA-256 than the published one; of a download nothing is kept."""
 
 
 def cache_folder(root: str | os.PathLike[str] | None = None) -> Path:
@@ -46,6 +57,38 @@ def cache_folder(root: str | os.PathLike[str] | None = None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "noisykernels"
 
 
+def make_private(folder: Path) -> None:
+    """Make a cache folder where it is missing, for its user alone; what is there stays as it is."""
+    for missing in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
+def check_private(*places: Path) -> None:
+    """Warn of files and folders of a cache that others can write: they could put data or weights of their own there."""
+    for place in places:
+        found = place.stat()
+        why = f"belongs to user {found.st_uid}" if found.st_uid not in (0, os.geteuid()) else ""
+        if found.st_mode & stat.S_IWOTH:
+            why = "every user of this machine may write to it"
+        if why:
+            text = f"{place}: {why}, who can change what is read from there; chmod o-w it, or use a cache of your own"
+            warnings.warn(text, stacklevel=2)
+
+
+def check_sha256(path: Path, sha256: str) -> None:
+    """That a file is the published one.
+
+    Raises:
+        ChecksumError: it is another one.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise ChecksumError(f"{path}: expected SHA-256 {sha256}, got {digest.hexdigest()}; delete it")
+
+
 def download_file(url: str, path: Path, sha256: str | None) -> Path:
     """Download `url` to `path`; whatever goes wrong leaves nothing behind. None: the caller checks what came.
 
@@ -55,6 +98,7 @@ def download_file(url: str, path: Path, sha256: str | None) -> Path:
     """
     request = urllib.request.Request(url, headers={"User-Agent": "noisykernels"})
     digest, received = hashlib.sha256(), 0
+    make_private(path.parent)
     with urllib.request.urlopen(request, timeout=30) as reply, replacing(path) as file:
         size = int(reply.headers.get("Content-Length") or 0)
         bar = progress_bar(size or None, path.name, unit="B", unit_scale=True)

@@ -24,7 +24,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from noisykernels.datasets.download import ChecksumError, CorruptData, DataNotFound, cache_folder, download_file
+from noisykernels.datasets.download import (
+    ChecksumError,
+    CorruptData,
+    DataNotFound,
+    cache_folder,
+    check_private,
+    download_file,
+)
 
 __all__ = ["RATE", "Recordings", "log_mel", "read_recordings", "spoken_digits", "synthetic_recordings"]
 
@@ -248,6 +255,7 @@ def _published(folder: Path, download: bool) -> Recordings:
                 f"spoken digits: {_FILE} not found; tried\n  {places}\n"
                 f"To mend this: put it into {folder} (or set NOISYKERNELS_DATA or root=), or give a source"
             )
+    check_private(folder, path)
     try:
         found = read_recordings(path)
         digest = digest_of(found)

@@ -1,8 +1,8 @@
 """Data sets as plain tensors: Fashion-MNIST, MNIST, CIFAR-10 and scikit-learn's digits.
 
-Files are looked for in the system's data package, then in a cache folder, then downloaded and
-checked. Nothing here unpickles, and nothing here knows about models or noise. scikit-learn is
-imported only for "digits".
+Files are looked for in the system's data package, then in a cache folder, then downloaded; those of the
+cache and downloads must be the published ones. Nothing here unpickles, and nothing here knows about
+models or noise. scikit-learn is imported only for "digits".
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from noisykernels.datasets.download import CorruptData, DataNotFound, cache_folder, download_file
+from noisykernels.datasets.download import (
+    CorruptData,
+    DataNotFound,
+    cache_folder,
+    check_private,
+    check_sha256,
+    download_file,
+)
 
 __all__ = ["DATASETS", "DataInfo", "info", "load"]
 
@@ -164,7 +171,7 @@ def load(
 
     Raises:
         DataNotFound: the data is nowhere; says where it was looked for and what to do.
-        CorruptData: a file (or, `ChecksumError`, a download) is damaged.
+        CorruptData: a file is damaged, or (`ChecksumError`) not the published one.
         ValueError: unknown name or split, or a limit below 1.
 
     Example:
@@ -206,6 +213,9 @@ def _find(name: str, file: str, folder: Path, download: bool) -> Path:
     tried = []
     for place in (SYSTEM_FOLDER / name, folder):
         if (place / file).is_file():
+            if place == folder:
+                check_private(place, place / file)
+                check_sha256(place / file, source.files[file])
             return place / file
         tried.append(f"{place / file}: no such file")
     for url in source.urls if download else ():

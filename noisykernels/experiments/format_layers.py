@@ -14,7 +14,7 @@ from noisykernels._engine.session import Data
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
-from noisykernels._util.text import aligned
+from noisykernels._util.text import aligned, printable
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import Format, as_format
 from noisykernels.arithmetic.serial import Serial
@@ -85,7 +85,7 @@ class LayerFormats(Result, kind="choice of formats"):
             f"times less, {self.evaluations} evaluations"
         )
         return "\n".join(
-            [title, *aligned([["site", "format", "operations", "share", "speed-up"], *lines], left=(0, 1))]
+            [printable(title), *aligned([["site", "format", "operations", "share", "speed-up"], *lines], left=(0, 1))]
         )
 
     def plot(self, ax: Any = None) -> Any:

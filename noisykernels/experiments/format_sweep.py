@@ -18,7 +18,7 @@ from noisykernels._engine.session import Data, Session
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import identity, study_key
 from noisykernels._util.progress import progress_of
-from noisykernels._util.text import aligned
+from noisykernels._util.text import aligned, printable
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import FixedFormat, FloatFormat, Format, as_format
 from noisykernels.arithmetic.serial import Serial
@@ -154,7 +154,7 @@ class Sweep(Result, kind="sweep"):
             + f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {len(self.results)} formats, "
             f"{len(lines)} on the front; {said} {target:.4g} of the {self.metric}"
         )
-        return "\n".join([title, *aligned([head, *lines], left=(0, 6))])
+        return "\n".join([printable(title), *aligned([head, *lines], left=(0, 6))])
 
     def plot(self, ax: Any = None, *, target: float = TARGET) -> Any:
         """Speed-up against accuracy with the front on the caller's axes or a new figure (see `plot_front`); the Figure.

@@ -17,7 +17,7 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
-from noisykernels._util.text import aligned
+from noisykernels._util.text import aligned, printable
 from noisykernels.arithmetic.order import ORDERS as NAMES
 from noisykernels.arithmetic.order import random_order
 from noisykernels.hardware.device import Arithmetic, Device, Draw
@@ -110,7 +110,7 @@ class OrderStudy(Result, kind="order study"):
                 f"{self.accuracy.max():.4f}",
                 f"predictions: {self.changed:.4f} changed by a permutation, {self.disagreement:.4f} differ between two",
             ]
-        return "\n".join(text)
+        return "\n".join(map(printable, text))
 
     def __repr__(self) -> str:
         return self.table()

@@ -17,6 +17,7 @@ from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session, places_of
 from noisykernels._util.progress import progress_of
+from noisykernels._util.text import printable
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.votes import plot_votes
@@ -59,7 +60,7 @@ class Votes(Result, kind="vote"):
                 cells = "".join(f"  {c.accuracy[i]:.4f} +- {c.error[i]:.4f}" for c in self.curves.values())
                 lines.append(f"{i + 1:10}{cells}")
         title = f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
-        return "\n".join([title, *lines])
+        return "\n".join(map(printable, [title, *lines]))
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         rows = [

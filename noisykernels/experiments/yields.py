@@ -15,6 +15,7 @@ from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session, places_of
 from noisykernels._util.progress import progress_of
+from noisykernels._util.text import printable
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.noise.description import Noise
@@ -110,7 +111,7 @@ class Chips(Result, kind="chip study"):
         for limit in limits or [share * self.clean for share in SHARES]:
             share, low, high = self.yield_at(limit)
             lines.append(f"yield at {limit:.4f}: {share:.3f}   (95 %: {low:.3f} .. {high:.3f})")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def plot(self, ax: Any = None, *, limits: Sequence[float] = ()) -> Any:
         """The share of chips that reach an accuracy on the caller's axes or a new figure; the Figure.

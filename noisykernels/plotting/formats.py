@@ -46,7 +46,7 @@ def plot_front(sweep: SweepLike, ax: Any = None, *, target: float | None = None,
             ax.annotate(f"{r.format}", (r.speedup, r.normalised), xytext=(4, 4), textcoords="offset points", fontsize=8)
     ax.set_xscale("log")
     ax.set_xlabel("speed-up over float32 (cost model)")
-    ax.set_ylabel(f"{sweep.metric} / {sweep.metric} in float32")
+    ax.set_ylabel(literal(f"{sweep.metric} / {sweep.metric} in float32"))
     title = f"{sweep.name}: {len(sweep.results)} formats, {sweep.rows} rows".removeprefix(": ")
     ax.set_title(literal(title), fontsize=10)
     ax.grid(alpha=0.3)
@@ -79,7 +79,7 @@ def plot_agreement(sweeps: Sequence[SweepLike], predictor: PredictorLike | None 
         ax.plot(ends, predictor.slope * ends + predictor.intercept, color="0.2", lw=1.2, label=label)
     ax.set_xlabel("$R^2$ of the last layer on a few inputs")
     metric = " and ".join(dict.fromkeys(sweep.metric for sweep in sweeps)) or "accuracy"
-    ax.set_ylabel(f"{metric} / {metric} in float32")
+    ax.set_ylabel(literal(f"{metric} / {metric} in float32"))
     ax.grid(alpha=0.3)
     ax.legend(loc="upper left", fontsize=8, framealpha=0.85, edgecolor="none")
     return ax
@@ -118,7 +118,7 @@ def plot_layer_formats(found: LayerFormatsLike, ax: Any = None) -> Any:
         f"normalised {found.metric} {found.normalised:.3f}, speed-up {found.speedup:.2f}; "
         "at the foot: share of operations"
     )
-    ax.set_title(title, fontsize=10)
+    ax.set_title(literal(title), fontsize=10)
     ax.grid(axis="y", color="0.92", lw=0.8)
     ax.set_axisbelow(True)
     ax.legend(loc="best", fontsize=8, framealpha=0.85, edgecolor="none")

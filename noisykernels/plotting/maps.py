@@ -132,7 +132,7 @@ def plot_mixed_map(
         _narrow(ax, [some[k] for some in points])
     _midpoint_marks(ax, [some[k] for some in points], shares, joined=True)
     ax.set_ylim(edges[0], edges[-1])
-    ax.set_xlabel(f"{level} at {names[k]}")
+    ax.set_xlabel(literal(f"{level} at {names[k]}"))
     ax.set_ylabel(share)
     return ax
 

@@ -37,8 +37,8 @@ def plot_orders(study: OrderStudyLike, axes: Any = None) -> Any:
     left.grid(alpha=0.3)
     right.plot(np.sort(study.accuracy), "o", ms=4, color="0.4", label="random permutations, sorted")
     for i, (name, value) in enumerate(study.orders.items()):
-        right.axhline(value, color=f"C{i}", ls="-" if name == "none" else "--", label=f"order: {name}")
-    right.set(xlabel="permutation", ylabel=study.metric, ylim=(0, 1))
+        right.axhline(value, color=f"C{i}", ls="-" if name == "none" else "--", label=literal(f"order: {name}"))
+    right.set(xlabel="permutation", ylabel=literal(study.metric), ylim=(0, 1))
     right.xaxis.get_major_locator().set_params(integer=True)
     right.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 0.12))
     right.grid(alpha=0.3)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from noisykernels._util.optional import optional
+from noisykernels._util.text import printable
 from noisykernels.stats.midpoint import Axis, Midpoint
 from noisykernels.stats.views import StudyLike
 
@@ -84,13 +85,14 @@ def short_names(sites: Sequence[str]) -> list[str]:
 
 
 def literal(name: str) -> str:
-    r"""Text for a picture that shows a name as it is: no part of it is a formula.
+    r"""Text for a picture that shows a name as it is: on one line, no part of it a formula, in any legend.
 
     Example:
-        >>> literal("$x$")
-        '\\$x\\$'
+        >>> literal("$x$"), literal("a\nb"), literal("_x")
+        ('\\$x\\$', 'a\\nb', ' _x')
     """
-    return name.replace("$", r"\$")
+    shown = printable(name).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # which legends would leave out
 
 
 def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
@@ -134,14 +136,14 @@ def reach(points: Sequence[Midpoint]) -> tuple[float, float]:
 def level_label(study: StudyLike) -> str:
     """What the level is, with its unit."""
     if study.meta.parameter:
-        return study.meta.parameter
+        return literal(study.meta.parameter)
     unit = "units of the value" if study.meta.axis == "log" else "fraction of the value"
     return f"noise level (std. dev., {unit})"
 
 
 def metric_label(study: StudyLike) -> str:
     """What is measured, with its unit."""
-    return f"{study.meta.metric} (fraction of rows)"
+    return literal(f"{study.meta.metric} (fraction of rows)")
 
 
 def chosen_places(sites: Iterable[str | int] | None, known: list[tuple[int, str, str]]) -> set[int]:

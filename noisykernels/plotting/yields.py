@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from noisykernels.plotting.style import axes_or_new
+from noisykernels.plotting.style import axes_or_new, literal
 from noisykernels.stats.views import ChipsLike
 
 __all__ = ["SHARES", "plot_yields"]
@@ -53,7 +53,7 @@ def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = (
                 label=f"yield {found:.3f} at {limit:.3f}")  # fmt: skip
     ax.set_xlim(left, right)
     ax.set_ylim(0, 1.03)
-    ax.set_xlabel(f"{chips.metric} (fraction of rows)")
+    ax.set_xlabel(literal(f"{chips.metric} (fraction of rows)"))
     ax.set_ylabel("share of chips at least as accurate")
     ax.set_title(f"{count}, {chips.rows} rows, band 95 %", fontsize=10)
     ax.grid(alpha=0.3)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from noisykernels._util.text import aligned
+from noisykernels._util.text import aligned, printable
 from noisykernels.plotting.comparison import plot_compare
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
 from noisykernels.stats.records import Meta
@@ -73,7 +73,8 @@ class Comparison(Result, kind="comparison"):
             points = ["" if m is None else midpoint_cells(m)[0] for m in (p.a, p.b)]
             lines.append([p.site, *points, *_ratio_cells(p), _said(p, self.names)])
         head = f"clean {self.metric}: {a} {self.clean[0]:.4f}, {b} {self.clean[1]:.4f}"
-        return "\n".join([head, *aligned(lines, left=(0, 5)), *(f"the studies differ: {d}" for d in self.differences)])
+        tail = [f"the studies differ: {difference}" for difference in self.differences]
+        return "\n".join([printable(head), *aligned(lines, left=(0, 5)), *map(printable, tail)])
 
     def plot(self, ax: Any = None) -> Any:
         """Picture of both profiles on the caller's axes or a new figure (see `plotting.plot_compare`); the Figure."""

@@ -64,13 +64,16 @@ def finite(value: Any) -> Any:
 
 def _csv(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    lines = [names, *rows]
+    ends = any("\r" in cell for line in lines for cell in line if isinstance(cell, str))  # which csv does not quote
+    quoting = csv.QUOTE_NONNUMERIC if ends else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(lines)
     return text.getvalue().encode(errors="backslashreplace")
 
 
 def _csv_for_spreadsheets(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:
-    marked = [[_FORMULA.sub(r"\1'", cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    return _csv(names, marked, about)
+    names, *rows = [[_FORMULA.sub(r"\1'", v) if isinstance(v, str) else v for v in line] for line in [names, *rows]]
+    return _csv(names, rows, about)
 
 
 def _json(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from noisykernels._util.optional import optional
-from noisykernels._util.text import aligned
+from noisykernels._util.text import aligned, printable
 from noisykernels.plotting.curves import plot_curves, plot_study
 from noisykernels.stats.intervals import Floats, band
 from noisykernels.stats.midpoint import Midpoint, fit_midpoint, midpoint_cells, restored
@@ -174,7 +174,7 @@ class Study(Result, kind="study"):
             + (f" of the {m.parameter}" if m.parameter else "")
             + f", {m.axis} axis, seed {m.seed}"
         )
-        return "\n".join([title, *aligned(lines, left=(1, 6))])
+        return "\n".join([printable(title), *aligned(lines, left=(1, 6))])
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Picture of the study: curves and profile, or the curves alone on the caller's axes.

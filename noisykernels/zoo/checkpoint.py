@@ -1,6 +1,6 @@
 """Checkpoints: a model's weights together with all settings that they came from.
 
-A file is written whole or not at all, read without unpickling code, and never silently replaced.
+A file is written whole or not at all, read without unpickling code, has a checksum, and is never silently replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from noisykernels._util.files import replacing
-from noisykernels.datasets.download import cache_folder
+from noisykernels.datasets.download import cache_folder, check_private, make_private
 
 __all__ = ["CheckpointError", "Settings", "checkpoint_path", "load_checkpoint", "save_checkpoint"]
 
@@ -59,8 +59,9 @@ def save_checkpoint(
         "history": [dict(record) for record in history],
         "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
     }
+    make_private(path.parent)
     with replacing(path) as file:
-        torch.save(content, file)
+        torch.save({**content, "sha256": _digest(content)}, file)
 
 
 def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[dict[str, float]]:
@@ -78,6 +79,8 @@ def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[di
         CheckpointError: not a checkpoint, damaged, of other settings, or of another model.
     """
     advice = "delete it to train again"
+    if path.exists():
+        check_private(path.parent, path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -89,7 +92,21 @@ def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[di
     if content.get("settings") != dict(settings):
         raise CheckpointError(f"{path}: expected settings {dict(settings)}, got {content.get('settings')}; {advice}")
     try:
+        if content.get("sha256", found := _digest(content)) != found:  # the first files of this format have none
+            raise ValueError("its SHA-256 does not fit its content")
+    except Exception as error:  # entries that are missing or of other types
+        raise CheckpointError(f"{path}: damaged: {error}; {advice}") from error
+    try:
         model.load_state_dict(content["state_dict"])
         return [dict(record) for record in content["history"]]
     except Exception as error:  # missing entries, wrong names, shapes or types
         raise CheckpointError(f"{path}: does not fit the model ({error}); {advice}") from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of settings, records and weights, in the order of their names."""
+    digest = hashlib.sha256(json.dumps([content["settings"], content["history"]], sort_keys=True).encode())
+    for name, value in sorted(content["state_dict"].items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

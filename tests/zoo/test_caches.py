@@ -1,0 +1,122 @@
+"""Caches of checkpoints and of data: made for their user alone, and what is in them is what was put there."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from noisykernels.datasets import ChecksumError, download, vision
+from noisykernels.zoo.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+
+SETTINGS = {"model": "m", "data": "d", "seed": 0}
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+@pytest.fixture(params=[0o022, 0o000, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_folders_are_made_for_their_user_alone(umask: None, tmp_path: Path) -> None:
+    before = mode(tmp_path)
+    save_checkpoint(tmp_path / "a" / "b" / "c.pt", net(), SETTINGS)
+    assert mode(tmp_path / "a") == mode(tmp_path / "a" / "b") == 0o700 and mode(tmp_path) == before
+    (tmp_path / "page").write_bytes(b"data")
+    download.download_file((tmp_path / "page").as_uri(), tmp_path / "data" / "mnist" / "page", None)
+    assert mode(tmp_path / "data") == mode(tmp_path / "data" / "mnist") == 0o700
+
+
+def loaded(path: Path) -> list[str]:
+    """What is warned of when a checkpoint is read."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_checkpoint(path, net(), SETTINGS)
+    return [str(w.message) for w in caught]
+
+
+def test_a_cache_that_others_can_write_is_warned_of(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    save_checkpoint(folder / "c.pt", net(), SETTINGS)
+    assert loaded(folder / "c.pt") == []
+    for place in (folder, folder / "c.pt"):
+        before = mode(place)
+        place.chmod(before | 0o002)
+        (said,) = loaded(folder / "c.pt")
+        assert said.startswith(f"{place}: every user of this machine may write to it") and "chmod o-w" in said
+        place.chmod(before)
+        if os.geteuid() == 0:
+            os.chown(place, 12345, -1)
+            (said,) = loaded(folder / "c.pt")
+            assert said.startswith(f"{place}: belongs to user 12345")
+            os.chown(place, 0, -1)
+    assert loaded(folder / "c.pt") == []
+
+
+CHANGES = {
+    "a weight": lambda c: c["state_dict"]["0.weight"].view(-1)[0].mul_(1.0000002),
+    "the sign of a zero": lambda c: c["state_dict"]["1.running_mean"].neg_(),
+    "a buffer": lambda c: c["state_dict"]["1.num_batches_tracked"].add_(1),
+    "a type": lambda c: c["state_dict"].update({"0.bias": c["state_dict"]["0.bias"].double()}),
+    "a name": lambda c: c["state_dict"].update({"0.more": c["state_dict"].pop("0.bias")}),
+    "a record": lambda c: c["history"][0].update(loss=0.0),
+    "weights that are none": lambda c: c.update(state_dict=[1, 2]),
+    "the checksum": lambda c: c.update(sha256="0" * 64),
+    "no checksum but a number": lambda c: c.update(sha256=0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_checkpoint_that_was_changed_is_refused(change: str, tmp_path: Path) -> None:
+    path, model = tmp_path / "c.pt", net()
+    save_checkpoint(path, model, SETTINGS, [{"loss": 0.5}])
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    CHANGES[change](content)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"c\.pt: damaged: .*; delete it to train again"):
+        load_checkpoint(path, model, SETTINGS)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    model = net().to(torch.bfloat16)
+    save_checkpoint(tmp_path / "c.pt", model, SETTINGS, [{"loss": 0.5}])
+    other = net().to(torch.bfloat16)
+    assert load_checkpoint(tmp_path / "c.pt", other, SETTINGS) == [{"loss": 0.5}]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_data_in_a_cache_are_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the system are its administrator's."""
+    monkeypatch.setattr(vision, "SYSTEM_FOLDER", tmp_path / "system")
+    for place in ("system", "cache"):
+        folder = tmp_path / place / "mnist"
+        folder.mkdir(parents=True)
+        for name, head in (("images-idx3", [3, 1, 28, 28]), ("labels-idx1", [1, 1])):
+            sizes = b"".join(n.to_bytes(4, "big") for n in head[1:])
+            values = bytes(784 if len(head) > 2 else 1)
+            (folder / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(bytes([0, 0, 8, head[0]]) + sizes + values))
+    assert vision.load("mnist", "test", root=tmp_path / "cache")[1].tolist() == [0]
+    monkeypatch.setattr(vision, "SYSTEM_FOLDER", tmp_path / "nothing")
+    with pytest.raises(
+        ChecksumError, match=r"t10k-images-idx3-ubyte.gz: expected SHA-256 8d422c7b\w+, got \w+; delete"
+    ):
+        vision.load("mnist", "test", root=tmp_path / "cache")
+    (tmp_path / "cache" / "mnist").chmod(0o777)
+    with pytest.raises(ChecksumError), pytest.warns(UserWarning, match="every user of this machine"):
+        vision.load("mnist", "test", root=tmp_path / "cache")
