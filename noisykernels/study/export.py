@@ -65,9 +65,10 @@ def finite(value: Any) -> Any:
 def _csv(names: Sequence[str], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> bytes:
     text = io.StringIO()
     lines = [names, *rows]
-    ends = any("\r" in cell for line in lines for cell in line if isinstance(cell, str))  # which csv does not quote
-    quoting = csv.QUOTE_NONNUMERIC if ends else csv.QUOTE_MINIMAL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(lines)
+    # A "\r" alone ends a line for many readers, but csv does not quote it.
+    quoted = any("\r" in cell for line in lines for cell in line if isinstance(cell, str))
+    write = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL)
+    write.writerows(lines)
     return text.getvalue().encode(errors="backslashreplace")
 
 
