@@ -48,7 +48,7 @@ def _typed(value: Any, action: argparse.Action) -> list[str]:
     if not isinstance(value, list):
         return [] if value is True else [str(value)]
     if not all(isinstance(v, float) for v in value):
-        return value
+        return [str(v) for v in value]
     numbers = [f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in value]
     if callable(action.type) and len(value) > 3:
         for scale in ("lin", "log"):

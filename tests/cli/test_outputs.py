@@ -52,7 +52,10 @@ def test_a_path_that_cannot_be_written_is_found_before_any_work(
     Path("file").write_text("mine")
     Path(f"loop{end}").symlink_to(f"loop{end}")
     more = ["leak", "--values", "0.1"] if command == "parameter" else []
-    for path in (f"folder{end}", "", ".", "..", f"file/a{end}", f"no/a{end}", f"loop{end}", f"/proc/no{end}",
+    with pytest.raises(SystemExit):
+        main([command, *more, flag, ""])
+    assert capsys.readouterr().err == f"noisykernels {command}: argument {flag}: expected a path, got ''\n"
+    for path in (f"folder{end}", ".", "..", f"file/a{end}", f"no/a{end}", f"loop{end}", f"/proc/no{end}",
                  "a" * 300 + end):  # fmt: skip
         before = sorted(tmp_path.rglob("*"))
         assert main([command, *more, flag, path]) == 1
@@ -124,7 +127,7 @@ def test_what_can_be_written_is_and_the_rest_is_named(
     monkeypatch.setattr("noisykernels.cli.commands.Study.export", export_without_making_folders)
     assert main([*walk, *form, *flags]) == 1
     said = capsys.readouterr()
-    assert said.err.startswith("noisykernels walk: a.json: No space left on device; folder/a.csv: ")
+    assert said.err.startswith("noisykernels walk: a.json: no space left on device; folder/a.csv: ")
     assert said.err.count("\n") == 1 and sorted(map(str, Path().iterdir())) == ["b.csv", "c.html"]
     assert said.out == ("" if form else "picture: a.png\nrecords: b.csv\nreport: c.html\n")
 
@@ -138,7 +141,7 @@ def test_a_full_device(walk: list[str], capsys: pytest.CaptureFixture[str]) -> N
         pytest.skip("no such device here")
     assert main([*walk, "--out", "/dev/full", "--export", "a.csv"]) == 1
     said = capsys.readouterr()
-    assert said.err == "noisykernels walk: /dev/full: No space left on device\n"
+    assert said.err == "noisykernels walk: /dev/full: no space left on device\n"
     assert "fc1:linear#0" in said.out and said.out.endswith("records: a.csv\n") and Path("a.csv").exists()
 
 

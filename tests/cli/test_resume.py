@@ -102,7 +102,7 @@ def test_the_note_holds_the_study_and_no_file(cache: str, place: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "walk --levels 0.1,0.30000000000000004,1e-300", "walk --levels lin:0:2:21", "walk --levels=-1,2",
+        "walk --levels 0.1,0.30000000000000004,1e-300", "walk --levels lin:0:2:21", "walk --levels 1e-05,2",
         "grid --levels 1 --plateaus 0.03 --target weight --relative layer --noise mul --kind uniform",
         "mixed --ratios 0,0.1 --order add_mul", "parameter leak --values 0.2,0.3 --seed 18446744073709551615",
         "walk --sites 'a b' 'c*' 3 -1", "parameter leak --values 1 --sites fc1",
@@ -112,7 +112,7 @@ def test_the_note_holds_the_study_and_no_file(cache: str, place: Path) -> None:
 def test_a_note_read_again_is_the_same_command(line: str) -> None:
     typed = parser().parse_args(shlex.split(line))
     again = parser().parse_args([typed.command, *words(typed, TAKEN)])
-    assert {**vars(again), "own": 0} == {**vars(typed), "own": 0}
+    assert {**vars(again), "own": 0, "given": 0} == {**vars(typed), "own": 0, "given": 0}
     assert [typed.command, *words(again, TAKEN)] == [typed.command, *words(typed, TAKEN)]
 
 
@@ -132,8 +132,12 @@ def test_a_note_writes_and_reads_no_file(flag: str, cache: str, place: Path, fil
     for path in paths:
         for form in FORMS:
             store = noted(place / "here" / "s.db", filled, json.dumps([*WALK, *form(flag, path)]))
-            assert main(["resume", str(store), "--cache", cache, "--quiet"]) == 0, capsys.readouterr()
+            short = not form(flag, path)[0].startswith(flag)
+            assert main(["resume", str(store), "--cache", cache, "--quiet"]) == short
             said = capsys.readouterr()
+            if short:
+                assert "unrecognized arguments" in said.err and everything(place) == before
+                continue
             shown = "walk --epochs 1 --threads 1 --rows 20 --sites fc1 --levels 0.1,1,10 --draws 1\n"
             assert said.err.startswith(f"noisykernels resume: {store} goes on with: python -m noisykernels {shown}")
             assert path not in said.err and "fc1:linear#0" in said.out
@@ -168,14 +172,14 @@ def test_a_file_that_the_command_does_not_write_is_refused(place: Path, filled: 
         ('["vote"]', "no walk, grid, mixed or parameter, but .'vote'."), ('["resume", "s.db"]', "no walk, grid"),
         ('["report", "s.db"]', "no walk, grid"), ('["--help"]', "no walk, grid"),
         ('["walk", "--help"]', "asks for help"),
-        ('["walk", "-h"]', "asks for help"), ('["walk", "--he"]', "asks for help"),
+        ('["walk", "-h"]', "asks for help"), ('["walk", "--he"]', "unrecognized"),
         ('["walk", "s.db"]', "unrecognized"),
-        ('["walk", "--fly"]', "unrecognized arguments: --fly"), ('["walk", "--model", "vgg"]', "invalid choice: 'vgg'"),
-        ('["walk", "--model", "../../x"]', "invalid choice"), ('["walk", "--data", "/etc"]', "invalid choice"),
-        ('["walk", "--levels", "lin:0:1:x"]', "expected 0.1,0.3,1"), ('["walk", "--o", "x"]', "ambiguous"),
+        ('["walk", "--fly"]', "unrecognized arguments: --fly"), ('["walk", "--model", "vgg"]', "expected one of lenet5, .*'vgg'"),
+        ('["walk", "--model", "../../x"]', "expected one of"), ('["walk", "--data", "/etc"]', "expected one of"),
+        ('["walk", "--levels", "lin:0:1:x"]', "expected 0.1,0.3,1"), ('["walk", "--o", "x"]', "unrecognized"),
         ('["walk", "@/etc/passwd"]', "unrecognized"), ('["walk", "--device", "/dev/sda"]', "expected one of cpu"),
         ('["walk", "--", "x"]', "unrecognized"), ('["parameter"]', "required"),
-        ('["walk", "--epochs", "1e9"]', "invalid"),
+        ('["walk", "--epochs", "1e9"]', "expected a whole number"),
     ],
     ids=lambda v: str(v)[:30],
 )  # fmt: skip
