@@ -33,9 +33,13 @@ class Compute:
         threads: torch's threads for the study, in each worker too; None keeps the present number. Also of the plan.
         executor: who evaluates: an object with `submit` as in `concurrent.futures`, or a number of processes to
             start; None: this process. The results are the same, whoever does.
+        verify: how the work that is shared is held against the plain engine: ``"sample"``, a few rows at each site
+            before it is trusted; ``"full"``, every row of every level and draw as well, which takes as long as
+            ``"plain"``. What differs by more than rounding explains is the plain engine's, named in a warning and in
+            the study's ``meta.plan["verification"]``, with the number of predictions that differ by rounding.
 
     Raises:
-        ValueError: an unknown engine, sizes below 1, an executor that is none.
+        ValueError: an unknown engine or way to verify, sizes below 1, an executor that is none.
 
     Example:
         >>> Compute(batch_rows=100).rows_on(torch.device("cpu")), Compute().rows_on(torch.device("cpu"))
@@ -48,10 +52,12 @@ class Compute:
     memory: SupportsIndex | None = None
     threads: int | None = None
     executor: Executor | int | None = None
+    verify: Literal["sample", "full"] = "sample"
 
     def __post_init__(self) -> None:
         """Checks each argument."""
         one_of("Compute", "engine", self.engine, ("auto", "plain"))
+        one_of("Compute", "verify", self.verify, ("sample", "full"))
         for name in ("batch_rows", "draws_per_pass", "memory", "threads"):
             if (size := getattr(self, name)) is not None or name == "draws_per_pass":
                 object.__setattr__(self, name, in_range("Compute", name, size))

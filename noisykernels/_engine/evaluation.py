@@ -44,7 +44,7 @@ def evaluation(
         if store is not None:
             opened = stack.enter_context(Store(store, _key(here.problem, plan, levels)))
             evaluate = CachedAnswers(opened, evaluate, here, here.problem.metric.law)
-        yield evaluate
+        yield _Compared(here, evaluate) if here.session.compute.verify == "full" else evaluate
 
 
 class _Again:
@@ -68,6 +68,17 @@ class _Again:
             except Failed as failed:
                 self.here.distrust(failed, requests)
             told(-done)
+
+
+class _Compared:
+    """Has every answer of the engine that shares work compared, wherever it comes from."""
+
+    def __init__(self, here: Evaluator, evaluate: Evaluate) -> None:
+        self.here, self.evaluate = here, evaluate
+
+    def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
+        """See `Evaluate`."""
+        return self.here.compared(requests, self.evaluate.answers(requests, advance))
 
 
 def _key(problem: Problem, plan: dict[str, Any], levels: Sequence[float]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from noisykernels._engine.proofs import proved_up_to
 from noisykernels._engine.request import Advance, Answer, Request, unheard
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
-from noisykernels._engine.verification import Verification, verified
+from noisykernels._engine.verification import Check, Verification
 from noisykernels._graph.recorder import record_tape
 from noisykernels._graph.tape import NotTraceable, Tape
 from noisykernels._util.runtime import gpu_precision
@@ -86,15 +86,15 @@ class Evaluator:
         here = cls(session, plan, tape, idle)
         assert here.shared is not None
         with torch.inference_mode():
-            here.verifications = verified(session, here.shared, chosen, levels)
-        here._tell_differing()
+            check = Check(session, here.shared, levels)
+            here.verifications = [check.through(chosen, which) for which in range(len(session.problem.targets))]
+        here._tell({name: reason for one in here.verifications for name, reason in one.differing.items()})
         return here
 
-    def _tell_differing(self) -> None:
+    def _tell(self, differing: dict[str, str]) -> None:
         """Warns of sites that are not trusted."""
-        found = {name: reason for one in self.verifications for name, reason in one.differing.items()}
-        if found:
-            said = ", ".join(f"{name} ({reason})" for name, reason in found.items())
+        if differing:
+            said = ", ".join(f"{name} ({reason})" for name, reason in differing.items())
             warnings.warn(
                 f"{self.session.op}: for these sites every pass runs the whole model: {said}", stacklevel=5
             )  # of the caller of `walk`
@@ -128,10 +128,10 @@ class Evaluator:
 
     def distrust(self, failed: Failed, requests: Sequence[Request]) -> None:
         """From now on a site runs whole whose recording failed: of all of these requests, if it failed before any."""
-        for r in requests:
-            if self.shares(r) and failed.site in ("", r.site.name):
-                self.verifications[r.which].differing[r.site.name] = failed.reason
-        self._tell_differing()
+        mine = [r for r in requests if self.shares(r) and failed.site in ("", r.site.name)]
+        for r in mine:
+            self.verifications[r.which].differing[r.site.name] = failed.reason
+        self._tell({r.site.name: failed.reason for r in mine})
 
     def engine_of(self, request: Request) -> str:
         """By what a store tells answers of the engines from each other: empty, or that a site of a model whose work is
@@ -164,6 +164,26 @@ class Evaluator:
                 self._run(engine, {i: requests[i] for i in places}, found, advance)
         return found
 
+    def compared(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Answer]:
+        """The answers to requests, after those of the engine that shares work have been held against the plain one's;
+        the plain one's where rounding does not explain all that differs."""
+        found, differing = list(answers), dict[str, str]()
+        for i in (i for i, r in enumerate(requests) if self.shares(r)):
+            r, verification = requests[i], self.verifications[requests[i].which]
+            plain = [self.problem.metric.law.empty(len(r.levels), len(r.draws), r.rows)]
+            assert self.shared is not None
+            with torch.inference_mode():
+                self._run(self.plain, {0: r}, plain, unheard)
+                reason = Check(self.session, self.shared).why_not(r, answers[i], plain[0])
+            verification.cells += r.cells
+            if reason is None:
+                verification.verdicts += int((answers[i] != plain[0]).sum())
+            else:
+                verification.differing[r.site.name] = differing[r.site.name] = reason
+                found[i] = plain[0]
+        self._tell(differing)
+        return found
+
     def _run(self, engine: Engine, requests: dict[int, Request], found: list[Answer], advance: Advance) -> None:
         low, high = min(r.start for r in requests.values()), max(r.end for r in requests.values())
         for first in range(low // engine.rows * engine.rows, high, engine.rows):
@@ -182,8 +202,13 @@ class Evaluator:
         """Where to begin to look for the levels of a target, at the sites of which that is known."""
         if self.shared is None:
             return {}
-        mine = [s for s in sites if self.shares(Request(s, (), (), 0, which=which))]
-        return self.shared.scales(mine, self.problem.targets[which])
+        asked = [Request(s, (), (), 0, which=which) for s in sites]
+        mine = [r for r in asked if self.shares(r)]
+        try:
+            return self.shared.scales([r.site for r in mine], self.problem.targets[which])
+        except Failed as failed:
+            self.distrust(failed, mine)
+            return {}
 
     def shares_rows(self, which: int) -> bool:
         """Whether the rows of a draw share what is random under a target."""
@@ -192,12 +217,21 @@ class Evaluator:
     @torch.inference_mode()
     def proved(self, requests: Sequence[Request]) -> list[float]:
         """For each request on all rows, the level up to which no prediction can flip."""
-        found = [0.0] * len(requests)
+        limits = dict.fromkeys(range(len(requests)), 0.0)
         mine = [i for i, r in enumerate(requests) if self.shares(r)]
         if self.shared is not None:
-            for i, limit in zip(mine, proved_up_to(self.shared, [requests[i] for i in mine]), strict=True):
-                found[i] = limit
-        return found
+            asked = [requests[i] for i in mine]
+            try:
+                limits |= zip(mine, proved_up_to(self.shared, asked), strict=True)
+            except Failed as failed:
+                self.distrust(failed, asked)
+            check = Check(self.session, self.shared)
+            for i, r in zip(mine, asked, strict=True):
+                level = max((v for v in r.levels if v <= limits[i]), default=0.0)
+                if level > 0 and not check.holds(r, level):
+                    self.distrust(Failed(r.site.name, f"at level {level:g} predictions flip, which none can"), [r])
+                    limits[i] = 0.0
+        return list(limits.values())
 
 
 def _tape(session: Session) -> Tape | None:

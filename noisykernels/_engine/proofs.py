@@ -36,7 +36,7 @@ def proved_up_to(engine: SharedEngine, requests: Sequence[Request]) -> list[floa
         live = [i for i, r in enumerate(requests) if any(0 < v <= limits[i] for v in r.levels)]
         if not live:
             break
-        clean = engine.tape.run(inputs)
+        clean = engine.clean(inputs)
         for i in live:
             limits[i] = min(limits[i], _limit(engine, requests[i].site.name, clean, targets[i], len(inputs)))
     return limits

@@ -36,14 +36,15 @@ from noisykernels._engine.session import Session
 from noisykernels._util.runtime import gpu_precision
 from noisykernels.injection.kinds import in_place
 from noisykernels.injection.mode import SiteMode
-from noisykernels.injection.placement import Placement
+from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.state import begin, original_class
 
-__all__ = ["Rounding"]
+__all__ = ["Rounding", "tied"]
 
 WIDER = 8  # times the factors of the model of roundings
 FACTOR = 8  # times what the scores are seen to move
 TF32 = 2.0**-11  # its unit roundoff
+TIED = 5  # rows from which it is told how near scores are tied
 
 
 class _Shaken(SiteMode):
@@ -92,16 +93,17 @@ class Rounding:
     Args:
         session: with the model.
         values: of a forward, which tell in what types it computes.
+        wider: how much larger the factors are than those of the model above.
     """
 
-    def __init__(self, session: Session, values: Sequence[Any]) -> None:
+    def __init__(self, session: Session, values: Sequence[Any], wider: int = WIDER) -> None:
         self.session = session
         kinds = {t.dtype for t in values if isinstance(t, Tensor) and t.is_floating_point()} or {torch.float32}
         self.unit = max(torch.finfo(kind).eps for kind in kinds) / 2
         terms = max((p[0].numel() for p in session.model.parameters() if p.dim() > 1 and len(p)), default=1)
         summed = torch.finfo(torch.float64 if kinds == {torch.float64} else torch.float32).eps / 2
         coarse = TF32 if session.problem.device.type == "cuda" and "tf32" in gpu_precision() else 0.0
-        self.size = WIDER * max(self.unit, math.sqrt(terms) * summed, coarse)
+        self.size = wider * max(self.unit, math.sqrt(terms) * summed, coarse)
 
     def bound(
         self, placement: Placement, plain: Tensor, data: tuple[Tensor, Tensor], draws: Sequence[int],
@@ -138,3 +140,19 @@ class Rounding:
         with mode:
             found: Tensor = forward.forward(model, *args, **kwargs)
         return found
+
+
+@torch.inference_mode()
+def tied(session: Session) -> float | None:
+    """The share of rows whose best score without noise leads by no more than rounding moves it, so that rounding alone
+    decides what they count; None where it is not the best score that counts.
+
+    Of both scores, by the model above: the bound without what makes it safe.
+    """
+    if session.leads is None:
+        return None
+    inputs, _, rows = (part[:TIED] for part in session.problem.data)
+    scores = session.scores(inputs)
+    rounding = Rounding(session, [inputs, scores], wider=1)
+    bound = rounding.bound(SILENT, scores.unsqueeze(0), (inputs, rows), (0,), range(2))
+    return float((session.leads <= 2 * float(bound.amax(1).median()) / FACTOR).mean())

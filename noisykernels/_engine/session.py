@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -219,6 +220,11 @@ class Session:
         """The number of each row without noise."""
         return self._clean_run[0]
 
+    @cached_property
+    def leads(self) -> NDArray[Any] | None:
+        """By how much the largest score of each row leads without noise; None where it is not that which decides."""
+        return self._clean_run[2] if self.problem.metric.by_argmax and self.outputs > 1 else None
+
     @torch.inference_mode()
     def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
         """What is measured of each row [..., rows]."""
@@ -236,12 +242,15 @@ class Session:
 
     @cached_property
     @torch.inference_mode()
-    def _clean_run(self) -> tuple[NDArray[Any], int]:
-        found, metric, outputs = [], self.problem.metric, 0
+    def _clean_run(self) -> tuple[NDArray[Any], int, NDArray[Any]]:
+        found, leads, metric, outputs = [], [], self.problem.metric, 0
         with self.placing(SILENT):
             for x, y, _ in self.batches():
                 scores = self.scores(x)
                 metric.check_clean(self.op, scores, y)
                 found.append(metric.of_rows(scores, y))
                 outputs = scores.shape[-1]
-        return metric.law.numbers(torch.cat(found).cpu().numpy()), outputs
+                if metric.by_argmax and outputs > 1:
+                    leads.append(scores.topk(2).values.double().diff().neg().squeeze(-1))
+        lead = torch.cat(leads).cpu().numpy() if leads else np.empty(0)
+        return metric.law.numbers(torch.cat(found).cpu().numpy()), outputs, lead

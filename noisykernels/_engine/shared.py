@@ -136,7 +136,10 @@ class SharedEngine:
     def scale(self, site: Site, target: Target, clean: dict[int, Any], rows: Tensor) -> float | None:
         """The level at which a target is about as large as the values at a site, from those of some rows: a quarter of
         a decade coarse."""
-        ratio = target.ratio(self._work(site, clean, rows, (0,), [(1.0,)], [target]))
+        try:
+            ratio = target.ratio(self._work(site, clean, rows, (0,), [(1.0,)], [target]))
+        except Exception as error:
+            raise Failed.by(site.name, error) from error
         return 10 ** (round(4 * math.log10(ratio)) / 4) if math.isfinite(ratio) and ratio > 0 else None
 
     def scales(self, sites: Sequence[Site], target: Target) -> dict[str, float]:

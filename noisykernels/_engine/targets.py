@@ -142,13 +142,14 @@ class Target(ABC):
         return math.nan
 
     def ladder(self, scale: float, levels: Sequence[float]) -> tuple[float, ...]:
-        """Levels at which engines are held against each other, the gentlest first.
+        """Levels at which engines are held against each other, the gentlest first; the last one beyond all of the
+        study, where what depends on sizes (a branch, a scale of the batch) has changed in a few rows as it may in many.
 
         Args:
             scale: about the ratio; 1 where it is not known.
             levels: of a grid; empty for a search.
         """
-        return (scale, 8 * scale, 64 * scale, max(levels, default=64 * scale))
+        return (scale, 8 * scale, max([64 * scale, *levels]))
 
     def radii(self, x: Tensor) -> list[Tensor]:
         """How far it can move values of absolute size x: r1, r2, ... at level A by at most A r1 + A^2 r2 + ...; none:

@@ -2,7 +2,7 @@
 compared.
 
 Rows come from two places of the data, more and fewer than the recording was made from, some from the middle of a chunk.
-At the first place the level is one at which noise moves a good share of the scores, at the second the largest of the
+At the first place the level is one at which noise moves a good share of the scores, at the second one beyond all of the
 study; the engine that shares work runs it together with other levels and draws, as it does in earnest. Both must agree
 within the bound of `rounding`. A difference that comes near it is judged after more runs have told the bound: beyond
 it, the site runs whole. A false alarm costs speed only, a miss costs the truth.
@@ -12,25 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from noisykernels._engine.request import Request
+from noisykernels._engine.request import Answer, Request
 from noisykernels._engine.rounding import Rounding
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
 from noisykernels._engine.targets import Target
 from noisykernels.injection.site import Site
 
-__all__ = ["Verification", "verified"]
+__all__ = ["Check", "Verification"]
 
 DRAWS = (0, 1)
 MOVED, SHARE = 0.01, 0.25  # a score has moved that differs by this part of the row's largest; how many should
 FIRST, MORE = range(1), range(1, 8)  # runs of the bound, and those where a difference comes near it
+PROVED, AT_ONCE = 8, 64  # rows looked at of a level at which nothing can flip; of those that differ, at most
 NEAR = 0.1  # parts of the bound that are near it: what two numbers of a normal law say of its size may be as far off
 
 
@@ -59,45 +60,41 @@ class Verification:
         sites: how many were.
         worst: the largest difference of scores of a site that is trusted, in parts of its bound.
         differing: sites that are not, and why.
+        cells: numbers of rows that both engines gave, where everything is compared.
+        verdicts: how many of them differed, by no more than rounding explains.
     """
 
     rows: int = 0
     sites: int = 0
     worst: float = 0.0
     differing: dict[str, str] = field(default_factory=dict)
+    cells: int = 0
+    verdicts: int = 0
 
     def told(self) -> dict[str, Any]:
         """As a study's JSON can hold it."""
-        worst = float(f"{self.worst:.1e}")
-        return {"rows": self.rows, "sites": self.sites, "worst": worst, "differing": dict(self.differing)}
+        found = asdict(self) | {"worst": float(f"{self.worst:.1e}")}
+        return found if self.cells else {k: v for k, v in found.items() if k not in ("cells", "verdicts")}
 
 
-def verified(
-    session: Session, engine: SharedEngine, sites: Sequence[Site], levels: Sequence[float]
-) -> list[Verification]:  # fmt: skip
-    """Both engines compared at those sites that the engine that shares work can run, for each target.
+class Check:
+    """Both engines of a session on a few rows.
 
     Args:
         session: with the model.
         engine: that shares work.
-        sites: those of the study.
         levels: of a grid; empty for a search.
     """
-    look = _Look(session, engine, levels)
-    return [look.through(sites, which) for which in range(len(session.problem.targets))]
 
-
-class _Look:
-    """The rows that are looked at."""
-
-    def __init__(self, session: Session, engine: SharedEngine, levels: Sequence[float]) -> None:
+    def __init__(self, session: Session, engine: SharedEngine, levels: Sequence[float] = ()) -> None:
         self.session, self.engine, self.levels = session, engine, levels
         inputs, _, ids = session.problem.data
-        rows = len(inputs)
-        size, last = min(engine.rows, rows, 11), min(rows, 3)
+        most = max(1, session.passes.rows * session.passes.draws // len(DRAWS))  # rows of a pass of both draws
+        size, last = (min(engine.rows, len(inputs), n) for n in (11, 3))
         low = min(3, size - 1)
-        self.near = _Place(inputs[:size], ids[:size], 0, low, min(5, size - low))
-        self.far = _Place(inputs[rows - last :], ids[rows - last :], rows - last, 0, last)
+        self.near = _Place(inputs[:size], ids[:size], 0, low, min(5, size - low, most))
+        first = len(inputs) - last
+        self.far = _Place(inputs[first:], ids[first:], first, 0, min(last, most))
 
     @cached_property
     def clean(self) -> dict[int, Any]:
@@ -120,7 +117,7 @@ class _Look:
         return self.session.scores(self.near.looked_at[0])
 
     def through(self, sites: Sequence[Site], which: int) -> Verification:
-        """Looks at sites under a target."""
+        """Looks at those sites that the engine that shares work can run under a target."""
         found = Verification(rows=self.near.rows + self.far.rows)
         for site in (s for s in sites if self._target(which).reaches(self.engine.tape, s.name)):
             found.sites += 1
@@ -132,9 +129,56 @@ class _Look:
             if worst <= 1:
                 found.worst = max(found.worst, worst)
             else:
-                said = "infinitely more than" if math.isinf(worst) else f"{worst:.2g} times what"
-                found.differing[site.name] = f"at level {level:g} scores differ by {said} rounding explains"
+                found.differing[site.name] = _said(worst, level)
         return found
+
+    def why_not(self, request: Request, answer: Answer, plain: Answer) -> str | None:
+        """Why answers of the two engines to a request differ, if not by rounding alone.
+
+        Where one differs, the scores must agree within the bound, and that of the label must lie as near to another.
+        """
+        try:
+            for level, draws in zip(request.levels, answer != plain, strict=True):
+                for draw, rows in zip(request.draws, draws, strict=True):
+                    some = request.start + torch.from_numpy(rows.nonzero()[0][:AT_ONCE])
+                    if len(some) and (worst := self._explained(request, level, draw, some)) > 1:
+                        return _said(worst, level)
+        except Failed as failed:
+            return failed.reason
+        return None
+
+    def _explained(self, request: Request, level: float, draw: int, rows: Tensor) -> float:
+        """How far the scores of some rows differ, and how far that of the label is from all others, in parts of what
+        rounding explains: the larger."""
+        inputs, labels, ids = (part[rows.to(part.device)] for part in self.session.problem.data)
+        place = _Place(inputs, ids, 0, 0, len(rows))
+        site, which = request.site, request.which
+        shared = self._shared(site, which, (level,), place, self.engine.clean(inputs), (draw,))[0]
+        worst, plain, bound = self._compared(site, which, level, place, shared, (draw,))
+        if not self.session.problem.metric.by_argmax:
+            return worst
+        scores, label = plain[0].double(), labels.long().unsqueeze(-1)
+        apart = (scores - scores.gather(1, label)).abs().scatter(1, label, math.inf).amin(1)
+        parts = torch.nan_to_num(apart, nan=0.0) / (2 * bound.amax(1))
+        return max(worst, float(parts.max()))
+
+    def holds(self, request: Request, level: float) -> bool:
+        """Whether the plain engine's answers on a few rows from the whole of the data are those without noise, but for
+        rows that rounding decides."""
+        problem, count = self.session.problem, min(PROVED, len(self.session.inputs))
+        rows = torch.arange(count) * len(self.session.inputs) // count
+        inputs, labels, ids = (part[rows.to(part.device)] for part in problem.data)
+        placement = problem.targets[request.which].placement(request.site.name, level)
+        with self.session.placing(placement):
+            scores = self.session.scores(inputs, ids, request.draws[:1])
+        numbers = problem.metric.law.numbers(problem.metric.of_rows(scores, labels).cpu().numpy())
+        flipped = numbers != self.session.clean[rows.numpy()]
+        if not flipped.any():
+            return True
+        bound = self.rounding.bound(placement, scores.unsqueeze(0), (inputs, ids), request.draws[:1], MORE)
+        top = scores.double().topk(2, 1).values
+        decided = (top[:, 0] - top[:, 1] > 2 * bound.amax(1)).cpu().numpy()
+        return not (flipped & decided).any()
 
     def _at(self, site: Site, which: int) -> Iterator[tuple[float, float]]:
         """Of each place: the largest difference, in parts of its bound, and the level."""
@@ -142,9 +186,9 @@ class _Look:
         levels = target.ladder(self.engine.scale(site, target, self.clean, self.near.ids) or 1.0, self.levels)
         scores = self._shared(site, which, levels, self.near, self.clean)
         chosen = next((i for i, s in enumerate(scores) if self._moves(s)), len(levels) - 1)
-        yield self._compared(site, which, levels[chosen], self.near, scores[chosen]), levels[chosen]
+        yield self._compared(site, which, levels[chosen], self.near, scores[chosen])[0], levels[chosen]
         scores = self._shared(site, which, (levels[chosen], levels[-1]), self.far, self.clean_far)
-        yield self._compared(site, which, levels[-1], self.far, scores[1]), levels[-1]
+        yield self._compared(site, which, levels[-1], self.far, scores[1])[0], levels[-1]
 
     def _target(self, which: int) -> Target:
         return self.session.problem.targets[which]
@@ -156,28 +200,38 @@ class _Look:
         return bool(scores.isfinite().all()) and float(apart.double().mean()) >= SHARE
 
     def _shared(
-        self, site: Site, which: int, levels: tuple[float, ...], place: _Place, clean: dict[int, Any]
+        self, site: Site, which: int, levels: tuple[float, ...], place: _Place, clean: dict[int, Any],
+        draws: tuple[int, ...] = DRAWS,
     ) -> Tensor:  # fmt: skip
         """Scores by the engine that shares work: [levels, draws, rows, classes]."""
-        request = Request(site, levels, DRAWS, place.rows, place.first + place.low, which)
+        request = Request(site, levels, draws, place.rows, place.first + place.low, which)
         found: Tensor | None = None
         for _, row, part in self.engine.passes([request], place.first, clean, place.ids):
             if found is None:
-                found = part.scores.new_zeros((len(levels), len(DRAWS), place.rows, part.scores.shape[-1]))
+                found = part.scores.new_zeros((len(levels), len(draws), place.rows, part.scores.shape[-1]))
             part.put(part.scores, row, found)
         assert found is not None
         return found
 
-    def _compared(self, site: Site, which: int, level: float, place: _Place, shared: Tensor) -> float:
-        """The largest difference of scores [draws, rows, classes] from the plain engine's, in parts of its bound."""
+    def _compared(
+        self, site: Site, which: int, level: float, place: _Place, shared: Tensor, draws: tuple[int, ...] = DRAWS
+    ) -> tuple[float, Tensor, Tensor]:
+        """The largest difference of scores [draws, rows, classes] from the plain engine's, in parts of its bound; the
+        plain ones, and the bound."""
         placement = self._target(which).placement(site.name, level)
         inputs, ids = data = place.looked_at
         with self.session.placing(placement):
-            plain = self.session.scores(inputs, ids, DRAWS).unflatten(0, (len(DRAWS), place.rows))
-        bound = self.rounding.bound(placement, plain, data, DRAWS, FIRST)
-        if (worst := _worst(shared, plain, bound)) <= NEAR:
-            return worst
-        return _worst(shared, plain, torch.maximum(bound, self.rounding.bound(placement, plain, data, DRAWS, MORE)))
+            plain = self.session.scores(inputs, ids, draws).unflatten(0, (len(draws), place.rows))
+        bound = self.rounding.bound(placement, plain, data, draws, FIRST)
+        if (worst := _worst(shared, plain, bound)) > NEAR:
+            bound = torch.maximum(bound, self.rounding.bound(placement, plain, data, draws, MORE))
+            worst = _worst(shared, plain, bound)
+        return worst, plain, bound
+
+
+def _said(worst: float, level: float) -> str:
+    said = "infinitely more than" if math.isinf(worst) else f"{worst:.2g} times what"
+    return f"at level {level:g} scores differ by {said} rounding explains"
 
 
 def _worst(shared: Tensor, plain: Tensor, bound: Tensor) -> float:

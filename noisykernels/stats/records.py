@@ -93,7 +93,8 @@ class Meta:
         stream_version: version of the noise stream.
         plan: the contraction plan (batch_rows, draws_per_pass, threads, library versions); metric: the name of what is
             measured, where it is not the accuracy; verification: what came of holding both engines against each other
-            (rows and sites looked at, the worst difference in parts of its bound, sites that differ and so run whole).
+            (rows and sites looked at, the worst difference in parts of its bound, sites that differ and so run whole);
+            ties: share of rows whose best score without noise leads by no more than rounding moves it.
         axis: None infers it: "linear" for purely multiplicative noise, else "log".
         floor: accuracy under unbounded noise; None means 1 / classes.
         target: what is noisy; noise of the targets in `INDEPENDENT` is independent between rows, other noise is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, SupportsIndex, overload
 
@@ -14,6 +15,7 @@ from noisykernels._engine.arguments import chosen_sites, refuse_without_rows
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.evaluation import evaluation
 from noisykernels._engine.evaluator import Evaluator
+from noisykernels._engine.rounding import tied
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.workers import packed
 from noisykernels.hardware.noises import WeightNoise
@@ -144,6 +146,7 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     with session:
         cells = Cells(_chosen(session, asked), len(targets), session.clean, _floor(session, asked), asked.metric)
         here = Evaluator.of(session, cells.sites, strategy.levels)
+        ties = _ties(session)
         plan = here.described()
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
         if identity := asked.metric.identity():
@@ -151,6 +154,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
             found = strategy.run(evaluate, here, cells, asked.progress)
     plan |= {"memory": session.compute.memory_on(problem.device)}
+    if ties is not None:
+        plan["ties"] = round(ties, 4)
     plans = [plan | ({} if here.shared is None else {"verification": v.told()}) for v in here.verifications]
     return [_study(session, asked, cells, found, plan, which) for which, plan in enumerate(plans)]
 
@@ -163,6 +168,18 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     chosen = chosen_sites("walk", session.sites, asked.sites, opens)
     refuse_without_rows("walk", chosen)
     return chosen
+
+
+def _ties(session: Session) -> float | None:
+    """See `tied`; with a warning where that is most of the rows."""
+    share = tied(session)
+    if share is not None and share > 0.5:
+        warnings.warn(
+            f"walk: without noise {share:.0%} of the rows have scores that are tied but for rounding, which alone "
+            "decides what they count",
+            stacklevel=4,  # of the caller of `walk`
+        )
+    return share
 
 
 def _floor(session: Session, asked: Asked) -> float:

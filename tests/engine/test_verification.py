@@ -28,8 +28,12 @@ PLAIN = nk.Compute(engine="plain")
 
 
 def problem(name: str = "residual", rows: int = 40) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """A model that tells all of its classes, and labels that it gets right."""
     model, x = made(name, rows)
-    with torch.inference_mode():
+    with torch.no_grad():
+        scores = model(x)
+        last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == scores.shape[1]][-1]
+        last.bias -= scores.mean(0)
         return model, (x, model(x).argmax(1))
 
 
@@ -191,7 +195,7 @@ def test_there_is_no_alarm_without_a_fault(name: str, one_thread: None) -> None:
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_there_is_no_alarm_in_other_types(kind: torch.dtype, one_thread: None) -> None:
-    model, (x, y) = problem("mlp")
+    model, (x, y) = problem("mlp", 100)
     study = nk.walk(model.to(kind), (x.to(kind), y), noise=nk.Noise(add=1.0), **GRID)
     assert not study.meta.plan["verification"]["differing"]
 
@@ -216,14 +220,15 @@ class Chaotic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.sigmoid(self.a(x))
         for _ in range(60):
-            x = torch.sin(4 * x)
+            x = torch.frac(2.9 * x)
         return self.o(x)
 
 
 def test_chaos_is_no_alarm(one_thread: None) -> None:
     torch.manual_seed(0)
     model, x = Chaotic().eval(), torch.randn(30, 6)
-    study = nk.walk(model, (x, torch.arange(30) % 4), noise=nk.Noise(add=1.0), **GRID)
+    with pytest.warns(UserWarning, match=r"\d+% of the rows have scores that are tied but for rounding"):
+        study = nk.walk(model, (x, torch.arange(30) % 4), noise=nk.Noise(add=1.0), **GRID)
     assert not study.meta.plan["verification"]["differing"]
 
 
@@ -234,7 +239,39 @@ def test_few_rows_and_one_level(one_thread: None) -> None:
         assert not study.meta.plan["verification"]["differing"]
 
 
-# --------------------------------------------------------------------------------- recordings that fail
+# ------------------------------------------------------------------- recordings that mislead, or fail
+
+
+class Misleading(nn.Module):
+    """What follows the rows in ways that a recording of a few clean ones need not see."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.a, self.o = what, nn.Linear(6, 8), nn.Linear(8, 4)
+        self.kept: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        if self.what == "last token":
+            h = h.unsqueeze(1)[torch.arange(x.shape[0]), -1]
+        elif self.what == "branch":
+            h = 0.5 * h if h.max() > 6 else h
+        elif self.what == "scale of the batch":
+            scale = h.abs().max().item() / 7
+            h = torch.round(h / scale) * scale
+        elif self.what == "cache":
+            h = h[self.kept.setdefault(len(h), torch.arange(len(h)))]
+        return self.o(h)
+
+
+@pytest.mark.filterwarnings("ignore:walk. ")
+@pytest.mark.parametrize("what", ["last token", "branch", "scale of the batch", "cache"])
+def test_models_that_mislead_a_recording_are_counted_as_by_the_plain_engine(what: str, patch: Patch) -> None:
+    torch.manual_seed(1)
+    model, x = Misleading(what).eval(), torch.randn(300, 6)
+    data = x, torch.arange(300) % 4
+    walks = [nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=c) for c in (None, PLAIN)]
+    assert counts(walks[0]) == counts(walks[1]) and len({r.correct for r in walks[0].records}) > 2
 
 
 @pytest.mark.parametrize("where", ["check", "run", "start"])
@@ -316,3 +353,81 @@ def test_a_recording_that_fails_at_a_worker_fails_for_all(patch: Patch) -> None:
     assert [r.correct for r in study.records if r.site == "input"] == [
         r.correct for r in expected.records if r.site == "input"
     ]
+
+
+# ---------------------------------------------------------------------------- everything, plateaus, ties
+
+FULL = nk.Compute(verify="full")
+
+
+def swapped_where_there_are_many(patch: Patch) -> None:
+    """A fault that a few rows do not show."""
+    scores = Suffix.scores
+
+    def wrong(self: Any, *args: Any) -> Tensor:
+        found, rows = scores(self, *args), args[5]
+        return found.unflatten(0, (-1, rows)).flip(1).flatten(0, 1) if rows > 20 else found
+
+    patch.setattr(Suffix, "scores", wrong)
+
+
+def test_everything_is_compared_where_that_is_asked(patch: Patch) -> None:
+    model, data = problem("mlp", 60)
+    sample = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID)
+    full = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=FULL)
+    told = full.meta.plan["verification"]
+    assert full.records == sample.records and not told["differing"]
+    assert told["cells"] == 60 * len(full.records) and told["verdicts"] <= 2
+    swapped_where_there_are_many(patch)
+    wrong = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID)
+    plain = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=PLAIN)
+    assert counts(wrong) != counts(plain)  # a few rows have not told
+    with pytest.warns(UserWarning, match=r"every pass runs the whole model"):
+        full = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=FULL)
+    assert counts(full) == counts(plain)
+
+
+def test_searches_are_compared_too(one_thread: None) -> None:
+    model, data = problem("mlp", 300)
+    studies = [nk.walk(model, data, noise=nk.Noise(add=1.0), seed=1, sites="fc*", compute=c) for c in (None, FULL)]
+    assert studies[0].records == studies[1].records
+    assert studies[1].meta.plan["verification"]["cells"] == studies[1].meta.plan["evaluations"]
+
+
+def test_a_wrong_proof_is_found(patch: Patch) -> None:
+    """Where predictions flip at a level at which none can, the site runs whole."""
+    model, data = problem("mlp", 200)
+    grid: dict[str, Any] = dict(levels=[1e-7, 5.0], draws=2, seed=3, plateaus=0.05)
+    expected = nk.walk(model, data, noise=nk.Noise(add=1.0), **grid)
+    assert any(r.status == "proved" for r in expected.records)
+    patch.setattr("noisykernels._engine.evaluator.proved_up_to", lambda engine, requests: [10.0] * len(requests))
+    with pytest.warns(UserWarning, match="at level 5 predictions flip, which none can"):
+        study = nk.walk(model, data, noise=nk.Noise(add=1.0), **grid)
+    of_level = [{r.site: r.accuracy for r in s.records if r.level == 5.0} for s in (study, expected)]
+    assert of_level[0].keys() == of_level[1].keys() and len(study.meta.plan["verification"]["differing"]) == 11
+    assert all(abs(of_level[0][site] - of_level[1][site]) < 0.2 for site in of_level[0])
+
+
+class Cancels(nn.Module):
+    """Scores that cancel: what is left is rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(40, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) - nn.functional.linear(x.flip(1), self.a.weight.flip(1))
+
+
+def test_a_study_says_that_rounding_alone_decides(one_thread: None) -> None:
+    torch.manual_seed(0)
+    model, x = Cancels().eval(), torch.randn(200, 40)
+    with pytest.warns(UserWarning, match=r"without noise 100% of the rows have scores that are tied but for rounding"):
+        study = nk.walk(model, (x, torch.arange(200) % 4), noise=nk.Noise(add=1.0), **GRID, sites="input", compute=FULL)
+    told = study.meta.plan["verification"]
+    assert study.meta.plan["ties"] == 1.0 and not told["differing"]
+    assert 100 < told["verdicts"] < told["cells"] == 800  # so many predictions differ, all by rounding
+    model, data = problem("mlp")
+    assert nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, sites="fc1").meta.plan["ties"] < 0.05
+    half = nk.walk(model.bfloat16(), (data[0].bfloat16(), data[1]), noise=nk.Noise(add=1.0), **GRID, sites="fc1")
+    assert half.meta.plan["ties"] > 0.5 > half.meta.clean - 0.5  # scores that a half type cannot tell apart

@@ -6,7 +6,7 @@ from typing import Any
 
 import noisykernels as nk
 
-COMPUTE = ("engine", "batch_rows", "draws_per_pass", "memory", "threads", "executor")
+COMPUTE = ("engine", "batch_rows", "draws_per_pass", "memory", "threads", "executor", "verify")
 
 
 def gathered(options: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def op(name: str) -> Callable[..., Tensor]:
 # ---------------------------------------------------------------------------------------------- what a digest is of
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "v0_1_0"
-OF_THE_MACHINE = ("torch", "cpu_level", "threads", "device", "verification")  # entries of a plan
+OF_THE_MACHINE = ("torch", "cpu_level", "threads", "device", "verification", "ties")  # entries of a plan
 SINCE = {"metric": "accuracy"}  # fields that results did not have then, with what goes without saying
 KINDS_THEN = ("gaussian", "uniform", "laplace")  # there may be more today
 VERBATIM = 3000  # characters of a text that is kept as it is, so that a failure can be read
