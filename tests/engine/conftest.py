@@ -1,4 +1,4 @@
-"""Where the tests put a results store."""
+"""Where the tests put a results store, and faults that last for a test."""
 
 from __future__ import annotations
 
@@ -10,3 +10,9 @@ import pytest
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "a study? 100%#.db"
+
+
+@pytest.fixture
+def patch(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> pytest.MonkeyPatch:
+    """Both engines' counts are held against each other: with one thread they are the same each time."""
+    return monkeypatch

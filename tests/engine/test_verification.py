@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from traced_models import MODELS, NOISES, made
+from traced_models import MODELS, NOISES
+from verifying import GRID, PLAIN, Patch, counts, problem
 
 import noisykernels as nk
-from noisykernels._engine import targets, workers
+from noisykernels._engine import targets
 from noisykernels._engine.shared import SharedEngine
 from noisykernels._graph import linearity, suffix
 from noisykernels._graph.suffix import Suffix
@@ -23,33 +23,9 @@ from noisykernels.hardware import ADC, DAC
 from noisykernels.walking import walk_parameter
 
 DIFFERS = r"^walk: for these sites every pass runs the whole model: .* \(at level .* times what rounding explains\)"
-GRID: dict[str, Any] = dict(levels=[0.1, 2.0], draws=2, seed=3)
-PLAIN = nk.Compute(engine="plain")
-
-
-def problem(name: str = "residual", rows: int = 40) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    """A model that tells all of its classes, and labels that it gets right."""
-    model, x = made(name, rows)
-    with torch.no_grad():
-        scores = model(x)
-        last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == scores.shape[1]][-1]
-        last.bias -= scores.mean(0)
-        return model, (x, model(x).argmax(1))
-
-
-def counts(study: nk.Study) -> list[Any]:
-    return [(r.site, r.level, r.draw, r.correct) for r in study.records]
 
 
 # ------------------------------------------------------------------------------------- planted faults
-
-Patch = pytest.MonkeyPatch
-
-
-@pytest.fixture
-def patch(monkeypatch: Patch, one_thread: None) -> Patch:
-    """Both engines' counts are held against each other: with one thread they are the same each time."""
-    return monkeypatch
 
 
 def wrong_sign(patch: Patch) -> None:
@@ -308,126 +284,3 @@ def test_where_the_recording_fails_the_site_runs_whole(where: str, patch: Patch,
     whole = [r.correct for r in study.records if r.site in differing]
     assert whole == [r.correct for r in expected.records if r.site in differing]
     assert seen == list(range(1, 2 * len(study.meta.sites) + 1))
-
-
-# ------------------------------------------------------------------------------------------- workers
-
-
-def test_a_worker_that_answers_otherwise_is_named_and_not_used(patch: Patch) -> None:
-    model, data = problem("mlp", 500)
-    expected = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID)
-    correct, bad = workers.evaluate_part, set()
-
-    def wrong(part: Any, problem: Any) -> Any:
-        found = correct(part, problem)
-        if isinstance(found, workers.Given):
-            bad.add(found.worker)
-            if found.worker == min(bad):
-                for answer in found.answers:
-                    answer[:, :, 3] ^= 1
-        return found
-
-    patch.setattr(workers, "evaluate_part", wrong)
-    patch.setattr(workers, "PREDICTIONS", 1000)
-    with (
-        ThreadPoolExecutor(1) as executor,
-        pytest.warns(UserWarning, match=r"a worker \(.*, process \d+, thread \d+\)"),
-    ):
-        study = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=nk.Compute(executor=executor))
-    assert counts(study) == counts(expected)
-
-
-def test_a_recording_that_fails_at_a_worker_fails_for_all(patch: Patch) -> None:
-    model, data = problem("mlp", 500)
-    expected = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=PLAIN)
-    scores = Suffix.scores
-
-    def failing(self: Any, *args: Any) -> Tensor:
-        if self.number == 0 and args[5] > 20:
-            raise IndexError("index 3 is out of bounds")
-        return scores(self, *args)
-
-    patch.setattr(Suffix, "scores", failing)
-    with ThreadPoolExecutor(2) as executor, pytest.warns(UserWarning, match=r"input \(what was recorded fails: IndexE"):
-        study = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=nk.Compute(executor=executor))
-    assert [r.correct for r in study.records if r.site == "input"] == [
-        r.correct for r in expected.records if r.site == "input"
-    ]
-
-
-# ---------------------------------------------------------------------------- everything, plateaus, ties
-
-FULL = nk.Compute(verify="full")
-
-
-def swapped_where_there_are_many(patch: Patch) -> None:
-    """A fault that a few rows do not show."""
-    scores = Suffix.scores
-
-    def wrong(self: Any, *args: Any) -> Tensor:
-        found, rows = scores(self, *args), args[5]
-        return found.unflatten(0, (-1, rows)).flip(1).flatten(0, 1) if rows > 20 else found
-
-    patch.setattr(Suffix, "scores", wrong)
-
-
-def test_everything_is_compared_where_that_is_asked(patch: Patch) -> None:
-    model, data = problem("mlp", 60)
-    sample = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID)
-    full = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=FULL)
-    told = full.meta.plan["verification"]
-    assert full.records == sample.records and not told["differing"]
-    assert told["cells"] == 60 * len(full.records) and told["verdicts"] <= 2
-    swapped_where_there_are_many(patch)
-    wrong = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID)
-    plain = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=PLAIN)
-    assert counts(wrong) != counts(plain)  # a few rows have not told
-    with pytest.warns(UserWarning, match=r"every pass runs the whole model"):
-        full = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=FULL)
-    assert counts(full) == counts(plain)
-
-
-def test_searches_are_compared_too(one_thread: None) -> None:
-    model, data = problem("mlp", 300)
-    studies = [nk.walk(model, data, noise=nk.Noise(add=1.0), seed=1, sites="fc*", compute=c) for c in (None, FULL)]
-    assert studies[0].records == studies[1].records
-    assert studies[1].meta.plan["verification"]["cells"] == studies[1].meta.plan["evaluations"]
-
-
-def test_a_wrong_proof_is_found(patch: Patch) -> None:
-    """Where predictions flip at a level at which none can, the site runs whole."""
-    model, data = problem("mlp", 200)
-    grid: dict[str, Any] = dict(levels=[1e-7, 5.0], draws=2, seed=3, plateaus=0.05)
-    expected = nk.walk(model, data, noise=nk.Noise(add=1.0), **grid)
-    assert any(r.status == "proved" for r in expected.records)
-    patch.setattr("noisykernels._engine.evaluator.proved_up_to", lambda engine, requests: [10.0] * len(requests))
-    with pytest.warns(UserWarning, match="at level 5 predictions flip, which none can"):
-        study = nk.walk(model, data, noise=nk.Noise(add=1.0), **grid)
-    of_level = [{r.site: r.accuracy for r in s.records if r.level == 5.0} for s in (study, expected)]
-    assert of_level[0].keys() == of_level[1].keys() and len(study.meta.plan["verification"]["differing"]) == 11
-    assert all(abs(of_level[0][site] - of_level[1][site]) < 0.2 for site in of_level[0])
-
-
-class Cancels(nn.Module):
-    """Scores that cancel: what is left is rounding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Linear(40, 4, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) - nn.functional.linear(x.flip(1), self.a.weight.flip(1))
-
-
-def test_a_study_says_that_rounding_alone_decides(one_thread: None) -> None:
-    torch.manual_seed(0)
-    model, x = Cancels().eval(), torch.randn(200, 40)
-    with pytest.warns(UserWarning, match=r"without noise 100% of the rows have scores that are tied but for rounding"):
-        study = nk.walk(model, (x, torch.arange(200) % 4), noise=nk.Noise(add=1.0), **GRID, sites="input", compute=FULL)
-    told = study.meta.plan["verification"]
-    assert study.meta.plan["ties"] == 1.0 and not told["differing"]
-    assert 100 < told["verdicts"] < told["cells"] == 800  # so many predictions differ, all by rounding
-    model, data = problem("mlp")
-    assert nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, sites="fc1").meta.plan["ties"] < 0.05
-    half = nk.walk(model.bfloat16(), (data[0].bfloat16(), data[1]), noise=nk.Noise(add=1.0), **GRID, sites="fc1")
-    assert half.meta.plan["ties"] > 0.5 > half.meta.clean - 0.5  # scores that a half type cannot tell apart
