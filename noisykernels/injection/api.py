@@ -19,6 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from noisykernels._util.runtime import place_of, unwrap
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import checked, with_arithmetic
+from noisykernels.injection.block import Block
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import (
@@ -223,10 +224,14 @@ def noise_state(
     *,
     seed: int | Tensor | None = None,
     draws: Tensor | Sequence[int] | None = None,
-    rows: Tensor | Sequence[int] | None = None,
+    rows: Tensor | Sequence[int] | str | None = None,
     level: float | Tensor | Sequence[float] | None = None,
 ) -> Iterator[NoiseState]:
     """Sets seed, draws, rows and level of a model for the length of a block.
+
+    **A row's noise belongs to its id, and without** ``rows`` **ids are places in the batch**: under one ``seed`` all
+    calls of a block have the same noise, in a loop over batches for other data each time, of which a warning tells once
+    in a block. Give ``rows``, or ``rows="advance"``.
 
     Works for injected models and for models that contain noisy layers. With D draws the model's
     input is repeated D times, and its output holds D * B rows, draw by draw.
@@ -235,7 +240,8 @@ def noise_state(
         model: a model that `inject` was called on, or one that contains noisy layers.
         seed: 64-bit seed; None draws a fresh one from torch's default generator for every forward.
         draws: int64 vector (D) of draw ids; None is the one draw 0.
-        rows: int64 vector (B), the data-set index of each row; None numbers them by their place in
+        rows: int64 vector (B), the data-set index of each row; ``"advance"``: the first call of the block has the rows
+            from 0 on, each later one those that follow, as if all were one batch; None numbers them by their place in
             the batch.
         level: factor by which all noise of the model is multiplied, at every site: a number, or a vector (B) with one
             for each row (image), whatever the draw; None is 1. A compiled model sees its value change without a
@@ -245,19 +251,38 @@ def noise_state(
         ValueError: an id or seed out of range, a negative or NaN level, no draw, or a model in which nothing draws
             noise.
         TypeError: a level that is neither a number nor a floating-point tensor.
-        RuntimeError: another thread is within such a block of the same model; give each its own copy.
+        RuntimeError: another thread is within such a block of the same model, or a thread calls it that is not within
+            the block; give each its own copy. (A compiled call does not see whose thread it is.)
+
+    Note:
+        ``"advance"`` counts calls of the model; one that as a whole is checkpointed is computed twice, which is refused
+        (compiled, it is not seen).
 
     Example:
         >>> model = nn.Linear(4, 2)
         >>> with inject(model, Noise(add=1.0)), noise_state(model, seed=1, draws=[0, 1, 2]):
         ...     model(torch.ones(5, 4)).shape
         torch.Size([15, 2])
+        >>> x = torch.ones(6, 4)
+        >>> with inject(model, Noise(add=1.0)):
+        ...     with noise_state(model, seed=1, rows="advance"):
+        ...         parts = [model(part) for part in x.split(2)]
+        ...     with noise_state(model, seed=1):
+        ...         torch.equal(torch.cat(parts), model(x))
+        True
     """
     target = unwrap(model)
     place = place_of(target)
     new_seed = None if seed is None else seed_tensor("noise_state", seed, place).to(place)  # a graph reads it anew
     new_draws = ids_tensor("noise_state", "draws", draws, place)
-    new_rows = ids_tensor("noise_state", "rows", rows, place)
+    new_rows = next_row = None
+    if isinstance(rows, str):
+        if rows != "advance":
+            raise ValueError(f"noise_state: rows must be a vector of ids or 'advance', got {rows!r}")
+        with torch.inference_mode(False):  # counted on inside and outside of inference mode
+            next_row = torch.zeros((), dtype=torch.int64, device=place)
+    else:
+        new_rows = ids_tensor("noise_state", "rows", rows, place)
     new_level = factor_tensor("noise_state", level, place)
     if new_draws is not None and len(new_draws) == 0:
         raise ValueError("noise_state: draws must hold at least one id")
@@ -269,18 +294,18 @@ def noise_state(
                 raise ValueError("noise_state: the model is not injected and contains no noisy layer")
             inject(target, None)
         state = state_of(target)
-        if state.owner not in (None, me):
+        if state.block is not None and state.block.thread not in (None, me):
             raise RuntimeError(
                 "noise_state: another thread is within a noise_state block of this model; give each thread a copy of it"
             )
-        before = (state.seed, state.draws, state.rows, state.level, state.owner)
-        state.seed, state.draws, state.rows, state.level = new_seed, new_draws, new_rows, new_level
-        state.owner = me
+        before = (state.seed, state.draws, state.rows, state.next_row, state.level, state.block)
+        state.seed, state.draws, state.rows, state.next_row = new_seed, new_draws, new_rows, next_row
+        state.level, state.block = new_level, Block(me)
     try:
         yield state
     finally:
         with _CHANGING:
-            state.seed, state.draws, state.rows, state.level, state.owner = before
+            state.seed, state.draws, state.rows, state.next_row, state.level, state.block = before
             if temporary:
                 remove(target)
 

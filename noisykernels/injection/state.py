@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisykernels.injection.block import Block
 from noisykernels.injection.mode import ForwardKey, Record, SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site
@@ -42,6 +43,7 @@ class NoiseState(nn.Module):
     seed: Tensor | None
     draws: Tensor | None
     rows: Tensor | None
+    next_row: Tensor | None
     level: Tensor | None
 
     def __init__(self, placement: Placement, parameters: tuple[str, ...], draws_noise: bool) -> None:
@@ -53,8 +55,8 @@ class NoiseState(nn.Module):
         self.row_dims: dict[str, int | None] = {}  # of the traced sites
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
-        self.owner: int | None = None  # the thread that is within a block of `noise_state`
-        for name in ("seed", "draws", "rows", "level"):
+        self.block: Block | None = None  # the block of `noise_state` that is entered
+        for name in ("seed", "draws", "rows", "next_row", "level"):  # next_row: where rows count on from call to call
             self.register_buffer(name, None, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -181,6 +183,7 @@ def begin(
             f"an injected model needs a tensor argument whose dimension {dim} counts the rows, got "
             f"{', '.join(type(a).__name__ for a in given.values()) or 'nothing'}"
         )
+    data = next(iter(carrying.values()))
     draws = state.draws if record is None else None
     count = 1 if draws is None else draws.shape[0]
     if count != 1:
@@ -200,7 +203,8 @@ def begin(
             f"noise_state: level must be 0-d or one for each of the {first.shape[dim] // count} rows, "
             f"got {level.shape[0]}"
         )
-    key = ForwardKey(seed, draws, state.rows, first.shape[dim], level)
+    rows = None if record is not None else _rows(state, data, dim)
+    key = ForwardKey(seed, draws, rows, first.shape[dim], level)
     mode = make(placement, key, model, state.site_ids, state.row_dims, record)
     floats = [n for n, a in tensors.items() if a.is_floating_point()]
     in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]
@@ -211,3 +215,23 @@ def begin(
     given.update(carrying)
     kwargs = {n: a for n, a in given.items() if n in kwargs}
     return mode, tuple(given[n] for n in positional), kwargs
+
+
+def _rows(state: NoiseState, data: Tensor, dim: int) -> Tensor | None:
+    """The ids of the rows of a call, which are along a dimension of the data; None: their places in the batch."""
+    compiled = torch.compiler.is_compiling()
+    if not compiled and state.block is not None:
+        state.block.check_thread()
+    if state.next_row is not None:
+        if not compiled and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "noise_state: rows='advance' would count a forward twice that a checkpoint computes again; give rows"
+            )
+        count = data.shape[dim]
+        rows = state.next_row + torch.arange(count, device=state.next_row.device)
+        state.next_row.add_(count)
+        return rows
+    repeating = state.rows is None and state.seed is not None and state.draws_noise
+    if repeating and not compiled and state.block is not None:
+        state.block.see(data)
+    return state.rows

@@ -342,6 +342,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("negative draw", lambda _: stated(draws=[-1]), ValueError),
         ("draw beyond 32 bits", lambda _: stated(draws=[2**32]), ValueError),
         ("draws as floats", lambda _: stated(draws=[0.0]), ValueError),
+        ("rows by another word", lambda _: stated(rows="next"), ValueError),
         ("rows that are too few", lambda _: stated(rows=[1, 2]), RuntimeError),
         ("row beyond 32 bits", lambda _: stated(rows=[2**32] * 6), ValueError),
         ("negative level", lambda _: stated(level=-1.0), ValueError),

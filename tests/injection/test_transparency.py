@@ -221,28 +221,30 @@ def test_seeds_as_numbers_and_tensors() -> None:
 
 
 def test_threads() -> None:
-    """Two threads, each with its own model and then with one model between them."""
+    """Two threads at once, each with its own model and block; a third that is in none has fresh seeds."""
     models_, x = [small(), small()], torch.randn(50, 6)
     results: dict[int, Tensor] = {}
+    expected = [with_noise(m, NOISE, x, seed=i) for i, m in enumerate(models_)]
 
     def work(i: int, model: nn.Module) -> None:
-        for _ in range(20):
-            results[i] = model(x)
+        with nk.noise_state(model, seed=i):
+            for _ in range(20):
+                results[i] = model(x)
 
-    def run(pair) -> None:
-        threads = [threading.Thread(target=work, args=(i, m)) for i, m in enumerate(pair)]
+    def free(model: nn.Module) -> None:
+        results[2] = model(x)
+
+    with nk.inject(models_[0], NOISE), nk.inject(models_[1], NOISE):
+        threads = [threading.Thread(target=work, args=(i, m)) for i, m in enumerate(models_)]
         for t in threads:
             t.start()
         for t in threads:
             t.join()
-
-    expected = [with_noise(m, NOISE, x, seed=i) for i, m in enumerate(models_)]
-    with nk.inject(models_[0], NOISE), nk.inject(models_[1], NOISE):
-        with nk.noise_state(models_[0], seed=0), nk.noise_state(models_[1], seed=1):
-            run(models_)
-            assert all(torch.equal(results[i], expected[i]) for i in (0, 1))
-            run([models_[0], models_[0]])
-            assert all(torch.equal(results[i], expected[0]) for i in (0, 1))
+        assert all(torch.equal(results[i], expected[i]) for i in (0, 1))
+        thread = threading.Thread(target=free, args=(models_[0],))
+        thread.start()
+        thread.join()
+        assert not torch.equal(results[2], expected[0])
 
 
 # ------------------------------------------------------------------------------------ checkpointing

@@ -1,0 +1,63 @@
+"""What a block of `noise_state` knows besides its tensors: whose it is, and the data that its rows came with."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisykernels._util.tensors import can_look
+
+__all__ = ["Block"]
+
+_SAMPLE = 256  # values by which data on the CPU are told apart
+
+
+class Block:
+    """One block, in the thread that has entered it. A copy of the model belongs to no thread and starts anew."""
+
+    def __init__(self, thread: int | None = None) -> None:
+        self.thread = thread
+        self.last: Any = None  # of the last call's data: the tensor, its version, a sample of its values
+        self.warned = False
+
+    def __reduce__(self) -> Any:
+        return Block, ()
+
+    def check_thread(self) -> None:
+        """Refuses a forward in a thread that has not entered the block; a backward pass has threads of its own."""
+        if self.thread not in (None, threading.get_ident()) and torch._C._current_graph_task_id() == -1:
+            raise RuntimeError(
+                "noise_state: another thread is within a noise_state block of this model, whose seed and draws are not "
+                "this thread's; give each thread a copy of the model"
+            )
+
+    def see(self, data: Tensor) -> None:
+        """Warns, once, if the data differ from those of the last call, whose noise they get. On a device, where looking
+        would wait for it, another tensor is other data.
+        """
+        if self.warned or not (can_look(data) or (type(data) is Tensor and data.is_cuda)):
+            return
+        before = self.last
+        version = None if data.is_inference() else data._version  # without one, what is refilled passes for the same
+        if before is not None and before[0]() is data and before[1] == version:
+            return
+        sample = None
+        if data.is_cpu:
+            values = data.detach().flatten()
+            sample = values[:: max(1, len(values) // _SAMPLE)].clone()
+        self.last = weakref.ref(data), version, (data.shape, sample)
+        if before is None:
+            return
+        shape, old = before[2]
+        if shape != data.shape or sample is None or old is None or not torch.equal(old, sample):
+            self.warned = True
+            warnings.warn(
+                "noise_state: other data get the noise of the call before: rows are numbered by their place in the "
+                "batch; give their ids (rows=...), or count on from call to call (rows='advance')",
+                stacklevel=7,
+            )
