@@ -22,8 +22,10 @@ class Compute:
     A walk takes all of it; other studies take the settings that their documentation names, and refuse others.
 
     Args:
-        engine: ``"auto"`` runs what precedes a site once and what follows it for many levels at once, where the model
-            can be recorded, with a warning that says why where it cannot; ``"plain"`` runs the whole noisy model for
+        engine: ``"shared"`` runs what precedes a site once and what follows it for many levels at once, where the model
+            can be recorded, with a warning that says why where it cannot; ``"auto"`` as well, but for a grid without
+            plateaus or store that is so small that recording a large model costs more than it saves (told in the
+            study's plan); ``"plain"`` runs the whole noisy model for
             every level and draw. Same noise; the contractions may round differently.
         batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once;
             fewer where `memory` asks for it. Part of the contraction plan: a prediction at a decision boundary may
@@ -46,7 +48,7 @@ class Compute:
         (100, 500)
     """
 
-    engine: Literal["auto", "plain"] = "auto"
+    engine: Literal["auto", "shared", "plain"] = "auto"
     batch_rows: SupportsIndex | None = None
     draws_per_pass: SupportsIndex = 8
     memory: SupportsIndex | None = None
@@ -56,7 +58,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         """Checks each argument."""
-        one_of("Compute", "engine", self.engine, ("auto", "plain"))
+        one_of("Compute", "engine", self.engine, ("auto", "shared", "plain"))
         one_of("Compute", "verify", self.verify, ("sample", "full"))
         for name in ("batch_rows", "draws_per_pass", "memory", "threads"):
             if (size := getattr(self, name)) is not None or name == "draws_per_pass":

@@ -16,7 +16,7 @@ from torch import Tensor
 from noisykernels._C import cpu_level, cuda_multiplier
 from noisykernels._engine.idle import idle_sites
 from noisykernels._engine.plain import PlainEngine
-from noisykernels._engine.plan import ROWS, Plan, choose_plan
+from noisykernels._engine.plan import ROWS, Plan, choose_plan, why_whole
 from noisykernels._engine.proofs import proved_up_to
 from noisykernels._engine.request import Advance, Answer, Request, unheard
 from noisykernels._engine.session import Session
@@ -54,15 +54,16 @@ class Evaluator:
         plan: of the engine that shares work; None: there is none.
         tape: of the model; None records it if there is a plan.
         idle: sites on which the scores do not depend.
+        why: there is no plan, though work could be shared.
 
     Attributes:
         verifications: of each target, what came of holding the engines against each other; sites that differ run whole.
     """
 
     def __init__(
-        self, session: Session, plan: Plan | None, tape: Tape | None = None, idle: Collection[str] = ()
+        self, session: Session, plan: Plan | None, tape: Tape | None = None, idle: Collection[str] = (), why: str = ""
     ) -> None:
-        self.session, self.problem, self.plan, self.idle = session, session.problem, plan, idle
+        self.session, self.problem, self.plan, self.idle, self.why = session, session.problem, plan, idle, why
         self.verifications = [Verification() for _ in self.problem.targets]
         self.plain = PlainEngine(session)
         self.shared: SharedEngine | None = None
@@ -72,9 +73,23 @@ class Evaluator:
             self.shared = SharedEngine(self.problem, tape, plan)
 
     @classmethod
-    def of(cls, session: Session, chosen: Sequence[Site], levels: Sequence[float]) -> Evaluator:
+    def of(
+        cls, session: Session, chosen: Sequence[Site], levels: Sequence[float], evaluations: int | None = None
+    ) -> Evaluator:
         """The engines that a session's `Compute` asks for, at the sites chosen, for the levels of a grid; with a
-        warning where work cannot be shared, and where the engines differ."""
+        warning where work cannot be shared, and where the engines differ.
+
+        Args:
+            session: with the model.
+            chosen: the sites that are walked.
+            levels: of a grid; empty for a search.
+            evaluations: at each site under a target, by which ``"auto"`` chooses; None: it shares work.
+        """
+        asked = session.compute
+        if asked.engine == "auto" and asked.verify == "sample" and evaluations is not None:
+            cost = evaluations * len(session.problem.targets)
+            if why := why_whole(session.sites, len(chosen), cost, len(session.inputs)):
+                return cls(session, None, why=why)
         if session.compute.engine == "plain" or (tape := _tape(session)) is None:
             return cls(session, None)
         idle = idle_sites(session, tape, chosen)

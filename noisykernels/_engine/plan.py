@@ -15,7 +15,7 @@ from noisykernels._graph.suffix import row_bytes
 from noisykernels._graph.tape import Tape
 from noisykernels.injection.site import Site
 
-__all__ = ["ROWS", "Passes", "Plan", "choose_passes", "choose_plan"]
+__all__ = ["ROWS", "Passes", "Plan", "choose_passes", "choose_plan", "why_whole"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,30 @@ def choose_plan(tape: Tape, memory: int, most_rows: int, device: torch.device) -
     if device.type != "cpu":
         return Plan(rows, max(max(sizes), memory // 4), memory // 4)
     return Plan(min(ROWS, rows), max(max(sizes), min(FAR, memory // 4)), NEAR)
+
+
+# What sharing work costs before it gains anything, in passes of one row through the whole model: recording it, and at
+# each site walked holding the engines against each other. Measured with densely connected convolutions, 28 and 76 sites.
+RECORDING, AT_EACH = 60, 50
+# Values at the sites of a row from which on passes are dear enough to be counted: others are recorded in no time.
+LARGE = 1_000_000
+
+
+def why_whole(sites: Sequence[Site], walked: int, evaluations: int, rows: int) -> str:
+    """Why a grid costs less where every pass runs the whole model; empty: it does not.
+
+    Sharing saves half of the passes, as a site has half of the model behind it; which half does not matter here. Only
+    numbers that are the same everywhere decide, never a clock: on every machine a walk has the same plan.
+
+    Args:
+        sites: all of the model.
+        walked: how many of them are.
+        evaluations: at each of these: levels x draws x rows x targets.
+        rows: of the data, which also run without noise.
+    """
+    if sum(math.prod(s.shape) // max(1, s.shape[s.row_dim or 0]) for s in sites) < LARGE:
+        return ""
+    whole, shared = 2 * walked * evaluations, 2 * (RECORDING + AT_EACH * walked + rows) + walked * evaluations
+    if whole >= shared:
+        return ""
+    return f"recording costs more than it saves for {walked} sites x {evaluations} evaluations"

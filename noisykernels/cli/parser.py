@@ -139,7 +139,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
     work = _Parser(add_help=False, parents=[workers])
-    work.add_argument("--engine", default="auto", choices=("auto", "plain"), help="share work, or run every pass whole")
+    work.add_argument(
+        "--engine", default="auto", choices=("auto", "shared", "plain"), help="share work, or run every pass whole"
+    )
     work.add_argument("--store", type=a_path, help="keep results in this file as they come, and go on from it")
     work.add_argument("--memory", type=Number(GIB), help="GiB that a pass may take (default: 1; a quarter of a GPU's)")
 

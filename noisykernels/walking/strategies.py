@@ -48,6 +48,9 @@ class Strategy(Protocol):
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """What a study's plan says of it, and of what it has found."""
 
+    def evaluations(self, rows: int) -> int | None:
+        """Of a site under one target; None: not known before."""
+
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """Fills the cells.
 
@@ -77,6 +80,10 @@ class Grid:
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See `Strategy`."""
         return {} if self.plateaus is None else {"plateaus": self.plateaus}
+
+    def evaluations(self, rows: int) -> int | None:
+        """See `Strategy`."""
+        return len(self.levels) * len(self.draws) * rows if self.plateaus is None else None
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
@@ -129,6 +136,10 @@ class Search:
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See `Strategy`."""
         return {"most": self._most} if any(midpoint["method"] == "stopped" for midpoint in found) else {}
+
+    def evaluations(self, rows: int) -> int | None:
+        """See `Strategy`."""
+        return None
 
     @property
     def _most(self) -> int:

@@ -145,7 +145,9 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     sent = None if session.compute.executor is None else packed(problem)  # before it is injected
     with session:
         cells = Cells(_chosen(session, asked), len(targets), session.clean, _floor(session, asked), asked.metric)
-        here = Evaluator.of(session, cells.sites, strategy.levels)
+        # What is kept may be enlarged, and must then have the plan that it began with.
+        known = strategy.evaluations(len(cells.clean)) if asked.store is None else None
+        here = Evaluator.of(session, cells.sites, strategy.levels, known)
         ties = _ties(session)
         plan = here.described()
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
@@ -153,6 +155,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
             plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
             found = strategy.run(evaluate, here, cells, asked.progress)
+    if here.why:
+        plan |= {"engine": "plain", "why": here.why}
     plan |= {"memory": session.compute.memory_on(problem.device)}
     if ties is not None:
         plan["ties"] = round(ties, 4)
