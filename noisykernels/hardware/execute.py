@@ -21,7 +21,7 @@ from noisykernels.noise.arguments import Key
 from noisykernels.noise.contract import ID_LIMIT, SITE_LIMIT
 from noisykernels.noise.operands import check_operands
 
-__all__ = ["checked", "run", "with_arithmetic"]
+__all__ = ["checked", "draws_for_rows", "run", "with_arithmetic"]
 
 _ops = torch.ops.noisykernels
 
@@ -115,6 +115,11 @@ def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
     if len(ways) > 1:
         raise ValueError(f"{op}: hardware must say at most once how products are added up, got {ways!r}")
     return tuple(devices)
+
+
+def draws_for_rows(devices: Sequence[Device]) -> bool:
+    """Whether devices of ours draw for each row, and not for the chip alone; of a user's own it is not known."""
+    return any(isinstance(d, InputNoise | MacNoise | Arithmetic) and bool(d.operands) for d in devices)
 
 
 def with_arithmetic(op: str, hardware: Any, arithmetic: Arithmetic | None) -> Any:

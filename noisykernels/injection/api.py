@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from noisykernels._util.runtime import place_of, unwrap
 from noisykernels.hardware.device import Arithmetic, Device
-from noisykernels.hardware.execute import checked, with_arithmetic
+from noisykernels.hardware.execute import checked, draws_for_rows, with_arithmetic
 from noisykernels.injection.block import Block
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site
@@ -124,9 +124,15 @@ class inject:
         asked: Any = dict(noise=noise, where=where, repeats=repeats, row_dims=dims, hardware=devices)
         switches: Any = dict(in_training=in_training, in_eval=in_eval, normalize_to_input_size=normalize_to_input_size)
         placement = Placement(**asked, **switches, input_dim=dims.get("input", 0)).understood(names)
-        has_layers = any(isinstance(m, NoisyLayer) for m in target.modules())
-        draws_noise = noise is not None or hardware is not None or has_layers
-        state = NoiseState(placement, _parameters(target), draws_noise)
+        layers = [m for m in target.modules() if isinstance(m, NoisyLayer)]
+        state = NoiseState(
+            placement,
+            _parameters(target),
+            draws_noise=noise is not None or hardware is not None or bool(layers),
+            for_rows=noise is not None
+            or any(m.noise is not None or draws_for_rows(m.hardware or ()) for m in layers)
+            or any(draws_for_rows(devices or ()) for devices in _lists(placement.hardware)),
+        )
         keep_noise()
         target.__dict__["_noise_state"] = state
         announce(target)
@@ -175,6 +181,13 @@ def _checked_hardware(hardware: Any) -> Any:
     if isinstance(hardware, dict):
         return {pattern: checked("inject", devices) for pattern, devices in hardware.items()}
     return checked("inject", hardware)
+
+
+def _lists(hardware: Any) -> Iterable[Sequence[Device]]:
+    """The lists of devices in hardware as `inject` keeps it; of a function they are not known."""
+    if hardware is None or callable(hardware):
+        return ()
+    return hardware.values() if isinstance(hardware, dict) else (hardware,)
 
 
 def _check_model(model: nn.Module) -> None:

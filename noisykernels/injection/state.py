@@ -46,11 +46,12 @@ class NoiseState(nn.Module):
     next_row: Tensor | None
     level: Tensor | None
 
-    def __init__(self, placement: Placement, parameters: tuple[str, ...], draws_noise: bool) -> None:
+    def __init__(self, placement: Placement, parameters: tuple[str, ...], draws_noise: bool, for_rows: bool) -> None:
         super().__init__()
         self.placement = placement
         self.parameters_of_forward = parameters
         self.draws_noise = draws_noise  # False: nothing in the model can draw
+        self.for_rows = for_rows  # False: chips alone, the same for all rows, as far as is known
         self.site_ids: dict[str, int] = {}
         self.row_dims: dict[str, int | None] = {}  # of the traced sites
         self.traced: list[Site] = []
@@ -231,7 +232,7 @@ def _rows(state: NoiseState, data: Tensor, dim: int) -> Tensor | None:
         rows = state.next_row + torch.arange(count, device=state.next_row.device)
         state.next_row.add_(count)
         return rows
-    repeating = state.rows is None and state.seed is not None and state.draws_noise
+    repeating = state.rows is None and state.seed is not None and state.for_rows
     if repeating and not compiled and state.block is not None:
         state.block.see(data)
     return state.rows

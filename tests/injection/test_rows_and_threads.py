@@ -176,8 +176,18 @@ def test_other_data_with_the_same_rows_are_told_of_once_in_a_block() -> None:
         with nk.noise_state(model, seed=1), warnings.catch_warnings():
             warnings.simplefilter("error")
             torch.func.vmap(model)(torch.randn(3, 5, 4))
-    with nk.inject(model, None):  # nothing draws
-        assert loop(batches, seed=1) == 0
+    chip, fresh = nk.WeightNoise(add=0.1), nk.InputNoise(add=0.1)
+    for hardware, times in ((None, 0), ([chip], 0), ([fresh], 1), ({"0": [chip]}, 0), ({"0": [chip, fresh]}, 1)):
+        with nk.inject(model, None, hardware=hardware):  # nothing draws, or a chip, which is the same for all data
+            assert loop(batches, seed=1) == times
+    for layer, times in (
+        (nk.NoisyLinear(4, 3, noise=nk.Noise(add=0.1)), 1),
+        (nk.NoisyLinear(4, 3, hardware=[chip]), 0),
+        (nk.NoisyLinear(4, 3, hardware=[nk.MacNoise(0.1)]), 1),
+        (nk.NoisyLinear(4, 3, arithmetic=nk.Serial("M7E6")), 0),
+    ):
+        model = layer
+        assert loop(batches, seed=1) == times
 
 
 # ------------------------------------------------------------------------------------------- threads
