@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from noisykernels._engine.request import Advance, Answer, Evaluate, Request, joined, unheard
-from noisykernels._engine.store import Store
+from noisykernels._engine.store import Store, StoreError
 from noisykernels._engine.store_keys import task_key
 from noisykernels.metrics.law import Law
 
@@ -80,21 +80,23 @@ class CachedAnswers:
                 if not any(self._worked(group) for group in self._groups(rest)):
                     time.sleep(POLL)
         finally:
-            self.store.release(self.owner)
+            with contextlib.suppress(StoreError):  # what is wrong with the file was said; a lease runs out by itself
+                self.store.release(self.owner)
 
     def _worked(self, group: Sequence[Request]) -> bool:
         """Evaluates what nobody else is at of a group; whether there was anything."""
         keys = [self._key(r) for r in group]
-        mine = [r for r, key in zip(group, keys, strict=True) if self.store.claim([key], self.owner, LEASE, 1)]
+        taken = set(self.store.claim(keys, self.owner, LEASE, len(keys)))
+        mine = [r for r, key in zip(group, keys, strict=True) if key in taken]
         if mine:
             start = time.monotonic()
             with self._alive():
                 answers = self.evaluate.answers(mine)
             predictions = sum(answer.size for answer in answers)
             self.together = max(FIRST_GO, int(predictions * GO / max(1e-3, time.monotonic() - start)))
-            for request, answer in zip(mine, answers, strict=True):
-                if (key := self._key(request)) in keys:  # else another engine has taken over: it cuts other tasks
-                    self.store.finish(key, self.law.packed(answer), self.owner)
+            found = {self._key(r): self.law.packed(answer) for r, answer in zip(mine, answers, strict=True)}
+            # Where another engine has taken over meanwhile, tasks are cut otherwise.
+            self.store.finish({key: answer for key, answer in found.items() if key in taken}, self.owner)
         return bool(mine)
 
     def _parts(self, request: Request) -> Iterator[Request]:
@@ -124,7 +126,8 @@ class CachedAnswers:
 
         def beat() -> None:
             while not ended.wait(BEAT):
-                self.store.heartbeat(self.owner)
+                with contextlib.suppress(StoreError):  # the results will not go in either, and that will be said
+                    self.store.heartbeat(self.owner)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

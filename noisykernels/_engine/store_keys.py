@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import operator
 import pickle
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels._C import STREAM_VERSION
+from noisykernels._engine.store import canonical
 from noisykernels.hardware.device import Device
 from noisykernels.noise.description import Noise
 
-__all__ = ["canonical", "identity", "study_key", "task_key"]
+__all__ = ["identity", "study_key", "task_key"]
 
 _BLOCK = 1 << 22  # values hashed at a time
 
@@ -103,11 +103,6 @@ def study_key(
         "seed": operator.index(seed), "stream": STREAM_VERSION, "target": target, "plan": dict(plan),
     }  # fmt: skip
     return {**key, "sha256": hashlib.sha256(canonical(key).encode()).hexdigest()}
-
-
-def canonical(value: Any) -> str:
-    """The one text of a value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _hash(digest: Any, name: str, value: Any) -> None:

@@ -252,7 +252,7 @@ def sweep_formats(
                 hardware = [arithmetic(fmt)]
                 known[repr(fmt)] = {"correct": runs.total(hardware), "r2": runs.agreement(hardware)}
                 if kept is not None:
-                    kept.finish(repr(fmt), known[repr(fmt)], "sweep")
+                    kept.finish({repr(fmt): known[repr(fmt)]}, "sweep")
             found = known[repr(fmt)]
             share = found["correct"] / runs.rows / runs.clean
             results.append(FormatResult(fmt, found["r2"], share, *price))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,6 +127,27 @@ def test_signs_of_life_come_while_one_pass_runs(tmp_path: Path, monkeypatch: pyt
     model, data = problem()
     nk.walk(model, data, **SETTINGS, levels=[1.0], draws=1, store=tmp_path / "a.db")
     assert len(beats) >= 3
+
+
+def test_trouble_with_the_file_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes out as such where leases cannot be given up; a missing sign of life is no traceback of a thread."""
+    monkeypatch.setattr(kept, "BEAT", 0.01)
+    monkeypatch.setattr(kept.Store, "heartbeat", lambda self, owner: beats.append(owner) or self.release(owner))
+    beats: list[str] = []
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def stopped(*_: Any) -> Any:
+        shutil.rmtree(folder)
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluator, "answers", stopped)
+    monkeypatch.setattr(threading, "excepthook", lambda args: pytest.fail(str(args)))
+    model, data = problem()
+    with pytest.raises(KeyboardInterrupt):
+        nk.walk(model, data, **SETTINGS, levels=[1.0], draws=1, store=folder / "a.db")
+    assert len(beats) > 1
 
 
 def test_another_study_is_refused(tmp_path: Path) -> None:

@@ -19,26 +19,28 @@ import pytest
 import torch
 from stores import KEY, refused
 
-from noisykernels._engine import store
-from noisykernels._engine.store import Store, StoreError, network_file_system, note_of, noting
+from noisykernels._engine import store, store_file
+from noisykernels._engine.store import Store, StoreError, note_of, noting
+from noisykernels._engine.store_file import network_file_system
 from noisykernels._engine.store_keys import task_key
 
+HELPERS = str(Path(__file__).parents[1] / "helpers")
 KEYS = [task_key("fc:linear#0", [0.1 * n], [0], (0, 100)) for n in range(200)]
 
-# A coordinator in a process of its own. It loads the module alone, to start quickly, and says what it finished.
+# A coordinator in a process of its own. It has the store alone, to start quickly, and says what it finished.
 WORKER = """
-import importlib.util, json, os, sys, time
-spec = importlib.util.spec_from_file_location("store", sys.argv[1])
-store = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(store)
+import json, os, sys, time
+sys.path.insert(0, sys.argv[1])
+from bare_store import Store
+assert "torch" not in sys.modules
 path, keys, pause = sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
 owner = f"process {os.getpid()}"
-with store.Store(path, json.loads(sys.argv[5])) as s:
+with Store(path, json.loads(sys.argv[5])) as s:
     print("open", flush=True)
     while s.missing(keys):
         for task in s.claim(keys, owner, 0.05 if pause else 60, 4):
             time.sleep(pause)
-            s.finish(task, {"correct": sum(task.encode())}, owner)
+            s.finish({task: {"correct": sum(task.encode())}}, owner)
             print(task, flush=True)
         if not pause and not s.claim(keys, owner, 60, 0) and s.heartbeat(owner) == 0:
             time.sleep(0.005)
@@ -50,7 +52,7 @@ def result_of(task: str) -> dict[str, int]:
 
 
 def start(path: Path, keys: list[str], pause: float = 0.0) -> subprocess.Popen[str]:
-    script = [sys.executable, "-c", WORKER, store.__file__, str(path), json.dumps(keys), str(pause), json.dumps(KEY)]
+    script = [sys.executable, "-c", WORKER, HELPERS, str(path), json.dumps(keys), str(pause), json.dumps(KEY)]
     return subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
 
 
@@ -61,7 +63,7 @@ def test_round_trip(path: Path) -> None:
     with Store(path, KEY) as s:
         assert s.done() == {} and s.missing(["b", "a", "b"]) == ["b", "a"]
         for task in ("b", "a"):
-            s.finish(task, {"correct": [1, 2], "nan": 0, "text": "ü|'\n"}, "me")
+            s.finish({task: {"correct": [1, 2], "nan": 0, "text": "ü|'\n"}}, "me")
     with Store(path, KEY) as s:
         assert list(s.done()) == ["a", "b"]
         assert s.done()["a"] == {"correct": [1, 2], "nan": 0, "text": "ü|'\n"}
@@ -71,13 +73,13 @@ def test_round_trip(path: Path) -> None:
 
 def test_a_result_never_changes(path: Path) -> None:
     with Store(path, KEY) as s:
-        s.finish("a", {"x": 1, "y": 2}, "me")
-        s.finish("a", {"y": 2, "x": 1}, "you")
+        s.finish({"a": {"x": 1, "y": 2}}, "me")
+        s.finish({"a": {"y": 2, "x": 1}}, "you")
         with pytest.raises(StoreError, match=r'determinism violated: task a has .*"x":1.* from me, and you .*"x":3'):
-            s.finish("a", {"x": 3, "y": 2}, "you")
+            s.finish({"a": {"x": 3, "y": 2}}, "you")
         for bad in (float("nan"), {"x": float("inf")}, object()):
             with pytest.raises((ValueError, TypeError)):
-                s.finish("b", bad, "me")
+                s.finish({"b": bad}, "me")
         assert s.done() == {"a": {"x": 1, "y": 2}}
 
 
@@ -93,7 +95,7 @@ def test_more_levels_draws_and_sites_repeat_nothing(path: Path) -> None:
             new = s.claim(keys(*size), "me", 60, 1000)
             assert not set(new) & set(s.done())
             for task in new:
-                s.finish(task, 0, "me")
+                s.finish({task: 0}, "me")
             total += len(new)
             assert total == len(keys(*size)) == len(s.done())
 
@@ -117,13 +119,13 @@ def test_task_key() -> None:
 
 def test_claims(path: Path) -> None:
     with Store(path, KEY) as a, Store(path, KEY) as b:
-        a.finish("t0", 0, "a")
+        a.finish({"t0": 0}, "a")
         tasks = [f"t{n}" for n in range(6)]
         assert a.claim(tasks, "a", 60, 2) == ["t1", "t2"]
         assert a.claim(tasks, "a", 60, 1) == ["t3"]  # nor its own again
         assert b.claim([*tasks, "t4"], "b", 60, 10) == ["t4", "t5"]
         assert b.claim(tasks, "b", 60, 10) == []
-        a.finish("t1", 0, "a")
+        a.finish({"t1": 0}, "a")
         assert (a.heartbeat("a"), a.release("a"), a.release("a")) == (2, 2, 0)
         assert b.claim(tasks, "b", 60, 10) == ["t2", "t3"]
         for bad in ((0, 1), (float("inf"), 1), (-1, 1), (1, -1)):
@@ -148,8 +150,8 @@ def test_leases_expire(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (s.heartbeat("a"), s.heartbeat("b"), s.release("a")) == (0, 1, 0)
         now -= 3_600_000_000  # the clock is set back: the lease from the future does not last an hour and more
         assert s.claim(["t"], "c", 10, 1) == ["t"]
-        s.finish("t", 1, "a")  # late, and right
-        s.finish("t", 1, "c")
+        s.finish({"t": 1}, "a")  # late, and right
+        s.finish({"t": 1}, "c")
         assert s.claim(["t"], "b", 10, 1) == [] and s.heartbeat("c") == 0
 
 
@@ -192,7 +194,7 @@ def test_threads_share_a_store(path: Path) -> None:
         def work(owner: str) -> None:
             while found := s.claim(KEYS, owner, 60, 5):
                 for task in found:
-                    s.finish(task, owner, owner)  # a second result would differ
+                    s.finish({task: owner}, owner)  # a second result would differ
 
         threads = [threading.Thread(target=work, args=(str(n),)) for n in range(4)]
         for t in threads:
@@ -237,7 +239,7 @@ def test_newer_format(path: Path) -> None:
 def filled(path: Path) -> bytearray:
     with Store(path, KEY) as s:
         for task in KEYS:
-            s.finish(task, {"correct": 123456789}, "me")
+            s.finish({task: {"correct": 123456789}}, "me")
     return bytearray(path.read_bytes())
 
 
@@ -273,7 +275,7 @@ def test_damaged_under_way(path: Path) -> None:
 
 def test_log_without_its_file(path: Path) -> None:
     with Store(path, KEY) as s:
-        s.finish("a", 1, "me")
+        s.finish({"a": 1}, "me")
         path.rename(path.with_name("b"))
         refused(path, "the file is gone, but .*-wal of it is there")
 
@@ -289,7 +291,7 @@ def test_made_whole_or_not_at_all(path: Path, monkeypatch: pytest.MonkeyPatch) -
             Store(path, KEY)
     assert list(path.parent.iterdir()) == []
     link, other = os.link, Store(path.with_name("other.db"), KEY)
-    other.finish("a", 1, "me")
+    other.finish({"a": 1}, "me")
     other.close()
 
     def second(part: Path, file: Path) -> None:  # another process is first
@@ -316,14 +318,14 @@ def test_unwritable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(path, KEY).close()
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(store_file, "_BUSY_SECONDS", 0.05)
     with Store(path, KEY) as s, closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match=r"locked: another process kept it locked for 0\.05 s"):
-            s.finish("a", 1, "me")
+            s.finish({"a": 1}, "me")
         assert s.done() == {}  # readers never wait
         db.execute("ROLLBACK")
-        s.finish("a", 1, "me")
+        s.finish({"a": 1}, "me")
 
 
 def test_closed_and_forked(path: Path) -> None:
@@ -333,13 +335,13 @@ def test_closed_and_forked(path: Path) -> None:
             try:
                 s.close()  # does nothing: the parent goes on
                 assert s._db is not None
-                s.finish("a", 2, "child")
+                s.finish({"a": 2}, "child")
             except StoreError as error:
                 code = 0 if "a forked child must open its own" in str(error) else 2
             finally:
                 os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
-        s.finish("a", 1, "parent")
+        s.finish({"a": 1}, "parent")
     s.close()
     with pytest.raises(StoreError, match="the Store is closed"):
         s.done()
@@ -353,7 +355,7 @@ def test_notes(path: Path) -> None:
         Store(path, KEY).close()
     assert note_of(path, "command") == "walk 'ü'" and note_of(path, "key") == "no key" and note_of(path, "x") is None
     with Store(path, KEY) as s:  # its own key is untouched; outside of a block notes stay
-        s.finish("a", 1, "me")
+        s.finish({"a": 1}, "me")
         assert note_of(str(path), "command") == "walk 'ü'"
         with noting("command", "grid"), Store(path, KEY):
             pass
@@ -367,7 +369,7 @@ def test_notes_of_a_killed_process(path: Path) -> None:
     """What is only in the log yet is read, and stays."""
     code = "import os, sys; from noisykernels._engine.store import *\n"
     code += f"with noting('command', 'walk'): s = Store(sys.argv[1], {KEY!r})\n"
-    code += "s.finish('a', 1, 'me'); os.kill(os.getpid(), 9)"
+    code += "s.finish({'a': 1}, 'me'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
     assert path.with_name(path.name + "-wal").stat().st_size > 0
     assert note_of(path, "command") == "walk"
@@ -428,5 +430,5 @@ def test_network_file_systems(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     listing = path.with_name("mountinfo")
     listing.write_text(f"1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / {path.parent.resolve()} rw - nfs4 b rw\n")
-    monkeypatch.setattr(store, "_MOUNTS", listing)
+    monkeypatch.setattr(store_file, "_MOUNTS", listing)
     refused(path, r"lies on a network file system \(nfs4\), where locks .* put it on a local disk")

@@ -74,7 +74,7 @@ DIFFERENT = {
 def test_another_study_is_refused(path: Path, name: str) -> None:
     other, text = DIFFERENT[name]
     with Store(path, made()) as s:
-        s.finish("a", 1, "me")
+        s.finish({"a": 1}, "me")
     said = refused(path, f"results of another study: the .*{text}", made(**other))
     assert said.count(" differ") == 1
     with Store(path, made()) as s:
