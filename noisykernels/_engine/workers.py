@@ -144,9 +144,31 @@ def _versions() -> tuple[str, int, str]:
 # ----------------------------------------------------------------------------------- the coordinator
 
 
-def _quiet() -> None:
-    """Ctrl-C is the coordinator's to handle."""
+def _begun() -> None:
+    """First in a worker: Ctrl-C is the coordinator's to handle, and a worker ends with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_ends_alone, daemon=True).start()
+
+
+def _ends_alone() -> None:
+    """Waits for a pipe to break whose other end the coordinator alone holds: it may be killed without a word."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _spared() -> Iterator[None]:
+    """Processes started within are spared Ctrl-C from their first instruction on; it comes to this one afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Workers:
@@ -168,7 +190,7 @@ class Workers:
         self.workers = self.count or getattr(executor, "_max_workers", None) or os.cpu_count() or 4
 
     def _pool(self) -> Executor:
-        return ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), initializer=_quiet)
+        return ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), initializer=_begun)
 
     def __enter__(self) -> Workers:
         return self
@@ -206,7 +228,10 @@ class Workers:
                         break
                     message = replace(part, requests=tuple(r for _, r in parts[i]))
                     try:
-                        future = self.executor.submit(evaluate_part, message, self.problem if i in unknown else None)
+                        with _spared() if self.count else contextlib.nullcontext():  # the first ones start processes
+                            future = self.executor.submit(
+                                evaluate_part, message, self.problem if i in unknown else None
+                            )
                     except BrokenExecutor as error:
                         if not self._renewed(error):
                             for k in (*waiting, *running.values()):
@@ -233,7 +258,7 @@ class Workers:
                             unknown.clear()
                     carrying.discard(future)
         finally:
-            for future in running:
+            for future in () if self.count else running:  # a pool that ends stumbles over what others have cancelled
                 future.cancel()
         found: dict[int, list[tuple[Request, Answer]]] = {k: [] for k in range(len(requests))}
         for i, pairs in enumerate(parts):

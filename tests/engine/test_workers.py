@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,82 @@ def test_processes_that_are_killed_are_replaced(monkeypatch: pytest.MonkeyPatch)
     together = nk.walk(model, data, **how, compute=nk.Compute(threads=1, executor=1))
     assert killed
     assert together.records == nk.walk(model, data, **how, compute=nk.Compute(threads=1)).records
+
+
+COORDINATOR = """
+import sys
+import torch
+import noisykernels as nk
+from noisykernels.zoo import MLP
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    model, x = MLP(12, 4, width=8, norm=True).eval(), torch.randn(60000, 12)
+    try:
+        nk.walk(model, (x, model(x).argmax(1)), noise=nk.Noise(add=1.0), seed=1, draws=10,
+                levels=torch.logspace(-2, 2, 100).tolist(), compute=nk.Compute(threads=1, executor=2),
+                progress=lambda done, total: print(done, flush=True))
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in listed.split()]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs still; an ended one whose new parent does not care stays in the table."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+@contextmanager
+def coordinator(folder: Path, started: bool) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A study with two workers, which are at work, or have only just been started; none is left afterwards."""
+    script = folder / "study.py"
+    script.write_text(COORDINATOR)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    pids: list[int] = []
+    try:
+        while len(pids) < 3:  # two workers, and who counts what they share
+            assert process.poll() is None
+            pids = workers_of(process.pid)
+            time.sleep(0.02)
+        assert process.stdout is not None
+        while not started and process.stdout.readline() in ("", "0\n"):
+            assert process.poll() is None
+        yield process, pids
+    finally:
+        for pid in (process.pid, *pids):
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
+@pytest.mark.parametrize("how, started", [(signal.SIGKILL, False), (signal.SIGTERM, True)])
+def test_workers_end_with_their_coordinator(tmp_path: Path, how: signal.Signals, started: bool) -> None:
+    with coordinator(tmp_path, started) as (process, pids):
+        process.send_signal(how)
+        process.wait()
+        end = time.monotonic() + 30  # seconds that they need on a busy machine to come so far as to look
+        while any(map(runs, pids)):
+            assert time.monotonic() < end, [pid for pid in pids if runs(pid)]
+            time.sleep(0.1)
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
+def test_workers_do_not_hear_of_ctrl_c(tmp_path: Path) -> None:
+    """Neither while they start: a terminal sends it to all, and each would print a traceback."""
+    with coordinator(tmp_path, started=True) as (process, pids):
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert out.endswith("stopped\n") and err == "" and not any(map(runs, pids))
 
 
 class Breaking(Executor):
