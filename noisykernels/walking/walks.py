@@ -109,7 +109,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             not give one score per class and row, or that cannot be sent to workers.
         TypeError: a noise, seed, metric, search, compute, floor or description of another type.
         RuntimeError: a site at which rows cannot be told apart; workers that died over one part three times.
-        StoreError: the file is no store, or another study's.
+        StoreError: the file is no store, another study's, or cannot be read or written (a full disk, a removed folder).
 
     Source: Walking Noise, arXiv 2212.10430.
 

@@ -82,7 +82,7 @@ def verdict(path: Path, confirmed: Sequence[str]) -> str:
         print(error, file=sys.stderr)
         return "refused"
     same = done.items() <= RESULTS.items() and end == RESULTS
-    left = [p.name for p in path.parent.iterdir() if p != path and not p.name.endswith((".part", ".part-journal"))]
+    left = [p for p in path.parent.iterdir() if p != path and ".part" not in p.name]  # who makes it may leave parts
     return "whole" if same and not left else "different"
 
 
@@ -144,8 +144,9 @@ class Table:
     def __str__(self) -> str:
         columns = ["whole", "refused", "lost", "different", "crashed"]
         rows = {**self.rows, "all": sum(self.rows.values(), Counter())}
-        lines = [f"{self.title:44} {'tried':>6} " + " ".join(f"{c:>9}" for c in columns)]
-        lines += [f"{n:44} {row.total():6} " + " ".join(f"{row[c]:9}" for c in columns) for n, row in rows.items()]
+        wide = max(map(len, rows))
+        lines = [f"{self.title:{wide}} {'tried':>6} " + " ".join(f"{c:>9}" for c in columns)]
+        lines += [f"{n:{wide}} {row.total():6} " + " ".join(f"{row[c]:9}" for c in columns) for n, row in rows.items()]
         return "\n".join(lines)
 
 
