@@ -38,6 +38,7 @@ from noisykernels.injection.kinds import in_place
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.state import begin, original_class
+from noisykernels.noise.functional import eps
 
 __all__ = ["Rounding", "tied"]
 
@@ -50,15 +51,15 @@ TIED = 5  # rows from which it is told how near scores are tied
 class _Shaken(SiteMode):
     """Runs a forward with its noise, in which the result of every site is multiplied by factors close to 1."""
 
-    def __init__(self, size: float, generator: torch.Generator, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, factors: _Factors, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.size, self.generator = size, generator
+        self.factors = factors
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
         """See `SiteMode`."""
         out = super().site(kind, func, args, kwargs, row_dim)
         if in_place(func, args, kwargs):  # whoever shares the memory sees the same
-            return out.mul_(self._factors(out))
+            return out.mul_(self.factors.like(out))
         given = {_memory(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)}
 
         def moved(t: Any) -> Any:  # but for what only looks at what was given
@@ -70,21 +71,28 @@ class _Shaken(SiteMode):
         return self._shaken(super()._layer(op, kind, noise, x, *args, **kwargs))
 
     def _shaken(self, value: Tensor) -> Tensor:
-        return value * self._factors(value) if value.is_floating_point() else value
-
-    def _factors(self, value: Tensor) -> Tensor:
-        return _factors(value, self.size, self.generator)
+        return value * self.factors.like(value) if value.is_floating_point() else value
 
 
-def _factors(value: Tensor, size: float, generator: torch.Generator) -> Tensor:
-    """Factors close to 1 for each element."""
-    precise = torch.promote_types(value.dtype, torch.float32)
-    drawn = torch.randn(value.shape, generator=generator, device=value.device, dtype=precise)
-    return drawn.mul_(size).add_(1).to(value.dtype)
+class _Factors:
+    """Factors close to 1, others for each value: our own normals, which transforms such as vmap do not forbid."""
+
+    def __init__(self, size: float, run: int) -> None:
+        self.size, self.seed, self.values = size, 2**63 + run, 0
+
+    def like(self, value: Tensor) -> Tensor:
+        """One for each element of a value."""
+        self.values += 1
+        drawn = eps((1, value.numel()), seed=self.seed, site=self.values, device=value.device).view(value.shape)
+        precise = torch.promote_types(value.dtype, torch.float32)
+        return (1 + self.size * drawn.to(precise)).to(value.dtype)
 
 
 def _memory(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()
+    try:
+        return t.untyped_storage().data_ptr()
+    except NotImplementedError:  # within a transform values are made of others
+        return id(t)
 
 
 class Rounding:
@@ -131,10 +139,10 @@ class Rounding:
     def _run(self, inputs: Tensor, run: int) -> Tensor:
         """Scores of a forward with factors."""
         model, state = self.session.model, self.session.state
-        generator = torch.Generator(inputs.device).manual_seed(run)
-        make = functools.partial(_Shaken, self.size, generator)
+        factors = _Factors(self.size, run)
+        make = functools.partial(_Shaken, factors)
         if inputs.is_floating_point():
-            inputs = inputs * _factors(inputs, self.size, generator)
+            inputs = inputs * factors.like(inputs)
         mode, args, kwargs = begin(model, state, (inputs,), {}, make=make)
         forward: Any = original_class(type(model))
         with mode:

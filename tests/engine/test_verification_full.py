@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from verifying import GRID, PLAIN, Patch, counts, problem
 
 import noisykernels as nk
 from noisykernels._engine import workers
+from noisykernels._engine.evaluator import Evaluator
 from noisykernels._graph.suffix import Suffix
 
 # ------------------------------------------------------------------------------------------- workers
@@ -135,3 +137,48 @@ def test_a_study_says_that_rounding_alone_decides(one_thread: None) -> None:
     assert nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, sites="fc1").meta.plan["ties"] < 0.05
     half = nk.walk(model.bfloat16(), (data[0].bfloat16(), data[1]), noise=nk.Noise(add=1.0), **GRID, sites="fc1")
     assert half.meta.plan["ties"] > 0.5 > half.meta.clean - 0.5  # scores that a half type cannot tell apart
+
+
+def test_a_store_never_mixes_the_engines(patch: Patch, tmp_path: Path) -> None:
+    """Whatever came of the check before: a site that runs whole has answers of its own there."""
+    model, data = problem("mlp", 120)
+    how: dict[str, Any] = dict(noise=nk.Noise(add=1.0), **GRID, store=tmp_path / "a.db")
+    shared = nk.walk(model, data, **how)
+    whole = nk.walk(model, data, noise=nk.Noise(add=1.0), **GRID, compute=PLAIN)
+    correct, calls = Suffix.scores, []
+    with patch.context() as fault:
+        fault.setattr(Suffix, "scores", lambda self, *args: correct(self, *args) * 1.5)
+        for _ in range(2):  # the second time from the store
+            with pytest.warns(UserWarning, match="every pass runs the whole model"):
+                study = nk.walk(model, data, **how)
+            assert counts(study) == counts(whole) and len(study.meta.plan["verification"]["differing"]) == 11
+    answers = Evaluator.answers
+    patch.setattr(Evaluator, "answers", lambda *args: calls.append(1) or answers(*args))
+    again = nk.walk(model, data, **how)
+    assert again.records == shared.records and again.meta == shared.meta and not calls
+
+
+class Transformed(nn.Module):
+    """Its forward takes a derivative, or maps over rows."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.o = how, nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.how == "jvp":
+            return self.o(sum(torch.func.jvp(torch.tanh, (h,), (torch.ones_like(h),))))
+        return self.o(torch.func.vmap(lambda row: torch.softmax(2 * row, 0) + torch.tanh(row))(h))
+
+
+@pytest.mark.filterwarnings("ignore:walk. every pass")
+@pytest.mark.parametrize("how", ["jvp", "vmap"])
+def test_models_that_transform_are_walked(how: str, one_thread: None) -> None:
+    torch.manual_seed(0)
+    model, x = Transformed(how).eval(), torch.randn(60, 6)
+    walks = [
+        nk.walk(model, (x, torch.arange(60) % 4), noise=nk.Noise(add=1.0), **GRID, sites=["a", "o"], compute=c)
+        for c in (None, PLAIN)
+    ]
+    assert counts(walks[0]) == counts(walks[1]) and walks[1].meta.plan["ties"] < 0.1
