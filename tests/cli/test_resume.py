@@ -16,6 +16,7 @@ from noisykernels._engine.store import Store, note_of, noting
 from noisykernels.cli.main import main
 from noisykernels.cli.notes import ASKED, TAKEN, words
 from noisykernels.cli.parser import parser
+from noisykernels.cli.resume import resumed
 from noisykernels.study import Study
 
 WALK = [
@@ -144,6 +145,17 @@ def test_a_note_writes_and_reads_no_file(flag: str, cache: str, place: Path, fil
             assert flag == "--store" or f"give resume what you want of it: {flag}\n" in said.err
             assert everything(place) == before
             assert json.loads(note_of(store, "command")) == shown.split()
+
+
+def test_an_option_on_no_list_is_not_taken(place: Path, filled: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisykernels.cli.resume.ASKED", frozenset())
+    monkeypatch.setattr("noisykernels.cli.resume.TAKEN", frozenset({"model"}))
+    noted(Path("s.db"), filled, json.dumps([*WALK, *(f"{flag}=../.bashrc" for flag in FILES)]))
+    args = resumed(parser().parse_args(["resume", "s.db"]))
+    told = vars(parser().parse_args(["walk", "--store", "s.db"]))
+    assert {k: v for k, v in vars(args).items() if k in told and k not in ("own", "given")} == {
+        k: v for k, v in told.items() if k not in ("own", "given")
+    }
 
 
 def test_what_is_asked_for_is_written(cache: str, place: Path, filled: bytes, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import stat
@@ -94,6 +95,8 @@ def test_links_are_followed(there: bool, tmp_path: Path) -> None:
     if there:
         (tmp_path / "y" / "file").write_bytes(OLD)
         (tmp_path / "y" / "file").chmod(0o600)
+    with replacing(tmp_path / "link") as file:
+        assert Path(file.name).parent == tmp_path / "y"  # where it goes, which may be another disk than the link's
     write(tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "x" / "second").is_symlink()
     assert (tmp_path / "y" / "file").read_bytes() == NEW and names(tmp_path / "y") == ["file"]
@@ -142,10 +145,12 @@ def test_open_files_by_number_and_by_name(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"before " + NEW + b" after"
     code = "import sys; from pathlib import Path; from noisykernels._util.files import replacing as r\n"
     code += "print('table')\nfor name in ('/dev/stdout', '/dev/fd/1'):\n  with r(Path(name)) as f: f.write(b'x')\n"
+    run = functools.partial(subprocess.run, [sys.executable, "-c", code], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with (tmp_path / "b").open("wb") as out:
-        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+        run(stdout=out, env=environment)
     assert (tmp_path / "b").read_bytes() == b"table\nxx"
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout == b"table\nxx"
+    assert run(stdout=subprocess.PIPE, env=environment).stdout == b"table\nxx"
 
 
 def test_the_shells_own_pipes(tmp_path: Path) -> None:
