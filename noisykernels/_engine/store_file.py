@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -137,7 +138,7 @@ def made(path: Path, file: Path, meta: Mapping[str, str]) -> None:
     if not file.exists():  # looked at last: another process may be making it
         if beside:  # SQLite would play it into the new file
             raise StoreError(f"{path}: the file is gone, but {beside[0].name} of it is there: restore or delete")
-        part = file.with_name(f".{file.name}.{secrets.token_hex(6)}.part")
+        part = file.with_name(f".{secrets.token_hex(8)}.part")  # with the file's name it could be too long
         try:
             _fill(part, meta)
             with contextlib.suppress(FileExistsError):  # another process was first
@@ -148,6 +149,9 @@ def made(path: Path, file: Path, meta: Mapping[str, str]) -> None:
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot do this with folders
+            raise
     finally:
         os.close(folder)
 

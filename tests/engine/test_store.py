@@ -71,6 +71,14 @@ def test_round_trip(path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name]  # no log, no part is left
 
 
+def test_the_longest_name(path: Path) -> None:
+    """Of which there can be a journal: 255 characters with its ending."""
+    with Store(path.with_name("n" * 247), KEY) as s:
+        s.finish({"a": 1}, "me")
+    with Store(path.with_name("n" * 247), KEY) as s:
+        assert s.done() == {"a": 1}
+
+
 def test_a_result_never_changes(path: Path) -> None:
     with Store(path, KEY) as s:
         s.finish({"a": {"x": 1, "y": 2}}, "me")
