@@ -23,6 +23,7 @@ from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
 from noisykernels._engine.verification import Check, Verification
 from noisykernels._graph.recorder import record_tape
+from noisykernels._graph.rows import is_close
 from noisykernels._graph.tape import NotTraceable, Tape
 from noisykernels._util.runtime import gpu_precision
 from noisykernels.injection.site import Site
@@ -100,6 +101,11 @@ class Evaluator:
         plan = choose_plan(tape, session.compute.memory_on(device), session.passes.rows, device)
         here = cls(session, plan, tape, idle)
         assert here.shared is not None
+        if not _holds_for_a_chunk(session, here.shared):
+            rows = min(plan.rows, len(session.inputs))
+            reason = f"it gives other scores for {rows} rows than for the few that were recorded"
+            _tell_all(session, reason)
+            return cls(session, None, idle=idle)
         with torch.inference_mode():
             check = Check(session, here.shared, levels)
             here.verifications = [check.through(chosen, which) for which in range(len(session.problem.targets))]
@@ -255,10 +261,25 @@ def _tape(session: Session) -> Tape | None:
         with torch.inference_mode():
             return record_tape(session.model, session.inputs[:4])
     except NotTraceable as reason:
-        warnings.warn(
-            f"{session.op}: every pass runs the whole model: {reason}", stacklevel=5
-        )  # of the caller of `walk`
+        _tell_all(session, reason, depth=6)
         return None
+
+
+@torch.inference_mode()
+def _holds_for_a_chunk(session: Session, shared: SharedEngine) -> bool:
+    """Whether what was recorded from a few rows gives the model's scores for a whole chunk: code may differ there."""
+    inputs = session.inputs[: shared.rows]
+    try:
+        return is_close(shared.clean(inputs, set())[shared.tape.result], session.scores(inputs))
+    except Failed:
+        return False
+
+
+def _tell_all(session: Session, reason: object, depth: int = 5) -> None:
+    """Warns that no work can be shared."""
+    warnings.warn(
+        f"{session.op}: every pass runs the whole model: {reason}", stacklevel=depth
+    )  # of the caller of `walk`
 
 
 def _tell(session: Session, tape: Tape, chosen: Sequence[Site], idle: Collection[str]) -> None:

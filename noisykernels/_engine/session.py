@@ -153,7 +153,7 @@ class Session:
         with self._stack as stack:  # taken back if something fails
             stack.enter_context(torch_threads(compute.threads))
             stack.enter_context(evaluation_mode(self.problem.model))
-            given = inject(self.problem.model, example_input=self.inputs[:2], **placed)
+            given = inject(self.problem.model, example_input=self.inputs[:2].clone(), **placed)
             self.model: nn.Module = stack.enter_context(given)
             self.state = state_of(self.model)
             self.noisy, self.state.placement = self.state.placement, SILENT
@@ -185,7 +185,8 @@ class Session:
         """
         count = len(inputs) * (1 if draws is None else len(draws))
         with contextlib.nullcontext() if rows is None else self.drawing(rows, draws):
-            return self.problem.metric.check_scores(self.op, self.model(inputs), count)
+            scores = self.model(inputs.clone())  # which it may write into
+            return self.problem.metric.check_scores(self.op, scores, count)
 
     def drawing(self, rows: Tensor, draws: Sequence[int] | None = None) -> contextlib.AbstractContextManager[Any]:
         """The key of what is drawn for the length of a block."""

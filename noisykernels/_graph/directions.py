@@ -81,7 +81,7 @@ def directions(noises: Sequence[Noise], x: Tensor, row_dim: int, key: Key) -> tu
         if mul is not None:
             first[keep(("mul", kind), lambda: raw("mul", kind) * tiled)] = float(mul)
         if noise.mode == "add_mul":
-            cross = keep(("cross", kind), lambda: raw("add", kind) * raw("mul", kind))
+            cross = keep(("cross", kind), lambda: raw("add", kind).to(kept) * raw("mul", kind))
             return Mixture([first, {cross: float(add or 0) * float(mul or 0)}])
         if len(first) == 1:  # the level itself takes the coefficient
             ((term, c),) = first.items()

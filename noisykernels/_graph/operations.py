@@ -61,7 +61,8 @@ _MOVES = (
 _REDUCTIONS = (
     "sum mean prod var std var_mean std_mean amax amin aminmax max min argmax argmin logsumexp norm vector_norm "
     "matrix_norm all any cumsum cumprod cummax cummin logcumsumexp sort argsort msort topk kthvalue median nanmedian "
-    "nanmean nansum mode count_nonzero softmax log_softmax softmin _softmax _log_softmax _safe_softmax normalize "
+    "nanmean nansum quantile nanquantile mode count_nonzero softmax log_softmax softmin _softmax "
+    "_log_softmax _safe_softmax normalize "
     "cosine_similarity pairwise_distance cdist diff trace cross linalg_norm linalg_vector_norm"
 )
 _CONTRACTIONS = (

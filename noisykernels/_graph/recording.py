@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisykernels._graph.in_place import HERE, Output, View, memory_of, out_of_place, seen, write_through
-from noisykernels._graph.operations import METADATA, name_of
+from noisykernels._graph.operations import METADATA, is_trusted, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.mode import SiteMode
@@ -33,6 +33,7 @@ __all__ = ["Recording", "recorded"]
 _aten = torch.ops.aten
 _TO_NUMBERS = frozenset([_aten._local_scalar_dense.default, _aten.equal.default, _aten.item.default])
 _OF_SHAPE = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ detach_".split())
+_CHOOSE = ("__getitem__", "index")  # whose boolean indices say how many entries there are
 # What makes values of a tensor's shape and type alone, and of empty memory: whatever lies there must not be read.
 _MAKERS = {"empty": torch.zeros} | {
     f"{before}{name}{after}": torch.zeros if name == "empty" else getattr(torch, name)
@@ -85,6 +86,7 @@ class _Recorder(SiteMode):
         self.sharing: dict[int, dict[int, weakref.ref[Tensor]]] = {}  # by memory: tensors
         self.lineage: dict[int, _Lineage] = {}
         self.depends = {self._allocate()}  # values that depend on the input
+        self.sized: set[int] = set()  # and those whose shape may as well
         self.in_attention = False
         self.autocast = _autocast(inputs)
         self._becomes(inputs, 0)
@@ -156,8 +158,8 @@ class _Recorder(SiteMode):
 
     def _refuse_numbers(self, func: Any, numbers: Sequence[int], others: Sequence[Any]) -> None:
         """What is decided by values is decided anew with noise, which no list of operations shows."""
-        known = name_of(func) in METADATA and getattr(func, "__name__", "") != "__set__"
-        if (self.inside.numbers or (others and not known)) and any(n in self.depends for n in numbers):
+        of_shape = name_of(func) in METADATA and self.sized.isdisjoint(numbers)
+        if (self.inside.numbers or (others and not of_shape)) and not self.depends.isdisjoint(numbers):
             raise NotTraceable(f"{name_of(func)} turns values into numbers")
         if getattr(func, "__name__", "") == "__set__":
             raise NotTraceable(f"{name_of(func)} is assigned to a tensor")
@@ -194,8 +196,10 @@ class _Recorder(SiteMode):
         return step
 
     def _written_down(self, step: Step) -> None:
-        if any(n in self.depends for n in step.inputs):
+        if not self.depends.isdisjoint(step.inputs):
             self.depends |= set(step.outputs)
+            if not self.sized.isdisjoint(step.inputs) or not is_trusted(step.calls):
+                self.sized |= set(step.outputs)
         self.steps.append(step)
 
     def _lineage(self, t: Tensor) -> _Lineage:
@@ -229,8 +233,12 @@ class _Recorder(SiteMode):
             func, args = made, (list(leaves[0].shape), *fill)
             kwargs = {"dtype": leaves[0].dtype, "device": leaves[0].device}
         parent = next((t for t in tensors if t.numel() and any(memory_of(t) == memory_of(x) for x in leaves)), None)
+        chooses = [t for t in tensors if t.dtype in (torch.bool, torch.uint8)] if name_of(func) in _CHOOSE else []
         args, kwargs = self._symbols((args, kwargs))
-        self._append(func, args, kwargs, leaves, parent).names = names
+        step = self._append(func, args, kwargs, leaves, parent)
+        step.names = names
+        if any(self.number(t) in self.depends for t in chooses):
+            self.sized |= set(step.outputs)
 
     def _alive(self, memory: int) -> list[Tensor]:
         """The values that lie in some memory."""

@@ -7,6 +7,7 @@ random around those of the model: rows that happen to be equal, or all zero, wou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from noisykernels._graph.tape import NotTraceable, Step, Tape, Value, is_symbol
 __all__ = ["find_rows", "is_close"]
 
 ORDER = (1, 0, 1)  # of two rows
+BLOCK = 1 << 16  # entries that are compared at once: large values are not copied
 COUNTS = (3, 11, 300, 1031)  # numbers of rows at which positions are looked at
 
 
@@ -164,10 +166,21 @@ def _shaken(value: Tensor, generator: torch.Generator) -> Tensor:
     """A value of its kind with generic rows; whole numbers, which may be indices, as they are."""
     if not (value.is_floating_point() or value.is_complex()):
         return value
-    finite = torch.nan_to_num(value.detach(), nan=0.0, posinf=0.0, neginf=0.0)
-    size = float(finite.abs().max()) if value.numel() else 0.0
-    random = torch.rand(value.shape, generator=generator).to(value.device)
-    return value + (random - 0.5).to(value.dtype) * (size or 1.0)
+    random = torch.rand(value.shape, generator=generator).sub_(0.5).mul_(_size(value) or 1.0)
+    return random.to(value.device, value.dtype).add_(value)
+
+
+def _size(value: Tensor) -> float:
+    """Of the largest finite entry."""
+    largest = float(torch.linalg.vector_norm(value, torch.inf, dtype=_wide(value))) if value.numel() else 0.0
+    if math.isfinite(largest):
+        return largest
+    finite = value[value.isfinite()]
+    return _size(finite)
+
+
+def _wide(value: Tensor) -> torch.dtype | None:
+    return torch.float32 if value.dtype.itemsize < 4 else None
 
 
 def _arranged(value: Tensor, dim: int | None, outer: int) -> Tensor:
@@ -200,7 +213,7 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     """
     if a.shape != b.shape or a.dtype != b.dtype or not (b.is_floating_point() or b.is_complex()):
         return torch.equal(a, b)
-    finite = b[b.isfinite()].abs()
-    size = float(finite.max()) if finite.numel() else 0.0
-    rounding = torch.finfo(b.dtype).eps
-    return torch.allclose(a, b, rtol=max(1e-3, 8 * rounding), atol=max(1e-4, 8 * rounding) * size, equal_nan=True)
+    rounding = 8 * torch.finfo(b.dtype).eps
+    bound = {"rtol": max(1e-3, rounding), "atol": max(1e-4, rounding) * _size(b)}
+    blocks = zip(a.reshape(-1).split(BLOCK), b.reshape(-1).split(BLOCK), strict=True)
+    return all(torch.allclose(x, y, equal_nan=True, **bound) for x, y in blocks)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS
@@ -62,6 +63,7 @@ def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Record:
     record: Record = []
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
     mode.placement = replace(mode.placement, noise=None)
     forward: Any = original_class(type(model))

@@ -157,6 +157,11 @@ def rows_selected(m: Any, x: Tensor) -> Tensor:
     return m.o((h + torch.full_like(h, 0.5)).mean(1))
 
 
+def into_its_input(m: Any, x: Tensor) -> Tensor:
+    x.mul_(2)
+    return m.o(torch.relu(m.a(F.leaky_relu(x, 0.2, inplace=True))).mean(1))
+
+
 def unused(m: Any, x: Tensor) -> Tensor:
     h = torch.relu(m.a(x))
     m.side = torch.relu(m.b(h)).sum()
@@ -166,7 +171,7 @@ def unused(m: Any, x: Tensor) -> Tensor:
 UNDERSTOOD = (
     last_token, last_token_of_its_length, best_tokens, gathered, class_token, masks, windows, steps_first,
     state_of_zeros, filled_in, through_a_view, memory_of_two, of_other_type, masked, looked_up, constant_number,
-    masked_by_one_row, rows_selected, unused,
+    masked_by_one_row, rows_selected, into_its_input, unused,
 )  # fmt: skip
 
 
@@ -256,6 +261,16 @@ def random_numbers(m: Any, x: Tensor) -> Tensor:
     return m.o(F.dropout(torch.relu(m.a(x)), 1e-9).mean(1))
 
 
+def as_many_as_values_say(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x)).mean(1)
+    return m.o(h * (1 + len(h[h[:, 0] > 1e9])))
+
+
+def kinds_of_tokens(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x)).mean(1)
+    return m.o(h * x.gt(1e9).unique().numel())
+
+
 def under_autocast(m: Any, x: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return m.o(torch.relu(m.a(x).float()).mean(1).double())
@@ -271,6 +286,7 @@ LEFT = {
     kept_by_rows: "made where it cannot be seen|other operations for another number of rows",
     pieces: "split mixes rows",
     into_a_buffer: "no value of this forward", transformed: "fails while it is recorded|cannot be seen|no value",
+    as_many_as_values_say: "__len__ turns values into numbers", kinds_of_tokens: "numel turns values into numbers",
     under_autocast: "switches autocast on or off", random_numbers: "draws random numbers of its own",
 }  # fmt: skip
 
@@ -292,7 +308,7 @@ def counts(model: nn.Module, x: Tensor, y: Tensor, site: str) -> list[int]:
         for draw in range(DRAWS):
             with nk.inject(model, nk.Noise(add=level), where=site, example_input=x[:2]) as noisy, torch.no_grad():
                 with nk.noise_state(noisy, seed=7, draws=[draw], rows=torch.arange(len(x))):
-                    found.append(int((noisy(x).argmax(1) == y).sum()))
+                    found.append(int((noisy(x.clone()).argmax(1) == y).sum()))
     return found
 
 
@@ -300,7 +316,7 @@ def counts(model: nn.Module, x: Tensor, y: Tensor, site: str) -> list[int]:
 def test_what_is_understood_is_shared_and_counts_as_a_loop_does(run: Callable[..., Tensor]) -> None:
     model, x = Net(run), data(31)
     with torch.no_grad():
-        y = model(x).argmax(1)
+        y = model(x.clone()).argmax(1)
     tape = tape_of(run)
     assert any(name not in ("input",) for name in tape.sites), tape.refused
     compute = nk.Compute(batch_rows=12, memory=2**16)  # several chunks, the last one smaller
@@ -308,6 +324,7 @@ def test_what_is_understood_is_shared_and_counts_as_a_loop_does(run: Callable[..
         warnings.simplefilter("ignore")
         study = nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7,
                         sites=list(tape.sites), compute=compute)  # fmt: skip
+    assert "chunk_rows" in study.meta.plan  # of the engine that shares work
     for site in tape.sites:
         assert [r.correct for r in study.records if r.site == site] == counts(model, x, y, site), site
     assert len({r.correct for r in study.records}) > 2  # the noise does something
@@ -342,3 +359,18 @@ def test_a_recording_holds_no_values() -> None:
     for step in tape.steps:
         for leaf in torch.utils._pytree.tree_leaves((step.args, step.kwargs)):
             assert not isinstance(leaf, Tensor) or leaf.shape in known or leaf.dim() == 0, (step.name, leaf.shape)
+
+
+def many_rows(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    return m.o((h if len(x) < 10 else -h).mean(1))
+
+
+def test_other_code_for_more_rows_is_found_on_a_whole_chunk() -> None:
+    model, x = Net(many_rows), data(14)
+    y = torch.zeros(14, dtype=torch.int64)
+    with pytest.warns(UserWarning, match="every pass runs the whole model: it gives other scores for 14 rows") as told:
+        study = nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7, sites=["a"],
+                        compute=nk.Compute(draws_per_pass=1))  # fmt: skip
+    assert told[0].filename == __file__
+    assert [r.correct for r in study.records] == counts(model, x, y, "a:linear#0")
