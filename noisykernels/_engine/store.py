@@ -21,7 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from noisykernels._engine.store_file import StoreError, check_kind, check_place, connect, errors, made
+from noisykernels._engine.store_file import StoreError, check_place, errors, made
+from noisykernels._engine.store_trust import opened
 
 __all__ = ["Store", "StoreError", "canonical", "note_of", "noting"]
 
@@ -79,8 +80,7 @@ def note_of(path: str | os.PathLike[str], name: str) -> str | None:
         file = path.resolve()
         if not file.is_file():
             raise StoreError(f"{path}: there is no such file")
-        check_kind(path, file)
-        with contextlib.closing(connect(file, "mode=rw")) as db:  # a killed process may have left a log to be read
+        with contextlib.closing(opened(path, file)) as db:
             found = db.execute("SELECT value FROM meta WHERE name = ?", (f"note {name}",)).fetchone()
     return None if found is None else found[0]
 
@@ -124,8 +124,7 @@ class Store:
             self._file = self.path.resolve()
             check_place(self.path, self._file)
             made(self.path, self._file, {"key": canonical(self.key), "created by": version, **notes})
-            check_kind(self.path, self._file)
-            self._db = connect(self._file, "mode=rw")
+            self._db = opened(self.path, self._file)
             undo.callback(self.close)
             self._identity = self._found()
             if self._db.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-__all__ = ["StoreError", "check_kind", "check_place", "connect", "errors", "made", "network_file_system"]
+__all__ = ["SCHEMA", "StoreError", "check_kind", "check_place", "connect", "errors", "made", "network_file_system"]
 
 
 APPLICATION_ID, FORMAT_VERSION = 0x6E6B5253, 1  # "nkRS", at byte 68 of the file; the version is its user_version
@@ -23,7 +23,7 @@ _NETWORK = re.compile(
     r"nfs\d*|cifs|smb\w*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs\w*|panfs|wekafs|davfs"
     r"|fuse\.(sshfs|ceph|ceph-fuse|glusterfs|s3fs|rclone|gcsfuse|juicefs|smbnetfs|davfs2?)"
 )
-_SCHEMA = (
+SCHEMA = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE tasks (task TEXT PRIMARY KEY, result TEXT NOT NULL, crc INTEGER NOT NULL, "
     "owner TEXT NOT NULL, finished INTEGER NOT NULL) WITHOUT ROWID",
@@ -160,7 +160,7 @@ def _fill(part: Path, meta: Mapping[str, str]) -> None:
     """An empty store, by a rollback journal: the end of that transaction says whether all of it could be written."""
     with contextlib.closing(connect(part, "mode=rwc")) as db:
         for statement in ("PRAGMA synchronous = FULL", "BEGIN", f"PRAGMA application_id = {APPLICATION_ID}",
-                          f"PRAGMA user_version = {FORMAT_VERSION}", *_SCHEMA):  # fmt: skip
+                          f"PRAGMA user_version = {FORMAT_VERSION}", *SCHEMA):  # fmt: skip
             db.execute(statement)
         db.executemany("INSERT INTO meta VALUES (?, ?)", [
             ("format", "noisykernels.results"), ("version", str(FORMAT_VERSION)), *meta.items(),
