@@ -173,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
         "--rel-ci", type=of("rel_ci"), default=0.05, help="half-width of its interval (default: %(default)s)"
     )
     walk.add_argument(
-        "--most", type=of("most"), help="evaluations that a site may cost (default: two million for 5 %%)"
+        "--most", type=of("most"), help="evaluations that a site may cost (default: three million for 5 %%)"
     )
     walk.add_argument("--levels", type=levels, help=f"these levels, each on all rows, instead of a search: {forms}")
     walk.add_argument("--draws", type=of("draws"), default=3, help="draws of each of --levels (default: %(default)s)")

@@ -95,6 +95,8 @@ class SiteSearch:
     locations: int = 0  # brackets that were wrong
     misses: int = 0  # measurements without a midpoint in reach
     measurement: int = 0
+    measured: tuple[float, ...] = ()  # levels of the last measurement
+    dip: float = math.nan  # the level at which accuracy was lowest
     far: float = math.nan  # the level that is looked at to tell whether accuracy falls half-way at all
     want: int = 0  # row-draws of the next measurement; of chips: draws
     next_draw: int = field(init=False)  # those before are the bracket's and the locator's
@@ -125,7 +127,7 @@ class SiteSearch:
             levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
             return [self._asked(levels, self._first_draws, min(self.total, LOCATE_ROWS))]
         if self.phase == "far":
-            return self._sampled([self.far / 1000, self.far], PILOT_CHIPS if self.chips else PILOT)
+            return self._sampled(sorted({self.dip, self.far}), PILOT_CHIPS if self.chips else PILOT)
         return self._sampled(self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 3)), self.want)
 
     def _sampled(self, levels: Sequence[float] | Floats, want: int) -> list[Request]:
@@ -205,7 +207,7 @@ class SiteSearch:
             if self._surely(min(self.known.values()) - target, answer):
                 self._give_up("none", levels[-1])
             else:
-                self.phase, self.far = "far", levels[-1]
+                self._look_far(levels[-1])
         elif not above[0] and levels[0] / self.scale <= LOWEST:
             self._give_up("below", levels[0])
 
@@ -221,22 +223,30 @@ class SiteSearch:
         return above > SURE * math.sqrt(variance)
 
     def _learn_far(self, requests: Sequence[Request]) -> None:
-        """Accuracy falls half-way, or never does, if many rows far out say so; they may also leave it open."""
+        """Accuracy never falls half-way if many rows say so far out, where it was lowest, and where it was measured: a
+        curve may recover after it has fallen. They may also leave it open."""
         self.next_draw += sum(len(r.draws) for r in requests)
-        low, high = self._bounds()
-        if low >= self.far:
+        ends = self._ends()
+        if all(ends[v][0] > self.target for v in (self.dip, self.far, *self.measured)):
             self._give_up("none", self.far)
-        elif high <= self.far and math.isfinite(self.centre):
+        elif math.isfinite(self.centre) and (ends[self.far][0] > self.target or ends[self.far][1] < self.target):
             self.phase = "measure"
         else:
             self._leave_open()
 
-    def _bounds(self) -> tuple[float, float]:
-        """Of the levels looked at: the highest that is surely above half-way, and the first one after it that is surely
-        not."""
+    def _ends(self) -> dict[float, tuple[float, float]]:
+        """The interval of each level looked at; all of them hold together."""
         share = 1 - (1 - self.confidence) / len(self.looks) if self.looks else 0.0
-        ends = {v: wilson(mean * size, size, share) for v, (mean, size) in self.looks.items()}
-        low = max((v for v, (a, _) in ends.items() if a > self.target), default=0.0)
+        return {v: wilson(mean * size, size, share) for v, (mean, size) in self.looks.items()}
+
+    def _bounds(self) -> tuple[float, float]:
+        """Of the levels looked at: the highest that is surely above half-way before any that may not be, and the first
+        one after it that is surely not."""
+        ends, fallen = (
+            self._ends(),
+            min((v for v, (mean, _) in self.looks.items() if mean <= self.target), default=None),
+        )
+        low = max((v for v, (a, _) in ends.items() if a > self.target and (fallen is None or v < fallen)), default=0.0)
         return low, min((v for v, (_, b) in ends.items() if b < self.target and v > low), default=math.inf)
 
     def _learn_location(self, request: Request, answer: Answer) -> None:
@@ -248,7 +258,7 @@ class SiteSearch:
             self.locations += 1
             if self.locations == LOCATIONS:
                 if mean[0] > target:
-                    self.phase, self.far = "far", request.levels[-1]
+                    self._look_far(request.levels[-1])
                 else:
                     self._give_up("below", request.levels[0])
                 return
@@ -269,6 +279,7 @@ class SiteSearch:
 
     def _learn_measurement(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         self.measurement += 1
+        self.measured = requests[0].levels
         draws = sum(len(r.draws) for r in requests)
         self.next_draw += draws
         z = quantile(self.confidence, self.measurement)
@@ -294,7 +305,7 @@ class SiteSearch:
             self.want = math.ceil(samples * max(1.5, larger))
             self.flat = -fall.slope < max(FLAT, SURE * fall.slope_error)
             if self.flat:
-                self._look_far()
+                self._look_far(1e6 * self.centre)
             return
         if half > max(self.rel_ci, 1.5 * WINDOW):  # beyond what a parabola through the levels can tell
             self._leave_open()
@@ -307,17 +318,18 @@ class SiteSearch:
         """A measurement without a midpoint in reach: it lies elsewhere, or nowhere."""
         self.misses += 1
         if fall.above and (self.flat or self.misses > 1):
-            self._look_far()
+            self._look_far(1e6 * self.centre)
         if fall.root is not None:
             step = float(np.clip(fall.root, -1, 1))
         else:  # a flat curve is not left by small steps
             step = WINDOW * (4 if self.flat else 1) * (1 if fall.above else -1)
         self.centre *= math.exp(step)
 
-    def _look_far(self) -> None:
+    def _look_far(self, level: float) -> None:
         """Asks, once, whether accuracy falls half-way at all."""
         if math.isnan(self.far):
-            self.phase, self.far = "far", min(1e6 * self.centre, LARGEST)
+            self.phase, self.far = "far", min(level, LARGEST)
+            self.dip = min(self.looks, key=lambda v: self.looks[v][0])
 
     def described(self) -> dict[str, Any]:
         """What was found, as JSON can hold it."""

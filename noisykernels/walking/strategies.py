@@ -108,8 +108,8 @@ class Search:
     Args:
         rel_ci: half-width of the 95 % interval wanted, relative to the midpoint.
         most: evaluations (a row under a draw at a level) that a site may cost. What they do not settle has a longer
-            interval, or is "open" (see `Midpoint`), and is counted in the study's table. None: ``200_000 + 5_000 /
-            rel_ci**2``, two million for 5 %, where most sites take some ten thousands.
+            interval, or is "open" (see `Midpoint`), and is counted in the study's table. None: ``1_000_000 + 5_000 /
+            rel_ci**2``, three million for 5 %, where most sites take some ten thousands.
 
     Raises:
         ValueError: `rel_ci` outside of (0, 1), `most` below 1.
@@ -143,7 +143,7 @@ class Search:
 
     @property
     def _most(self) -> int:
-        return 200_000 + math.ceil(5_000 / self.rel_ci**2) if self.most is None else int(self.most)
+        return 1_000_000 + math.ceil(5_000 / self.rel_ci**2) if self.most is None else int(self.most)
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""

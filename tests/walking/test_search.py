@@ -392,6 +392,26 @@ def test_a_plateau_near_half_way_costs_little_and_is_not_taken_for_a_midpoint(of
             assert one.found.status == "none" and one.evaluations <= 150_000
 
 
+class Dips(Plateau):
+    """Falls below half-way and recovers: large noise at a site of a real network may do so."""
+
+    def probability(self, level: float, rows: int = ROWS) -> Any:
+        back = 1 / (1 + np.exp(-3 * (math.log(level) - 4)))
+        return super().probability(level, rows) + 0.12 * back
+
+
+@pytest.mark.parametrize("rows", [48, 400, ROWS])
+def test_a_curve_that_recovers_is_not_said_never_to_fall(rows: int) -> None:
+    for seed in range(12):
+        made = Dips(seed, 0.0, rows)
+        made.end = (made.clean.mean() + FLOOR) / 2 - 0.06
+        one = search(made, rel_ci=0.1, most=10**6)
+        seek([one], made)
+        assert one.found is not None and one.found.status in ("ok", "open")
+        assert one.found.status == "open" or abs(math.log(one.found.level / 2.6)) < 1
+        assert one.found.low < 10
+
+
 def test_a_search_keeps_to_what_it_may_spend() -> None:
     """With what is known then: an interval that is honest and longer, or bounds, or nothing."""
     for most in (1, 1_000, 5_000, 8_000, 9_000, 10_000, 15_000, 20_000, 40_000):
