@@ -57,8 +57,8 @@ class Midpoint:
     a lower bound); "below": half-way or lower already at the smallest level (nan, `high` is an
     upper bound); "open": a search has not found it with the evaluations that it may spend (nan;
     `low` is the highest level looked at that is surely above half-way, before any that may not be,
-    0: none, `high` the first after it that surely is not, inf: none). rising: accuracy rises with the level, so "none" has an
-    upper bound, and "below", half-way or lower even at the largest level, a lower one. method: what
+    0: none, `high` the first after it that surely is not, inf: none). rising: accuracy rises with
+    the level, so "none" has an upper bound, and "below", half-way or lower even at the largest level, a lower one. method: what
     the intervals rest on, "rows" (binomial), "draws" (bootstrap), "adaptive" (a search's own
     measurement), or "stopped" (a search's that ended before its interval was as short as asked for).
     """
