@@ -17,7 +17,7 @@ small one. The roundings of the scores themselves, u times the largest of the ro
 
 Both are powers of two, chosen before anything was measured: a difference of WIDER * FACTOR / sqrt(2) = 45 standard
 deviations of the model above is no rounding. Measured since (`tests/engine/test_verification.py` holds it): sound
-models stay below 0.15 of the bound, as blocked sums are better than the least favourable order; planted faults, such
+models stay below 0.2 of the bound, as blocked sums are better than the least favourable order; planted faults, such
 as a level that is off by 2 %, lie beyond 50 times the bound.
 """
 
