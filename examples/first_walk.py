@@ -50,25 +50,19 @@ def has_fashion_mnist() -> bool:
 
 
 def run(out: Path = Path("results"), *extra: str) -> int:
-    """The study; `extra` are further flags of `python -m noisykernels walk`."""
+    """The study; `extra` are flags of `python -m noisykernels walk`, instead of those here or besides."""
     out.mkdir(exist_ok=True)
-    files = ["--picture", str(out / "walk.png"), "--out", str(out / "walk.json")]
+    files = {"--picture": str(out / "walk.png"), "--out": str(out / "walk.json")}
     if has_fashion_mnist():
-        study = [
-            "--model",
-            "lenet5-bn",
-            "--data",
-            "fashion-mnist",
-            "--epochs",
-            "3",
-        ]
+        study = {"--model": "lenet5-bn", "--data": "fashion-mnist", "--epochs": "3"}
     else:
         print(
             "falling back to the MLP on scikit-learn's digits: other numbers than the README's",
             file=sys.stderr,
         )
-        study = ["--model", "mlp", "--data", "digits", "--epochs", "30"]
-    return main(["walk", *study, *files, *extra])
+        study = {"--model": "mlp", "--data": "digits", "--epochs": "30"}
+    flags = [word for flag, value in {**study, **files}.items() if flag not in extra for word in (flag, value)]
+    return main(["walk", *flags, *extra])
 
 
 if __name__ == "__main__":
