@@ -60,7 +60,8 @@ class Midpoint:
     0: none, `high` the first after it that surely is not, inf: none). rising: accuracy rises with
     the level, so "none" has an upper bound, and "below", half-way or lower even at the largest
     level, a lower one. method: what the intervals rest on, "rows" (binomial), "draws" (bootstrap),
-    "adaptive" (a search's own measurement), or "stopped" (a search's that ended before its interval was as short as asked for).
+    "adaptive" (a search's own measurement), or "stopped" (a search's that ended before its
+    interval was as short as asked for).
     """
 
     level: float
