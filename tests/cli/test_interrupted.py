@@ -1,0 +1,117 @@
+"""Ctrl-C at any moment, during imports, while a walk runs, while files are written: status 130 and one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noisykernels.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+# Runs the program in a child for each moment at which the signal comes, once or twice: a share of all that the
+# interpreter reports to audit hooks (imports, files, ...) in a first run, which is not interrupted; or seconds.
+DRIVER = """
+import atexit, json, os, signal, sys, tempfile
+from noisykernels.cli.program import program
+warm, shares, times, total, words = json.loads(sys.argv[1])
+if warm:
+    import noisykernels.cli.main
+first = [] if total else [(None, 0, None)]  # which counts
+for share, again, seconds in [*first, *((s, a, None) for s, a in shares), *((None, 0, t) for t in times)]:
+    moments = [] if share is None else [1 + int(share * total) + k for k in (0, again)]
+    folder = tempfile.mkdtemp(dir=".")
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        pid = os.fork()
+        if pid == 0:
+            os.chdir(folder)
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+            sys.argv = ["noisykernels", *words]
+            count = 0
+
+            def interrupt(*_):
+                os.kill(os.getpid(), signal.SIGINT)
+
+            def hook(event, _):
+                global count
+                count += 1
+                if count in moments:
+                    interrupt()
+
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGALRM, interrupt)
+            if total is None:
+                atexit.register(lambda: print(count, file=sys.stderr))
+            if seconds is not None:
+                signal.setitimer(signal.ITIMER_REAL, *seconds)
+            sys.addaudithook(hook)
+            program()
+        _, status = os.waitpid(pid, 0)
+        told = []
+        for file in (out, err):
+            file.seek(0)
+            told.append(file.read().decode())
+    if total is None:
+        assert status == 0, told
+        total = int(told[1])
+    else:
+        left = [name for name in os.listdir(folder) if name.endswith(".part")]
+        print(json.dumps([moments or seconds, os.waitstatus_to_exitcode(status), *told, left]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A walk of a network that is trained already."""
+    pytest.importorskip("sklearn")
+    fixed = ["--epochs", "1", "--cache", str(tmp_path_factory.mktemp("checkpoints")), "--quiet"]
+    assert main(["train", *fixed, "--json"]) == 0
+    return ["walk", *fixed, "--rows", "60", "--store", "s.db", "--out", "a.json", "--export", "a.csv"]
+
+
+def driven(folder: Path, words: list[str], *, warm: bool, shares: list[Any], times: Any = (), total: Any = None) -> Any:
+    """What came of each run: moments, status, standard output and error, files left half-written."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps([warm, shares, times, total, words])], stdout=subprocess.PIPE,
+        text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=folder,
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(found: list[list[Any]], least: int) -> None:
+    """130 and one sentence; or, where the signal came after the last file, as if it had not come."""
+    ended = 0
+    for moments, status, out, told, left in found:
+        where = f"{moments}: status {status}, {told!r}"
+        assert not left, f"{where}, {left}"
+        if status == 0:
+            assert not told and out.endswith("a.csv\n"), where
+        else:
+            assert status == 130 and told.startswith("interrupted; ") and told.count("\n") == 1, where
+            ended += 1
+    assert ended >= least, f"{ended} of {len(found)} were interrupted"
+
+
+def spread(count: int) -> list[tuple[float, int]]:
+    """Moments over the whole length of a run, some with a second signal soon after the first."""
+    return [((k + 0.5) / count, (0, 1, 3, 30)[k % 4]) for k in range(count)]
+
+
+def test_interrupted_at_any_moment(walk: list[str], tmp_path: Path) -> None:
+    words = [*walk, "--levels", "0.1,1", "--draws", "1", "--sites", "fc1", "fc2"]
+    check(driven(tmp_path, words, warm=True, shares=spread(6)), 4)
+    check(driven(tmp_path, words, warm=False, shares=[(0, 1), (0.1, 0), (0.9, 1)], total=30_000), 3)  # imports
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("more", [["--levels", "0.1,1,10", "--draws", "2"], ["--rel-ci", "0.2", "--workers", "2"]])
+def test_interrupted_at_many_moments(walk: list[str], more: list[str], tmp_path: Path) -> None:
+    words = [*walk, "--sites", "fc1", "fc2", *more]
+    times = [(0.01 * 1.1**k, 0.0 if k % 2 else 0.02) for k in range(40)]  # the second: again and again
+    check(driven(tmp_path, words, warm=True, shares=spread(60), times=times), 50)
+    check(driven(tmp_path, words, warm=False, shares=spread(30), times=times), 30)
