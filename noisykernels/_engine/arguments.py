@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import is_number
+from noisykernels._util.checks import in_range, is_number, shown
 from noisykernels.injection.site import Names, Site, meets
 from noisykernels.noise.arguments import ids_tensor
 
@@ -18,10 +17,10 @@ __all__ = ["chosen_sites", "draw_list", "level_list", "refuse_without_rows"]
 
 
 def level_list(op: str, levels: Sequence[float] | Tensor) -> list[float]:
-    wrong = f"{op}: levels must be a list of numbers, got {levels!r}"
+    wrong = f"{op}: levels must be a list of numbers, got {shown(levels)}"
     try:
         values = torch.as_tensor(levels, dtype=torch.float64).tolist()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (OverflowError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(wrong) from error
     if not isinstance(values, list) or not all(isinstance(v, float) for v in values):
         raise ValueError(wrong)
@@ -33,18 +32,17 @@ def level_list(op: str, levels: Sequence[float] | Tensor) -> list[float]:
 
 
 def draw_list(op: str, draws: Any) -> list[int]:
+    if is_number(draws):
+        return list(range(in_range(op, "draws", draws)))
     ids: Tensor | None
     try:
-        if is_number(draws):
-            ids = torch.arange(max(operator.index(draws), 0))
-        else:
-            ids = torch.as_tensor(draws, dtype=None if len(draws) else torch.int64, device="cpu")
+        ids = torch.as_tensor(draws, dtype=None if len(draws) else torch.int64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{op}: draws must be a number of draws or a list of ids, got {draws!r}") from error
+        raise ValueError(f"{op}: draws must be a number of draws or a list of ids, got {shown(draws)}") from error
     ids = ids_tensor(op, "draws", ids, torch.device("cpu"))
     assert ids is not None
     if len(ids) == 0 or len(ids.unique()) != len(ids):
-        raise ValueError(f"{op}: draws must be at least one, or ids that differ, got {draws}")
+        raise ValueError(f"{op}: draws must be at least one, or ids that differ, got {shown(draws)}")
     return ids.tolist()
 
 

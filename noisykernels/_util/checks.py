@@ -5,6 +5,7 @@ Each message says which function, which argument, what was expected and what cam
 
 from __future__ import annotations
 
+import math
 import operator
 import reprlib
 import sys
@@ -36,6 +37,8 @@ class Range:
     ends: bool = True
 
     def __contains__(self, value: float) -> bool:
+        if not self.whole and isinstance(value, int) and abs(value) > LARGEST:  # no float can be so large
+            return False
         return self.low <= value <= self.high if self.ends else self.low < value < self.high
 
     def __str__(self) -> str:
@@ -78,7 +81,10 @@ RANGES = {
     "workers": THREADS, "seed": SEED, "draw": ID, "first_row": ID, "draws": whole(1, 10**6),
     "epochs": whole(0, 10**6), "confidence": Range(0, 1, ends=False), "rel_ci": Range(0, 1, ends=False),
     "plateaus": Range(0, 0.5, ends=False), "ratio": SHARE, "ratios": SHARE, "limits": SHARE, "level": Range(0),
-    "levels": Range(0),
+    "levels": Range(0), "lr": Range(0), "rho": Range(0), "eta": Range(0), "p": Range(1, math.inf), "budget": Range(0),
+    "target": Range(0, 1), "count": SIZE, "classes": SIZE, "steps": SIZE, "takes": SIZE, "speakers": SIZE,
+    "features": SIZE, "bottleneck": SIZE, "kernel_size": SIZE, "subsets": whole(0, 2**31), "ndim": whole(0, 64),
+    "every": SIZE, "in_channels": SIZE, "in_features": SIZE, "width": SIZE, "hidden": whole(0, 2**31),
 }  # fmt: skip
 
 
@@ -99,7 +105,7 @@ def in_range(op: str, name: str, value: Any, allowed: Range | None = None) -> An
 
 def is_number(value: Any) -> bool:
     """Whether this may be a whole number; a vector that holds one is none."""
-    return isinstance(value, SupportsIndex) and not getattr(value, "shape", ())
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool) and not getattr(value, "shape", ())
 
 
 def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from noisykernels._util.checks import in_range, shown
+
 __all__ = ["Data", "batches"]
 
 
@@ -30,21 +32,22 @@ def batches(name: str, data: Data, size: int, dim: int = 0) -> Iterator[tuple[Te
         >>> [x.shape[0] for x, labels in batches("f", torch.zeros(5, 2), 2)]
         [2, 2, 1]
     """
-    if size < 1:
-        raise ValueError(f"{name}: batch_size must be at least 1, got {size}")
+    in_range(name, "batch_size", size)
     if isinstance(data, Tensor) or (
         isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
     ):
         inputs, labels = (data, None) if isinstance(data, Tensor) else data
         count = inputs.shape[dim]
         if labels is not None and count != len(labels):
-            raise ValueError(f"{name}: expected as many inputs as labels, got {count} and {len(labels)}")
+            raise ValueError(f"{name}: data must have as many inputs as labels, got {count} and {len(labels)}")
         for first in range(0, max(1, count), size):
             rows = min(size, count - first)
             yield inputs.narrow(dim, first, rows), None if labels is None else labels[first : first + rows]
         return
+    if isinstance(data, str) or not isinstance(data, Iterable):
+        raise TypeError(f"{name}: data must be tensors, or an iterable of batches, got {shown(data)}")
     for batch in data:
         first, *rest = batch if isinstance(batch, tuple | list) else (batch,)
         if not isinstance(first, Tensor):
-            raise TypeError(f"{name}: a batch must be a tensor or begin with one, got {type(first).__name__}")
+            raise TypeError(f"{name}: a batch of data must be a tensor or begin with one, got {shown(first)}")
         yield first, next((t for t in rest if isinstance(t, Tensor)), None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from noisykernels._util.checks import Range
 
 __all__ = ["can_look", "kept_type", "number", "or_one", "shown", "straight_through"]
 
@@ -50,7 +53,7 @@ def number(owner: str, name: str, value: float | Tensor, positive: bool = False)
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{owner}: {name} must be a number or a 0-d tensor, got {type(value).__name__}")
     else:
-        t = torch.tensor(value, dtype=torch.float64, device="cpu")
+        t = torch.tensor(value if value in Range() else math.inf, dtype=torch.float64, device="cpu")
     if can_look(t) and not (t >= 0 and t.isfinite() and (t > 0 or not positive)):
         raise ValueError(
             f"{owner}: {name} must be finite and {'positive' if positive else 'not negative'}, got {t.item()}"

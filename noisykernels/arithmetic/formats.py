@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import in_range, one_of, whole
-from noisykernels.noise.arguments import Ids, Key, Seed, operand_number
+from noisykernels._util.checks import in_range, one_of, shown, whole
+from noisykernels.noise.arguments import Ids, Key, Seed, operand_number, seed_tensor, tensors, word
 
 __all__ = ["FORMATS", "FixedFormat", "FloatFormat", "Format", "as_format", "check_holds", "quantize"]
 
@@ -299,11 +299,12 @@ def as_format(given: str | Format) -> Format:
         if given in FORMATS:
             return FORMATS[given]
         bits, _, rounding = given.partition(" ")
-        if match := re.fullmatch(r"M(\d+)E(\d+)", bits):
+        if match := re.fullmatch(r"M([0-9]{1,3})E([0-9]{1,3})", bits):
             return FloatFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
-        if match := re.fullmatch(r"L(\d+)R(\d+)", bits):
+        if match := re.fullmatch(r"L([0-9]{1,3})R([0-9]{1,3})", bits):
             return FixedFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
-    raise ValueError(f"format must be one of {', '.join(FORMATS)}, 'M<bits>E<bits>' or 'L<bits>R<bits>', got {given!r}")
+    known = f"one of {', '.join(FORMATS)}, 'M<bits>E<bits>' or 'L<bits>R<bits>'"
+    raise ValueError(f"as_format: format must be {known}, got {shown(given)}")
 
 
 def quantize(
@@ -338,8 +339,13 @@ def quantize(
         >>> bool((quantize(x, "bf16") == x.bfloat16().float()).all())
         True
     """
+    tensors("quantize", x=x)
     made = as_format(fmt)
     check_holds("quantize", made, x.dtype)
+    if seed is not None and not made.stochastic:
+        seed_tensor("quantize", seed, x.device)  # which is not used: checked all the same
+    if draw is not None and not isinstance(draw, Tensor):
+        word("quantize", "draw", draw)
     draws = None if draw is None else [draw] if isinstance(draw, int) else draw
     key = Key.of("quantize", x.device, seed if made.stochastic else 0, site, draws, rows, first_row)
     out: Tensor = _ops.quantize.default(x, made.numbers, *key, operand_number("quantize", operand))

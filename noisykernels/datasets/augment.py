@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import whole
 from noisykernels.datasets.vision import info
 
 __all__ = ["Augment", "augmentation", "crop_flip"]
@@ -32,6 +34,7 @@ def crop_flip(x: Tensor, generator: Generator, *, pad: int = 4, fill: tuple[floa
         >>> crop_flip(torch.ones(2, 1, 8, 8), torch.Generator().manual_seed(0)).shape
         torch.Size([2, 1, 8, 8])
     """
+    check_arguments(crop_flip, locals(), pad=whole(0, 2**31))
     batch, channels, height, width = x.shape
     colour = torch.tensor(fill, dtype=x.dtype, device=x.device).view(-1, 1, 1)
     canvas = colour.expand(batch, channels, height + 2 * pad, width + 2 * pad).clone()
@@ -53,6 +56,7 @@ def augmentation(data_name: str) -> Augment | None:
         >>> augmentation("mnist") is None
         True
     """
+    check_arguments(augmentation, locals())
     about = info(data_name)
     if about.augment is None:
         return None

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.datasets.download import (
     ChecksumError,
     CorruptData,
@@ -291,6 +292,7 @@ def synthetic_recordings(takes: int = 10, speakers: int = 2, seed: int = 0) -> R
         >>> len(made.label), made.audio.dtype
         (120, dtype('int16'))
     """
+    check_arguments(synthetic_recordings, locals())
     random = np.random.default_rng(seed)
     parts, about = [], []
     for take in range(takes):

@@ -24,6 +24,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import one_of
 from noisykernels.datasets.download import (
     CorruptData,
     DataNotFound,
@@ -140,8 +142,8 @@ def info(name: str) -> DataInfo:
         >>> info("mnist").shape, info("mnist").chance
         ((1, 28, 28), 0.1)
     """
-    if name not in DATASETS:
-        raise ValueError(f"data set: expected one of {', '.join(DATASETS)}, got {name!r}")
+    check_arguments(info, locals())
+    one_of("info", "name", name, list(DATASETS))
     return DATASETS[name]
 
 
@@ -179,11 +181,9 @@ def load(
         >>> inputs.shape, labels.tolist()
         (torch.Size([5, 1, 8, 8]), [5, 0, 9, 8, 7])
     """
+    check_arguments(load, locals())
     about = info(name)
-    if split not in ("train", "test"):
-        raise ValueError(f"load: split: expected 'train' or 'test', got {split!r}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"load: limit: expected a positive number or None, got {limit}")
+    one_of("load", "split", split, ("train", "test"))
     if name == "digits":
         pixels, labels = _digits(split)
     else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
 from noisykernels._engine.targets import has_weight
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned, printable
@@ -156,6 +157,7 @@ def layer_formats(
         >>> found.formats["1:linear#0"].bits < 27, found.normalised >= 0.9
         (True, True)
     """
+    check_arguments(layer_formats, locals())
     if not 0 < target <= 1:
         raise ValueError(f"layer_formats: target must lie in (0, 1], got {target}")
     most = math.inf if evaluations is None else in_range("layer_formats", "evaluations", evaluations)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
 from noisykernels.arithmetic.cost import CostModel
@@ -118,6 +119,7 @@ def exhaustive_search(sweep: Sweep, target: float = TARGET) -> FormatChoice | No
         >>> str(found.format), found.evaluations, found.forwards
         ('M3E6', 3, 1500)
     """
+    check_arguments(exhaustive_search, locals())
     if (best := sweep.fastest(target)) is None:
         return None
     tried = tuple((r.format, r.normalised) for r in sweep.results)
@@ -174,6 +176,7 @@ def search_format(
         >>> found.evaluations, found.forwards == 343 * 10 + 2 * 20
         (2, True)
     """
+    check_arguments(search_format, locals())
     if not 0 < target <= 1:
         raise ValueError(f"search_format: target must lie in (0, 1], got {target}")
     if evaluations < 0:

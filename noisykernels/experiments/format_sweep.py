@@ -17,6 +17,7 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Session
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import identity, study_key
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned, printable
 from noisykernels.arithmetic.cost import CostModel
@@ -61,6 +62,7 @@ def design_space(
         >>> [str(f) for f in design_space([7, 8], [6], [4], [3])]
         ['M7E6', 'M8E6', 'L4R3']
     """
+    check_arguments(design_space, locals())
     right, exponent = list(right), list(exponent)
     floats = [FloatFormat(m, e, rounding=rounding) for m in mantissa for e in exponent]
     return [*floats, *(FixedFormat(n, r, rounding=rounding) for n in left for r in right if n + r <= 24)]
@@ -233,6 +235,7 @@ def sweep_formats(
         >>> [r.normalised for r in sweep.results][2], sweep
         (1.0, <Sweep: 3 formats, 20 rows, clean 1.0000>)
     """
+    check_arguments(sweep_formats, locals())
     cost = CostModel() if cost is None else cost
     made = list(dict.fromkeys(design_space() if formats is None else map(as_format, formats)))
     if not made:

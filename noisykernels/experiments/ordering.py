@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned, printable
@@ -302,6 +303,7 @@ def order_sensitivity(
         >>> study.layers[0].spread > 0
         True
     """
+    check_arguments(order_sensitivity, locals())
     op = "order_sensitivity"
     permutations = in_range(op, "permutations", permutations)
     for order in orders:

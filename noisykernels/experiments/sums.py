@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.arithmetic.formats import Format
 from noisykernels.arithmetic.order import sorted_orders
 from noisykernels.arithmetic.serial import Serial
@@ -40,6 +41,7 @@ def running_sums(
         >>> running_sums(torch.ones(5), torch.ones(5), Serial(high=3.0))
         tensor([1., 2., 3., 3., 3.])
     """
+    check_arguments(running_sums, locals())
     if x.dim() != 1 or x.shape != weight.shape:
         raise ValueError(
             f"running_sums: x and weight must be vectors of one length, got {list(x.shape)} and {list(weight.shape)}"

@@ -16,12 +16,13 @@ from torch import nn
 from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session, places_of
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import printable
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.votes import plot_votes
-from noisykernels.stats.votes import KINDS, Means, VoteCurve, majority_curve
+from noisykernels.stats.votes import KINDS, MOST_DRAWS, Means, VoteCurve, majority_curve
 from noisykernels.study.result import Result
 
 __all__ = ["Votes", "vote"]
@@ -134,6 +135,7 @@ def vote(
         >>> list(votes.curves), votes.curves["majority"].accuracy.shape
         (['majority', 'logit', 'probability'], (5,))
     """
+    check_arguments(vote, locals())
     wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(KINDS):
         raise ValueError(f"vote: kinds must be some of {KINDS}, each once, got {kinds!r}")
@@ -142,6 +144,8 @@ def vote(
     compute = Compute.of("vote", compute, *SIZES)
     sampled = [k for k in KINDS[1:] if k in wanted]
     ids = draw_list("vote", draws)
+    if "majority" in wanted and len(ids) > MOST_DRAWS:  # which counting would say after all the work
+        raise ValueError(f"vote: draws must be at most {MOST_DRAWS} for a majority, got {len(ids)}")
     problem = Problem.of("vote", model, data, seed=seed, rows=rows)
     means = Means("vote", None, subsets, seed)
     labels = problem.data[1]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session, places_of
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import printable
 from noisykernels.metrics.accuracy import ACCURACY
@@ -42,6 +43,7 @@ def worst_of(accuracy: Sequence[float] | NDArray[np.float64], count: int) -> flo
         >>> worst_of([0.5, 0.8, 0.9], 2)
         0.6
     """
+    check_arguments(worst_of, locals())
     x = np.sort(np.asarray(accuracy, np.float64))
     if not 1 <= count <= len(x):
         raise ValueError(f"worst_of: count must lie in 1..{len(x)}, got {count}")
@@ -177,6 +179,7 @@ def chips(
         >>> chips(model, data, hardware=[WeightNoise(add=0.1, relative="layer")], draws=5, seed=1).accuracy.shape
         (5,)
     """
+    check_arguments(chips, locals())
     if hardware is None and noise is None:
         raise ValueError("chips: give hardware, or noise, or both: without them all chips are the same")
     compute = Compute.of("chips", compute, *SIZES)

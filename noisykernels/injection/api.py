@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import in_range
 from noisykernels._util.runtime import place_of, unwrap
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import checked, draws_for_rows, with_arithmetic
@@ -170,8 +172,7 @@ def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
                 f"function (name, module) -> Noise | None, got {w!r}"
             )
     for r in repeats.values() if isinstance(repeats, dict) else (repeats,):
-        if not isinstance(r, int) or r < 1:
-            raise ValueError(f"inject: repeats must be whole numbers of at least 1, got {r!r}")
+        in_range("inject", "repeats", r)
 
 
 def _checked_hardware(hardware: Any) -> Any:
@@ -220,6 +221,7 @@ def remove(model: nn.Module) -> nn.Module:
         >>> type(remove(model)) is nn.Linear
         True
     """
+    check_arguments(remove, locals())
     target = unwrap(model)
     if isinstance(target, Injected):
         target.__class__ = original_class(type(target))
@@ -345,6 +347,7 @@ def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
         >>> [s.name for s in sites(model, torch.ones(1, 1, 5, 5))]
         ['input', '0:conv2d#0', '1:relu#0']
     """
+    check_arguments(sites, locals())
     target = unwrap(model)
     if example_input is None:
         known = state_of(target).traced if isinstance(target, Injected) else []

@@ -12,7 +12,7 @@ from torch import Tensor
 from noisykernels.hardware.contraction import Contraction, Geometry
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import run, with_arithmetic
-from noisykernels.noise.arguments import Ids, Key, Seed, Size, document_common, ints, noise_args
+from noisykernels.noise.arguments import Ids, Key, Seed, Size, document_common, ints, noise_args, tensors, word
 from noisykernels.noise.description import Noise
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul"]
@@ -60,6 +60,9 @@ def linear(
         >>> linear(torch.ones(2, 3), w, noise=Noise(mul=0.1), seed=1).shape
         torch.Size([2, 3])
     """
+    tensors("linear", x=x, weight=weight)
+    if bias is not None:
+        tensors("linear", bias=bias)
     hardware = with_arithmetic("linear", hardware, arithmetic)
     # Before the key: where the noise is refused, no seed is drawn.
     of_noise: tuple[Any, ...] = noise_args("linear", x, noise) if hardware is None else ()
@@ -123,6 +126,7 @@ def matmul(
         >>> matmul(torch.ones(5, 2, 3), torch.ones(3, 4), noise=Noise(add=0.1), seed=1).shape
         torch.Size([5, 2, 4])
     """
+    tensors("matmul", a=a, b=b)
     add, mul, mode, kind = noise_args("matmul", a, noise)
     key = Key.of("matmul", a.device, seed, site, draws, rows, first_row)
     out: Tensor = _ops.matmul.default(a, b, add, mul, *key, mode, kind, shared)
@@ -151,6 +155,8 @@ def _placed(
     are given, in the order of `Geometry`."""
     stride, padding, dilation, transposed, output_padding, groups = sizes
     name = f"conv{'_transpose' if transposed else ''}{dims}d"
+    tensors(name, x=x, weight=weight)
+    word(name, "groups", groups)
     if weight.dim() != dims + 2:
         raise ValueError(f"{name}: weight must have {dims + 2} dimensions, got shape {list(weight.shape)}")
     stride_, dilation_ = ints(name, "stride", stride, dims), ints(name, "dilation", dilation, dims)
@@ -190,6 +196,8 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         first_row: int = 0,
     ) -> Tensor:
         name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
+        if bias is not None:
+            tensors(name, bias=bias)
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)

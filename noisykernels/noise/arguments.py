@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from noisykernels._util.checks import is_number, shown
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import ID_LIMIT, OPERANDS
 from noisykernels.noise.description import Noise
@@ -25,6 +26,8 @@ __all__ = [
     "noise_args",
     "operand_number",
     "seed_tensor",
+    "tensors",
+    "word",
 ]
 
 
@@ -77,7 +80,7 @@ def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Ten
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be an int, an int64 tensor or None, got {type(seed).__name__}")
     if not 0 <= seed < 2**64:
-        raise ValueError(f"{op}: seed must lie in [0, 2^64), got {seed}")
+        raise ValueError(f"{op}: seed must lie in [0, 2^64), got {shown(seed)}")
     return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device="cpu")
 
 
@@ -106,9 +109,14 @@ def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: t
     if ids is None:
         return None
     if isinstance(ids, int):
-        raise TypeError(f"{op}: {name} must be a vector of ids, got the number {ids}; for a count use range({ids})")
+        raise TypeError(
+            f"{op}: {name} must be a vector of ids, got the number {shown(ids)}; for a count use range({shown(ids)})"
+        )
     if not isinstance(ids, Tensor):  # whatever is not an integer keeps its type, to be refused below
-        ids = torch.tensor(ids, dtype=None if len(ids) else torch.int64, device="cpu")
+        try:
+            ids = torch.tensor(ids, dtype=None if len(ids) else torch.int64, device="cpu")
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(f"{op}: {name} must be an int64 vector of ids, got {shown(ids)}") from error
     if ids.dtype != torch.int64 or ids.dim() != 1 or ids.layout is not torch.strided:
         kind = "" if ids.layout is torch.strided else f", {ids.layout}"
         raise ValueError(f"{op}: {name} must be an int64 vector, got {ids.dtype} of shape {list(ids.shape)}{kind}")
@@ -146,7 +154,9 @@ class Key(NamedTuple):
         if rows is not None and not (isinstance(first_row, int) and first_row == 0):
             raise ValueError(f"{op}: give rows or first_row, not both")
         if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
-            raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {first_row}")
+            raise ValueError(f"{op}: first_row must lie in [0, 2^32), got {shown(first_row)}")
+        word(op, "first_row", first_row)
+        word(op, "site", site)
         return cls(
             seed_tensor(op, seed, device),
             None if draws is None else ids_tensor(op, "draws", draws, device),
@@ -189,6 +199,21 @@ def noise_args(op: str, x: Tensor, noise: Noise | None) -> tuple[Tensor | None, 
     )
 
 
+def word(op: str, name: str, value: int) -> None:
+    """Refuses what an operator could not take for a whole number; it checks the range by itself."""
+    if isinstance(value, bool) or not (isinstance(value, int) or is_number(value)):
+        raise TypeError(f"{op}: {name} must be a whole number, got {shown(value)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{op}: {name} must lie in [0, 2^32), got {shown(value)}")
+
+
+def tensors(op: str, **values: Any) -> None:
+    """Refuses what is no tensor."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {shown(value)}")
+
+
 def operand_number(op: str, operand: str) -> int:
     """The number of an operand's stream."""
     if operand not in OPERANDS:
@@ -220,7 +245,7 @@ def document_common(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def ints(op: str, name: str, value: Size, dims: int) -> list[int]:
     """One number for each dimension; one alone stands for all."""
-    numbers = [value] if isinstance(value, int) else list(value)
-    if len(numbers) not in (1, dims):
-        raise ValueError(f"{op}: {name} must be a number or {dims} numbers, got {value!r}")
+    numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
+    if len(numbers) not in (1, dims) or not all(isinstance(n, int) or is_number(n) for n in numbers):
+        raise ValueError(f"{op}: {name} must be a whole number or {dims} of them, got {shown(value)}")
     return numbers * dims if len(numbers) == 1 else numbers

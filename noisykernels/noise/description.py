@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import Range, in_range, one_of, shown
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import KINDS, MODES
 
@@ -57,10 +59,8 @@ class Noise:
         kind: str = "gaussian",
         fold: bool = False,
     ) -> None:
-        if order not in ("mul_add", "add_mul"):
-            raise ValueError(f"Noise: order must be 'mul_add' or 'add_mul', got {order!r}")
-        if kind not in KINDS:
-            raise ValueError(f"Noise: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        one_of("Noise", "order", order, ("mul_add", "add_mul"))
+        one_of("Noise", "kind", kind, KINDS)
         if fold and (order != "mul_add" or kind != "gaussian"):
             raise ValueError("Noise: fold exists for gaussian noise of order 'mul_add' only")
         self.order, self.kind, self.fold = order, kind, bool(fold)
@@ -95,8 +95,10 @@ class Noise:
             >>> Noise.amplitude(1.0, ratio=1.0)
             Noise(add=1.0)
         """
-        if not isinstance(ratio, Tensor) and not 0 <= ratio <= 1:
-            raise ValueError(f"Noise.amplitude: ratio must lie in [0, 1], got {ratio}")
+        if not isinstance(ratio, Tensor):
+            in_range("Noise.amplitude", "ratio", ratio)
+        if not isinstance(A, Tensor):
+            in_range("Noise.amplitude", "A", A, Range(0))
         return cls(A * ratio, A * (1 - ratio), order=order, kind=kind, fold=fold)
 
     def scaled(self, factor: float | Tensor) -> Noise:
@@ -149,8 +151,8 @@ def _level(name: str, value: float | Tensor) -> Tensor | None:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"Noise: {name} must be a number or a tensor, got {type(value).__name__}")
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"Noise: {name} must be finite and not negative, got {value}")
+    if value not in Range(0):
+        raise ValueError(f"Noise: {name} must be finite and not negative, got {shown(value)}")
     return None if value == 0 else _constant(value)
 
 
@@ -189,6 +191,7 @@ def per_draw(values: Tensor | Sequence[float], ndim: int) -> Tensor:
         >>> per_draw([0.1, 0.2], ndim=2).shape
         torch.Size([2, 1, 1])
     """
+    check_arguments(per_draw, locals())
     return _shaped(values, 0, ndim, "per_draw")
 
 
@@ -199,6 +202,7 @@ def per_row(values: Tensor | Sequence[float], ndim: int) -> Tensor:
         >>> per_row([0.1, 0.2, 0.3], ndim=4).shape
         torch.Size([1, 3, 1, 1, 1])
     """
+    check_arguments(per_row, locals())
     return _shaped(values, 1, ndim, "per_row")
 
 
@@ -209,4 +213,5 @@ def per_channel(values: Tensor | Sequence[float], ndim: int) -> Tensor:
         >>> per_channel([0.1, 0.2, 0.3], ndim=4).shape
         torch.Size([1, 1, 3, 1, 1])
     """
+    check_arguments(per_channel, locals())
     return _shaped(values, 2, ndim, "per_channel")

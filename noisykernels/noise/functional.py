@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from noisykernels._util.checks import one_of, shown
 from noisykernels.noise.arguments import (
     Ids,
     Key,
@@ -22,6 +23,8 @@ from noisykernels.noise.arguments import (
     noise_args,
     operand_number,
     seed_tensor,
+    tensors,
+    word,
 )
 from noisykernels.noise.contract import ID_LIMIT, KINDS
 from noisykernels.noise.description import Noise
@@ -69,12 +72,13 @@ def eps(
         >>> bool((eps((2, 10), seed=7, site=3, first_row=2) == whole[2:]).all())
         True
     """
-    if kind not in KINDS:
-        raise ValueError(f"eps: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if isinstance(draw, int) and not 0 <= draw < ID_LIMIT:
-        raise ValueError(f"eps: draw must lie in [0, 2^32), got {draw}")
-    if isinstance(first_row, int) and not 0 <= first_row < ID_LIMIT:
-        raise ValueError(f"eps: first_row must lie in [0, 2^32), got {first_row}")
+    one_of("eps", "kind", kind, KINDS)
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise TypeError(f"eps: shape must be whole numbers, got {shown(shape)}")
+    for name, number in (("site", site), ("draw", draw), ("first_row", first_row)):
+        word("eps", name, number)
+        if name != "site" and isinstance(number, int) and not 0 <= number < ID_LIMIT:
+            raise ValueError(f"eps: {name} must lie in [0, 2^32), got {number}")
     where = torch.device("cpu" if device is None else device)
     drawn: Tensor = _ops.eps.default(
         list(shape),
@@ -130,6 +134,7 @@ def perturb(
         >>> bool((perturb(x[4:], Noise(add=1.0), seed=1, first_row=4) == y[4:]).all())  # a row keeps its noise
         True
     """
+    tensors("perturb", x=x)
     number = operand_number("perturb", operand)
     if number != 0 and noise.mode in ("mul_add", "add_mul"):
         raise ValueError(
@@ -176,6 +181,7 @@ def perturb_relu_max_pool2d(
         torch.Size([2, 1, 2, 2])
     """
     op = "perturb_relu_max_pool2d"
+    tensors(op, x=x)
     kernel, padding_ = ints(op, "kernel_size", kernel_size, 2), ints(op, "padding", padding, 2)
     stride_ = kernel if stride is None else ints(op, "stride", stride, 2)
     add, mul, mode, kind = noise_args(op, x, noise)

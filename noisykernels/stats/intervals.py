@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from noisykernels._util.arguments import check_arguments
+
 Floats = NDArray[np.float64]
 
 
@@ -34,6 +36,7 @@ def wilson(correct: ArrayLike, rows: ArrayLike, confidence: float = 0.95) -> tup
         >>> round(float(low), 4), round(float(high), 4)
         (0.8256, 0.9448)
     """
+    check_arguments(wilson, locals())
     n = np.asarray(rows, np.float64)
     p = np.asarray(correct, np.float64) / n
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -78,6 +81,7 @@ def band(
         >>> mean.round(3), low.round(3), high.round(3)
         (array([0.9]), array([0.889]), array([0.91]))
     """
+    check_arguments(band, locals())
     acc, n = cells(accuracy, rows)
     if not independent_rows:
         acc, n = one_of_equal(acc, n)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.stats.intervals import Floats, band, cells, one_of_equal, t_quantile
 
 __all__ = ["Axis", "Midpoint", "Status", "crossings", "described", "fit_midpoint", "midpoint_cells", "restored"]
@@ -184,6 +185,7 @@ def fit_midpoint(
         >>> m.status, m.method, round(m.level, 2), m.low < 1 < m.high
         ('ok', 'rows', 0.98, True)
     """
+    check_arguments(fit_midpoint, locals())
     level, acc, n = _checked(levels, accuracy, rows, clean, floor, axis, confidence)
     if rising:
         turned, back_again = _turned(level, axis)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.stats.intervals import Floats
 
 KINDS = ("majority", "logit", "probability")
@@ -59,6 +60,7 @@ def majority(predictions: ArrayLike, labels: ArrayLike, classes: int, n: int | S
         >>> majority([[0, 1], [0, 1], [1, 0]], [0, 0], classes=2).round(3)
         array([0.5, 0.5, 0.5])
     """
+    check_arguments(majority, locals())
     return majority_curve("majority", predictions, labels, classes, n).accuracy
 
 
@@ -180,6 +182,7 @@ def mean_scores(
         >>> mean_scores([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]]], [0], kind="logit").accuracy.round(3)
         array([0.333, 0.667, 0.5  ])
     """
+    check_arguments(mean_scores, locals())
     return Means("mean_scores", n, subsets, seed).add(scores, labels, (kind,)).curves()[kind]
 
 
@@ -276,6 +279,7 @@ def executions_needed(curve: VoteCurve | ArrayLike, accuracy: float) -> int | No
         >>> executions_needed([0.7, 0.7, 0.8, 0.81], 0.8), executions_needed([0.7], 0.8)
         (3, None)
     """
+    check_arguments(executions_needed, locals())
     if isinstance(curve, VoteCurve):
         order = np.argsort(curve.executions)
         n, values = curve.executions[order], curve.accuracy[order]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.midpoint import Axis, Midpoint
@@ -60,6 +61,7 @@ def uniform(sites: Sequence[Any], repeats: int) -> dict[str, int]:
         >>> uniform(["input", "fc:linear#0"], 3)
         {'fc:linear#0': 3, 'input': 3}
     """
+    check_arguments(uniform, locals())
     names = _names("uniform", sites)
     return _as_repeats(names, [in_range("uniform", "repeats", repeats)] * len(names))
 
@@ -100,6 +102,7 @@ def tailored(
         >>> tailored({"fc1:linear#0": 0.5, "relu1:relu#0": 1.0, "fc2:linear#0": 2.0}, 7, "inverse")
         {'fc1:linear#0': 12, 'relu1:relu#0': 6, 'fc2:linear#0': 3}
     """
+    check_arguments(tailored, locals())
     mean = in_range("tailored", "repeats", repeats)
     if mapping not in MAPPINGS:
         raise ValueError(f"tailored: mapping must be one of {', '.join(MAPPINGS)}, got {mapping!r}")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import whole
 from noisykernels._util.runtime import unwrap
 from noisykernels.injection.api import sites
 from noisykernels.injection.site import Names, Site, meets, path_of
@@ -58,6 +60,7 @@ class DenoisingBlock(nn.Module):
     noiseless = True  # read by the mode of an injected model, also of a block that is part of the model
 
     def __init__(self, features: int, bottleneck: int | None = None, *, dims: int = 0, kernel_size: int = 3) -> None:
+        check_arguments(DenoisingBlock.__init__, locals(), dims=whole(0, 3))
         super().__init__()
         inner = max(1, features // 8) if bottleneck is None else bottleneck
         if features < 1 or inner < 1 or dims not in (0, 1, 2, 3) or kernel_size < 1 or kernel_size % 2 == 0:
@@ -138,6 +141,7 @@ class insert_denoising:
         bottleneck: int | None = None,
         kernel_size: int = 3,
     ) -> None:
+        check_arguments(insert_denoising.__init__, locals())
         if isinstance(model, nn.parallel.DistributedDataParallel):
             raise ValueError(
                 "insert_denoising: model is wrapped by DistributedDataParallel, which would not average the gradients "
@@ -287,6 +291,7 @@ def denoising_sites(
         >>> denoising_sites(model, norms, budget=0.02, bottleneck=1)  # 14 of 706 parameters
         ['2:linear#0']
     """
+    check_arguments(denoising_sites, locals())
     target = unwrap(model)
     if not (math.isfinite(budget) and budget >= 0):
         raise ValueError(f"denoising_sites: budget must be finite and not negative, got {budget}")

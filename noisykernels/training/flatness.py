@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data, batches
 from noisykernels._util.runtime import evaluating, place_of
 from noisykernels.training.sam import ASAM, SAM, SAMSON
@@ -52,6 +53,7 @@ def m_sharpness(
         >>> m_sharpness(model, (torch.randn(8, 4), torch.arange(8) % 3), rho=0.1) > 0
         True
     """
+    check_arguments(m_sharpness, locals())
     weights = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = ascent(weights, torch.optim.SGD, rho=rho, lr=0.0, **options)
     before, place = [p.grad for _, p in weights], place_of(model)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data
 from noisykernels.injection.observer import Seen, watch
 from noisykernels.injection.site import kind_of
@@ -66,6 +67,7 @@ def gradient_norms(
         >>> [(g.site, g.shape, g.rows) for g in found], found[1].norm
         ([('input', (4,), 8), ('0:linear#0', (2,), 8)], 3.0)
     """
+    check_arguments(gradient_norms, locals())
     of_rows = loss if loss is not None else _cross_entropy
     sums: dict[str, float] = {}
     rows: dict[str, int] = {}

@@ -10,11 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import Range, shown
 from noisykernels._util.progress import progress_bar
 from noisykernels._util.runtime import evaluating, keeping_modes, place_of
 from noisykernels.datasets.augment import Augment
@@ -36,6 +39,7 @@ def clamp_weights(model: nn.Module, limit: float) -> None:
         >>> bool(layer.weight.abs().max() <= 0.01)
         True
     """
+    check_arguments(clamp_weights, locals(), limit=Range(0, ends=False))
     with torch.no_grad():
         for module in model.modules():
             weight = getattr(module, "weight", None)
@@ -96,12 +100,10 @@ def train(
         >>> [record["lr"] for record in history]
         [0.001, 0.0005]
     """
-    _check(data)
-    if epochs < 0 or batch_size < 1 or (clamp is not None and not clamp > 0):
-        raise ValueError(
-            "train: expected epochs >= 0, batch_size >= 1 and clamp > 0 or None, "
-            f"got {epochs}, {batch_size} and {clamp}"
-        )
+    check_arguments(train, locals(), clamp=Range(0, ends=False))
+    _check("train", data)
+    if val is not None:
+        _check("train", val, "val")
     if device is not None:
         model.to(device)
     place = place_of(model)
@@ -172,7 +174,8 @@ def accuracy(model: nn.Module, data: Data, batch_size: int = 1000) -> float:
         >>> accuracy(nn.Identity(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
         0.75
     """
-    _check(data)
+    check_arguments(accuracy, locals())
+    _check("accuracy", data)
     place, correct = place_of(model), 0
     batches = zip(*(torch.split(part, batch_size) for part in data), strict=True)
     with evaluating(model), torch.inference_mode():
@@ -182,15 +185,16 @@ def accuracy(model: nn.Module, data: Data, batch_size: int = 1000) -> float:
     return correct / len(data[1])
 
 
-def _check(data: Data) -> None:
+def _check(op: str, data: Any, name: str = "data") -> None:
     """Refuse data that is empty or does not fit together."""
+    if not (isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) and t.dim() for t in data)):
+        raise TypeError(f"{op}: {name} must be (inputs, labels), two tensors, got {shown(data)}")
     inputs, labels = data
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(f"labels: expected int64 of shape (N,), got {labels.dtype} of {tuple(labels.shape)}")
+        raise ValueError(f"{op}: {name} must have labels of int64 and shape (N,), got {shown(labels)}")
     if len(inputs) != len(labels) or len(labels) == 0:
-        raise ValueError(
-            f"data: expected as many inputs as labels and at least one, got {len(inputs)} and {len(labels)}"
-        )
+        got = f"{len(inputs)} and {len(labels)}"
+        raise ValueError(f"{op}: {name} must have as many inputs as labels and at least one, got {got}")
 
 
 def _batches(n: int, size: int, generator: Generator) -> list[Tensor]:

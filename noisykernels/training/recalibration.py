@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data, batches
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import noise_state
@@ -56,6 +57,7 @@ def recalibrate_bn(
         >>> bool((model[1].running_var > 1).all())
         True
     """
+    check_arguments(recalibrate_bn, locals())
     target = unwrap(model)
     layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     noisy = any(isinstance(m, Injected | NoisyLayer) for m in target.modules())

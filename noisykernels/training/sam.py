@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from noisykernels._util.checks import in_range
+
 __all__ = ["ASAM", "SAM", "SAMSON"]
 
 
@@ -175,11 +177,7 @@ class _SharpnessAware(Optimizer):
         super().add_param_group(param_group)
 
     def _check(self, name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{type(self).__name__}: {name} must be a number, got {type(value).__name__}")
-        fits, range_ = (value >= 1, "at least 1") if name == "p" else (0 <= value < math.inf, "finite and not negative")
-        if not fits:
-            raise ValueError(f"{type(self).__name__}: {name} must be {range_}, got {value}")
+        in_range(type(self).__name__, name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's, whose groups hold rho, eta and p too."""

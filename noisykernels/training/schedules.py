@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisykernels._util.checks import one_of
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import Range, in_range, one_of
 from noisykernels.injection.api import noise_state
 from noisykernels.injection.state import NoiseState
 from noisykernels.noise.arguments import factor_tensor, seed_tensor
@@ -53,6 +54,7 @@ class Schedule:
     """
 
     def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        check_arguments(Schedule.__init__, locals())
         self.points = tuple((step, factor) for step, factor in points)
         steps = [step for step, _ in self.points]
         if not steps or any(not a < b for a, b in itertools.pairwise(steps)):
@@ -150,12 +152,10 @@ class VarianceAware:
 
     def __post_init__(self) -> None:
         for name in ("sigma", "alpha", "theta"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"VarianceAware: {name} must be finite and not negative, got {value}")
+            in_range("VarianceAware", name, getattr(self, name), Range(0))
         one_of("VarianceAware", "form", self.form, FORMS)
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"VarianceAware: every must be at least 1 or None, got {self.every}")
+        if self.every is not None:
+            in_range("VarianceAware", "every", self.every)
         if self.seed is None:
             raise TypeError("VarianceAware: seed must be an int, got None: levels are a pure function of it")
         seed_tensor("VarianceAware", self.seed, torch.device("cpu"))
@@ -216,6 +216,7 @@ def noisy_steps(
         0.02
         0.03
     """
+    check_arguments(noisy_steps, locals())
     factor_tensor("noisy_steps", None if callable(level) else level, torch.device("cpu"))
 
     def on_step(step: int, rows: Tensor | None = None) -> AbstractContextManager[NoiseState]:

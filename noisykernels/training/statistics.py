@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data
 from noisykernels.injection.observer import Seen, watch
 from noisykernels.injection.site import kind_of
@@ -128,6 +129,7 @@ def site_statistics(
         >>> [(r.site, round(r.noise_power, 2)) for r in records]
         [('input', 0.0), ('0:linear#0', 0.25), ('1:relu#0', 0.0)]
     """
+    check_arguments(site_statistics, locals())
     sums: dict[str, _Sums] = {}
 
     def look(seen: Seen) -> None:

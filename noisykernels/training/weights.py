@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from noisykernels._util.arguments import check_arguments
+
 __all__ = ["WeightStatistics", "bimodality", "two_means", "weight_statistics"]
 
 
@@ -51,6 +53,7 @@ def weight_statistics(model: nn.Module) -> list[WeightStatistics]:
         >>> found.weight, found.l2, found.max_abs, found.mean_abs, found.extremes
         ('weight', 5.0, 4.0, 1.75, 0.25)
     """
+    check_arguments(weight_statistics, locals())
     records = []
     for name, weight in model.named_parameters():
         path, _, own = name.rpartition(".")
@@ -112,6 +115,7 @@ def bimodality(values: Tensor) -> float:
         >>> round(bimodality(torch.tensor([-1.0, 1.0] * 500)), 3)
         0.995
     """
+    check_arguments(bimodality, locals())
     x = _centred(values)
     n = x.numel()
     if n < 4:
@@ -142,6 +146,7 @@ def two_means(values: Tensor) -> float:
         >>> two_means(torch.tensor([-2.0, 3.0, 3.0, -2.0]))
         1.0
     """
+    check_arguments(two_means, locals())
     x = _centred(values).sort().values
     n = x.numel()
     if n == 0:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from noisykernels._engine.session import Data
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.text import aligned
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.maps import plot_mixed_map
@@ -126,6 +127,7 @@ def walk_mixed(
         >>> [study.meta.noise["add"] for study in mixed.studies]
         [0.0, 1.0]
     """
+    check_arguments(walk_mixed, locals())
     shares = tuple(float(ratio) for ratio in ratios)
     if not shares or len(set(shares)) < len(shares) or not all(0 <= ratio <= 1 for ratio in shares):
         raise ValueError(f"walk_mixed: ratios must lie in [0, 1] and differ from each other, got {list(ratios)}")

@@ -12,6 +12,7 @@ from noisykernels._engine.arguments import draw_list, level_list
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
 from noisykernels._engine.targets import Parameter
+from noisykernels._util.arguments import check_arguments
 from noisykernels.arithmetic.formats import FloatFormat
 from noisykernels.arithmetic.serial import Serial
 from noisykernels.hardware.device import Device
@@ -142,6 +143,7 @@ def walk_parameter(
         >>> len(study.records), study.meta.parameter
         (6, 'bits of the inputs')
     """
+    check_arguments(walk_parameter, locals())
     if not callable(make):
         raise TypeError(f"walk_parameter: make must be a function from a value to devices, got {make!r}")
     if larger not in ("better", "worse"):

@@ -18,6 +18,7 @@ from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.rounding import tied
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.workers import packed
+from noisykernels._util.arguments import check_arguments
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.site import Site
 from noisykernels.metrics.accuracy import ACCURACY
@@ -120,6 +121,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         >>> len(study.records), study.records[0].site
         (8, 'input')
     """
+    check_arguments(walk, locals())
     targets = targets_of(noise, target)
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(

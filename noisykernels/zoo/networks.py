@@ -12,6 +12,9 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import whole
+
 __all__ = ["MLP", "MODELS", "LeNet5", "build"]
 
 
@@ -62,6 +65,7 @@ class MLP(_Chain):
         hidden: int = 3,
         norm: bool = False,
     ) -> None:
+        check_arguments(MLP.__init__, locals())
         layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
         features = in_features
         for i in range(1, hidden + 1):
@@ -97,6 +101,7 @@ class LeNet5(_Chain):
     """
 
     def __init__(self, in_channels: int = 1, size: int = 28, classes: int = 10, *, norm: bool = False) -> None:
+        check_arguments(LeNet5.__init__, locals(), size=whole(16, 2**31))
         side = ((size - 4) // 2 - 4) // 2  # a convolution takes 4 pixels, a pooling half of the rest
         if side < 1:
             raise ValueError(f"LeNet5: size: expected at least 16 pixels a side, got {size}")
@@ -163,6 +168,7 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10) -> n
         >>> build("lenet5-bn", (3, 32, 32)).fc1
         Linear(in_features=400, out_features=120, bias=True)
     """
+    check_arguments(build, locals())
     if name not in MODELS:
         raise ValueError(f"build: name: expected one of {', '.join(MODELS)}, got {name!r}")
     return MODELS[name](shape, classes)

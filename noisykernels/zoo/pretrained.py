@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import Range
 from noisykernels.datasets.augment import augmentation
 from noisykernels.datasets.vision import info, load
 from noisykernels.training.loop import train
@@ -26,6 +28,7 @@ def fresh(model_name: str, data_name: str, *, seed: int = 0) -> nn.Module:
         >>> fresh("mlp", "digits", seed=1).fc1
         Linear(in_features=64, out_features=64, bias=True)
     """
+    check_arguments(fresh, locals())
     about = info(data_name)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also reseed the generators of every accelerator.
@@ -79,6 +82,7 @@ def trained(
         >>> model.training
         False
     """
+    check_arguments(trained, locals(), clamp=Range(0, ends=False))
     settings: Settings = {
         "model": model_name,
         "data": data_name,

@@ -843,7 +843,9 @@ def wrong_calls() -> dict[str, Callable[[], Any]]:
         "chips draws": lambda: chips(model, data, noise=noise, draws=0, seed=1),
         "sweep_formats none": lambda: sweep_formats(model, data, []),
         "sweep_formats format": lambda: sweep_formats(model, data, ["M99E1"]),
-        "search_format target": lambda: search_format(model, data, None, target=2.0),
+        "search_format target": lambda: search_format(
+            model, data, nk.experiments.LinearPredictor(1.0, 0.0, 1.0, 0.0, 2), target=2.0
+        ),
         "layer_formats evaluations": lambda: layer_formats(model, data, "M4E5", evaluations=0),
         "order_sensitivity orders": lambda: order_sensitivity(model, data, None, orders=["up"], seed=1),
         "order_sensitivity arithmetic": lambda: order_sensitivity(model, data, Serial(ordered=False), seed=1),
