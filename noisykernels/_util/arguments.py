@@ -27,11 +27,11 @@ CLASSES = {
 ALIASES = {
     "str | os.PathLike[str]": "path", "Axis": "Literal['log', 'linear']", "Progress": "bool | Callable[..., object]",
     "Augment": "Callable[..., Tensor]", "Seed": "int | Tensor | None", "Step": "Callable[..., object]",
-    "NDArray[np.float64]": "ArrayLike",
+    "NDArray[np.float64]": "ArrayLike", "Sequence[str | int] | str": "Sequence[str | int] | str | int",
 }  # fmt: skip
 NUMBERS = {"float": Range(), "int": Range(-(2**63), 2**63 - 1, whole=True)}
 NUMBERS["SupportsIndex"] = NUMBERS["int"]
-GENERIC = ("Callable[", "Iterable[", "Literal[", "Mapping[", "Sequence[", "dict[", "tuple[")
+GENERIC = ("Callable[", "Iterable[", "Literal[", "Mapping[", "Sequence[", "dict[")
 
 
 def _is_numeric(value: Any) -> bool:
@@ -126,7 +126,7 @@ def _kind(part: str, allowed: Range | None) -> _Kind:
         return _Kind("a function", callable)
     if part.startswith(("dict[", "Mapping[")):
         return _Kind("a dict", lambda v: isinstance(v, Mapping))
-    if part.startswith(("Iterable[", "Sequence[", "tuple[")):
+    if part.startswith(("Iterable[", "Sequence[")):
         return _Kind("a list", lambda v: isinstance(v, Iterable) and not isinstance(v, str | bytes | Mapping))
     if part in CLASSES:
         name = part.rpartition(".")[2]

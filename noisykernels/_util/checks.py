@@ -43,6 +43,8 @@ class Range:
 
     def __str__(self) -> str:
         least, most = ("from", "to") if self.ends else ("above", "and below")
+        if self.whole and self.low == -(2**63):
+            return "a whole number"
         if self.high != LARGEST:
             return f"a {'whole ' * self.whole}number {least} {_bound(self.low)} {most} {_bound(self.high)}"
         if self.low == -LARGEST:
@@ -82,7 +84,7 @@ RANGES = {
     "epochs": whole(0, 10**6), "confidence": Range(0, 1, ends=False), "rel_ci": Range(0, 1, ends=False),
     "plateaus": Range(0, 0.5, ends=False), "ratio": SHARE, "ratios": SHARE, "limits": SHARE, "level": Range(0),
     "levels": Range(0), "lr": Range(0), "rho": Range(0), "eta": Range(0), "p": Range(1, math.inf), "budget": Range(0),
-    "target": Range(0, 1), "count": SIZE, "classes": SIZE, "steps": SIZE, "takes": SIZE, "speakers": SIZE,
+    "classes": SIZE, "steps": SIZE, "takes": SIZE, "speakers": SIZE,
     "features": SIZE, "bottleneck": SIZE, "kernel_size": SIZE, "subsets": whole(0, 2**31), "ndim": whole(0, 64),
     "every": SIZE, "in_channels": SIZE, "in_features": SIZE, "width": SIZE, "hidden": whole(0, 2**31),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data
 from noisykernels._util.arguments import check_arguments
-from noisykernels._util.checks import in_range
+from noisykernels._util.checks import whole
 from noisykernels._util.progress import progress_of
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import FloatFormat, Format, as_format
@@ -176,13 +176,9 @@ def search_format(
         >>> found.evaluations, found.forwards == 343 * 10 + 2 * 20
         (2, True)
     """
-    check_arguments(search_format, locals())
+    check_arguments(search_format, locals(), evaluations=whole(0, 2**63 - 1))
     if not 0 < target <= 1:
         raise ValueError(f"search_format: target must lie in (0, 1], got {target}")
-    if evaluations < 0:
-        raise ValueError(f"search_format: evaluations must not be negative, got {evaluations}")
-    if evaluations > 0:
-        evaluations = in_range("search_format", "evaluations", evaluations)
     made = list(dict.fromkeys(design_space() if formats is None else map(as_format, formats)))
     if not made:
         raise ValueError("search_format: formats must hold at least one format, got none")

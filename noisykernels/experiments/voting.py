@@ -90,7 +90,7 @@ def vote(
     draws: int | Sequence[int],
     seed: int,
     sites: Sequence[str | int] | str | None = None,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | str = KINDS,
     repeats: int | dict[str, int] = 1,
     subsets: int = 20,
     rows: Sequence[int] | torch.Tensor | None = None,

@@ -63,11 +63,8 @@ class DenoisingBlock(nn.Module):
         check_arguments(DenoisingBlock.__init__, locals(), dims=whole(0, 3))
         super().__init__()
         inner = max(1, features // 8) if bottleneck is None else bottleneck
-        if features < 1 or inner < 1 or dims not in (0, 1, 2, 3) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                "DenoisingBlock: expected features and bottleneck >= 1, dims from 0 to 3 and an odd kernel_size, "
-                f"got {features}, {inner}, {dims} and {kernel_size}"
-            )
+        if kernel_size % 2 == 0:
+            raise ValueError(f"DenoisingBlock: kernel_size must be odd, got {kernel_size}")
         self.features, self.dims, self.padding = features, dims, kernel_size // 2
         self.name = "denoising"  # of its random numbers
         self.weight_in = nn.Parameter(torch.empty(inner, features, *[kernel_size] * dims))

@@ -121,8 +121,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         >>> len(study.records), study.records[0].site
         (8, 'input')
     """
-    check_arguments(walk, locals())
     targets = targets_of(noise, target)
+    check_arguments(walk, locals())
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(
         targets=targets, strategy=strategy, seed=seed, sites=sites, rows=rows, metric=metric, floor=floor, axis=axis,

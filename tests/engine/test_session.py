@@ -64,9 +64,9 @@ def test_every_study_refuses_bad_data_and_models_alike(name: str) -> None:
         with pytest.raises(ValueError) as caught:
             study(d=data, seed=1)
         assert str(caught.value).startswith(said)
-    with pytest.raises(ValueError, match=f"{op}: seed must lie in"):
+    with pytest.raises(ValueError, match=rf"{op}\w*: seed must be a whole number from 0"):
         study(seed=-1)
-    with pytest.raises(TypeError, match=f"{op}: compute must be a Compute, got dict"):
+    with pytest.raises(TypeError, match=rf"{op}\w*: compute must be a Compute or None, got {{'batch_rows': 7}}"):
         study(seed=1, compute={"batch_rows": 7})
     model = made()[0]
     with nk.inject(model, nk.Noise(add=0.1)), pytest.raises(ValueError, match="injected already"):
@@ -154,7 +154,7 @@ def test_compute_checks_itself() -> None:
     with pytest.raises(ValueError, match=r"Search: rel_ci must lie between 0 and 1, got 1\.5"):
         nk.Search(rel_ci=1.5)
     model, data = made()
-    with pytest.raises(TypeError, match="walk: search must be a Search, got float"):
+    with pytest.raises(TypeError, match=r"walk: search must be a Search or None, got 0.1"):
         nk.walk(model, data, noise=nk.Noise(add=1.0), seed=1, search=0.1)
     with pytest.raises(ValueError, match="walk: a search finds its own levels"):
         nk.walk(model, data, noise=nk.Noise(add=1.0), seed=1, levels=[1.0], draws=1, search=nk.Search())
@@ -163,7 +163,7 @@ def test_compute_checks_itself() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_cannot_be_repeated_or_measured_is_refused(name: str) -> None:
     study, op = studies()[name], "walk" if name.startswith("walk") else name
-    with pytest.raises(TypeError, match=f"{op}: seed must be an int, got None"):
+    with pytest.raises(TypeError, match=rf"{op}\w*: seed must be a whole number from 0 to .*, got None"):
         study(seed=None)
     if name == "vote":
         return  # votes are about classes
@@ -186,8 +186,8 @@ def test_what_cannot_be_repeated_or_measured_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        (dict(axis="lin"), ValueError, 'axis: expected "log" or "linear", got \'lin\''),
-        (dict(floor="a"), TypeError, "walk: floor must be a number or None, got 'a'"),
+        (dict(axis="lin"), ValueError, "walk: axis must be 'log' or 'linear' or None, got 'lin'"),
+        (dict(floor="a"), TypeError, "walk: floor must be a finite number or None, got 'a'"),
         (dict(description="net"), TypeError, "walk: description must be two texts"),
     ],
 )

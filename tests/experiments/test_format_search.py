@@ -109,7 +109,7 @@ def test_a_search_of_a_network(problem: Problem) -> None:
         assert found.speedup == truth[found.format].speedup <= best.speedup or truth[found.format].normalised < 0.95
     for wrong, said in (
         ({"target": 0.0}, r"target must lie in \(0, 1\], got 0.0"),
-        ({"evaluations": -1}, "evaluations must not be negative, got -1"),
+        ({"evaluations": -1}, "evaluations must be a whole number from 0 to .*, got -1"),
         ({"formats": []}, "formats must hold at least one format"),
         ({"formats": ["M3"]}, "format must be one of"),
         ({"inputs": 0}, "inputs must be a whole number from 1 to .*, got 0"),

@@ -115,7 +115,7 @@ def test_errors_of_chips() -> None:
     hardware = [NOISES["add"]]
     for wrong, said in (
         (lambda: nk.chips(model, data, seed=1), "chips: give hardware, or noise, or both: without them all chips are"),
-        (lambda: nk.chips(model, data, hardware=hardware, draws=0, seed=1), "chips: draws must be at least one"),
+        (lambda: nk.chips(model, data, hardware=hardware, draws=0, seed=1), "chips: draws must be a whole"),
         (lambda: nk.chips(model, data, hardware=hardware, draws=[1, 1], seed=1), "chips: draws"),
         (lambda: nk.chips(model, data, hardware=hardware, seed=-1), "chips: seed"),
         (lambda: nk.Compute(batch_rows=0), "batch_rows"),

@@ -23,6 +23,7 @@ ALIASES = {
 # Arguments that torch, numpy or Python check in words of their own. This list may only get shorter.
 LEFT = {
     ("train", "device"), ("m_sharpness", "ascent"), ("noisy_steps", "level"), ("crop_flip", "generator"),
+    ("crop_flip", "fill"),
     *((name, argument) for name in ("SAM", "ASAM", "SAMSON") for argument in ("params", "lr")),
 }  # fmt: skip
 

@@ -377,10 +377,10 @@ def test_what_else_is_refused() -> None:
             nk.training.insert_denoising(parallel, "out", example_input=torch.ones(2, 4))
     finally:
         torch.distributed.destroy_process_group()
-    for settings in ({"features": 0}, {"bottleneck": 0}, {"dims": 4}, {"kernel_size": 2}):
-        with pytest.raises(ValueError, match="DenoisingBlock: expected features"):
-            nk.training.DenoisingBlock(**{"features": 4, **settings})
-    with pytest.raises(ValueError, match="budget must be finite and not negative, got -1"):
+    for name, bad in (("features", 0), ("bottleneck", 0), ("dims", 4), ("kernel_size", 2)):
+        with pytest.raises(ValueError, match=f"DenoisingBlock: {name} must be .*, got {bad}"):
+            nk.training.DenoisingBlock(**{"features": 4, name: bad})
+    with pytest.raises(ValueError, match="budget must be a finite number of at least 0, got -1"):
         nk.training.denoising_sites(model, [], budget=-1)
 
 

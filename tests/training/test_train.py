@@ -197,15 +197,15 @@ def test_bad_arguments(digits: Any) -> None:
     for bad, message in (
         ((x, y[1:]), "as many inputs as labels"),
         ((x[:0], y[:0]), "at least one"),
-        ((x, y.float()), "expected int64"),
+        ((x, y.float()), "data must have labels of int64"),
     ):
         with pytest.raises(ValueError, match=message):
             train.accuracy(nn.Identity(), bad)
         with pytest.raises(ValueError, match=message):
             train.train(nn.Linear(1, 1), bad, epochs=1)
-    for option in ({"epochs": -1}, {"batch_size": 0}, {"clamp": 0.0}, {"clamp": math.nan}):
-        with pytest.raises(ValueError, match="epochs >= 0"):
-            fit(digits, **option)
+    for name, bad in (("epochs", -1), ("batch_size", 0), ("clamp", 0.0), ("clamp", math.nan)):
+        with pytest.raises(ValueError, match=f"train: {name} must be .*, got {bad}"):
+            fit(digits, **{name: bad})
     untrained, history = fit(digits, epochs=0)
     assert history == [] and torch.equal(weights(untrained), weights(pretrained.fresh("mlp-bn", "digits")))
 

@@ -248,7 +248,7 @@ def test_draws_that_draw_nothing_tell_nothing(one_thread: None) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"make": [nk.hardware.ADC(4, 1.0)]}, TypeError, "make must be a function from a value to devices, got"),
+        ({"make": [nk.hardware.ADC(4, 1.0)]}, TypeError, "make must be a function, got"),
         ({"make": lambda v: nk.Noise(add=v)}, TypeError, "walk_parameter: hardware must be a list of devices"),
         (
             {"make": lambda v: [nk.hardware.ADC(int(v), 1.0)], "values": [4, 99]},
@@ -267,7 +267,7 @@ def test_draws_that_draw_nothing_tell_nothing(one_thread: None) -> None:
         ({"values": [1.0, math.inf]}, ValueError, "must be finite"),
         ({"values": ["a"]}, ValueError, "walk_parameter: levels must be a list of numbers, got"),
         ({"sites": "1"}, ValueError, "walk: no site '1'; the model has 1 0:linear#0, 3 2:linear#0"),
-        ({"draws": 0}, ValueError, "draws must be at least one"),
+        ({"draws": 0}, ValueError, "draws must be a whole number from 1"),
     ],
 )
 def test_errors_name_what_is_wrong(change: dict[str, Any], error: type, said: str) -> None:

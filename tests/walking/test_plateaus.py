@@ -195,7 +195,7 @@ def test_a_store_keeps_plateaus_too(studied: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize("plateaus", [0, 0.5, -1.0])
 def test_a_share_out_of_range_is_refused(studied: Any, plateaus: float) -> None:
     model, data = studied
-    with pytest.raises(ValueError, match=r"plateaus must lie between 0 and 0\.5"):
+    with pytest.raises(ValueError, match=r"plateaus must be a number above 0 and below 0\.5 or None"):
         nk.walk(model, data, noise=nk.Noise(add=1.0), levels=[1.0], draws=1, seed=0, plateaus=plateaus)
     with pytest.raises(ValueError, match="go with levels"):
         nk.walk(model, data, noise=nk.Noise(add=1.0), seed=0, plateaus=0.03)
