@@ -247,5 +247,5 @@ def ints(op: str, name: str, value: Size, dims: int) -> list[int]:
     """One number for each dimension; one alone stands for all."""
     numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
     if len(numbers) not in (1, dims) or not all(isinstance(n, int) or is_number(n) for n in numbers):
-        raise ValueError(f"{op}: {name} must be a whole number or {dims} of them, got {shown(value)}")
+        raise ValueError(f"{op}: {name} must be a number or {dims} numbers, got {shown(value)}")
     return numbers * dims if len(numbers) == 1 else numbers

@@ -181,7 +181,7 @@ def test_a_vector_of_one_draw_is_an_id(draws) -> None:
         (dict(draws=["a"]), r"walk: draws must be a number of draws or a list of ids, got \['a'\]"),
         (dict(draws=2.0), "walk: draws must be a whole number from 1 to 1000000, a list, a tensor or None, got 2.0"),
         (dict(draws=None), "walk: give both levels and draws for a grid, or neither"),
-        (dict(engine="fast"), "Compute: engine must be 'auto' or 'plain', got 'fast'"),
+        (dict(engine="fast"), "Compute: engine must be one of auto, shared, plain, got 'fast'"),
         (dict(levels=None, draws=None, rel_ci=0.0), "Search: rel_ci must lie between 0 and 1, got 0.0"),
         (dict(draws=[]), r"walk: draws must be at least one, or ids that differ, got \[\]"),
         (dict(batch_rows=2.5), "Compute: batch_rows must be a whole number from 1 to .*, got 2.5"),

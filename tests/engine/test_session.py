@@ -141,7 +141,7 @@ def test_threads_of_a_pool_are_left_as_they_were() -> None:
 
 def test_compute_checks_itself() -> None:
     for settings, said in (
-        (dict(engine="fast"), "Compute: engine must be 'auto' or 'plain', got 'fast'"),
+        (dict(engine="fast"), "Compute: engine must be one of auto, shared, plain, got 'fast'"),
         (dict(batch_rows=0), "Compute: batch_rows must be a whole number from 1 to 2^63 - 1, got 0"),
         (dict(threads=0), f"Compute: threads must be {RANGES['threads']}, got 0"),
         (dict(memory=1.5), "Compute: memory must be a whole number from 1 to 2^63 - 1, got 1.5"),

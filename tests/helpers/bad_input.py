@@ -356,7 +356,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("negative level", lambda _: walk(levels=[-1.0]), ValueError),
         ("NaN level", lambda _: walk(levels=[NAN]), ValueError),
         ("the same level twice", lambda _: walk(levels=[1.0, 1.0]), ValueError),
-        ("a number for the levels", lambda _: walk(levels=0.3), ValueError),
+        ("a number for the levels", lambda _: walk(levels=0.3), TypeError),
         ("a word for a level", lambda _: walk(levels=["a"]), ValueError),
         ("level beyond float32", lambda _: walk(levels=[1e39], noise=nk.Noise(add=1.0)), ValueError),
         (
@@ -365,7 +365,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
             ValueError,
         ),
         ("no draw", lambda _: walk(draws=0), ValueError),
-        ("draws that are no number", lambda _: walk(draws=2.0), ValueError),
+        ("draws that are no number", lambda _: walk(draws=2.0), TypeError),
         ("the same draw twice", lambda _: walk(draws=[1, 1]), ValueError),
         ("draw beyond 32 bits", lambda _: walk(draws=[2**32]), ValueError),
         ("negative seed", lambda _: walk(seed=-1), ValueError),
