@@ -53,7 +53,7 @@ class _Kind(NamedTuple):
 PLAIN = {
     "ArrayLike": _Kind("numbers", _is_numeric),
     "None": _Kind("None", lambda v: v is None),
-    "bool": _Kind("True or False", lambda v: isinstance(v, bool)),
+    "bool": _Kind("True or False", lambda v: isinstance(v, bool | np.bool_)),
     "str": _Kind("a text", lambda v: isinstance(v, str)),
     "path": _Kind("a path", lambda v: isinstance(v, str | os.PathLike), lambda v: str(v) != "" and "\0" not in str(v)),
 }
