@@ -25,14 +25,16 @@ from noisykernels.injection.block import Block
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import (
-    Enter,
     Injected,
     NoiseState,
-    announce,
+    hear,
     injected_class,
+    is_part,
+    mark,
     original_class,
     silence,
     state_of,
+    unmark,
 )
 from noisykernels.injection.torch_patches import keep_noise
 from noisykernels.injection.trace import (
@@ -63,7 +65,7 @@ class inject:
             without its number (``"input"``, ``"fc1:linear#0"``, ``"fc1:linear"``), a module's path
             (``"fc1"``), or a pattern of these (``"conv*"``), which is only what is no name of this
             model; a module type or several (the sites directly inside such modules); or a function
-            ``(name, module) -> Noise | None``.
+            ``(name, module) -> Noise | None``, which is asked once for each site.
         example_input: an input with at least one row: a tensor, a tuple of positional arguments or
             a dict of keyword arguments. The model is run on it twice, with B and with B + 1 rows,
             to find its sites, the dimension of each that counts rows, and the arguments that carry
@@ -135,9 +137,10 @@ class inject:
             or any(m.noise is not None or draws_for_rows(m.hardware or ()) for m in layers)
             or any(draws_for_rows(devices or ()) for devices in _lists(placement.hardware)),
         )
+        state.look(target)
         keep_noise()
         target.__dict__["_noise_state"] = state
-        announce(target)
+        mark(target)
         target.__class__ = injected_class(type(target))
         try:
             if example_input is None:
@@ -148,6 +151,7 @@ class inject:
                 state.placement = placement = placement.understood(names := names_of(target, traced))
                 refuse_unmatched(target, placement, names, traced=True)
                 refuse_idle_hardware(placement, traced)
+            hear(target, state, not state.quiet)
         except BaseException:
             remove(target)
             raise
@@ -195,7 +199,7 @@ def _check_model(model: nn.Module) -> None:
     """Refuses what is injected already, and what would run without showing its operations."""
     for path, module in model.named_modules():
         part = f"its part {path!r}" if path else "the model"
-        if isinstance(module, Injected) or any(isinstance(h, Enter) for h in module._forward_pre_hooks.values()):
+        if isinstance(module, Injected) or is_part(module):
             raise ValueError(f"inject: {part} is injected already; remove() it first")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"inject: {part} is TorchScript, whose operations cannot be seen")
@@ -227,6 +231,7 @@ def remove(model: nn.Module) -> nn.Module:
         target.__class__ = original_class(type(target))
         del target.__dict__["_noise_state"]
         silence(target)
+        unmark(target)
     return model
 
 

@@ -7,7 +7,6 @@ chosen (`Placement`) and under which key (`ForwardKey`) is decided elsewhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from noisykernels.hardware.device import Device
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS, RECURRENT, in_place
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
 from noisykernels.nn.functional import linear
 from noisykernels.nn.signals import (
     STANDARD,
@@ -49,6 +50,29 @@ class ForwardKey:
 Record = list[tuple[str, tuple[int, ...]]]  # names of sites and shapes of their values
 
 
+_perturb = torch.ops.noisykernels.perturb.default._op
+
+
+def called(op: Callable[..., Tensor], *args: Any) -> Tensor:
+    """An operator's result; without the detour to its gradient where nothing asks for one."""
+    if (
+        torch.is_inference_mode_enabled()  # there is no detour
+        or torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+WHOLE = "a part of an injected model cannot be compiled, only the whole model"
+
+# Functions that the mode answers itself; every other one that makes no site goes its way at once.
+_NOTICES = (enter_module, leave_module, enter_model, draw_layer, draw_standard, F.multi_head_attention_forward)
+_ROLES: dict[Any, str] = KINDS | dict.fromkeys(_NOTICES, "")
+
+
 class SiteMode(ModelMode):
     """Runs one forward of a model: names each site as it comes and puts the noise there.
 
@@ -76,44 +100,77 @@ class SiteMode(ModelMode):
         self.tracing = record is not None  # sites are only listed: hardware is left out, as noise is
         self.compiled = torch.compiler.is_compiling()
         self.modules: list[tuple[str, nn.Module]] = [("", root)]
+        self.muted = 0  # of the modules that run, how many say that no operation in them is a site
         self.calls: dict[str, int] = {}
+        self.spots: dict[str, Spot] = {}
+        self.always = placement.in_training and placement.in_eval
+        self.common = (key.seed, key.draws, key.rows, 0)  # of operators' keys, what all sites share
+        # Where values lie whose noise is known beforehand; None: it depends on the call.
+        simple = key.level is None and not placement.normalize_to_input_size and not self.compiled
+        self.place = key.seed.device if simple and key.seed is not None else None
+        self.on_hardware = placement.hardware is not None
+        self.knows_leaves = type(self) is SiteMode and record is None and not self.compiled
 
     def resumed(self) -> SiteMode:
         """A mode that goes on from here, for a later recomputation of what follows."""
         root = self.modules[0][1]
-        mode = SiteMode(self.placement, self.key, root, self.ids, self.row_dims)
-        mode.modules, mode.calls = list(self.modules), dict(self.calls)
+        return self.as_far_as_this(SiteMode(self.placement, self.key, root, self.ids, self.row_dims))
+
+    def as_far_as_this(self, mode: SiteMode) -> SiteMode:
+        """Another mode, brought to where this one stands."""
+        mode.modules, mode.calls, mode.muted = list(self.modules), dict(self.calls), self.muted
         return mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        role = _ROLES.get(func)
+        if role is None:
+            return func(*args) if kwargs is None else func(*args, **kwargs)
         kwargs = kwargs or {}
         if torch.compiler.is_compiling() and not self.compiled:  # names would get lost: run it as it is
-            raise RuntimeError("a part of an injected model cannot be compiled, only the whole model")
+            raise RuntimeError(WHOLE)
+        if role:
+            return func(*args, **kwargs) if self.muted else self.site(role, func, args, kwargs)
         if func is enter_module:
             return self.enter(*args)
         if func is leave_module:
             return self.leave(*args)
-        if func is enter_model:
-            raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
         if func is draw_layer:
             return self._layer(*args, **kwargs)
         if func is draw_standard:
             return self._standard(*args)
-        if func is F.multi_head_attention_forward and not self._noiseless():
-            return multi_head_attention_forward(self, *args, **kwargs)
-        kind = KINDS.get(func)
-        if kind is None or self._noiseless():
-            return func(*args, **kwargs)
-        return self.site(kind, func, args, kwargs)
+        if func is F.multi_head_attention_forward:
+            return func(*args, **kwargs) if self.muted else multi_head_attention_forward(self, *args, **kwargs)
+        raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
 
     def enter(self, path: str, module: nn.Module) -> None:
         """A submodule begins."""
         self.modules.append((path, module))
+        self.muted += getattr(type(module), "noiseless", False)
 
     def leave(self, path: str) -> None:
         """A submodule has ended."""
         if self.modules[-1][0] == path:  # not so if a hook raised before the module was entered
-            self.modules.pop()
+            _, module = self.modules.pop()
+            self.muted -= getattr(type(module), "noiseless", False)
+
+    def is_known(self, spot: Spot, value: Tensor) -> bool:
+        """Whether all about the noise of a value is known beforehand: levels, place, and that its rows come first."""
+        return (
+            spot.args is not None
+            and spot.dim == 0
+            and value.dim() > 0
+            and len(value) == self.key.batch
+            and value.device == self.place
+        )
+
+    def spot(self, name: str, module: nn.Module) -> Spot:
+        """What is known of the site of this name, whose innermost module is `module`."""
+        spot = self.spots.get(name)
+        if spot is None:
+            spot = spot_of(self.placement, name, module, self._id, self._row_dim)
+            if not self.compiled:  # a graph would be guarded on the table
+                self.spots[name] = spot
+        return spot
 
     def name(self, kind: str) -> str:
         """The name of the call of an operation that begins now."""
@@ -124,7 +181,13 @@ class SiteMode(ModelMode):
 
     def noise_at(self, name: str) -> Noise | None:
         """The placement's noise at a site of the module that runs now."""
-        return self.placement.at(name, self.modules[-1][1])
+        module = self.modules[-1][1]
+        return self.spot(name, module).noise if self.always or self.placement.on(module) else None
+
+    def hardware_at(self, name: str) -> Sequence[Device] | None:
+        """The placement's devices at a contraction of the module that runs now."""
+        module = self.modules[-1][1]
+        return self.spot(name, module).hardware if self.always or self.placement.on(module) else None
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
         """One call of an operation that makes a site."""
@@ -133,7 +196,7 @@ class SiteMode(ModelMode):
         if kind == "batch_norm":
             self._refuse_mixed_draws(name, args, kwargs)
         if kind in CONTRACTION_KINDS and not self.tracing:
-            hardware = self.placement.hardware_at(name, self.modules[-1][1])
+            hardware = self.hardware_at(name)
             if hardware is not None:
                 return self._on_hardware(name, CONTRACTION_KINDS[kind], noise, hardware, args, kwargs, row_dim)
         if noise is None and self.record is None:
@@ -162,6 +225,10 @@ class SiteMode(ModelMode):
             return clean
         if noise is None or not clean.is_floating_point():
             return clean
+        spot = self.spots.get(name)
+        if spot is not None and spot.noise is noise and row_dim is None and self.is_known(spot, clean):
+            add, mul, mode, kind = spot.args  # type: ignore[misc]
+            return called(_perturb, clean, 0, add, mul, *self.common, spot.id, mode, kind, False)
         dim = self._row_dim(name) if row_dim is None else row_dim
         if dim is None or not -clean.dim() <= dim < clean.dim() or clean.shape[dim] != self.key.batch:
             raise RuntimeError(self._no_rows(name, clean))
@@ -188,8 +255,7 @@ class SiteMode(ModelMode):
             noise = noise.scaled(level if level.dim() == 0 else level.reshape(1, -1, *[1] * (rank - 1)))
         placement, repeats = self.placement, self.placement.repeats_at(name)
         scale = 1.0 / item_size if placement.normalize_to_input_size and item_size > 0 else 1.0
-        if noise.mode != "add_mul" and noise.kind == "gaussian":  # else the mean of R is no noise of the same kind
-            scale, repeats = scale / math.sqrt(repeats), 1
+        scale, repeats = scale_and_repeats(noise, repeats, scale)
         return (noise if scale == 1.0 else noise.scaled(scale)), repeats
 
     def _key(self, name: str) -> dict[str, Any]:
@@ -238,7 +304,7 @@ class SiteMode(ModelMode):
         name = self.name(kind)
         own, hardware = self.placement.layers_own, kwargs.pop("hardware", None)
         chosen = noise if own else self.noise_at(name)
-        hardware = hardware if own else self.placement.hardware_at(name, self.modules[-1][1])
+        hardware = hardware if own else self.hardware_at(name)
         if hardware is not None and not self.tracing:
             return self._on_hardware(name, op, chosen, hardware, (x, *args), kwargs)
         alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
@@ -276,10 +342,6 @@ class SiteMode(ModelMode):
             hardware = [device.scaled(level) for device in hardware]
         y = op(x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, **self._key(name)).movedim(0, dim)
         return self.at(name, noise, y, row_dim)
-
-    def _noiseless(self) -> bool:
-        """Whether a module runs in which no operation is a site."""
-        return any(getattr(type(module), "noiseless", False) for _, module in self.modules)
 
     def _standard(self, x: Tensor, name: str) -> Tensor:
         number = self.calls.get(name, 0)

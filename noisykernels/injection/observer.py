@@ -62,9 +62,8 @@ class _Watching(SiteMode):
         return noisy.clone() if self.gradients else noisy
 
     def resumed(self) -> SiteMode:
-        mode = _watching(None, self.gradients)(self.placement, self.key, self.modules[0][1], self.ids, self.row_dims)
-        mode.modules, mode.calls = list(self.modules), dict(self.calls)
-        return mode
+        make = _watching(None, self.gradients)
+        return self.as_far_as_this(make(self.placement, self.key, self.modules[0][1], self.ids, self.row_dims))
 
 
 def _watching(look: Look | None, gradients: bool) -> Callable[..., SiteMode]:

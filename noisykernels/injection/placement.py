@@ -56,8 +56,8 @@ class Placement:
         return self.noise is None and self.hardware is None
 
     def at(self, name: str, module: nn.Module) -> Noise | None:
-        """The noise of the site with this name, whose innermost module is `module`."""
-        if self.noise is None or not self.on(module):
+        """The noise of the site with this name, whose innermost module is `module`, where it is on."""
+        if self.noise is None:
             return None
         if isinstance(self.noise, dict):
             noise: Noise | None = _found(self.noise, name, None)
@@ -77,8 +77,8 @@ class Placement:
         return None
 
     def hardware_at(self, name: str, module: nn.Module) -> Sequence[Device] | None:
-        """The devices of the contraction with this name, whose innermost module is `module`."""
-        if self.hardware is None or not self.on(module):
+        """The devices of the contraction with this name, whose innermost module is `module`, where they are on."""
+        if self.hardware is None:
             return None
         if isinstance(self.hardware, dict):
             found: Sequence[Device] | None = _found(self.hardware, name, None)

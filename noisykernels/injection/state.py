@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels.injection.block import Block
+from noisykernels.injection.leaves import LEAVES, Leaf, Swapped, is_leaf, leaf_class
 from noisykernels.injection.mode import ForwardKey, Record, SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site
-from noisykernels.nn.signals import enter_model, enter_module, leave_module
+from noisykernels.injection.spot import Spot
+from noisykernels.nn.modules import NoisyLayer
+from noisykernels.nn.signals import enter_model, enter_module, leave_module, run_quietly
 from noisykernels.noise.arguments import seed_tensor
 
 __all__ = [
@@ -24,10 +27,14 @@ __all__ = [
     "NoiseState",
     "announce",
     "begin",
+    "hear",
     "injected_class",
+    "is_part",
+    "mark",
     "original_class",
     "silence",
     "state_of",
+    "unmark",
 ]
 
 
@@ -52,6 +59,8 @@ class NoiseState(nn.Module):
         self.parameters_of_forward = parameters
         self.draws_noise = draws_noise  # False: nothing in the model can draw
         self.for_rows = for_rows  # False: chips alone, the same for all rows, as far as is known
+        self.needs_mode = False  # layers draw, or attention is taken apart, wherever noise is placed
+        self.announced = False  # submodules tell the running mode of themselves
         self.site_ids: dict[str, int] = {}
         self.row_dims: dict[str, int | None] = {}  # of the traced sites
         self.traced: list[Site] = []
@@ -59,6 +68,35 @@ class NoiseState(nn.Module):
         self.block: Block | None = None  # the block of `noise_state` that is entered
         for name in ("seed", "draws", "rows", "next_row", "level"):  # next_row: where rows count on from call to call
             self.register_buffer(name, None, persistent=False)
+
+    @property
+    def placement(self) -> Placement:
+        """What `inject` was asked for."""
+        return self._placement
+
+    @placement.setter
+    def placement(self, placement: Placement) -> None:
+        self._placement = placement
+        self.spots: dict[str, Spot] = {}  # what is known of sites under it
+
+    def look(self, model: nn.Module) -> None:
+        """Takes note of the layers of a model that need the mode also where nothing is placed."""
+        self.needs_mode = any(
+            isinstance(m, NoisyLayer | nn.MultiheadAttention) or getattr(type(m), "noiseless", False)
+            for m in model.modules()
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the forward is that of the original class: nothing is placed, drawn or repeated."""
+        buffers = self._buffers  # read at every forward, of models that may be small
+        return (
+            self._placement.silent
+            and not self.needs_mode
+            and buffers["draws"] is None
+            and buffers["level"] is None
+            and buffers["next_row"] is None  # rows are counted
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         level = self.level
@@ -68,7 +106,7 @@ class NoiseState(nn.Module):
         return self
 
 
-class Injected:
+class Injected(Swapped):
     """What the class of an injected model adds to the original one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +116,12 @@ class Injected:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original class's, inside the mode that injects."""
         model: Any = self
-        mode, args, kwargs = begin(model, state_of(model), args, kwargs)
+        state = state_of(model)
+        if state.quiet:
+            if state.announced:
+                hear(model, state, False)
+            return run_quietly(super().forward, args, kwargs)  # type: ignore[misc]
+        mode, args, kwargs = begin(model, state, args, kwargs)
         with mode:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
@@ -87,11 +130,9 @@ class Injected:
         state_of(model)._apply(fn)
         return super()._apply(fn, recurse)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # pickles name the original class
-        build, args, *rest = tuple(super().__reduce_ex__(protocol))
-        original = original_class(type(self))
-        args = tuple(original if a is type(self) else a for a in args)
-        return (_rebuild, (build, args), *rest)
+    @staticmethod
+    def _stand_in(original: type) -> type:
+        return injected_class(original)
 
 
 _CLASSES: dict[type, type] = {}
@@ -107,13 +148,8 @@ def injected_class(original: type) -> type:
 
 def original_class(injected: type) -> type:
     """The counterpart of `injected_class`."""
-    return injected.__bases__[1]
-
-
-def _rebuild(build: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    model = build(*args)
-    model.__class__ = injected_class(type(model))
-    return model
+    original: type = injected.__bases__[1]
+    return original
 
 
 class Enter:
@@ -138,10 +174,36 @@ class Leave:
         leave_module(self.path)
 
 
-def announce(model: nn.Module) -> None:
-    """Makes every submodule tell the running mode when it begins and ends."""
+def mark(model: nn.Module) -> None:
+    """Tells every submodule its path, by which others see that it is part of an injected model."""
     for path, module in model.named_modules():
         if path:
+            module.__dict__["_noise_path"] = path
+
+
+def unmark(model: nn.Module) -> None:
+    """The counterpart of `mark`."""
+    for module in model.modules():
+        module.__dict__.pop("_noise_path", None)
+
+
+def is_part(module: nn.Module) -> bool:
+    """Whether a module is part of an injected model."""
+    return "_noise_path" in module.__dict__
+
+
+def announce(model: nn.Module) -> None:
+    """Makes every submodule tell the running mode when it begins and ends."""
+    for module in model.modules():
+        path = module.__dict__.get("_noise_path")
+        if path is None:
+            continue
+        if is_leaf(module):
+            own: Any = type(module)
+            kind = LEAVES[own]
+            module.__dict__["_noise_leaf"] = path, kind, f"{path}:{kind}", f"{path}:{kind}#0"
+            module.__class__ = leaf_class(own)
+        else:
             module.register_forward_pre_hook(Enter(path))
             module.register_forward_hook(Leave(path), always_call=True)
 
@@ -149,10 +211,20 @@ def announce(model: nn.Module) -> None:
 def silence(model: nn.Module) -> None:
     """The counterpart of `announce`."""
     for module in model.modules():
+        # A class of somebody else's on top of the leaf's stays: without the note, the leaf's does nothing.
+        if module.__dict__.pop("_noise_leaf", None) is not None and type(module).__bases__[0] is Leaf:
+            module.__class__ = original_class(type(module))
         for hooks, ours in ((module._forward_pre_hooks, Enter), (module._forward_hooks, Leave)):
             for number in [n for n, hook in hooks.items() if isinstance(hook, ours)]:
                 del hooks[number]
                 module._forward_hooks_always_called.pop(number, None)
+
+
+def hear(model: nn.Module, state: NoiseState, wanted: bool) -> None:
+    """Announces a model's submodules, or silences them, where that is not so yet; compiled code leaves them alone."""
+    if state.announced is not wanted and not torch.compiler.is_compiling():
+        (announce if wanted else silence)(model)
+        state.announced = wanted
 
 
 def state_of(model: nn.Module) -> NoiseState:
@@ -171,6 +243,7 @@ def begin(
 ) -> tuple[SiteMode, tuple[Any, ...], dict[str, Any]]:
     """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`."""
     enter_model()
+    hear(model, state, True)
     placement = state.placement
     names = state.parameters_of_forward
     positional = [names[i] if i < len(names) else i for i in range(len(args))]
@@ -196,7 +269,7 @@ def begin(
         carrying = {n: torch.cat([a] * count, dim) for n, a in carrying.items()}
     first = next(iter(carrying.values()))
     seed = state.seed
-    if seed is None and record is None and state.draws_noise:
+    if seed is None and record is None and (state.draws_noise or not placement.silent):
         seed = seed_tensor("noise_state", None, first.device)
     level = state.level
     if level is not None and level.dim() == 1 and level.shape[0] * count != first.shape[dim]:
@@ -207,6 +280,8 @@ def begin(
     rows = None if record is not None else _rows(state, data, dim)
     key = ForwardKey(seed, draws, rows, first.shape[dim], level)
     mode = make(placement, key, model, state.site_ids, state.row_dims, record)
+    if record is None and not mode.compiled:  # a graph would be guarded on the table
+        mode.spots = state.spots
     floats = [n for n, a in tensors.items() if a.is_floating_point()]
     in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]
     for number, n in enumerate(in_order):

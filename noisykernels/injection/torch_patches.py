@@ -16,7 +16,7 @@ from torch.utils import checkpoint
 
 from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.mode import SiteMode
-from noisykernels.injection.state import Injected, announce, silence
+from noisykernels.injection.state import Injected, announce, mark, silence, state_of, unmark
 
 __all__ = ["keep_noise"]
 
@@ -32,14 +32,19 @@ def _again(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         gone = not isinstance(root, Injected)  # the noise was removed since
+        silent = gone or not state_of(root).announced
         if gone:
+            mark(root)
+        if silent:
             announce(root)
         try:
             with start.resumed():
                 return function(*args, **kwargs)
         finally:
-            if gone:
+            if silent:
                 silence(root)
+            if gone:
+                unmark(root)
 
     return run
 

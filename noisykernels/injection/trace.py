@@ -50,7 +50,7 @@ def trace(model: nn.Module, example_input: Any) -> list[Site]:
     state.carriers = {n: a is not b for n, (a, b) in given.items()}
     state.site_ids = {site.name: site.id for site in found}
     state.row_dims = {site.name: site.row_dim for site in found}
-    state.traced = found
+    state.traced, state.spots = found, {}
     return list(found)
 
 

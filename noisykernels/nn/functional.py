@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,6 +147,14 @@ def _same_padding(
     if any(s != 1 for s in stride):
         raise ValueError(f"{name}: padding='same' needs stride 1, got {stride}")
     return [dilation[d] * (weight.shape[2 + d] - 1) for d in range(dims)]  # the total, both sides together
+
+
+@functools.lru_cache(maxsize=2**10)
+def geometry_of(dims: int, stride: Size, padding: Size, dilation: Size, groups: int) -> Geometry:
+    """Of a convolution that is not transposed, from sizes that a module holds, as the operator takes it."""
+    name = f"conv{dims}d"
+    stride_, padding_ = ints(name, "stride", stride, dims), ints(name, "padding", padding, dims)
+    return stride_, padding_, ints(name, "dilation", dilation, dims), False, [0] * dims, groups
 
 
 def _placed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,16 @@ from torch.overrides import TorchFunctionMode, handle_torch_function
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
 
-__all__ = ["STANDARD", "ModelMode", "draw_layer", "draw_standard", "enter_model", "enter_module", "leave_module"]
+__all__ = [
+    "STANDARD",
+    "ModelMode",
+    "draw_layer",
+    "draw_standard",
+    "enter_model",
+    "enter_module",
+    "leave_module",
+    "run_quietly",
+]
 
 
 class ModelMode(TorchFunctionMode):
@@ -29,11 +39,40 @@ class ModelMode(TorchFunctionMode):
 
 def _running() -> ModelMode | None:
     """The mode of the injected model that runs now. Not for compiled code: that sees modes by their effect only."""
-    for i in reversed(range(torch._C._len_torch_function_stack())):
+    i = torch._C._len_torch_function_stack()
+    while i:
+        i -= 1
         mode = torch._C._get_function_stack_at(i)
         if isinstance(mode, ModelMode):
             return mode
     return None
+
+
+class _Quiet(threading.local):
+    """Whether this thread runs an injected model in which nothing draws, and so without a mode."""
+
+    running = False
+
+
+_QUIET = _Quiet()
+
+
+def run_quietly(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The forward of an injected model in which nothing draws: no mode sees its operations."""
+    if torch.compiler.is_compiling():
+        return forward(*args, **kwargs)
+    enter_model()
+    _QUIET.running = True
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        _QUIET.running = False
+
+
+def _refuse_new() -> None:
+    """A layer draws by itself, which is right only outside of injected models."""
+    if not torch.compiler.is_compiling() and _QUIET.running:
+        raise RuntimeError("a layer that draws was put into an injected model: inject() it again")
 
 
 def _tell(notice: Callable[..., None], *args: Any) -> None:
@@ -46,7 +85,7 @@ def enter_model() -> None:
     """An injected model begins its forward: not within that of another."""
     if torch.compiler.is_compiling():
         _tell(enter_model)
-    elif _running() is not None:
+    elif _QUIET.running or _running() is not None:
         raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
 
 
@@ -72,6 +111,7 @@ def draw_layer(
     """A noisy layer's operation: a site of the model that runs, or alone, with a fresh seed."""
     if torch._C._is_torch_function_mode_enabled():
         return handle_torch_function(draw_layer, (x,), op, kind, noise, x, *args, **kwargs)
+    _refuse_new()
     return op(x, *args, noise=noise, **kwargs)
 
 
@@ -84,4 +124,5 @@ def draw_standard(x: Tensor, name: str) -> Tensor:
     """
     if torch._C._is_torch_function_mode_enabled():
         return handle_torch_function(draw_standard, (x,), x, name)
+    _refuse_new()
     return perturb(torch.zeros_like(x), STANDARD)

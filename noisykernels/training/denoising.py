@@ -15,6 +15,7 @@ from noisykernels._util.checks import whole
 from noisykernels._util.runtime import unwrap
 from noisykernels.injection.api import sites
 from noisykernels.injection.site import Names, Site, meets, path_of
+from noisykernels.injection.state import Injected, state_of
 from noisykernels.nn.signals import draw_standard, enter_module, leave_module
 from noisykernels.training.gradients import SiteGradient
 
@@ -169,6 +170,7 @@ class insert_denoising:
         for name, host in hosts.items():
             host.add_module(ATTRIBUTE, blocks[name])
             self._handles.append(host.register_forward_hook(_follow))
+        _look_again(target)
 
     def remove(self) -> nn.Module:
         """Takes the blocks out and returns the model as it was, modes and all; done already, it does nothing."""
@@ -181,6 +183,7 @@ class insert_denoising:
         for module, training in self._modes:
             module.training = training
         self._handles, self._before, self._modes, self._hosts = [], [], [], {}
+        _look_again(self.model)
         return self.model
 
     def __enter__(self) -> insert_denoising:
@@ -188,6 +191,12 @@ class insert_denoising:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+def _look_again(model: nn.Module) -> None:
+    """An injected model is told that its layers have changed."""
+    if isinstance(model, Injected):
+        state_of(model).look(model)
 
 
 def _evaluate(module: nn.Module, args: Any) -> None:

@@ -1,0 +1,174 @@
+"""torch's own layers in an injected model: from the module's call straight to the operator.
+
+What these layers do is known, so that neither hooks nor a torch-function mode are needed to see it: while a model is
+injected such a module is of a subclass whose forward asks the running mode once. Everything else (subclasses, modules
+with hooks or with a forward of their own, layers of users) tells the mode by hooks, to the same names and noise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisykernels.injection.kinds import CONTRACTION_KINDS
+from noisykernels.injection.mode import WHOLE, SiteMode, called
+from noisykernels.injection.spot import Spot
+from noisykernels.nn.functional import geometry_of
+from noisykernels.nn.signals import enter_module, leave_module
+
+__all__ = ["LEAVES", "Leaf", "Swapped", "is_leaf", "leaf_class"]
+
+# The kind of the one site that a layer's forward makes, which is its result; None: it makes none.
+LEAVES: dict[type[nn.Module], str | None] = {
+    nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d",
+    nn.BatchNorm1d: "batch_norm", nn.BatchNorm2d: "batch_norm", nn.BatchNorm3d: "batch_norm",
+    nn.LayerNorm: "layer_norm", nn.GroupNorm: "group_norm", nn.RMSNorm: "rms_norm",
+    nn.ReLU: "relu", nn.ReLU6: "hardtanh", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu", nn.SELU: "selu", nn.GELU: "gelu",
+    nn.SiLU: "silu", nn.Mish: "mish", nn.Softplus: "softplus", nn.Hardtanh: "hardtanh", nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid",
+    nn.MaxPool1d: "max_pool1d", nn.MaxPool2d: "max_pool2d", nn.AvgPool1d: "avg_pool1d", nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d", nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.Identity: None, nn.Flatten: None, nn.Dropout: None, nn.Embedding: None,
+}  # fmt: skip
+
+
+def _special_convolution(mode: SiteMode, told: dict[str, Any]) -> bool:
+    return mode.on_hardware or told["padding_mode"] != "zeros" or isinstance(told["padding"], str)
+
+
+# Whether a layer with these attributes does more than its kind says, or is not made by its own operator: by kind, where
+# it can be so.
+_SPECIAL: dict[str | None, Callable[[SiteMode, dict[str, Any]], Any]] = {
+    "linear": lambda mode, told: mode.on_hardware,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _special_convolution),
+    "batch_norm": lambda mode, told: told["training"],
+    **dict.fromkeys(("max_pool1d", "max_pool2d"), lambda mode, told: told["return_indices"]),
+    **dict.fromkeys(
+        ("relu", "hardtanh", "leaky_relu", "elu", "selu", "silu", "mish", "hardswish", "hardsigmoid"),
+        lambda mode, told: told["inplace"],
+    ),
+}
+
+_ops = torch.ops.noisykernels
+_linear, _convolution = _ops.linear.default._op, _ops.convolution.default._op
+_pop_mode, _push_mode = torch._C._pop_torch_function_stack, torch._C._push_on_torch_function_stack
+
+
+class Swapped:
+    """An object whose class stands in for another, to which copies and pickles go back."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        build, args, *rest = tuple(super().__reduce_ex__(protocol))
+        original = type(self).__bases__[-1]
+        args = tuple(original if a is type(self) else a for a in args)
+        return (_rebuild, (build, args, self._stand_in), *rest)
+
+    @staticmethod
+    def _stand_in(original: type) -> type:
+        raise NotImplementedError
+
+
+def _rebuild(build: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[type], type]) -> Any:
+    made = build(*args)
+    made.__class__ = stand_in(type(made))
+    return made
+
+
+class Leaf(Swapped):
+    """What the class of a leaf adds to torch's."""
+
+    @staticmethod
+    def _stand_in(original: type) -> type:
+        return leaf_class(original)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers as it comes."""
+    return (
+        type(module) in LEAVES
+        and "forward" not in module.__dict__
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def _straight(mode: SiteMode, module: Any, known: Any, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The call of a leaf, whose forward is `plain`, with its mode out of the way."""
+    if torch.compiler.is_dynamo_compiling():  # a part that is compiled alone
+        raise RuntimeError(WHOLE)
+    told = module.__dict__
+    path, kind, stem, first = known
+    special = _SPECIAL.get(kind)
+    if kind is not None and (kwargs or len(args) != 1 or (special is not None and special(mode, told))):
+        mode.enter(path, module)
+        try:
+            return plain(module, *args, **kwargs)
+        finally:
+            mode.leave(path)
+    _pop_mode()
+    try:
+        if kind is None or mode.muted:
+            return plain(module, *args, **kwargs)
+        number = mode.calls.get(stem, 0)
+        mode.calls[stem] = number + 1
+        name = f"{stem}#{number}" if number else first
+        spot = mode.spots.get(name) or mode.spot(name, module)
+        if spot.noise is None or not (mode.always or mode.placement.on(module)):
+            return plain(module, *args)
+        if spot.args is not None and kind in CONTRACTION_KINDS:
+            out = _in_one(mode, told, kind, spot, args[0])
+            if out is not None:
+                return out
+        return mode.at(name, spot.noise, plain(module, *args))
+    finally:
+        _push_mode(mode)
+
+
+def _in_one(mode: SiteMode, told: dict[str, Any], kind: str, spot: Spot, x: Tensor) -> Tensor | None:
+    """A contraction with its noise in one operator, from a layer's attributes; None where the noise must come after."""
+    parameters = told["_parameters"]
+    weight, rank = parameters.get("weight"), x.dim()  # which is not there if it is made of others
+    if weight is None or "bias" not in parameters or rank < 2 or not mode.is_known(spot, x):
+        return None
+    add, mul, order, of_kind = spot.args  # type: ignore[misc]
+    noise = (False, add, mul, *mode.common, spot.id, order, of_kind, False)
+    if kind == "linear":
+        return called(_linear, x, weight, parameters["bias"], *noise)
+    if rank != weight.dim():
+        return None
+    sizes = told["stride"], told["padding"], told["dilation"], told["groups"]
+    return called(_convolution, x, weight, parameters["bias"], *geometry_of(rank - 2, *sizes), *noise)
+
+
+@functools.cache
+def leaf_class(original: Any) -> type[nn.Module]:
+    """The class of a leaf while its model is injected: the same one every time."""
+    plain: Callable[..., Any] = original.forward
+    size, top = torch._C._len_torch_function_stack, torch._C._get_function_stack_at
+    compiling = torch.compiler.is_dynamo_compiling
+
+    @functools.wraps(plain)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        known = self.__dict__.get("_noise_leaf")
+        if known is None:  # silent since; the class is still there under a later one, such as a parametrization's
+            return plain(self, *args, **kwargs)
+        if not compiling():
+            count = size()
+            if count == 0:
+                return plain(self, *args, **kwargs)
+            mode = top(count - 1)
+            if isinstance(mode, SiteMode) and mode.knows_leaves:
+                return _straight(mode, self, known, plain, args, kwargs)
+        path = known[0]
+        enter_module(path, self)
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            leave_module(path)
+
+    names = {"__module__": original.__module__, "__doc__": original.__doc__, "forward": forward}
+    return type(original.__name__, (Leaf, original), names)

@@ -1,0 +1,62 @@
+"""What is known of a site before a forward reaches it: found once for each placement, not at every call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from noisykernels.hardware.device import Device
+from noisykernels.injection.placement import Placement
+from noisykernels.noise.arguments import FLOAT32_MAX
+from noisykernels.noise.description import Noise
+
+__all__ = ["Spot", "scale_and_repeats", "spot_of"]
+
+
+@dataclass(slots=True)
+class Spot:
+    """What is placed at a site, under which id.
+
+    Args:
+        noise, hardware: in the modes in which they enter.
+        id: of the site; 0 where nothing enters.
+        dim: the dimension that counts rows.
+        args: the noise as operators take it, levels and all: add, mul, mode, kind; None: it depends on the call.
+    """
+
+    noise: Noise | None
+    hardware: Sequence[Device] | None
+    id: int
+    dim: int | None
+    args: tuple[Tensor | None, Tensor | None, int, int] | None
+
+
+def scale_and_repeats(noise: Noise, repeats: int, scale: float = 1.0) -> tuple[float, int]:
+    """A factor of levels with the mean of repeats in it, and the repeats that must be drawn one by one."""
+    if noise.mode != "add_mul" and noise.kind == "gaussian":  # else the mean of R is no noise of the same kind
+        return scale / math.sqrt(repeats), 1
+    return scale, repeats
+
+
+def spot_of(
+    placement: Placement,
+    name: str,
+    module: nn.Module,
+    id_of: Callable[[str], int],
+    dim_of: Callable[[str], int | None],
+) -> Spot:
+    """The spot of the site with this name, whose innermost module is `module`."""
+    noise, hardware = placement.at(name, module), placement.hardware_at(name, module)
+    if noise is None and hardware is None:
+        return Spot(None, None, 0, None, None)
+    args = None
+    # Levels from numbers have been looked at, and are 0-d and on the CPU whatever the value is.
+    if noise is not None and noise.trusted and noise.largest <= FLOAT32_MAX:
+        scale, repeats = scale_and_repeats(noise, placement.repeats_at(name))
+        if repeats == 1:
+            same = noise if scale == 1.0 else noise.scaled(scale)
+            args = same.add, same.mul, same.mode_index, same.kind_index
+    return Spot(noise, hardware, id_of(name), dim_of(name), args)
