@@ -1,0 +1,190 @@
+"""What recording a model takes as it grows deeper, what a walk's memory comes to, and where recording pays.
+
+`python bench/bench_recording.py [PICTURE]` prints three tables and draws the first: seconds of one core and memory beyond the
+model against the number of blocks of a transformer (128 wide, 16 tokens); the peak of a process that walks a transformer
+of 256 tokens in 64 MiB, by both engines; and the seconds of a walk on six rows of DenseNet-121 (its own layout, random
+weights, 64 x 64 pixels), shared against plain. Memory is the process's own peak (Linux), from a fresh process each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import noisykernels as nk
+from noisykernels._graph.recorder import record_tape
+
+DEPTHS = (2, 4, 8, 16, 32, 48)
+MIB = 2**20
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual sums of both."""
+        h = self.before(x)
+        q, k, v = (f(h).unflatten(-1, (4, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.between(x))))
+
+
+class Transformer(nn.Sequential):
+    """Blocks, and a head on the last token."""
+
+    def __init__(self, blocks: int, width: int) -> None:
+        super().__init__(*(Block(width) for _ in range(blocks)), nn.Linear(width, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of the last token."""
+        scores: Tensor = super().forward(x)[:, -1]
+        return scores
+
+
+class Dense(nn.Module):
+    """A layer of DenseNet: its result beside what it was given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.a, self.wide = nn.BatchNorm2d(channels), nn.Conv2d(channels, 128, 1, bias=False)
+        self.b, self.narrow = nn.BatchNorm2d(128), nn.Conv2d(128, 32, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """32 channels more."""
+        h = self.narrow(F.relu(self.b(self.wide(F.relu(self.a(x), inplace=True))), inplace=True))
+        return torch.cat([x, h], 1)
+
+
+def densenet121() -> nn.Module:
+    """The layout of DenseNet-121 (arXiv 1608.06993)."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(True),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    channels = 64
+    for i, depth in enumerate((6, 12, 24, 16)):
+        for _ in range(depth):
+            layers.append(Dense(channels))
+            channels += 32
+        if i < 3:
+            layers += [
+                nn.BatchNorm2d(channels),
+                nn.ReLU(True),
+                nn.Conv2d(channels, channels // 2, 1, bias=False),
+                nn.AvgPool2d(2),
+            ]
+            channels //= 2
+    return nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU(True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(channels, 10))  # fmt: skip
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """Bytes that a call takes at most beyond what the process has."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+def recording(blocks: int) -> dict[str, float]:
+    """Seconds of one core, and memory in rows' worth of the values of one block."""
+    torch.manual_seed(0)
+    model, x = Transformer(blocks, 128).eval(), torch.randn(4, 16, 128)
+    with nk.inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():
+        record_tape(injected, x)  # what is loaded the first time
+        start = time.process_time()
+        record_tape(injected, x)
+        seconds = time.process_time() - start
+        return {"seconds": seconds, "mib": peak(lambda: record_tape(injected, x)) / MIB}
+
+
+def walking(engine: str, memory: int) -> dict[str, float]:
+    """The peak of a walk at the first and at the last block."""
+    torch.manual_seed(0)
+    model, x, y = Transformer(4, 256).eval(), torch.randn(64, 256, 256), torch.zeros(64, dtype=torch.long)
+    how: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[0.1, 1.0], draws=2, seed=1)
+    small = Transformer(1, 16).eval()
+    nk.walk(small, (x[:, :4, :16], y), **how, compute=nk.Compute(engine=engine))  # what is loaded the first time
+    compute = nk.Compute(engine=engine, memory=memory)
+    return {"mib": peak(lambda: nk.walk(model, (x, y), **how, sites=["0.o", "3.down"], compute=compute)) / MIB}
+
+
+def few_rows() -> dict[str, float]:
+    """CPU seconds of a walk on six rows at every tenth site."""
+    torch.manual_seed(0)
+    model, x, y = densenet121().eval(), torch.randn(6, 3, 64, 64), torch.zeros(6, dtype=torch.long)
+    chosen = [s.name for s in nk.sites(model, x[:2])][::10]
+    found = {}
+    for engine in ("plain", "auto", "shared", "plain", "auto", "shared"):
+        start = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=[0.1, 1.0, 10.0], draws=3, seed=1, sites=chosen,
+                    compute=nk.Compute(engine=engine))  # fmt: skip
+        found[engine] = time.process_time() - start  # the second is kept: the first loads things
+    return found
+
+
+def apart(call: str) -> dict[str, float]:
+    """A measurement in a process of its own."""
+    told = subprocess.run([sys.executable, __file__, "--only", call], capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(told.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Prints the tables; the picture goes to the path given."""
+    table = {n: apart(f"recording({n})") for n in DEPTHS}
+    print("blocks  seconds  per block  MiB")
+    for n, row in table.items():
+        print(f"{n:6d} {row['seconds']:8.3f} {row['seconds'] / n:10.4f} {row['mib']:5.1f}")
+    for engine in ("shared", "plain"):
+        print(f"{engine:7s} walk, 64 MiB asked for: {apart(f'walking({engine!r}, 64 * MIB)')['mib']:.0f} MiB taken")
+    print("six rows of DenseNet-121, CPU s:", ", ".join(f"{k} {v:.1f}" for k, v in apart("few_rows()").items()))
+    if len(sys.argv) > 1:
+        import matplotlib.pyplot as plt
+
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+        left.plot(list(table), [row["seconds"] for row in table.values()], "o-")
+        left.set(
+            xlabel="blocks", ylabel="seconds of one core", title="time of recording", ylim=(0, None), xlim=(0, None)
+        )
+        right.plot(list(table), [row["mib"] for row in table.values()], "o-")
+        right.set(
+            xlabel="blocks", ylabel="MiB beyond the model", title="memory of recording", ylim=(0, None), xlim=(0, None)
+        )
+        figure.savefig(sys.argv[1], dpi=110)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--only"]:
+        print(json.dumps(eval(sys.argv[2])))  # noqa: S307  # one of the calls above
+    else:
+        main()
