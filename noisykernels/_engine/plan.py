@@ -59,7 +59,7 @@ def choose_plan(tape: Tape, memory: int, most_rows: int, device: torch.device) -
     rows = max(1, min(most_rows, memory // (4 * sum(sizes))))
     if device.type != "cpu":
         return Plan(rows, max(max(sizes), memory // 4), memory // 4)
-    return Plan(min(ROWS, rows), max(max(sizes), min(FAR, memory // 4)), NEAR)
+    return Plan(min(ROWS, rows), max(max(sizes), min(FAR, memory // 8)), NEAR)
 
 
 # What sharing work costs before it gains anything, in passes of one row through the whole model: recording it, and at
