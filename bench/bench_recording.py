@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -169,8 +170,6 @@ def main() -> None:
         print(f"{engine:7s} walk, 64 MiB asked for: {apart(f'walking({engine!r}, 64 * MIB)')['mib']:.0f} MiB taken")
     print("six rows of DenseNet-121, CPU s:", ", ".join(f"{k} {v:.1f}" for k, v in apart("few_rows()").items()))
     if len(sys.argv) > 1:
-        import matplotlib.pyplot as plt
-
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
         left.plot(list(table), [row["seconds"] for row in table.values()], "o-")
         left.set(

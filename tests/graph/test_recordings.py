@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import noisykernels as nk
 from noisykernels._graph.recorder import record_tape
-from noisykernels._graph.tape import NotTraceable, Tape
+from noisykernels._graph.tape import NotTraceable, Step, Tape
 
 LEVELS, DRAWS = [0.0, 0.5, 2.0, 8.0], 2
 
@@ -374,3 +374,23 @@ def test_other_code_for_more_rows_is_found_on_a_whole_chunk() -> None:
                         compute=nk.Compute(draws_per_pass=1))  # fmt: skip
     assert told[0].filename == __file__
     assert [r.correct for r in study.records] == counts(model, x, y, "a:linear#0")
+
+
+def test_recording_runs_each_operation_a_fixed_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear in the depth: of the model itself three times, of each step three times, whatever follows a site."""
+    counted = 0
+    run = Step.run
+
+    def counting(self: Step, values: Any, rows: int) -> None:
+        nonlocal counted
+        counted += 1
+        run(self, values, rows)
+
+    monkeypatch.setattr(Step, "run", counting)
+    for depth in (4, 40):
+        counted = 0
+        layers = [layer for _ in range(depth) for layer in (nn.Linear(6, 6), nn.ReLU())]
+        model, x = nn.Sequential(*layers, nn.Linear(6, 4)).eval(), torch.randn(4, 6)
+        with nk.inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():
+            assert len(record_tape(injected, x).steps) == 2 * depth + 1
+        assert counted == 3 * (2 * depth + 1)
