@@ -27,10 +27,10 @@ class Passes:
 
 
 def choose_passes(sites: Sequence[Site], memory: int, rows: int, draws: int) -> Passes:
-    """At most so many rows and draws, and no more than fit into `memory` bytes: a pass holds about ten values of the
+    """At most so many rows and draws, and no more than fit into `memory` bytes: a pass holds about seven values of the
     size of the largest at once (what an operation takes and gives, its noise, the library's own copies, what is still
-    to be read: measured on a transformer)."""
-    row = 4 * max(10 * math.prod(s.shape) // max(1, s.shape[s.row_dim or 0]) for s in sites)
+    to be read), and the C library keeps as much again of what was freed: measured on a transformer."""
+    row = 4 * max(14 * math.prod(s.shape) // max(1, s.shape[s.row_dim or 0]) for s in sites)
     rows = max(1, min(rows, memory // row))
     return Passes(rows, max(1, min(draws, memory // (row * rows))))
 

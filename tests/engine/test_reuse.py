@@ -98,7 +98,7 @@ def test_memory_bounds_whole_passes_too() -> None:
     little, much = (
         nk.walk(model, (x, y), **how, compute=nk.Compute(engine="plain", memory=memory)) for memory in (2**18, 2**30)
     )
-    assert little.meta.plan["batch_rows"] == 2**18 // (4 * 10 * 8 * 64) and little.meta.plan["draws_per_pass"] == 1
+    assert little.meta.plan["batch_rows"] == 2**18 // (4 * 14 * 8 * 64) and little.meta.plan["draws_per_pass"] == 1
     assert (much.meta.plan["batch_rows"], much.meta.plan["draws_per_pass"]) == (500, 8)
     assert little.records == much.records
 
