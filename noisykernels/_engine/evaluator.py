@@ -23,7 +23,7 @@ from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
 from noisykernels._engine.verification import Check, Verification
 from noisykernels._graph.recorder import record_tape
-from noisykernels._graph.rows import is_close
+from noisykernels._graph.rows import are_close
 from noisykernels._graph.tape import NotTraceable, Tape
 from noisykernels._util.runtime import gpu_precision
 from noisykernels.injection.site import Site
@@ -270,7 +270,7 @@ def _holds_for_a_chunk(session: Session, shared: SharedEngine) -> bool:
     """Whether what was recorded from a few rows gives the model's scores for a whole chunk: code may differ there."""
     inputs = session.inputs[: shared.rows]
     try:
-        return is_close(shared.clean(inputs, set())[shared.tape.result], session.scores(inputs))
+        return are_close(shared.clean(inputs, set())[shared.tape.result], session.scores(inputs))
     except Failed:
         return True  # the check of each site says what fails
 

@@ -132,9 +132,10 @@ class Rounding:
         for run in runs:
             with self.session.placing(placement), self.session.drawing(rows, draws):
                 shaken = self._run(inputs, run).unflatten(0, (len(draws), len(rows)))
-            apart = (shaken.double() - scores).abs().amax(0)
+            shaken = shaken.double()
+            apart = (shaken - scores).abs().masked_fill(shaken == scores, 0.0).amax(0)
             moved = torch.maximum(moved, torch.nan_to_num(apart, nan=math.inf))  # at the end of the range, anything
-        return FACTOR * (moved + self.unit * scores.abs().amax((0, 2)).unsqueeze(-1))
+        return FACTOR * (moved + self.unit * _size(scores.abs().amax(0), moved > 0).unsqueeze(-1))
 
     def _run(self, inputs: Tensor, run: int) -> Tensor:
         """Scores of a forward with factors."""
@@ -148,6 +149,13 @@ class Rounding:
         with mode:
             found: Tensor = forward.forward(model, *args, **kwargs)
         return found
+
+
+def _size(scores: Tensor, moves: Tensor) -> Tensor:
+    """The largest of a row's absolute scores [rows, classes] that rounding moves: not that of a class which is masked by
+    a large constant, beside which all others would be nothing; where none moves, the largest finite one."""
+    finite = scores.masked_fill(~scores.isfinite(), 0.0)
+    return torch.where(moves.any(1), finite.masked_fill(~moves, 0.0).amax(1), finite.amax(1))
 
 
 @torch.inference_mode()

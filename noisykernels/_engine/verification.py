@@ -196,8 +196,10 @@ class Check:
     def _moves(self, scores: Tensor) -> bool:
         """Whether a level moves a good share of the scores [draws, rows, classes] that are finite."""
         silent = self.silent.double()
-        apart = (scores.double() - silent).abs() > MOVED * silent.abs().amax(-1, keepdim=True)
-        return bool(scores.isfinite().all()) and float(apart.double().mean()) >= SHARE
+        usual = silent.abs().nanmedian(-1, keepdim=True).values  # not the size of a class that is masked
+        apart = (scores.double() - silent).abs() > MOVED * usual
+        finite = scores.isfinite() | ~silent.isfinite()
+        return bool(finite.all()) and float(apart.double().mean()) >= SHARE
 
     def _shared(
         self, site: Site, which: int, levels: tuple[float, ...], place: _Place, clean: dict[int, Any],

@@ -73,7 +73,7 @@ def seen(value: Any, view: Sequence[Any]) -> tuple[Any, Any]:
 
 def write_through(base: Tensor, views: Sequence[Sequence[Any]], func: Any, args: Any, kwargs: Any) -> Tensor:
     """A tensor after a function has written into a view of it: `views` are lists of what a `View` holds."""
-    base = base.clone(memory_format=torch.contiguous_format)
+    base = base.clone()
     looked = base
     for view in views:
         more, named = seen(looked, view)

@@ -1,9 +1,9 @@
 """Which operations a recording trusts: an explicit list, by kind. What is not on it is not shared.
 
-An operation is trusted if what it does with one row can only depend on the *places* of the values that it is given (its
-dimensions, its whole numbers), never on values of other rows by a rule of its own: then running it on other rows shows
-whether it keeps rows apart (`rows`). Operations whose result's shape follows values (`nonzero`, `unique`, boolean
-indices), that read memory (`as_strided`) or draw random numbers are not on it.
+An operation is trusted if running it on generic rows, in another order and number, shows whether it keeps rows apart
+(`rows`): along which dimensions it works does not follow values. Operations whose result's shape follows values
+(`nonzero`, `unique`) or that read memory (`as_strided`) are not on it; boolean indices, and dropout where it draws, are
+caught where they are used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from noisykernels._graph.linearity import functions
 from noisykernels.injection.kinds import KINDS
 
-__all__ = ["INDEXING", "METADATA", "POSITIONS", "SPLITS", "UNIFORM", "is_trusted", "name_of"]
+__all__ = ["INDEXING", "METADATA", "POSITIONS", "SIZES", "SPLITS", "UNIFORM", "is_trusted", "name_of"]
 
 # Element by element, after broadcasting.
 _ELEMENTWISE = (
@@ -108,12 +108,13 @@ _TRUSTED: frozenset[Any] = (
 )  # fmt: skip
 
 # What a function says of a tensor that does not follow its values. Others that give no tensor turn values into numbers.
+SIZES = frozenset("shape size __len__ numel nelement nbytes".split())  # those of them that follow a shape
 METADATA = frozenset(
     "shape size dim ndim ndimension dtype device layout numel nelement __len__ stride is_contiguous storage_offset "
     "element_size itemsize nbytes requires_grad is_leaf grad grad_fn is_floating_point is_complex is_signed is_cuda "
     "is_cpu is_meta is_sparse is_quantized is_nested is_mkldnn is_inference is_conj is_neg is_same_size is_shared "
     "is_pinned get_device type names has_names _version _is_view output_nr result_type can_cast promote_types __hash__ "
-    "is_tensor is_nonzero_ dense_dim sparse_dim is_xla is_xpu is_mps is_ipu is_vulkan is_hpu is_mtia is_maia "
+    "is_tensor dense_dim sparse_dim is_xla is_xpu is_mps is_ipu is_vulkan is_hpu is_mtia is_maia "
     "__class__ name retains_grad _backward_hooks is_sparse_csr".split()
 )
 

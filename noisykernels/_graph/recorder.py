@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noisykernels._graph.recording import Recording, recorded
-from noisykernels._graph.rows import find_rows, is_close
+from noisykernels._graph.rows import are_close, find_rows
 from noisykernels._graph.tape import NotTraceable, Rows, Step, Tape, Value, is_symbol
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.kinds import RECURRENT
@@ -40,12 +40,14 @@ def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
         inputs = inputs.clone()  # a model may write into it
         try:
             runs = [recorded(model, inputs[:n].clone()) for n in SIZES]
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            tape, names = _merged(runs)
+            why = find_rows(tape, inputs[: tape.rows], runs[0].scores)
+        except NotTraceable:
+            raise
+        except Exception as error:  # a model's own, or of what does not run apart from it: the whole model may run
             said = str(error).partition("\n")[0]
             raise NotTraceable(f"it fails while it is recorded: {type(error).__name__}: {said}") from error
-        tape, names = _merged(runs)
-        why = find_rows(tape, inputs[: tape.rows], runs[0].scores)
-        if why is None and not all(is_close(run.scores[: tape.rows], runs[0].scores) for run in runs):
+        if why is None and not all(are_close(run.scores[: tape.rows], runs[0].scores) for run in runs):
             why = "the scores of a row depend on the other rows"
         _find_sites(tape, why)
         tape.idle = set(names) - {name for s in tape.steps for name in s.names}

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisykernels._graph.in_place import HERE, Output, View, memory_of, out_of_place, seen, write_through
-from noisykernels._graph.operations import METADATA, is_trusted, name_of
+from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.mode import SiteMode
@@ -158,8 +158,8 @@ class _Recorder(SiteMode):
 
     def _refuse_numbers(self, func: Any, numbers: Sequence[int], others: Sequence[Any]) -> None:
         """What is decided by values is decided anew with noise, which no list of operations shows."""
-        of_shape = name_of(func) in METADATA and self.sized.isdisjoint(numbers)
-        if (self.inside.numbers or (others and not of_shape)) and not self.depends.isdisjoint(numbers):
+        known = name_of(func) in METADATA and (name_of(func) not in SIZES or self.sized.isdisjoint(numbers))
+        if (self.inside.numbers or (others and not known)) and not self.depends.isdisjoint(numbers):
             raise NotTraceable(f"{name_of(func)} turns values into numbers")
         if getattr(func, "__name__", "") == "__set__":
             raise NotTraceable(f"{name_of(func)} is assigned to a tensor")

@@ -73,7 +73,12 @@ class Suffix:
     def __init__(self, tape: Tape, number: int) -> None:
         self.tape, self.number = tape, number
         self.steps = tape.suffix(number)
-        self.last = {n: i for i, step in enumerate(self.steps) for n in step.inputs}
+        self.last: dict[int, int] = {}  # index of the step that reads a value last
+        self.takers: dict[int, list[int]] = {}  # of those that read it
+        for i, step in enumerate(self.steps):
+            for n in step.inputs:
+                self.last[n] = i
+                self.takers.setdefault(n, []).append(i)
         self.fused = self._fusions()
         self.values = {number} | {n for step in self.steps for n in (*step.inputs, *step.outputs)}
         made = {number} | {n for step in self.steps for n in step.outputs}
@@ -85,7 +90,7 @@ class Suffix:
     def _only_consumer(self, step: Step) -> int | None:
         if len(step.outputs) != 1 or step.outputs[0] == self.tape.result:
             return None
-        takers = [i for i, s in enumerate(self.steps) if step.outputs[0] in s.inputs]
+        takers = self.takers.get(step.outputs[0], [])
         return takers[0] if len(takers) == 1 else None
 
     def _fusions(self) -> dict[int, _Fused]:
@@ -168,22 +173,22 @@ class Suffix:
         carried = [{self.number: d} for d in toward.values()]
         rest: list[int] = []
         beyond: set[int] = set()  # values after an operation that is not linear
+        read = {self.tape.result}  # values that steps after one read
         for i, step in enumerate(self.steps):
             results: list[Tensor | None] = [None]
             if not half and not any(n in beyond for n in step.inputs):
                 results = [direction_of(step, c, self.tape, draws, rows) for c in carried]
             if any(r is None for r in results):
                 rest.append(i)
+                read |= set(step.inputs)
                 beyond |= set(step.outputs)
                 continue
             for c, r in zip(carried, results, strict=True):
                 c[step.outputs[0]] = r  # type: ignore[assignment]
             for n in step.inputs:
-                used = any(n in self.steps[k].inputs for k in rest) or n == self.tape.result
-                if self.last[n] <= i and not used:
+                if self.last[n] <= i and n not in read:
                     for c in carried:
                         c.pop(n, None)
-        read = {n for i in rest for n in self.steps[i].inputs} | {self.tape.result}
         table = {n: {term: c[n] for term, c in zip(toward, carried, strict=True)} for n in read if n in carried[0]}
         return Carried(table, rest)
 

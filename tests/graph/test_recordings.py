@@ -162,6 +162,31 @@ def into_its_input(m: Any, x: Tensor) -> Tensor:
     return m.o(torch.relu(m.a(F.leaky_relu(x, 0.2, inplace=True))).mean(1))
 
 
+def heads_first(m: Any, x: Tensor) -> Tensor:
+    """Attention of old: heads before rows, and a padding mask that the first rows do not use."""
+    h = torch.relu(m.a(x))
+    q = h.view(len(x), 5, 2, 4).permute(2, 0, 1, 3).reshape(-1, 5, 4)
+    mask = (x[..., 0] > 1.2)[:, None].expand(-1, 5, -1).repeat(2, 1, 1)
+    scores = (q @ q.transpose(1, 2)).masked_fill(mask, -1e9).softmax(-1)
+    return m.o((scores @ q).view(2, len(x), 5, 4).permute(1, 2, 0, 3).reshape(len(x), 5, 8).mean(1))
+
+
+def chosen_by_all(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x))
+    best = h.sum(-1).topk(2, 1).indices
+    return m.o(h[torch.arange(len(x))[:, None].expand(-1, 2), best].mean(1))
+
+
+def raw_view(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x).transpose(1, 2).clone()
+    h[:, 0] = 1.0
+    return m.o(torch.relu(h).mean(2))
+
+
+def masked_class(m: Any, x: Tensor) -> Tensor:
+    return m.o(torch.relu(m.a(x)).mean(1)).masked_fill(torch.tensor([False, False, False, True]), -1e9)
+
+
 def unused(m: Any, x: Tensor) -> Tensor:
     h = torch.relu(m.a(x))
     m.side = torch.relu(m.b(h)).sum()
@@ -172,6 +197,7 @@ UNDERSTOOD = (
     last_token, last_token_of_its_length, best_tokens, gathered, class_token, masks, windows, steps_first,
     state_of_zeros, filled_in, through_a_view, memory_of_two, of_other_type, masked, looked_up, constant_number,
     masked_by_one_row, rows_selected, into_its_input, unused,
+    heads_first, chosen_by_all, raw_view, masked_class,
 )  # fmt: skip
 
 
@@ -220,6 +246,11 @@ def positions(m: Any, x: Tensor) -> Tensor:
 def diagonal(m: Any, x: Tensor) -> Tensor:
     h = torch.relu(m.a(x)).mean(1)
     return m.o(torch.eye(len(x), dtype=h.dtype) @ h)
+
+
+def mask_of_the_neighbour(m: Any, x: Tensor) -> Tensor:
+    h = torch.relu(m.a(x)).mean(1)
+    return m.o(h * (x[:, 0] > -9).all(1).roll(1, 0)[:, None])
 
 
 def neighbour(m: Any, x: Tensor) -> Tensor:
@@ -281,7 +312,7 @@ LEFT = {
     largest_as_number: "item turns values into numbers", number_in_a_slice: "__getitem__ turns values into numbers",
     as_array: "numpy turns values into numbers", as_list: "tolist turns values into numbers",
     chosen_entries: "__getitem__ takes as many entries as values say", positions: "goes by the positions of rows",
-    diagonal: "goes by the positions of rows", neighbour: "goes by the positions of rows",
+    diagonal: "goes by the positions of rows", mask_of_the_neighbour: "roll mixes rows", neighbour: "goes by the positions of rows",
     running_sum: "cumsum mixes rows", quiet_sum: "cumsum mixes rows",
     kept_by_rows: "made where it cannot be seen|other operations for another number of rows",
     pieces: "split mixes rows",
@@ -349,6 +380,14 @@ def test_what_is_left_alone_runs_whole(run: Callable[..., Tensor]) -> None:
         study = nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7, sites=["a"],
                         compute=nk.Compute(draws_per_pass=1))  # fmt: skip
     assert [r.correct for r in study.records] == counts(model, x, y, "a:linear#0")
+
+
+def test_a_class_that_is_masked_is_no_tie() -> None:
+    model, x = Net(masked_class), data(20)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study = nk.walk(model, (x, model(x).argmax(1)), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7)
+    assert study.meta.plan["ties"] < 0.5 and study.meta.plan["verification"]["worst"] < 1
 
 
 def test_a_recording_holds_no_values() -> None:
