@@ -72,7 +72,7 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **ra
         ValueError: a number out of its range, or another word.
 
     Example:
-        >>> def shift(by: int, how: "Literal['left', 'right'] | None" = None): ...
+        >>> def shift(by: int, how: Literal['left', 'right'] | None = None): ...
         >>> check_arguments(shift, {"by": 3, "how": None}, by=Range(0, 7, whole=True))
         >>> check_arguments(shift, {"by": 3, "how": "up"})
         Traceback (most recent call last):
