@@ -45,6 +45,7 @@ for share, again, seconds in [*first, *((s, a, None) for s, a in shares), *((Non
 
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGALRM, interrupt)
+            atexit.register(signal.signal, signal.SIGALRM, signal.SIG_IGN)  # at last, as the program does with its own
             if total is None:
                 atexit.register(lambda: print(count, file=sys.stderr))
             if seconds is not None:
@@ -76,9 +77,11 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def driven(folder: Path, words: list[str], *, warm: bool, shares: list[Any], times: Any = (), total: Any = None) -> Any:
     """What came of each run: moments, status, standard output and error, files left half-written."""
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    code = json.dumps([warm, shares, times, total, words])
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps([warm, shares, times, total, words])], stdout=subprocess.PIPE,
-        text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=folder,
+        [sys.executable, "-c", DRIVER, code], stdout=subprocess.PIPE, text=True, check=True,
+        env=os.environ | settings, cwd=folder,
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
 
