@@ -164,7 +164,7 @@ def _splits_rows(step: Step, tape: Tape) -> bool:
 
 
 def _shaken(value: Tensor, generator: torch.Generator) -> Tensor:
-    """A value of its kind with generic rows; whole numbers, which may be indices, are drawn from those that there are."""
+    """A value of its kind with generic rows; whole numbers, which may be indices, are some of those that there are."""
     if value.dtype == torch.bool:
         return torch.rand(value.shape, generator=generator).to(value.device) < 0.5
     if not (value.is_floating_point() or value.is_complex()):

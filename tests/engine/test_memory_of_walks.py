@@ -54,8 +54,9 @@ def walked(width, tokens, rows, **compute):
 def test_a_walk_takes_no_more_memory_than_it_is_given(engine: str) -> None:
     """What is alive at once; the C library gives back at once what was freed, which it else keeps for later."""
     how = f"engine={engine!r}"
+    program = f"{MODEL}\nwalked(16, 4, 8, {how})\nprint(walked(256, 256, 48, {how}, memory=64 * 2**20))"
     told = subprocess.run(
-        [sys.executable, "-c", f"{MODEL}\nwalked(16, 4, 8, {how})\nprint(walked(256, 256, 48, {how}, memory=64 * 2**20))"],
+        [sys.executable, "-c", program],
         capture_output=True, text=True, check=True, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
     )  # fmt: skip
     assert int(told.stdout.splitlines()[-1]) <= 64 * MIB
