@@ -152,7 +152,7 @@ class Rounding:
 
 
 def _size(scores: Tensor, moves: Tensor) -> Tensor:
-    """The largest of a row's absolute scores [rows, classes] that rounding moves: not that of a class that is masked by a
+    """The largest of a row's absolute scores [rows, classes] that rounding moves: not that of a class masked by a
     large constant, beside which all others would be nothing; where none moves, the largest finite one."""
     finite = scores.masked_fill(~scores.isfinite(), 0.0)
     return torch.where(moves.any(1), finite.masked_fill(~moves, 0.0).amax(1), finite.amax(1))

@@ -36,7 +36,7 @@ def random_order(steps: int, seed: int, name: str | None = None, number: int = 0
         >>> random_order(5, seed=1).sort().values.tolist()
         [0, 1, 2, 3, 4]
     """
-    check_arguments(random_order, locals(), number=whole(0, 2**32 - 1))
+    check_arguments(random_order, locals(), number=whole(0, 2**32 - 1), steps=whole(0, 2**63 - 1))
     site = 0 if name is None else hashed_id(f"order:{name}")
     drawn = eps((1, steps), kind="uniform", seed=seed, site=site, draw=number, operand="spare")
     return torch.argsort(drawn[0], stable=True)

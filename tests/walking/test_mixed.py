@@ -73,9 +73,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     grid = ["--levels", "0.1,1,10", "--draws", "1", "--ratios", "0,1", "--sites", "input"]
     assert main(["mixed", *common, *grid, "--json"]) == 0
     assert [one["ratio"] for one in json.loads(capsys.readouterr().out)] == [0.0, 1.0]
-    files = ["--picture", str(tmp_path / "m.png"), "--out", str(tmp_path), "--store", str(tmp_path / "s.db")]
-    assert main(["mixed", *common, *grid, *files]) == 0
+    files = ["--picture", str(tmp_path / "m.png"), "--out", str(tmp_path)]
+    assert main(["mixed", *common, *grid, *files, "--store", str(tmp_path / "s.db")]) == 0
     table = capsys.readouterr().out
     assert (tmp_path / "m.png").stat().st_size > 1000 and (tmp_path / "ratio-0.json").exists()
-    assert main(["resume", str(tmp_path / "s.db")]) == 0
+    assert main(["resume", str(tmp_path / "s.db"), "--cache", str(tmp_path), *files]) == 0
     assert capsys.readouterr().out == table
