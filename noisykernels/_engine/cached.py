@@ -21,7 +21,7 @@ import numpy as np
 
 from noisykernels._engine.request import Advance, Answer, Evaluate, Request, joined, unheard
 from noisykernels._engine.store import Store, StoreError
-from noisykernels._engine.store_keys import task_key
+from noisykernels._engine.store_keys import task_key, task_of
 from noisykernels.metrics.law import Law
 
 __all__ = ["CachedAnswers"]
@@ -51,10 +51,11 @@ class CachedAnswers:
         evaluate: gives the answers that the file does not hold.
         engines: tell how tasks are cut, and by which engine they are evaluated.
         law: by which answers are packed.
+        rows: of the study's data.
     """
 
-    def __init__(self, store: Store, evaluate: Evaluate, engines: Engines, law: Law) -> None:
-        self.store, self.evaluate, self.engines, self.law = store, evaluate, engines, law
+    def __init__(self, store: Store, evaluate: Evaluate, engines: Engines, law: Law, rows: int) -> None:
+        self.store, self.evaluate, self.engines, self.law, self.rows = store, evaluate, engines, law, rows
         self.together = FIRST_GO  # predictions of one go
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.cells: dict[tuple[str, str, str, int], Any] = {}  # (site, rows, bits of level, draw): answer of the rows
@@ -140,11 +141,18 @@ class CachedAnswers:
     def _look(self) -> None:
         """Takes in what has been finished since."""
         for key, result in self.store.done(self.read).items():
+            try:
+                site, levels, draws, (first, end) = task_of(key)
+                if end > self.rows:
+                    raise ValueError(f"expected {self.rows} rows, got rows to {end}")
+                answer = self.law.unpacked(result, (len(levels), len(draws), end - first))
+            except (KeyError, TypeError, ValueError) as error:
+                raise self.store.damage(key, error) from error
             self.read.add(key)
-            site, levels, draws, rows = key.rsplit("|", 3)
-            for level, of_level in zip(levels.split(";"), self.law.unpacked(result), strict=True):
-                for draw, of_draw in zip(draws.split(","), of_level, strict=True):
-                    self.cells[site, rows, level, int(draw)] = of_draw
+            rows = f"{first}:{end}"
+            for level, of_level in zip(levels, answer, strict=True):
+                for draw, of_draw in zip(draws, of_level, strict=True):
+                    self.cells[site, rows, level.hex(), draw] = of_draw
 
     def _rest(self, request: Request) -> list[Request]:
         """What the file lacks of a request, as requests for whole rectangles."""

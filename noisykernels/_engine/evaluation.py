@@ -43,7 +43,7 @@ def evaluation(
         evaluate = _Again(here, evaluate)
         if store is not None:
             opened = stack.enter_context(Store(store, _key(here.problem, plan, levels)))
-            evaluate = CachedAnswers(opened, evaluate, here, here.problem.metric.law)
+            evaluate = CachedAnswers(opened, evaluate, here, here.problem.metric.law, len(here.problem.data[1]))
         yield _Compared(here, evaluate) if here.session.compute.verify == "full" else evaluate
 
 

@@ -133,7 +133,12 @@ class Store:
             if (found := self._db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
                 raise StoreError(f"{self.path}: damaged: {found[0]}")
             held = dict(self._db.execute("SELECT name, value FROM meta"))
-            self._check_key(json.loads(held.get("key", "{}")))
+            try:
+                self._check_key(json.loads(held.get("key", "{}")))
+            except StoreError:
+                raise
+            except (TypeError, ValueError, RecursionError) as error:  # no object of JSON, or one of absurd size
+                raise StoreError(f"{self.path}: damaged: what it belongs to cannot be read") from error
             if new := notes.items() - held.items():
                 self._write(lambda db: db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", new))
             undo.pop_all()
@@ -196,7 +201,18 @@ class Store:
         for task, result, crc in found:
             if crc != _crc(task, result):
                 raise StoreError(f"{self.path}: damaged: the checksum of task {task} does not fit")
-        return {task: json.loads(result) for task, result, _ in found}
+        return {task: self._result(task, result) for task, result, _ in found}
+
+    def _result(self, task: str, text: str) -> Any:
+        """A result, of which only the checksum is known to fit."""
+        try:
+            return json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise self.damage(task, error) from error
+
+    def damage(self, task: str, why: object) -> StoreError:
+        """What to raise where the result of a task is not of its form: it may have been put in by anyone."""
+        return StoreError(f"{self.path}: damaged: the result of task {task!s:.200}: {why!s:.200}")
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the tasks that are not finished, in their order, each once."""

@@ -13,10 +13,21 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-__all__ = ["SCHEMA", "StoreError", "check_kind", "check_place", "connect", "errors", "made", "network_file_system"]
+__all__ = [
+    "BESIDE",
+    "SCHEMA",
+    "StoreError",
+    "check_kind",
+    "check_place",
+    "connect",
+    "errors",
+    "made",
+    "network_file_system",
+]
 
 
 APPLICATION_ID, FORMAT_VERSION = 0x6E6B5253, 1  # "nkRS", at byte 68 of the file; the version is its user_version
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite may keep beside a file, by the ends of their names
 _BUSY_SECONDS = 30.0
 _MOUNTS = Path("/proc/self/mountinfo")
 _NETWORK = re.compile(
@@ -124,6 +135,8 @@ def check_place(path: Path, file: Path) -> None:
         )
     if file.is_dir() or not file.parent.is_dir():
         raise StoreError(f"{path}: {'is a folder' if file.is_dir() else 'its folder does not exist'}")
+    if file.exists() and not file.is_file():  # SQLite would wait for the other end of a pipe for ever
+        raise StoreError(f"{path}: is a device, a pipe or a socket, expected a regular file")
     for place in (file.parent, file):
         if place.exists() and not os.access(place, os.W_OK):
             raise StoreError(f"{path}: cannot be written: {place} is read-only")
@@ -144,7 +157,7 @@ def made(path: Path, file: Path, meta: Mapping[str, str]) -> None:
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(part, file)
         finally:
-            for end in ("", "-journal", "-wal", "-shm"):
+            for end in ("", *BESIDE):
                 part.with_name(part.name + end).unlink(missing_ok=True)
     folder = os.open(file.parent, os.O_RDONLY)
     try:

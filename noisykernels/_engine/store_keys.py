@@ -18,7 +18,7 @@ from noisykernels._engine.store import canonical
 from noisykernels.hardware.device import Device
 from noisykernels.noise.description import Noise
 
-__all__ = ["identity", "study_key", "task_key"]
+__all__ = ["identity", "study_key", "task_key", "task_of"]
 
 _BLOCK = 1 << 22  # values hashed at a time
 
@@ -45,6 +45,28 @@ def task_key(site: str, levels: Sequence[float], draws: Sequence[int], rows: tup
     if not ids or min(ids) < 0 or not 0 <= first < end or not values or not all(map(math.isfinite, values)):
         raise ValueError(f"task_key: bad levels, draws or rows: {levels}, {draws}, {rows}")
     return f"{site}|{';'.join(v.hex() for v in values)}|{','.join(map(str, ids))}|{first}:{end}"
+
+
+def task_of(key: str) -> tuple[str, list[float], list[int], tuple[int, int]]:
+    """The counterpart of `task_key`, of a name that anyone may have given.
+
+    Raises:
+        ValueError: it names no task.
+
+    Example:
+        >>> task_of("conv1:conv2d#0|0x1.0000000000000p+1|0,1,2|0:2000")
+        ('conv1:conv2d#0', [2.0], [0, 1, 2], (0, 2000))
+    """
+    site, *parts = key.rsplit("|", 3)
+    try:
+        levels, draws, rows = (part.split(mark) for part, mark in zip(parts, ";,:", strict=True))
+        first, end = map(int, rows)
+        found = site, [float.fromhex(v) for v in levels], [int(d) for d in draws], (first, end)
+        if task_key(*found) == key:
+            return found
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("its name is none of a task")
 
 
 def study_key(

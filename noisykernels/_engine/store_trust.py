@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from noisykernels._engine.store_file import SCHEMA, StoreError, check_kind, connect
+from noisykernels._engine.store_file import BESIDE, SCHEMA, StoreError, check_kind, connect
 
 __all__ = ["opened"]
 
@@ -24,7 +24,7 @@ def opened(path: Path, file: Path) -> sqlite3.Connection:
     Raises:
         StoreError: not a results store, or more than one.
     """
-    for end in ("-wal", "-shm", "-journal"):
+    for end in BESIDE:
         beside = file.with_name(file.name + end)
         if beside.is_symlink() or (beside.exists() and (end == "-journal" or not beside.is_file())):
             raise StoreError(f"{path}: {beside.name} beside it is none of a results store: look at it, and delete it")

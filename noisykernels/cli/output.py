@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from noisykernels._engine.store_file import BESIDE, check_place
 from noisykernels._util.files import check_writable, replacing
 from noisykernels._util.optional import optional
 from noisykernels._util.text import one_line, printable, printable_lines
@@ -50,6 +51,10 @@ def check_files(args: argparse.Namespace, read: Sequence[Path] = ()) -> None:
             if path.resolve() in taken:
                 raise ValueError(f"{path}: is asked for twice, expected a file of its own")
             taken.add(path.resolve())
+            if path == store:
+                taken |= {path.resolve().with_name(path.resolve().name + end) for end in BESIDE}
+    if store is not None:
+        check_place(store, store.resolve())
     if picture is not None:
         _format_of_picture(picture)
     for path in exports:

@@ -249,7 +249,7 @@ def sweep_formats(
             kept = stack.enter_context(Store(store, _store_key(runs.session, inputs, arithmetic)))
         stack.enter_context(runs)
         advance = stack.enter_context(progress_of("sweep_formats", progress, len(made)))
-        known = {} if kept is None else kept.done()
+        known = {} if kept is None else _known(kept, runs.rows)
         for fmt, price in zip(made, costs, strict=True):
             if repr(fmt) not in known:
                 hardware = [arithmetic(fmt)]
@@ -261,6 +261,16 @@ def sweep_formats(
             results.append(FormatResult(fmt, found["r2"], share, *price))
             advance(1)
         return Sweep(results, runs.clean, runs.rows, name, metric.name)
+
+
+def _known(store: Store, rows: int) -> dict[str, Any]:
+    """What a store holds, which anyone may have put there."""
+    found = store.done()
+    for task, result in found.items():
+        correct, r2 = (result.get("correct"), result.get("r2")) if isinstance(result, dict) else (None, None)
+        if type(correct) is not int or not 0 <= correct <= rows or type(r2) is not float or not 0 <= r2 < 1.001:
+            raise store.damage(task, f"expected a count of {rows} rows and an R^2")
+    return found
 
 
 def _store_key(session: Session, inputs: int | Tensor, arithmetic: Callable[[Format], Device]) -> dict[str, Any]:

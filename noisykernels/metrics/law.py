@@ -6,7 +6,9 @@ A law knows nothing of what is measured. Numbers are numpy's here.
 from __future__ import annotations
 
 import base64
+import math
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -41,8 +43,12 @@ class Law(Protocol):
     def packed(self, answer: Answer) -> dict[str, Any]:
         """An answer as JSON can hold it."""
 
-    def unpacked(self, result: dict[str, Any]) -> Answer:
-        """The counterpart of `packed`."""
+    def unpacked(self, result: Any, shape: Sequence[int]) -> Answer:
+        """The counterpart of `packed`: an answer of this shape, from anything that JSON can hold.
+
+        Raises:
+            KeyError, TypeError, ValueError: what is there is no packed answer of this shape.
+        """
 
 
 class Binary:
@@ -51,7 +57,7 @@ class Binary:
     Example:
         >>> law = Binary()
         >>> answer = np.array([[[1, 0, NAN]]], dtype=np.int8)
-        >>> law.numbers(answer).tolist(), bool((law.unpacked(law.packed(answer)) == answer).all())
+        >>> law.numbers(answer).tolist(), bool((law.unpacked(law.packed(answer), answer.shape) == answer).all())
         ([[[1, 0, 0]]], True)
     """
 
@@ -79,14 +85,26 @@ class Binary:
 
         return {"shape": list(answer.shape), "correct": bits(answer == 1), "nan": bits(answer == NAN)}
 
-    def unpacked(self, result: dict[str, Any]) -> Answer:
-        """The counterpart of `packed`."""
+    def unpacked(self, result: Any, shape: Sequence[int]) -> Answer:
+        """The counterpart of `packed`; takes no more memory than an answer of this shape."""
+        size = math.prod(shape)
+        if result["shape"] != list(shape):
+            raise ValueError(f"expected the shape {list(shape)}, got {result['shape']!s:.80}")
 
         def rows(text: str) -> Any:
-            bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8))
-            return bits[: int(np.prod(result["shape"]))].reshape(result["shape"]).astype(np.int8)
+            stream, expected = zlib.decompressobj(), (size + 7) // 8
+            try:
+                content = stream.decompress(base64.b64decode(text, validate=True), expected + 1)
+            except zlib.error as error:
+                raise ValueError(str(error)) from error
+            if len(content) != expected or not stream.eof:
+                raise ValueError(f"expected {expected} bytes of bits, got others")
+            return np.unpackbits(np.frombuffer(content, dtype=np.uint8), count=size).reshape(shape).astype(np.int8)
 
-        answer: Answer = rows(result["correct"]) + NAN * rows(result["nan"])
+        correct, nan = rows(result["correct"]), rows(result["nan"])
+        if (correct & nan).any():
+            raise ValueError("a row is right and holds NaN")
+        answer: Answer = correct + NAN * nan
         return answer
 
 

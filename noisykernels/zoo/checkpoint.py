@@ -1,6 +1,7 @@
 """Checkpoints: a model's weights together with all settings that they came from.
 
-A file is written whole or not at all, read without unpickling code, has a checksum, and is never silently replaced.
+A file is written whole or not at all, read without unpickling code, and never silently replaced. It has a checksum; of
+one of the first, which had none, there is a warning.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,9 @@ def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[di
 
     Raises:
         CheckpointError: not a checkpoint, damaged, of other settings, or of another model.
+
+    Warns:
+        UserWarning: the file has no checksum, as the first ones of this format; others may write to it or its folder.
     """
     advice = "delete it to train again"
     if path.exists():
@@ -92,10 +97,13 @@ def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[di
     if content.get("settings") != dict(settings):
         raise CheckpointError(f"{path}: expected settings {dict(settings)}, got {content.get('settings')}; {advice}")
     try:
-        if content.get("sha256", found := _digest(content)) != found:  # the first files of this format have none
+        if content.get("sha256", found := _digest(content)) != found:
             raise ValueError("its SHA-256 does not fit its content")
     except Exception as error:  # entries that are missing or of other types
         raise CheckpointError(f"{path}: damaged: {error}; {advice}") from error
+    if "sha256" not in content:  # the first files of this format have none
+        text = f"{path}: holds no checksum, so that nothing tells whether it was damaged or changed; {advice}"
+        warnings.warn(text, stacklevel=2)
     try:
         model.load_state_dict(content["state_dict"])
         return [dict(record) for record in content["history"]]

@@ -10,6 +10,7 @@ from torch import nn
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range
+from noisykernels._util.files import check_writable
 from noisykernels.datasets.augment import augmentation
 from noisykernels.datasets.vision import info, load
 from noisykernels.training.loop import train
@@ -74,6 +75,7 @@ def trained(
 
     Raises:
         CheckpointError: there is a file, but it is damaged or of other settings; it is left alone.
+        OSError: there is none, and none can be written; before any training.
 
     Example:
         >>> import tempfile
@@ -99,6 +101,8 @@ def trained(
     if path.exists():
         load_checkpoint(path, model, settings)
         return (model if device is None else model.to(device)).eval()
+    found = next(place for place in path.parents if place.exists())
+    check_writable(found / path.name)  # before the work
     history = train(
         model,
         load(data_name, "train", root=root, limit=limit),

@@ -11,6 +11,7 @@ import pytest
 
 from noisykernels.cli.main import main
 from noisykernels.study import Result, Study
+from noisykernels.zoo import pretrained
 
 FILES = {  # command: its options that name a file to write
     "walk": ("--out", "--report", "--export", "--picture", "--store"),
@@ -83,6 +84,7 @@ def test_the_folder_of_mixed_studies(
 def test_each_file_has_a_path_of_its_own(walk: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("link.csv").symlink_to("a.csv")
     for flags in (["--out", "a.csv", "--export", "a.csv"], ["--out", "s.db", "--store", "s.db"],
+                  *(["--out", f"s.db{end}", "--store", "s.db"] for end in ("-wal", "-shm", "-journal")),
                   ["--out", "./a.csv", "--export", "link.csv"], 2 * ["--export", "a.csv"]):  # fmt: skip
         assert main([*walk, *flags]) == 1
         said = capsys.readouterr()
@@ -95,6 +97,22 @@ def test_each_file_has_a_path_of_its_own(walk: list[str], capsys: pytest.Capture
         assert "a.json: is asked for twice" in capsys.readouterr().err
     assert Path("a.json").read_bytes() == before
     assert main([*walk, "--out", "/dev/null", "--report", "/dev/null"]) == 0
+
+
+def test_a_store_or_a_cache_that_can_be_none_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "train", None)
+    os.mkfifo("pipe")
+    for path in ("/dev/null", "pipe"):
+        assert main(["walk", "--cache", "new", "--store", path]) == 1
+        said = f"{path}: is a device, a pipe or a socket, expected a regular file"
+        assert capsys.readouterr().err == f"noisykernels walk: {said}\n"
+    assert main(["walk", "--cache", "/dev/null"]) == 1
+    assert "noisykernels walk: /dev/null/mlp-digits" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert "not a directory" in said and sorted(map(str, Path().iterdir())) == ["pipe"]
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,9 +170,40 @@ def test_another_study_is_refused(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
+TASK = "fc1:linear#0|0x1.0000000000000p+0|0|0:300"
+FORGED = {
+    "a row for all rows": (TASK, '{"shape":[1,1,1],"correct":"eJxrAAAAgQCB","nan":"eJxjAAAAAQAB"}'),
+    "a word": (TASK, '"abc"'),
+    "null": (TASK, "null"),
+    "another shape": (TASK, '{"shape":[1,300],"correct":"","nan":""}'),
+    "a long number": (TASK, "9" * 5000),
+    "a deep list": (TASK, "[" * 100_000),
+    "a task of no name": ("x", "1"),
+    "a level that is none": (TASK.replace("0x1.0000000000000p+0", "one"), "1"),
+    "rows that the study has not": (TASK.replace("0:300", "0:999999999999"), "1"),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_result_that_is_none_is_refused(case: str, tmp_path: Path) -> None:
+    """Its checksum fits: a store is data, whoever wrote it."""
+    model, data = problem()
+    grid, file = dict(levels=[1.0], draws=1, sites="fc1"), tmp_path / "a.db"
+    nk.walk(model, data, **SETTINGS, **grid, store=file)
+    task, result = FORGED[case]
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        row = (task, result, zlib.crc32(f"{task}\n{result}".encode()), "me", 0)
+        db.execute("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?)", row)
+    with pytest.raises(StoreError) as caught:
+        nk.walk(model, data, **SETTINGS, **grid, store=file)
+    assert str(caught.value).startswith(f"{file}: damaged: the result of task {task}: ")
+    assert case != "rows that the study has not" or "expected 300 rows" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
 def test_answers_survive_their_encoding() -> None:
     answer = np.random.default_rng(0).integers(-1, 2, (3, 2, 101)).astype(np.int8)
-    assert np.array_equal(BINARY.unpacked(json.loads(json.dumps(BINARY.packed(answer)))), answer)
+    assert np.array_equal(BINARY.unpacked(json.loads(json.dumps(BINARY.packed(answer))), answer.shape), answer)
 
 
 def command(tmp_path: Path, *more: str) -> list[str]:

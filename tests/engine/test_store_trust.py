@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import struct
 from collections.abc import Callable
@@ -93,6 +94,21 @@ def test_what_is_not_a_stores_own_is_refused(case: str, path: Path) -> None:
             use()
     assert (path.parent.parent / "mine").read_text() == "mine" and not (path.parent.parent / "new").exists()
     assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.parametrize("key", ["[]", "3", "null", "[" * 100_000, '{"seed":' * 100_000, "9" * 5000, '{"seed"', ""])
+def test_a_key_that_is_none_is_damage(key: str, path: Path) -> None:
+    told("UPDATE meta SET value = '" + key + "' WHERE name = 'key'")(path)
+    with pytest.raises(StoreError, match=r"s\.db: damaged: what it belongs to cannot be read$"):
+        Store(path, KEY)
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to("/dev/null")])
+def test_a_pipe_or_a_device_is_no_store(made: Callable[[Path], None], tmp_path: Path) -> None:
+    """Nothing is waited for."""
+    made(tmp_path / "s.db")
+    with pytest.raises(StoreError, match=r"s\.db: is a device, a pipe or a socket, expected a regular file"):
+        Store(tmp_path / "s.db", KEY)
 
 
 def test_a_store_opened_through_a_link_and_one_in_use_are_stores(path: Path) -> None:

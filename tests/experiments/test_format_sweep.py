@@ -12,7 +12,7 @@ from format_networks import COST, SAME, Problem, in_format
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels._engine.store import StoreError
+from noisykernels._engine.store import Store, StoreError
 from noisykernels.arithmetic import CostModel, FixedFormat, FloatFormat, Serial, as_format
 from noisykernels.experiments import (
     FormatResult,
@@ -121,6 +121,18 @@ class Rounds(nk.hardware.Device):
 
     def output(self, y: Tensor, draw: nk.hardware.Draw) -> Tensor:
         return (y / self.step).round() * self.step
+
+
+@pytest.mark.parametrize(
+    "result", [None, "abc", {"correct": 10**6, "r2": 1.0}, {"correct": 1}, {"correct": 1, "r2": 7.0}]
+)
+def test_a_stored_result_that_is_none_is_refused(
+    result: object, problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (x, y) = problem
+    monkeypatch.setattr(Store, "done", lambda self: {"M4E5": result})
+    with pytest.raises(StoreError, match=r"s\.db: damaged: the result of task M4E5: expected a count"):
+        sweep_formats(model, (x, y), ["M4E5"], store=tmp_path / "s.db", seed=0)
 
 
 def test_a_store_tells_apart_what_prints_the_same(problem: Problem, tmp_path: Path) -> None:

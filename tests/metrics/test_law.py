@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -21,8 +25,43 @@ def test_rows_are_right_wrong_or_nan() -> None:
 def test_packed_answers_come_back(shape: tuple[int, ...]) -> None:
     answer = np.random.default_rng(0).integers(-1, 2, shape).astype(np.int8)
     result = BINARY.packed(answer)
-    back = BINARY.unpacked(result)
+    back = BINARY.unpacked(result, shape)
     assert back.dtype == np.int8 and (back == answer).all() and set(result) == {"shape", "correct", "nan"}
+
+
+def bits(content: bytes) -> str:
+    return base64.b64encode(zlib.compress(content)).decode()
+
+
+GOOD = {"shape": [3, 2, 40], "correct": bits(bytes(30)), "nan": bits(bytes(30))}
+MISFITS = {
+    "a shape that would be broadcast": {"shape": [3, 2, 1], "correct": bits(bytes(1)), "nan": bits(bytes(1))},
+    "another shape": {**GOOD, "shape": [3, 80]},
+    "too few": {**GOOD, "nan": bits(bytes(29))},
+    "a bomb": {**GOOD, "correct": bits(bytes(10**8))},
+    "cut": {**GOOD, "correct": base64.b64encode(zlib.compress(bytes(range(30)))[:-2]).decode()},
+    "bits that are none": {**GOOD, "correct": "abc"},
+    "letters": {**GOOD, "correct": "é"},
+    "not compressed": {**GOOD, "correct": base64.b64encode(bytes(30)).decode()},
+    "right and NaN": {**GOOD, "correct": bits(b"\1" * 30), "nan": bits(b"\1" * 30)},
+    "a number": {**GOOD, "nan": 3},
+    "nothing": {},
+    "null": None,
+    "a word": "abc",
+    "a list": [1, 2],
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_is_no_packed_answer_of_the_shape_is_refused(case: str) -> None:
+    assert not BINARY.unpacked(GOOD, (3, 2, 40)).any()
+    tracemalloc.start()
+    try:
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            BINARY.unpacked(MISFITS[case], (3, 2, 40))
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_packed_answer_takes_two_bits_a_row() -> None:

@@ -59,7 +59,7 @@ def test_the_number_of_a_row_does_not_depend_on_its_company(metric: Metric) -> N
         assert torch.equal(metric.of_rows(scores[..., k : k + 1, :], labels[k : k + 1]), numbers[..., k : k + 1])
     answer, law = numbers.numpy(), metric.law
     assert answer.dtype == law.empty(1).dtype and law.missing(answer).nonzero() == ((0,), (1,), (7,))
-    assert (law.unpacked(json.loads(json.dumps(law.packed(answer)))) == answer).all()
+    assert (law.unpacked(json.loads(json.dumps(law.packed(answer))), answer.shape) == answer).all()
     assert float(law.numbers(answer).var()) <= law.largest_variance
 
 

@@ -93,6 +93,17 @@ def test_a_checkpoint_that_was_changed_is_refused(change: str, tmp_path: Path) -
         load_checkpoint(path, model, SETTINGS)
 
 
+def test_a_checkpoint_without_a_checksum_is_warned_of(tmp_path: Path) -> None:
+    """The first ones had none; nothing tells whether this is one of them."""
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, net(), SETTINGS)
+    content = torch.load(path, weights_only=True)
+    del content["sha256"]
+    torch.save(content, path)
+    (said,) = loaded(path)
+    assert said.startswith(f"{path}: holds no checksum") and said.endswith("delete it to train again")
+
+
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     model = net().to(torch.bfloat16)
     save_checkpoint(tmp_path / "c.pt", model, SETTINGS, [{"loss": 0.5}])
