@@ -18,6 +18,8 @@ from noisykernels.cli.notes import NOTE, note
 from noisykernels.cli.output import File, check_files, draw_picture, say, tell, typed
 from noisykernels.datasets.vision import info, load
 from noisykernels.noise.contract import KINDS
+from noisykernels.stats.midpoint import Axis
+from noisykernels.stats.records import usual_axis
 from noisykernels.study.comparison import compare
 from noisykernels.study.html_report import report
 from noisykernels.study.result import Result
@@ -69,6 +71,13 @@ def _refuse(args: argparse.Namespace, target: Target | None = None) -> None:
         chosen_sites(args.command, [s for s in found if target is None or target.opens(s)], args.sites)
 
 
+def _refuse_levels(args: argparse.Namespace, axis: Axis) -> None:
+    """Before any work: levels that leave a table of midpoints nothing to look at."""
+    if axis == "log" and args.levels is not None and not any(level > 0 for level in args.levels):
+        option = "--values" if args.command == "parameter" else "--levels"
+        raise ValueError(f"{args.command}: {option} must hold one above 0, as midpoints are on a log axis")
+
+
 def run_walk(args: argparse.Namespace) -> None:
     """Trains or loads, walks, writes the study, prints the midpoint table, writes picture, records and report."""
     check_files(args)
@@ -76,6 +85,7 @@ def run_walk(args: argparse.Namespace) -> None:
     (target,) = targets_of(noise, args.target)
     strategy_of(args.levels, args.levels and args.draws, None, plateaus, target)
     _refuse(args, target)
+    _refuse_levels(args, usual_axis(target.told()))
     model = _trained(args)
     inputs, labels = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, note(args)):
@@ -96,6 +106,7 @@ def run_parameter(args: argparse.Namespace) -> None:
     check_files(args)
     known = PARAMETERS[args.parameter]
     _refuse(args, Parameter(known.make, known.name, known.larger))
+    _refuse_levels(args, known.axis)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     options = _options(args, len(data[1]))
@@ -125,6 +136,7 @@ def run_mixed(args: argparse.Namespace) -> None:
     """Walks mixed noise of several ratios, and prints the midpoints of each."""
     check_files(args)
     _refuse(args)
+    _refuse_levels(args, "linear" if all(ratio == 1 for ratio in args.ratios) else "log")
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, note(args)):

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels._util.checks import in_range
+from noisykernels._util.checks import in_range, shown, whole
 from noisykernels._util.runtime import place_of, unwrap
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import checked, draws_for_rows, with_arithmetic
 from noisykernels.injection.block import Block
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.site import Site
+from noisykernels.injection.site import Choice, Site
 from noisykernels.injection.state import (
     Injected,
     NoiseState,
@@ -49,6 +49,8 @@ from noisykernels.noise.arguments import factor_tensor, ids_tensor, seed_tensor
 from noisykernels.noise.description import Noise
 
 __all__ = ["inject", "noise_state", "remove", "sites"]
+
+DIMENSIONS = whole(-64, 63)  # of a tensor, from its end too
 
 
 class inject:
@@ -90,7 +92,7 @@ class inject:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
             layers with rows along dimension 1 and neither example_input nor row_dims is given; or a
             pattern matches no site.
-        TypeError: not a model, not a noise, not a choice of sites.
+        TypeError: not a model, not a noise, not a choice of sites, or another argument of a wrong type.
 
     Note:
         Operations that a forward runs in threads of its own, or while torch functions are disabled, are not seen.
@@ -121,6 +123,8 @@ class inject:
         if not isinstance(model, nn.Module):
             raise TypeError(f"inject: model must be a torch.nn.Module, got {type(model).__name__}")
         _check_choice(noise, where, repeats)
+        check_arguments(inject.__init__, locals())
+        _check_tables(noise=noise, repeats=repeats, row_dims=row_dims, hardware=hardware)
         hardware = with_arithmetic("inject", hardware, arithmetic)
         self.model = target = unwrap(model)
         _check_model(target)
@@ -177,6 +181,16 @@ def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
             )
     for r in repeats.values() if isinstance(repeats, dict) else (repeats,):
         in_range("inject", "repeats", r)
+
+
+def _check_tables(**tables: Any) -> None:
+    """Refuses dicts whose keys are no names or patterns, and rows along what is no dimension."""
+    for name, table in tables.items():
+        for key in table if isinstance(table, dict) else ():
+            if not isinstance(key, str | Choice):
+                raise TypeError(f"inject: {name} must have names or patterns of sites as keys, got {shown(key)}")
+    for dim in (tables["row_dims"] or {}).values():
+        in_range("inject", "row_dims", dim, DIMENSIONS)
 
 
 def _checked_hardware(hardware: Any) -> Any:

@@ -14,7 +14,7 @@ from noisykernels._util.tensors import can_look
 
 __all__ = ["Block"]
 
-_SAMPLE = 256  # values by which data on the CPU are told apart
+_SAMPLE = 4096  # values by which larger data on the CPU are told apart
 
 
 class Block:
@@ -46,10 +46,7 @@ class Block:
         version = None if data.is_inference() else data._version  # without one, what is refilled passes for the same
         if before is not None and before[0]() is data and before[1] == version:
             return
-        sample = None
-        if data.is_cpu:
-            values = data.detach().flatten()
-            sample = values[:: max(1, len(values) // _SAMPLE)].clone()
+        sample = _sample(data.detach()) if data.is_cpu else None
         self.last = weakref.ref(data), version, (data.shape, sample)
         if before is None:
             return
@@ -61,3 +58,14 @@ class Block:
                 "batch; give their ids (rows=...), or count on from call to call (rows='advance')",
                 stacklevel=7,
             )
+
+
+def _sample(data: Tensor) -> Tensor:
+    """A copy of the data, or of large ones of values at places that are the same for a size and fall into no pattern:
+    with even steps, only some columns of images or tokens would be looked at.
+    """
+    size = data.numel()
+    if size <= _SAMPLE:
+        return data.clone()
+    places = torch.randint(size, (_SAMPLE,), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    return data.flatten()[places]

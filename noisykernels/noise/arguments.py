@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import is_number, shown
+from noisykernels._util.checks import LARGEST, is_number, shown
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import ID_LIMIT, OPERANDS
 from noisykernels.noise.description import Noise
@@ -94,7 +95,9 @@ def factor_tensor(op: str, level: float | Tensor | Sequence[float] | None, devic
         numbers = list(level) if isinstance(level, Sequence) and not isinstance(level, str) else [level]
         if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
             raise TypeError(f"{op}: level must be a number, numbers or a floating-point tensor, got {level!r}")
-        level = torch.tensor(numbers if isinstance(level, Sequence) else level, dtype=torch.float64, device="cpu")
+        # A whole number may be larger than any float.
+        values = [float(n) if not abs(n) > LARGEST else math.inf if n > 0 else -math.inf for n in numbers]
+        level = torch.tensor(values if isinstance(level, Sequence) else values[0], dtype=torch.float64, device="cpu")
     if not level.dtype.is_floating_point or level.dim() > 1:
         raise TypeError(
             f"{op}: level must be a floating-point tensor, 0-d or a vector, got {level.dtype} of {list(level.shape)}"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import shown
 
 Floats = NDArray[np.float64]
 
@@ -22,12 +23,15 @@ def wilson(correct: ArrayLike, rows: ArrayLike, confidence: float = 0.95) -> tup
     `(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`, p = correct / rows, n = rows.
 
     Args:
-        correct: number of successes, any shape; may be fractional.
-        rows: number of trials, > 0, broadcasts with `correct`.
+        correct: number of successes, 0..rows, any shape; may be fractional; nan stays nan.
+        rows: number of trials, at least 1, broadcasts with `correct`.
         confidence: two-sided, in (0, 1).
 
     Returns:
         low, high in [0, 1].
+
+    Raises:
+        ValueError: not 0 <= correct <= rows, or rows below 1.
 
     Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212.
 
@@ -38,7 +42,12 @@ def wilson(correct: ArrayLike, rows: ArrayLike, confidence: float = 0.95) -> tup
     """
     check_arguments(wilson, locals())
     n = np.asarray(rows, np.float64)
-    p = np.asarray(correct, np.float64) / n
+    count = np.asarray(correct, np.float64)
+    if not (np.isfinite(n) & (n >= 1)).all():
+        raise ValueError(f"rows: expected finite numbers of at least 1, got {shown(rows)}")
+    if ((count < 0) | (count > n)).any():
+        raise ValueError(f"correct: expected 0 <= correct <= rows, got {shown(correct)} of {shown(rows)}")
+    p = count / n
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     centre, scale = p + z * z / (2 * n), 1 + z * z / n
@@ -67,12 +76,15 @@ def band(
 
     Args:
         accuracy: [level, draw], fractions; nan where a cell was not evaluated.
-        rows: rows behind each cell, scalar or [level, draw].
+        rows: rows behind each cell, at least 1, scalar or [level, draw].
         confidence: two-sided, pointwise.
         independent_rows: False for noise shared by all rows of a draw.
 
     Returns:
         mean, low, high: [level] each; nan for a level without cells.
+
+    Raises:
+        ValueError: accuracies outside of [0, 1], or less than a row behind one.
 
     Source: the variance bound, W. Hoeffding, Ann. Math. Stat. 27 (1956) 713-721.
 
@@ -106,7 +118,11 @@ def cells(accuracy: ArrayLike, rows: ArrayLike) -> tuple[Floats, Floats]:
     acc = np.asarray(accuracy, np.float64)
     if acc.ndim != 2 or acc.size == 0:
         raise ValueError(f"accuracy: expected a non-empty [level, draw] array, got {acc.shape}")
+    if not (np.isnan(acc) | ((acc >= 0) & (acc <= 1))).all():
+        raise ValueError("accuracy: expected fractions in [0, 1], nan where not evaluated")
     n = np.broadcast_to(np.asarray(rows, np.float64), acc.shape)
+    if not (np.isnan(acc) | (np.isfinite(n) & (n >= 1))).all():
+        raise ValueError("rows: expected a finite number of at least 1 for every evaluated cell")
     return acc, np.where(np.isnan(acc), 0.0, n)
 
 

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import Range, in_range, one_of, shown
 from noisykernels.stats.intervals import Floats, band, cells, one_of_equal, t_quantile
 
 __all__ = ["Axis", "Midpoint", "Status", "crossings", "described", "fit_midpoint", "midpoint_cells", "restored"]
@@ -34,6 +35,7 @@ def midpoint_cells(p: Midpoint) -> list[str]:
 
 Axis = Literal["log", "linear"]
 Status = Literal["ok", "none", "below", "open"]
+Method = Literal["rows", "draws", "adaptive", "stopped"]
 
 # From this many draws on the interval of a midpoint comes from the spread of the draws. With fewer
 # a badly known spread makes it longer than the one from the binomial bound: in simulated studies
@@ -76,7 +78,7 @@ class Midpoint:
     clean: float
     floor: float
     status: Status
-    method: Literal["rows", "draws", "adaptive", "stopped"]
+    method: Method
     confidence: float = 0.95
     site: str = ""
     site_index: int = -1
@@ -88,6 +90,9 @@ class Midpoint:
         return (self.status == "none") != self.rising
 
 
+NUMBERS = ("level", "low", "high", "crossing", "crossing_low", "crossing_high", "slope", "clean", "floor", "confidence")
+
+
 def described(midpoint: Midpoint) -> dict[str, Any]:
     """A midpoint as JSON can hold it: null for what is not a number or unbounded."""
     values = asdict(midpoint)
@@ -95,7 +100,21 @@ def described(midpoint: Midpoint) -> dict[str, Any]:
 
 
 def restored(values: Mapping[str, Any]) -> Midpoint:
-    """The counterpart of `described`."""
+    """The counterpart of `described`.
+
+    Raises:
+        TypeError, ValueError, KeyError: what `described` has not written.
+    """
+    one_of("midpoints", "status", values["status"], get_args(Status))
+    one_of("midpoints", "method", values["method"], get_args(Method))
+    for name in NUMBERS:
+        if values[name] is not None:
+            in_range("midpoints", name, values[name], Range())
+    for name, kind in (("site", str), ("site_index", int), ("rising", bool)):
+        if type(values[name]) is not kind:
+            raise TypeError(f"midpoints: {name} must be of type {kind.__name__}, got {shown(values[name])}")
+    for crossing in values["crossings"]:
+        in_range("midpoints", "crossings", crossing, Range())
     given: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
     for name in ("high", "crossing_high"):
         given[name] = math.inf if values[name] is None else values[name]
@@ -297,10 +316,6 @@ def _checked(
         raise ValueError(f"levels: expected finite values >= 0, got {level}")
     if len(np.unique(level)) < len(level):
         raise ValueError(f"levels: expected distinct values, got {level}")
-    if not (np.isnan(acc) | ((acc >= 0) & (acc <= 1))).all():
-        raise ValueError("accuracy: expected fractions in [0, 1], nan where not evaluated")
-    if not (np.isnan(acc) | (np.isfinite(n) & (n > 0))).all():
-        raise ValueError("rows: expected a positive number for every evaluated cell")
     if axis not in ("log", "linear"):
         raise ValueError(f'axis: expected "log" or "linear", got {axis!r}')
     if not 0 < confidence < 1:

@@ -76,6 +76,16 @@ class Curve(NamedTuple):
     draws: int
 
 
+def usual_axis(noise: Mapping[str, Any]) -> Axis:
+    """The axis of the levels of a noise: linear for purely multiplicative noise.
+
+    Example:
+        >>> usual_axis({"add": 0.0, "mul": 1.0}), usual_axis({"add": 1.0, "mul": 1.0})
+        ('linear', 'log')
+    """
+    return "linear" if np.any(noise.get("mul", 0.0)) and not np.any(noise.get("add", 0.0)) else "log"
+
+
 @dataclass(frozen=True)
 class Meta:
     """How a study came about: all that its records depend on, and what its views need.
@@ -135,8 +145,7 @@ class Meta:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{name}: expected values that JSON can hold: {error}") from error
         if self.axis is None:
-            pure = np.any(self.noise.get("mul", 0.0)) and not np.any(self.noise.get("add", 0.0))
-            put(self, "axis", "linear" if pure else "log")
+            put(self, "axis", usual_axis(self.noise))
         if self.axis not in ("log", "linear"):
             raise ValueError(f'axis: expected "log" or "linear", got {self.axis!r}')
         if self.classes < 1:

@@ -94,7 +94,8 @@ def tailored(
         dict name -> R.
 
     Raises:
-        ValueError: another mapping, no site, a site without any bound on its midpoint, repeats below 1.
+        ValueError: another mapping, no site, a site without any bound on its midpoint or one that a search has left
+            open, repeats below 1.
 
     Source: the multi-execution lists of Walking Noise, arXiv 2212.10430 (github.com/UniHD-CEG/walking-noise).
 
@@ -151,7 +152,8 @@ def allocate(
         dict name -> R. Sites without a midpoint are taken at the bound that is known, with the median slope.
 
     Raises:
-        ValueError: a budget too small, a level or cost missing or not positive, a site without any bound.
+        ValueError: a budget too small, a level or cost missing or not positive, a site without any bound or one that
+            a search has left open.
 
     Source: greedy marginal allocation, B. Fox, Oper. Res. 14 (1966) 210-216.
 
@@ -280,7 +282,11 @@ def _points(op: str, midpoints: Any) -> list[Midpoint]:
 
 def _centre(op: str, p: Midpoint) -> float:
     """The midpoint, or the bound that is known of it."""
-    value = {"ok": p.level, "none": p.low, "below": p.high, "open": math.sqrt(p.low * p.high)}[p.status]
+    if p.status == "open":
+        raise ValueError(
+            f"{op}: midpoints must be found, got one that a search has left open at {p.site!r}: let it spend more"
+        )
+    value = p.level if p.status == "ok" else p.low if p.above else p.high
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{op}: midpoints must have a finite bound above 0, got {value} ({p.status}) at {p.site!r}")
     return value

@@ -72,10 +72,12 @@ class Study(Result, kind="study"):
 
     def _stopped(self) -> str:
         """How many sites a search has left before their intervals were as short as asked for, in words."""
-        left = sum(point["method"] == "stopped" for point in self.meta.midpoints)
+        left = sum(point.get("method") == "stopped" for point in self.meta.midpoints)
         if not left:
             return ""
-        return f", {left} site{'s' * (left != 1)} stopped within {self.meta.plan['most']:,} evaluations"
+        most = self.meta.plan.get("most")
+        spent = f" within {most:,} evaluations" if isinstance(most, int) else ""
+        return f", {left} site{'s' * (left != 1)} stopped{spent}"
 
     def _cells(self) -> list[tuple[str, int, Floats, Floats, Floats]]:
         """Per walked site: name, index, levels, accuracy and rows [level, draw], nan if missing."""
@@ -164,13 +166,11 @@ class Study(Result, kind="study"):
             "status",
         ]
         lines = [head] + [[str(p.site_index), p.site, f"{p.floor:.3f}", *midpoint_cells(p)] for p in every]
+        evaluations = m.plan.get("evaluations")
+        spent = f", {evaluations:,} evaluations" if isinstance(evaluations, int) else ""
         title = (
             f"clean {m.metric} {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
-            + (
-                f"adaptive, {m.plan['evaluations']:,} evaluations{self._stopped()}"
-                if m.midpoints
-                else f"{len(m.levels)} levels x {len(m.draws)} draws"
-            )
+            + (f"adaptive{spent}{self._stopped()}" if m.midpoints else f"{len(m.levels)} levels x {len(m.draws)} draws")
             + (f" of the {m.parameter}" if m.parameter else "")
             + f", {m.axis} axis, seed {m.seed}"
         )
@@ -272,4 +272,7 @@ class Study(Result, kind="study"):
     def _of(cls, body: Mapping[str, Any]) -> Study:
         if body["columns"] != list(Record._fields):
             raise ValueError(f"columns are {body['columns']}")
-        return cls([Record(*r) for r in body["records"]], Meta(**body["meta"]))
+        meta = Meta(**body["meta"])
+        for midpoint in meta.midpoints:
+            restored(midpoint)
+        return cls([Record(*r) for r in body["records"]], meta)

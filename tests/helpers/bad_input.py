@@ -243,6 +243,12 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
             ValueError,
         ),
         ("repeats below 1", lambda _: injected(repeats=0), ValueError),
+        ("repeats by number of a site", lambda _: injected(repeats={3: 2}), TypeError),
+        ("noise by number of a site", lambda _: injected(noise={3: NOISE}), TypeError),
+        ("a number for row_dims", lambda _: injected(row_dims=3), TypeError),
+        ("row_dims by number of a site", lambda _: injected(row_dims={3: 0}), TypeError),
+        ("a dimension that is a word", lambda _: injected(row_dims={"input": "x"}), TypeError),
+        ("a switch that is a word", lambda _: injected(normalize_to_input_size="x"), TypeError),
         ("repeats at no site", lambda _: injected(repeats={"fc1": 2}), ValueError),
         ("the same model twice", lambda _: [nk.inject(m, NOISE) for m in [net()] * 2], ValueError),
         ("a model with an injected part", lambda _: part_first(), ValueError),
@@ -347,6 +353,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("row beyond 32 bits", lambda _: stated(rows=[2**32] * 6), ValueError),
         ("negative level", lambda _: stated(level=-1.0), ValueError),
         ("a word for a level", lambda _: stated(level="low"), TypeError),
+        ("a level larger than any float", lambda _: stated(level=10**400), ValueError),
         ("levels that are too few", lambda _: stated(level=[0.1, 0.2]), RuntimeError),
         ("levels of rank 2", lambda _: stated(level=torch.ones(6, 1)), TypeError),
     ],
@@ -457,6 +464,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
     ],
     "Command line": [
         ("unknown model", lambda _: cli("walk", "--model", "vgg"), SystemExit),
+        ("no level above 0", lambda _: cli("walk", "--levels", "0"), SystemExit),
         ("levels that are none", lambda _: cli("walk", "--levels", "log:0:1:3"), SystemExit),
         ("no command", lambda _: cli(), SystemExit),
         (

@@ -190,6 +190,17 @@ def test_other_data_with_the_same_rows_are_told_of_once_in_a_block() -> None:
         assert loop(batches, seed=1) == times
 
 
+@pytest.mark.parametrize("rows", [64, 128, 256, 512])
+def test_other_data_are_told_of_whichever_columns_differ(rows: int) -> None:
+    """Images with the same border and texts with the same first token, of sizes that divide one another."""
+    images = [nn.functional.pad(torch.rand(rows, 1, 20, 20), (4, 4, 4, 4)) for _ in range(2)]
+    texts = [torch.cat([torch.zeros(rows, 1).long(), torch.randint(1, 50, (rows, 63))], 1) for _ in range(2)]
+    for model, (one, other) in ((nn.Flatten(), images), (nn.Embedding(50, 4), texts)):
+        for data, times in (([one, other], 1), ([one, one.clone()], 0)):
+            with nk.inject(model, NOISE), nk.noise_state(model, seed=1):
+                assert warned(lambda model=model, data=data: [model(x) for x in data]) == times
+
+
 # ------------------------------------------------------------------------------------------- threads
 
 

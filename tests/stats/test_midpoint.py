@@ -334,3 +334,21 @@ def test_switch_between_the_two_intervals():
     assert fitted(LEVELS, acc).method == "draws" and fitted(LEVELS, acc[:, 1:]).method == "rows"
     assert fitted(LEVELS, acc[:, :2], independent_rows=False).method == "draws"
     assert fitted(LEVELS, acc[:, :1], independent_rows=False).method == "rows"
+
+
+@pytest.mark.parametrize(("correct", "rows", "text"), [
+    (5, 0, "rows"), (-5, 10, "correct"), (20, 10, "correct: expected 0 <= correct <= rows, got 20 of 10"),
+    (1, -10, "rows"), ([1, 11], [10, 10], "correct"), (5, math.nan, "rows"), (5, math.inf, "rows"), (0.2, 0.5, "rows"),
+])  # fmt: skip
+def test_counts_that_cannot_be(correct, rows, text):
+    with pytest.raises(ValueError, match=text):
+        wilson(correct, rows)
+    assert np.isnan(wilson([math.nan, 5], 10)[0]).tolist() == [True, False]  # no count stays none
+
+
+@pytest.mark.parametrize(("accuracy", "rows", "text"), [
+    ([[2.0]], [[10]], "accuracy"), ([[-0.1, 0.5]], 10, "accuracy"), ([[0.5]], 0, "rows"), ([[0.5]], [[0.5]], "rows"),
+])  # fmt: skip
+def test_curves_that_cannot_be(accuracy, rows, text):
+    with pytest.raises(ValueError, match=text):
+        band(accuracy, rows)

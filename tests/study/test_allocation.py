@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -214,6 +215,7 @@ def test_inject_takes_the_result() -> None:
 
 POINTS = points([1.0, 2.0], [5.0, 5.0])
 NONE = Midpoint(math.nan, 0.0, math.inf, math.nan, 0, math.inf, (), math.nan, 0.9, 0.1, "none", "rows", site="n")
+OPEN = replace(NONE, low=0.5, high=2.0, status="open", method="stopped")
 BAD = [
     (lambda: uniform([], 2), "uniform: sites .* at least one"),
     (lambda: uniform("input", 2), "uniform: sites must be a list"),
@@ -224,6 +226,8 @@ BAD = [
     (lambda: tailored({"a": 0.0}, 2), "tailored: midpoints must be finite and above 0, got 0.0 at 'a'"),
     (lambda: tailored({}, 2), "tailored: sites"),
     (lambda: tailored([NONE], 2), "tailored: midpoints must have a finite bound above 0, got 0.0 .none. at 'n'"),
+    (lambda: tailored([OPEN], 2), "tailored: midpoints must be found, got one that a search has left open at 'n'"),
+    (lambda: allocate([*POINTS, replace(OPEN, low=0.0)], 5, level=1), "allocate: midpoints must be found"),
     (lambda: tailored(["a"], 2), "tailored: midpoints must be a study or a list of Midpoint, got a str"),
     (lambda: allocate(POINTS, 1, level=1), "allocate: budget must be at least 2, one execution per site, got 1"),
     (lambda: allocate(POINTS, math.nan, level=1), "allocate: budget"),

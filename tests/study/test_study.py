@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from made_study import CLEAN, MIDPOINTS, SITES, made_study
 
 from noisykernels.stats import Meta, Record, fit_midpoint, wilson
+from noisykernels.stats.midpoint import described
 from noisykernels.study import ResultFileError, Study
 from noisykernels.study.result import digest
 
@@ -239,6 +240,26 @@ def test_consistent_nonsense_is_refused(study, tmp_path, change):
     path.write_text(json.dumps(body | {"sha256": digest(inner)}))
     with pytest.raises(ResultFileError, match="not a valid study"):
         Study.load(path)
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"status": "weird"}, "status"), ({"method": 3}, "method"), ({"low": "x"}, "low"), ({"site": 1}, "site"),
+    ({"crossings": ["y"]}, "crossings"), ({"rising": "no"}, "rising"), ({"high": True}, "high"),
+])  # fmt: skip
+def test_midpoints_that_no_search_has_found_are_refused(study, tmp_path, change, told):
+    found = tuple(described(p) for p in study.midpoints())
+    search = Study(study.records, replace(study.meta, midpoints=found))
+    assert Study.load(search.save(tmp_path / "good.json")) == search
+    bad = Study(study.records, replace(study.meta, midpoints=(found[0] | change, *found[1:])))
+    with pytest.raises(ResultFileError, match=f"not a valid study: midpoints: {told} must be"):
+        Study.load(bad.save(tmp_path / "bad.json"))
+
+
+def test_a_plan_without_numbers_of_evaluations(study):
+    found = tuple(described(replace(p, method="stopped")) for p in study.midpoints())
+    search = Study(study.records, replace(study.meta, midpoints=found, plan={}))
+    assert "adaptive, 16 sites stopped, log axis" in search.table()
+    assert repr(search).endswith("16 sites stopped>")
 
 
 def test_white_space_and_key_order_are_no_damage(study, tmp_path):
