@@ -65,8 +65,8 @@ def choose_plan(tape: Tape, memory: int, most_rows: int, device: torch.device) -
 # What sharing work costs before it gains anything, in passes of one row through the whole model: recording it, and at
 # each site walked holding the engines against each other. Measured with densely connected convolutions at 28 sites.
 RECORDING, AT_EACH = 60, 50
-# Values at the sites of a row from which on passes are dear enough to be counted. Smaller models always share: where they
-# have very many sites, the check of each costs some seconds more than a small grid run whole.
+# Values at the sites of a row from which on passes are dear enough to be counted. Smaller models always share: where
+# they have very many sites, the check of each costs some seconds more than a small grid that is run whole.
 LARGE = 1_000_000
 
 

@@ -502,11 +502,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
             lambda f: cli("walk", "--noise", "mixed", "--ratio", 2, "--epochs", 0, "--quiet", "--cache", f),
             SystemExit,
         ),
-        (
-            "unknown site",
-            lambda f: cli("walk", "--sites", "fc9", "--epochs", 0, "--quiet", "--cache", f),
-            SystemExit,
-        ),
+        ("unknown site", lambda f: cli("walk", "--sites", "fc9", "--epochs", 0, "--quiet", "--cache", f), SystemExit),
     ],
 }
 
@@ -533,13 +529,7 @@ def render() -> str:
         "(on a device, or in a compiled graph) are not checked: a bad level or id makes NaN there.",
     ]
     for area, cases in CASES.items():
-        lines += [
-            "",
-            f"## {area}",
-            "",
-            "| what is wrong | error | message |",
-            "| --- | --- | --- |",
-        ]
+        lines += ["", f"## {area}", "", "| what is wrong | error | message |", "| --- | --- | --- |"]
         for what, action, _ in cases:
             error = attempt(action)
             message = " ".join(str(error).split()).replace("|", "\\|")
