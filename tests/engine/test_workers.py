@@ -190,12 +190,13 @@ def test_processes_that_are_killed_are_replaced(monkeypatch: pytest.MonkeyPatch)
 
 
 COORDINATOR = """
-import sys
+import signal
 import torch
 import noisykernels as nk
 from noisykernels.zoo import MLP
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits that it is ignored
     torch.manual_seed(0)
     model, x = MLP(12, 4, width=8, norm=True).eval(), torch.randn(60000, 12)
     try:
