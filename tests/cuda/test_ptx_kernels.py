@@ -82,9 +82,8 @@ def same_numbers(end: str, got: bytes, want: bytes) -> bool:
 
 
 @needs_nvcc
-@pytest.mark.parametrize(  # one of them in the quick tests
-    "source", [pytest.param(s, marks=[] if s.stem == "epilogue" else pytest.mark.full, id=s.stem) for s in KERNELS]
-)
+@pytest.mark.full  # minutes; the quick tests run these kernels in the emulation (simt), and the interpreter on its own
+@pytest.mark.parametrize("source", KERNELS, ids=lambda source: source.stem)
 def test_the_kernels_of_nvcc(source: Path, recorded: tuple[dict[str, list[Launch]], str], tmp_path: Path) -> None:
     module = compile_ptx(source, tmp_path)
     ran = 0
