@@ -31,15 +31,6 @@ ROOT = Path(__file__).parents[2]
 numbers = Numbers(LEVELS)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with the checkpoint of the MLP, one epoch on digits."""
-    pytest.importorskip("sklearn")
-    folder = str(tmp_path_factory.mktemp("checkpoints"))
-    assert main(["train", "--epochs", "1", "--cache", folder, "--quiet", "--json"]) == 0
-    return folder
-
-
 def walk(cache: str, *flags: object) -> int:
     fixed = ["--epochs", "1", "--cache", cache, "--rows", "60", "--draws", "1", "--quiet"]
     levels = [] if "--levels" in flags else ["--levels", "0.1,1,100"]

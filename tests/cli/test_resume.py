@@ -39,15 +39,6 @@ WALK = [
 COMMANDS = ("walk", "grid", "mixed", "parameter")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with the checkpoint of the MLP, one epoch on digits."""
-    pytest.importorskip("sklearn")
-    folder = str(tmp_path_factory.mktemp("checkpoints"))
-    assert main(["train", "--epochs", "1", "--cache", folder, "--quiet", "--json"]) == 0
-    return folder
-
-
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The present folder, in a home with a file to lose."""
