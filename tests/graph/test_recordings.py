@@ -383,6 +383,19 @@ def test_what_is_left_alone_runs_whole(run: Callable[..., Tensor]) -> None:
     assert [r.correct for r in study.records] == counts(model, x, y, "a:linear#0")
 
 
+def test_where_rows_lie_is_found_though_all_of_them_are_equal() -> None:
+    """A padding mask that no row uses, repeated for two heads: rows are inside of heads."""
+
+    def unpadded(m: Any, x: Tensor) -> Tensor:
+        h = torch.relu(m.a(x))
+        mask = (x[..., 0] > 1e9).repeat(2, 1).view(2, len(x), 5)
+        return m.o(h.masked_fill(mask[0, :, :, None], 0.0).mean(1))
+
+    tape = tape_of(unpadded)
+    (number,) = next(step.outputs for step in tape.steps if step.name == "repeat")
+    assert (tape.row_dims[number], tape.outer[number]) == (0, 2)
+
+
 def test_a_class_that_is_masked_is_no_tie() -> None:
     model, x = Net(masked_class), data(20)
     with torch.no_grad(), warnings.catch_warnings():
