@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisykernels._util.checks import in_range, is_number, shown
-from noisykernels.injection.site import Names, Site, meets
+from noisykernels._util.runtime import unwrap
+from noisykernels.injection.site import Site, meets, near
+from noisykernels.injection.trace import names_of
 from noisykernels.noise.arguments import ids_tensor
 
 __all__ = ["chosen_sites", "draw_list", "level_list", "refuse_without_rows"]
@@ -47,21 +49,23 @@ def draw_list(op: str, draws: Any) -> list[int]:
 
 
 def chosen_sites(
-    op: str, known: list[Site], sites: Sequence[str | int] | str | None, opens: Callable[[Site], bool] = lambda _: True
+    op: str, model: nn.Module, known: list[Site], sites: Sequence[str | int] | str | None,
+    opens: Callable[[Site], bool] = lambda _: True,
 ) -> list[Site]:  # fmt: skip
-    """The sites that a user's names, patterns and indices choose among those that are open."""
-    every, names = [site for site in known if opens(site)], Names(site.name for site in known)
+    """The sites of a model that a user's names, patterns and indices choose among those that are open."""
+    every, names = [site for site in known if opens(site)], names_of(unwrap(model), known)
     if sites is None:
         return every
     wanted: Any = [sites] if isinstance(sites, str) or is_number(sites) else list(sites)
 
     def fits(site: Site, choice: str | int) -> bool:
-        return meets(site.name, *names.meant(choice)) if isinstance(choice, str) else site.index == choice
+        return meets(site.name, names.meant(choice)) if isinstance(choice, str) else site.index == choice
 
     for choice in wanted:
         if not any(fits(site, choice) for site in every):
+            close = ", ".join(near(str(choice), [s.name for s in every]))
             have = ", ".join(f"{s.index} {s.name}" for s in every)
-            raise ValueError(f"{op}: no site {choice!r}; the model has {have}")
+            raise ValueError(f"{op}: no site {choice!r}; {close and f'near it are {close}; '}the model has {have}")
     return [site for site in every if any(fits(site, choice) for choice in wanted)]
 
 

@@ -90,7 +90,7 @@ def places_of(
         return None
     if isinstance(noise, dict):
         raise ValueError(f"{op}: a dict of noises says where they enter; leave out sites=")
-    return [site.name for site in chosen_sites(op, sites_of(model, problem.data[0][:2]), sites)]
+    return [site.name for site in chosen_sites(op, model, sites_of(model, problem.data[0][:2]), sites)]
 
 
 def _check_metric(op: str, metric: Metric) -> None:

@@ -67,8 +67,9 @@ def _refuse(args: argparse.Namespace, target: Target | None = None) -> None:
             target.check(args.command, level, torch.float32)
     if args.sites is not None:
         about = info(args.data)
-        found = nk.sites(build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
-        chosen_sites(args.command, [s for s in found if target is None or target.opens(s)], args.sites)
+        model = build(args.model, about.shape, about.classes)
+        found = nk.sites(model, torch.zeros(1, *about.shape))
+        chosen_sites(args.command, model, [s for s in found if target is None or target.opens(s)], args.sites)
 
 
 def _refuse_levels(args: argparse.Namespace, axis: Axis) -> None:

@@ -22,6 +22,7 @@ from noisykernels._util.text import aligned, printable
 from noisykernels.arithmetic.order import ORDERS as NAMES
 from noisykernels.arithmetic.order import random_order
 from noisykernels.hardware.device import Arithmetic, Device, Draw
+from noisykernels.injection.placement import SILENT
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.nn.modules import NoisyLayer
@@ -325,7 +326,7 @@ def order_sensitivity(
             _Watched(_check(d), name, study) if isinstance(d, Arithmetic) else d for d in own
         ]  # fmt: skip
 
-    with Session(op, problem, compute, hardware=hardware) as session:
+    with Session(op, problem, compute) as session:
         batches = session.batches(compute.rows_on(problem.device))
 
         def measure() -> None:
@@ -347,11 +348,13 @@ def order_sensitivity(
 
         runs = 1 + (1 + len(study.orders) + permutations) * with_labels
         with (
-            session.placing(replace(session.noisy, layers_own=False)),
+            session.placing(replace(SILENT, hardware=hardware)),
             progress_of(op, progress, runs) as advance,
         ):
             measure()
             advance(1)
+            if not study.moments and arithmetic is not None:
+                raise ValueError(f"{op}: hardware needs a linear layer or convolution; the model has none")
             if not study.moments:
                 raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
             named = {order: predictions(order) for order in ("none", *study.orders)} if with_labels else {}

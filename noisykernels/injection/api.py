@@ -37,13 +37,7 @@ from noisykernels.injection.state import (
     unmark,
 )
 from noisykernels.injection.torch_patches import keep_noise
-from noisykernels.injection.trace import (
-    names_of,
-    refuse_hidden_rows,
-    refuse_idle_hardware,
-    refuse_unmatched,
-    trace,
-)
+from noisykernels.injection.trace import names_of, place, refuse_hidden_rows, refuse_unknown, trace
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.arguments import factor_tensor, ids_tensor, seed_tensor
 from noisykernels.noise.description import Noise
@@ -60,38 +54,40 @@ class inject:
         model: any model. Its class becomes a subclass until `remove`; parameters, buffers, keys,
             hooks and sharing stay. DataParallel, DistributedDataParallel and torch.compile's
             wrappers are looked through.
-        noise: the noise of every chosen site; or a dict from names and patterns to noises (a name
-            counts before a pattern, then the first match); or None for no noise yet. Noisy layers of
-            the model keep their own noise and switches.
+        noise: the noise of every chosen site; or a dict from words as in ``where`` to noises (a name
+            counts before a block, an inner block before an outer one, both before a pattern; then the
+            first match); or None for no noise yet. Noisy layers of the model keep their own noise and
+            switches.
         where: which sites: None for all; a name, a pattern or a list of them: a site's name with or
             without its number (``"input"``, ``"fc1:linear#0"``, ``"fc1:linear"``), a module's path
-            (``"fc1"``), or a pattern of these (``"conv*"``), which is only what is no name of this
-            model; a module type or several (the sites directly inside such modules); or a function
-            ``(name, module) -> Noise | None``, which is asked once for each site.
+            (``"fc1"``, ``"layer1"``: everything in it), or a pattern of these (``"conv*"``), which is
+            only what is no name of this model; a module type or several (everything in such modules);
+            or a function ``(name, module) -> Noise | None``, which is asked once for each site.
         example_input: an input with at least one row: a tensor, a tuple of positional arguments or
             a dict of keyword arguments. The model is run on it twice, with B and with B + 1 rows,
             to find its sites, the dimension of each that counts rows, and the arguments that carry
             rows. Without it, every site is taken to have its rows along dimension 0, which is wrong, and
             seen only if the size differs, where a model moves them or makes its weights by such operations.
-        row_dims: dict from name patterns to the dimension that counts rows, where it is not 0;
+        row_dims: dict from words as in ``where`` to the dimension that counts rows, where it is not 0;
             ``"input"`` is that of the model's arguments.
         normalize_to_input_size: divide levels by the number of elements of one row at the site
             (published option).
-        repeats: repeat the noise at a site R times and average, a number or a dict from name
-            patterns: the levels of Gaussian noise are divided by sqrt(R); other kinds, and order
+        repeats: repeat the noise at a site R times and average, a number or a dict from words as in
+            ``where``: the levels of Gaussian noise are divided by sqrt(R); other kinds, and order
             ``"add_mul"``, are drawn R times.
         in_training, in_eval: whether noise enters where the module at the site is in training mode,
             in evaluation mode.
         hardware: what is inside linear layers and convolutions, such as ``[WeightNoise(add=0.05, relative="layer")]``:
-            a list of devices for all of them; a dict from name patterns to lists; or a function ``(name, module) ->
-            list | None``. It comes before the noise of the site, which ``repeats`` and ``where`` are about.
+            a list of devices for all of them; a dict from words as in ``where`` to lists; or a function ``(name,
+            module) -> list | None``. It comes before the noise of the site, which ``repeats`` and ``where`` are about.
         arithmetic: how linear layers and convolutions add up their products: `Serial`; the same as at the end of the
             list ``hardware``.
 
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
             layers with rows along dimension 1 and neither example_input nor row_dims is given; or a
-            pattern matches no site.
+            word, a type or a function meets no site. Without example_input some of that is seen only by the
+            first forward in which noise is on, which then raises it.
         TypeError: not a model, not a noise, not a choice of sites, or another argument of a wrong type.
 
     Note:
@@ -149,12 +145,9 @@ class inject:
         try:
             if example_input is None:
                 refuse_hidden_rows(target, placement)
-                refuse_unmatched(target, placement, names, traced=False)
+                refuse_unknown(target, placement, names)
             else:
-                traced = trace(target, example_input)
-                state.placement = placement = placement.understood(names := names_of(target, traced))
-                refuse_unmatched(target, placement, names, traced=True)
-                refuse_idle_hardware(placement, traced)
+                place(target, example_input)
             hear(target, state, not state.quiet)
         except BaseException:
             remove(target)
@@ -187,8 +180,8 @@ def _check_tables(**tables: Any) -> None:
     """Refuses dicts whose keys are no names or patterns, and rows along what is no dimension."""
     for name, table in tables.items():
         for key in table if isinstance(table, dict) else ():
-            if not isinstance(key, str | Choice):
-                raise TypeError(f"inject: {name} must have names or patterns of sites as keys, got {shown(key)}")
+            if not (isinstance(key, str | Choice) or (isinstance(key, type) and issubclass(key, nn.Module))):
+                raise TypeError(f"inject: {name} must have names, patterns or module types as keys, got {shown(key)}")
     for dim in (tables["row_dims"] or {}).values():
         in_range("inject", "row_dims", dim, DIMENSIONS)
 

@@ -102,6 +102,9 @@ class SiteMode(ModelMode):
         self.modules: list[tuple[str, nn.Module]] = [("", root)]
         self.muted = 0  # of the modules that run, how many say that no operation in them is a site
         self.calls: dict[str, int] = {}
+        self.inputs: list[str] = []  # sites that are arguments of the model
+        self.arrays: list[str] = []  # sites at which hardware can be
+        self.valueless: list[str] = []  # those with noise whose values take none
         self.spots: dict[str, Spot] = {}
         self.always = placement.in_training and placement.in_eval
         self.common = (key.seed, key.draws, key.rows, 0)  # of operators' keys, what all sites share
@@ -179,6 +182,10 @@ class SiteMode(ModelMode):
         self.calls[stem] = number + 1
         return f"{stem}#{number}"
 
+    def names(self) -> list[str]:
+        """The names of all sites so far."""
+        return [*self.inputs, *(f"{stem}#{k}" for stem, count in self.calls.items() for k in range(count))]
+
     def noise_at(self, name: str) -> Noise | None:
         """The placement's noise at a site of the module that runs now."""
         module = self.modules[-1][1]
@@ -187,6 +194,7 @@ class SiteMode(ModelMode):
     def hardware_at(self, name: str) -> Sequence[Device] | None:
         """The placement's devices at a contraction of the module that runs now."""
         module = self.modules[-1][1]
+        self.arrays.append(name)
         return self.spot(name, module).hardware if self.always or self.placement.on(module) else None
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
@@ -195,7 +203,7 @@ class SiteMode(ModelMode):
         noise = self.noise_at(name)
         if kind == "batch_norm":
             self._refuse_mixed_draws(name, args, kwargs)
-        if kind in CONTRACTION_KINDS and not self.tracing:
+        if kind in CONTRACTION_KINDS:
             hardware = self.hardware_at(name)
             if hardware is not None:
                 return self._on_hardware(name, CONTRACTION_KINDS[kind], noise, hardware, args, kwargs, row_dim)
@@ -224,6 +232,8 @@ class SiteMode(ModelMode):
             self.record.append((name, tuple(clean.shape)))
             return clean
         if noise is None or not clean.is_floating_point():
+            if noise is not None:
+                self.valueless.append(name)
             return clean
         spot = self.spots.get(name)
         if spot is not None and spot.noise is noise and row_dim is None and self.is_known(spot, clean):

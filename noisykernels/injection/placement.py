@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from noisykernels.hardware.device import Device
-from noisykernels.injection.site import Choice, Names, is_input, meets
+from noisykernels.hardware.execute import checked
+from noisykernels.injection.site import Choice, Names, meets, picked
 from noisykernels.noise.description import Noise
 
-__all__ = ["SILENT", "Placement"]
+__all__ = ["SILENT", "Asked", "Placement"]
+
+
+class Asked:
+    """A user's function ``(name, module) -> what enters, or None``, which is asked once for each site."""
+
+    def __init__(self, function: Callable[[str, nn.Module], Any], check: Callable[[str, Any], None]) -> None:
+        self.function, self.check = function, check
+        self.answers: dict[str, Any] = {}
+
+    def __call__(self, name: str, module: nn.Module) -> Any:
+        """The answer for a site whose innermost module this is."""
+        if torch.compiler.is_compiling():  # a graph would be guarded on the table
+            return self.function(name, module)
+        if name not in self.answers:
+            answer = self.function(name, module)
+            if answer is not None:
+                self.check(name, answer)
+            self.answers[name] = answer
+        return self.answers[name]
+
+
+def _check_noise(name: str, answer: Any) -> None:
+    if not isinstance(answer, Noise):
+        raise TypeError(f"inject: where must give a Noise or None, got {answer!r} for {name!r}")
+
+
+def _check_devices(_: str, answer: Any) -> None:
+    checked("inject", answer)
 
 
 @dataclass(frozen=True)
@@ -23,7 +53,7 @@ class Placement:
     """
 
     noise: Noise | dict[Choice, Noise] | None = None
-    where: Any = None  # None, a choice, a type, a list of these, or a function
+    where: Any = None  # None, a choice, a list of these, or a function
     normalize_to_input_size: bool = False
     repeats: int | dict[Choice, int] = 1
     in_training: bool = True
@@ -39,15 +69,21 @@ class Placement:
         def meant(value: Any) -> Any:
             if isinstance(value, dict):
                 return names.table(value)
-            if isinstance(value, list | tuple) and not isinstance(value, Choice):
+            if isinstance(value, list | tuple):
                 return tuple(meant(v) for v in value)
-            text = value.text if isinstance(value, Choice) else value
-            return names.meant(text) if isinstance(text, str) else value
+            word = value.word if isinstance(value, Choice) else value
+            return names.meant(word) if isinstance(word, str | type) else value
 
-        hardware = meant(self.hardware) if isinstance(self.hardware, dict) else self.hardware
+        where, hardware = meant(self.where), self.hardware
+        if callable(where) and not isinstance(where, Asked):
+            where = Asked(where, _check_noise)
+        if isinstance(hardware, dict):
+            hardware = meant(hardware)
+        elif callable(hardware) and not isinstance(hardware, Asked | Device):
+            hardware = Asked(hardware, _check_devices)
         return replace(
-            self, noise=meant(self.noise), where=meant(self.where), repeats=meant(self.repeats),
-            row_dims=meant(self.row_dims), hardware=hardware,
+            self, noise=meant(self.noise), where=where, repeats=meant(self.repeats), row_dims=meant(self.row_dims),
+            hardware=hardware,
         )  # fmt: skip
 
     @property
@@ -60,28 +96,20 @@ class Placement:
         if self.noise is None:
             return None
         if isinstance(self.noise, dict):
-            noise: Noise | None = _found(self.noise, name, None)
+            noise: Noise | None = picked(self.noise, name, None)
             return noise
         where = self.where
-        if callable(where) and not isinstance(where, type):
+        if callable(where):
             found: Noise | None = where(name, module)
             return found
-        if where is None:
-            return self.noise
-        for choice in _each(where):
-            if isinstance(choice, Choice):
-                if meets(name, *choice):
-                    return self.noise
-            elif isinstance(module, choice) and not is_input(name):
-                return self.noise
-        return None
+        return self.noise if where is None or any(meets(name, choice) for choice in _each(where)) else None
 
     def hardware_at(self, name: str, module: nn.Module) -> Sequence[Device] | None:
         """The devices of the contraction with this name, whose innermost module is `module`, where they are on."""
         if self.hardware is None:
             return None
         if isinstance(self.hardware, dict):
-            found: Sequence[Device] | None = _found(self.hardware, name, None)
+            found: Sequence[Device] | None = picked(self.hardware, name, None)
         else:
             found = self.hardware(name, module) if callable(self.hardware) else self.hardware
         return found
@@ -92,33 +120,26 @@ class Placement:
 
     def repeats_at(self, name: str) -> int:
         """How often the noisy operation at a site is repeated and averaged."""
-        return self.repeats if isinstance(self.repeats, int) else int(_found(self.repeats, name, 1))
+        return self.repeats if isinstance(self.repeats, int) else int(picked(self.repeats, name, 1))
 
     def row_dim_at(self, name: str) -> int | None:
         """The dimension that counts rows at a site, where the caller has said so."""
-        dim: int | None = _found(self.row_dims, name, None)
+        dim: int | None = picked(self.row_dims, name, None)
         return dim
 
-    def choices(self) -> list[Choice]:
-        """All sites in use by name or pattern."""
-        tables = (t for t in (self.noise, self.repeats, self.row_dims, self.hardware) if isinstance(t, dict))
-        return [*(c for c in _each(self.where) if isinstance(c, Choice)), *(choice for t in tables for choice in t)]
+    def choices(self) -> Iterator[tuple[str, Choice]]:
+        """All words in use, and the argument of `inject` that each stands in."""
+        if self.where is not None and not callable(self.where):
+            yield from (("where", choice) for choice in _each(self.where))
+        tables = {"noise": self.noise, "repeats": self.repeats, "row_dims": self.row_dims, "hardware": self.hardware}
+        for argument, table in tables.items():
+            if isinstance(table, dict):
+                yield from ((argument, choice) for choice in table)
 
 
-def _each(where: Any) -> Iterator[Any]:
+def _each(where: Any) -> Iterator[Choice]:
     """A choice alone as one of several."""
-    if isinstance(where, list | tuple) and not isinstance(where, Choice):
-        yield from where
-    else:
-        yield where
-
-
-def _found(table: dict[Choice, Any], name: str, otherwise: Any) -> Any:
-    """Of a table, the value of the first choice that means a site."""
-    for choice, value in table.items():
-        if meets(name, *choice):
-            return value
-    return otherwise
+    yield from where if isinstance(where, list | tuple) else (where,)
 
 
 SILENT = Placement(layers_own=False)  # no noise anywhere, of a model's own noisy layers neither

@@ -5,18 +5,31 @@ often that module has called the same operation before.
 
 A module may be called anything (`a*`, `l[1]`, `input`, `x:relu#0`). A name is taken apart from its end, since neither
 kinds nor numbers hold a colon or a hash; the inputs are the names without a colon. Names are met exactly; a pattern is
-only what a user has written and what is no name of the model.
+only what a user has written and what is no name of the model. A module's path, or its type, means everything in it.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
-import functools
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-__all__ = ["Choice", "Names", "Site", "exactly", "is_input", "kind_of", "meets", "path_of"]
+__all__ = [
+    "Choice",
+    "Names",
+    "Site",
+    "closeness",
+    "closest",
+    "exactly",
+    "is_input",
+    "kind_of",
+    "meets",
+    "near",
+    "path_of",
+    "picked",
+]
 
 
 @dataclass(frozen=True)
@@ -70,15 +83,25 @@ def _stem_of(name: str) -> str:
     return head if head and number.isdecimal() else name
 
 
-class Choice(NamedTuple):
-    """Sites that are meant: that of a name, those of a name without number, those of a module's path, or all that a
-    pattern fits."""
+@dataclass(frozen=True)
+class Choice:
+    """Sites that are meant: that of a name, those of a name without number, those of all modules in a block that is
+    named by its path or by its type, or all that a pattern fits."""
 
-    text: str
-    form: Literal["name", "stem", "path", "pattern"]
+    word: str | type  # as the user gave it
+    form: Literal["name", "stem", "path", "type", "pattern"]
+    inside: Mapping[str, int] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # of a block: how deep modules lie
+
+    @property
+    def text(self) -> str:
+        """The word as messages say it."""
+        return self.word if isinstance(self.word, str) else self.word.__name__
 
 
-FORMS = ("name", "stem", "path", "pattern")  # an earlier one counts before a later one
+FORMS = ("name", "stem", "path", "type", "pattern")  # of two that are equally close, an earlier one counts
+_FAR = 2**31  # beyond all blocks
 
 
 def exactly(name: str) -> Choice:
@@ -86,28 +109,52 @@ def exactly(name: str) -> Choice:
     return Choice(name, "name")
 
 
-@functools.lru_cache(maxsize=2**16)
-def meets(name: str, text: str, form: str) -> bool:
-    """Whether the site of this name is one that a `Choice` of this text and form means.
+def closeness(name: str, choice: Choice) -> int | None:
+    """How exactly a choice means the site of this name, 0 for the most exactly; None: not at all.
 
     Example:
-        >>> [meets("a*:relu#0", *c) for c in (exactly("a*:relu#0"), Choice("a*", "path"), Choice("a[*]", "pattern"))]
+        >>> block = Choice("a", "path", {"a": 0, "a.b": 1})
+        >>> [closeness("a.b:relu#0", c) for c in (exactly("a.b:relu#0"), block, exactly("a:relu#0"))]
+        [0, 3, None]
+    """
+    if choice.form == "name":
+        return 0 if name == choice.word else None
+    stem, path = _stem_of(name), path_of(name)
+    if choice.form == "stem":
+        return 1 if stem == choice.word else None
+    if choice.form != "pattern":
+        depth = None if is_input(name) else choice.inside.get(path)
+        return None if depth is None else 2 + depth
+    return _FAR if any(n and fnmatch.fnmatchcase(n, choice.text) for n in (name, stem, path)) else None
+
+
+def meets(name: str, choice: Choice) -> bool:
+    """Whether the site of this name is one that a choice means.
+
+    Example:
+        >>> block = Choice("a*", "path", {"a*": 0})
+        >>> [meets("a*:relu#0", c) for c in (exactly("a*:relu#0"), block, Choice("a[*]", "pattern"))]
         [True, True, True]
-        >>> meets("ab:relu#0", "a*", "path")
+        >>> meets("ab:relu#0", block)
         False
     """
-    if form == "name":
-        return name == text
-    stem, path = _stem_of(name), path_of(name)
-    if form == "stem":
-        return stem == text
-    if form == "path":
-        return path == text and not is_input(name)
-    return any(n and fnmatch.fnmatchcase(n, text) for n in (name, stem, path))
+    return closeness(name, choice) is not None
 
 
-# As torch.compiler.assume_constant_result does it, which would import the whole compiler.
-meets._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def closest(choices: Iterable[Choice], name: str) -> Choice | None:
+    """The choice that means a site most exactly, of several the first; None: none does."""
+    best, found = None, None
+    for choice in choices:
+        how = closeness(name, choice)
+        if how is not None and (best is None or how < best):
+            best, found = how, choice
+    return found
+
+
+def picked(table: Mapping[Choice, Any], name: str, otherwise: Any) -> Any:
+    """Of a table, the value of the choice that means a site most exactly."""
+    found = closest(table, name)
+    return otherwise if found is None else table[found]
 
 
 class Names:
@@ -115,34 +162,78 @@ class Names:
 
     Args:
         sites: names of sites.
-        paths: of modules, besides those of the sites.
+        modules: all paths of each module, the one that its sites are named by first; none: the paths of the sites.
 
     Example:
-        >>> Names(["a*:relu#0", "ab:relu#0"]).meant("a*"), Names(["ab:relu#0"]).meant("a*")
-        (Choice(text='a*', form='path'), Choice(text='a*', form='pattern'))
+        >>> Names(["a*:relu#0", "ab:relu#0"]).meant("a*").form, Names(["ab:relu#0"]).meant("a*").form
+        ('path', 'pattern')
+        >>> sorted(Names(["a.b:relu#0", "ab:relu#0"]).meant("a").inside)
+        ['a.b']
     """
 
-    def __init__(self, sites: Iterable[str], paths: Iterable[str] = ()) -> None:
-        self.sites = list(sites)
+    def __init__(self, sites: Iterable[str], modules: Iterable[tuple[str, Any]] = ()) -> None:
+        self.sites, self.modules = list(sites), dict(modules)
         self._names, self._stems = set(self.sites), {_stem_of(n) for n in self.sites}
-        self._paths = {path for path in (*map(path_of, self.sites), *paths) if path}
+        self._paths = dict.fromkeys(filter(None, map(path_of, self.sites)))
+        self._own: dict[int, str] = {}  # the path by which the sites of a module are named
+        for path, module in self.modules.items():
+            self._own.setdefault(id(module), path)
 
-    def meant(self, text: str) -> Choice:
+    def meant(self, word: str | type) -> Choice:
         """What a user's word means."""
-        if text in self._names:
-            return Choice(text, "name")
-        if text in self._stems:
-            return Choice(text, "stem")
-        if text in self._paths:
-            return Choice(text, "path")
+        if isinstance(word, type):
+            return Choice(word, "type", self._of_type(word))
+        if word in self._names:
+            return Choice(word, "name")
+        if word in self._stems:
+            return Choice(word, "stem")
+        if word and (inside := self._within(word)):
+            return Choice(word, "path", inside)
         # The number of a call that has not been seen: names are known as far as a model can be looked at.
-        return Choice(text, "name" if _stem_of(text) != text and _stem_of(text) in self._stems else "pattern")
+        return Choice(word, "name" if _stem_of(word) != word and _stem_of(word) in self._stems else "pattern")
 
     def table(self, given: dict[Any, Any]) -> dict[Choice, Any]:
         """A user's dict by what its words mean, in the order in which they count: names before patterns."""
-        meant = {self.meant(key[0] if isinstance(key, Choice) else key): value for key, value in given.items()}
+        meant = {self.meant(key.word if isinstance(key, Choice) else key): value for key, value in given.items()}
         return dict(sorted(meant.items(), key=lambda item: FORMS.index(item[0].form)))
 
     def unmet(self, choice: Choice) -> bool:
         """Whether a choice means no site."""
-        return not any(meets(name, *choice) for name in self.sites)
+        return not any(meets(name, choice) for name in self.sites)
+
+    def _within(self, path: str) -> dict[str, int]:
+        """The modules in a block, and how deep they lie; shared ones are in it wherever their name puts them."""
+        if path in self.modules:
+            block = self.modules[path].named_modules()
+            return {self._own[id(m)]: _depth(below) for below, m in block if id(m) in self._own}
+        start = path + "."
+        return {p: _depth(p[len(start) :]) for p in self._paths if p == path or p.startswith(start)}
+
+    def _of_type(self, wanted: type) -> dict[str, int]:
+        """The modules in all blocks of a type; in one within another, how deep they lie in the inner one."""
+        found: dict[str, int] = {}
+        for path, module in self.modules.items():
+            if isinstance(module, wanted):
+                for inner, depth in self._within(path).items():
+                    found[inner] = min(depth, found.get(inner, depth))
+        return found
+
+
+def _depth(path: str) -> int:
+    return path.count(".") + 1 if path else 0
+
+
+def near(word: str, known: Sequence[str]) -> list[str]:
+    """Of known names, those that a user may have meant.
+
+    Example:
+        >>> near("fc3", ["input", "fc1:linear#0", "fc2:linear#0", "conv:conv2d#0"])
+        ['fc1:linear#0', 'fc2:linear#0']
+    """
+    by_part: dict[str, list[str]] = {}
+    for name in known:
+        for part in {name, _stem_of(name), path_of(name)} - {""}:
+            by_part.setdefault(part, []).append(name)
+    close = difflib.get_close_matches(word, by_part, n=5, cutoff=0.6)
+    found = {name for part in close for name in by_part[part]}
+    return [name for name in known if name in found][:12]

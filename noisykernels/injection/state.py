@@ -5,7 +5,7 @@ Knows nothing of how sites are chosen or found.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from noisykernels.injection.block import Block
 from noisykernels.injection.leaves import LEAVES, Leaf, Swapped, is_leaf, leaf_class
+from noisykernels.injection.met import check_met, warn_of_values
 from noisykernels.injection.mode import ForwardKey, Record, SiteMode
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.site import Site
+from noisykernels.injection.site import Site, path_of
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.nn.signals import enter_model, enter_module, leave_module, run_quietly
@@ -27,6 +28,7 @@ __all__ = [
     "NoiseState",
     "announce",
     "begin",
+    "check_asked",
     "hear",
     "injected_class",
     "is_part",
@@ -65,6 +67,7 @@ class NoiseState(nn.Module):
         self.row_dims: dict[str, int | None] = {}  # of the traced sites
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
+        self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site
         self.block: Block | None = None  # the block of `noise_state` that is entered
         for name in ("seed", "draws", "rows", "next_row", "level"):  # next_row: where rows count on from call to call
             self.register_buffer(name, None, persistent=False)
@@ -123,7 +126,10 @@ class Injected(Swapped):
             return run_quietly(super().forward, args, kwargs)  # type: ignore[misc]
         mode, args, kwargs = begin(model, state, args, kwargs)
         with mode:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+            out = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not mode.compiled and state.unchecked:
+            check_first(model, state, mode)
+        return out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         model: Any = self
@@ -233,6 +239,28 @@ def state_of(model: nn.Module) -> NoiseState:
     return state
 
 
+def check_first(model: nn.Module, state: NoiseState, mode: SiteMode) -> None:
+    """After the first forward in which noise is on: what was asked for has met a site, and values that take noise."""
+    if not state.placement.on(model):
+        return
+    if not state.traced:
+        check_asked(model, state.placement, mode.names(), mode.arrays)
+    warn_of_values(mode.valueless)
+    state.unchecked = False
+
+
+def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], arrays: Sequence[str]) -> None:
+    """Refuses words and functions that met nothing among the sites of a forward, and the arrays among them."""
+    modules = {m.__dict__["_noise_path"]: m for m in model.modules() if is_part(m)} | {"": model}
+    own = {n for n in names if placement.layers_own and isinstance(modules.get(path_of(n)), NoisyLayer)}
+    for name in names:
+        if name not in own and (module := modules.get(path_of(name))) is not None:
+            placement.at(name, module)
+            if name in arrays:
+                placement.hardware_at(name, module)
+    check_met(placement, names, arrays, own.__contains__)
+
+
 def begin(
     model: nn.Module,
     state: NoiseState,
@@ -287,6 +315,7 @@ def begin(
     for number, n in enumerate(in_order):
         if n in carrying:
             name = "input" if number == 0 else f"input#{number}"
+            mode.inputs.append(name)
             carrying[n] = mode.at(name, mode.noise_at(name), carrying[n], row_dim=dim)
     given.update(carrying)
     kwargs = {n: a for n, a in given.items() if n in kwargs}

@@ -11,18 +11,32 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noisykernels._util.runtime import evaluating
-from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS
+from noisykernels.injection.kinds import KINDS
+from noisykernels.injection.met import no_site
 from noisykernels.injection.mode import Record
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.site import Choice, Names, Site, kind_of, meets
-from noisykernels.injection.state import begin, original_class, state_of
+from noisykernels.injection.site import Choice, Names, Site, kind_of
+from noisykernels.injection.state import begin, check_asked, original_class, state_of
 from noisykernels.noise.contract import site_ids
 
-__all__ = ["names_of", "refuse_hidden_rows", "refuse_idle_hardware", "refuse_unmatched", "trace"]
+__all__ = ["names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Site]:
     """The sites of an injected model; its state learns their numbers and where rows lie."""
+    return _traced(model, example_input)[0]
+
+
+def place(model: nn.Module, example_input: Any) -> None:
+    """Traces a model that was just injected and looks up among its sites what was asked for."""
+    state = state_of(model)
+    found, arrays = _traced(model, example_input)
+    state.placement = state.placement.understood(names_of(model, found))
+    check_asked(model, state.placement, [site.name for site in found], arrays)
+
+
+def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], list[str]]:
+    """See `trace`; and the sites at which hardware can be."""
     state = state_of(model)
     args, kwargs = _arguments(example_input)
     dim = state.placement.input_dim
@@ -33,7 +47,7 @@ def trace(model: nn.Module, example_input: Any) -> list[Site]:
     more = tuple(_one_row_more(a, rows, dim) for a in args)
     more_kwargs = {n: _one_row_more(a, rows, dim) for n, a in kwargs.items()}
     with evaluating(model):
-        small, large = _record(model, args, kwargs), _record(model, more, more_kwargs)
+        (small, arrays), (large, _) = _record(model, args, kwargs), _record(model, more, more_kwargs)
     if [name for name, _ in small] != [name for name, _ in large]:
         raise ValueError(
             "sites: the model calls other operations for another number of rows, so its sites have no fixed names"
@@ -51,7 +65,7 @@ def trace(model: nn.Module, example_input: Any) -> list[Site]:
     state.site_ids = {site.name: site.id for site in found}
     state.row_dims = {site.name: site.row_dim for site in found}
     state.traced, state.spots = found, {}
-    return list(found)
+    return list(found), arrays
 
 
 def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -61,15 +75,15 @@ def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
 
 
-def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Record:
+def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Record, list[str]]:
     record: Record = []
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
-    mode.placement = replace(mode.placement, noise=None)
+    mode.placement = replace(mode.placement, noise=None, hardware=None)
     forward: Any = original_class(type(model))
     with mode:
         forward.forward(model, *args, **kwargs)
-    return record
+    return record, mode.arrays
 
 
 def _one_row_more(a: Any, rows: int, dim: int) -> Any:
@@ -88,34 +102,20 @@ def _grown(a: tuple[int, ...], b: tuple[int, ...], rows: int) -> int | None:
 
 def names_of(model: nn.Module, traced: list[Site] | None = None) -> Names:
     """What the sites of a model are called; untraced, any module may call any operation."""
-    paths = [path for path, _ in model.named_modules()]
+    modules = list(model.named_modules(remove_duplicate=False))
     if traced is not None:
-        return Names([site.name for site in traced], paths)
+        return Names([site.name for site in traced], modules)
     kinds = dict.fromkeys((*KINDS.values(), "noise"))
-    return Names(["input", *(f"{path}:{kind}#0" for path in paths for kind in kinds)])
+    return Names(["input", *(f"{path}:{kind}#0" for path, _ in model.named_modules() for kind in kinds)], modules)
 
 
-def refuse_unmatched(model: nn.Module, placement: Placement, names: Names, traced: bool) -> None:
-    """A name or pattern that can choose no site is a mistake."""
-    for choice in placement.choices():
+def refuse_unknown(model: nn.Module, placement: Placement, names: Names) -> None:
+    """A word that can choose no site is a mistake, which is seen before anything runs; of untraced models."""
+    for _, choice in placement.choices():
         stem, _, number = choice.text.rpartition("#")  # a pattern of later calls, of which untraced models show none
         form = "stem" if choice.form == "name" else choice.form
-        if not names.unmet(choice) or (not traced and number.isdecimal() and not names.unmet(Choice(stem, form))):
-            continue
-        known = names.sites if traced else ["input", *(p for p, _ in model.named_modules() if p)]
-        raise ValueError(f"inject: {choice.text!r} matches no site; the model has {', '.join(known)}")
-
-
-def refuse_idle_hardware(placement: Placement, traced: list[Site]) -> None:
-    """Hardware that no linear layer or convolution of the model would get is a mistake."""
-    contractions = [site.name for site in traced if site.kind in CONTRACTION_KINDS]
-    every = Choice("*", "pattern")
-    choices = list(placement.hardware) if isinstance(placement.hardware, dict) else [every]
-    for choice in choices if placement.hardware is not None else ():
-        if not any(meets(name, *choice) for name in contractions):
-            known = ", ".join(contractions) or "none"
-            which = "" if choice == every else f"that {choice.text!r} matches "
-            raise ValueError(f"inject: hardware needs a linear layer or convolution {which}; the model has {known}")
+        if names.unmet(choice) and not (number.isdecimal() and not names.unmet(Choice(stem, form))):
+            raise ValueError(no_site("inject", choice, ["input", *(p for p, _ in model.named_modules() if p)]))
 
 
 def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:

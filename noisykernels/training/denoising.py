@@ -14,8 +14,10 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import whole
 from noisykernels._util.runtime import unwrap
 from noisykernels.injection.api import sites
-from noisykernels.injection.site import Names, Site, meets, path_of
+from noisykernels.injection.met import no_site
+from noisykernels.injection.site import Names, Site, meets, path_of, picked
 from noisykernels.injection.state import Injected, state_of
+from noisykernels.injection.trace import names_of
 from noisykernels.nn.signals import draw_standard, enter_module, leave_module
 from noisykernels.training.gradients import SiteGradient
 
@@ -150,7 +152,7 @@ class insert_denoising:
         hosts: dict[str, nn.Module] = {}
         blocks: dict[str, nn.Module] = {}
         like = next((p for p in target.parameters() if p.is_floating_point()), torch.empty(0))
-        for site, own in _chosen(known, where):
+        for site, own in _chosen(names_of(target, known), known, where):
             host = _host(target, [s.name for s in known], site.name)
             if isinstance(host, str) or site.row_dim != 0:
                 reason = host if isinstance(host, str) else "its rows are not along dimension 0"
@@ -227,22 +229,22 @@ def _count(modules: Iterable[nn.Module]) -> int:
     return sum(p.numel() for m in modules for p in m.parameters())
 
 
-def _chosen(known: list[Site], where: Any) -> list[tuple[Site, nn.Module | None]]:
+def _chosen(names: Names, known: list[Site], where: Any) -> list[tuple[Site, nn.Module | None]]:
     """The sites that the patterns choose, each with a module given for it; the first match counts."""
     given = where if isinstance(where, dict) else dict.fromkeys([where] if isinstance(where, str) else where)
-    names = Names(site.name for site in known)
     for pattern, module in given.items():
         if not isinstance(pattern, str) or not (module is None or isinstance(module, nn.Module)):
             raise TypeError(
                 f"insert_denoising: where must be name patterns, or a dict from them to modules, got {where!r}"
             )
-        fit = [site.name for site in known if meets(site.name, *names.meant(pattern))]
+        fit = [site.name for site in known if meets(site.name, names.meant(pattern))]
         if not fit:
-            raise ValueError(f"insert_denoising: {pattern!r} matches no site; the model has {', '.join(names.sites)}")
+            raise ValueError(no_site("insert_denoising", names.meant(pattern), names.sites))
         if module is not None and len(fit) > 1:
             raise ValueError(f"insert_denoising: one module for several sites: {pattern!r} matches {', '.join(fit)}")
-    chosen = ((site, [m for choice, m in names.table(given).items() if meets(site.name, *choice)]) for site in known)
-    return [(site, modules[0]) for site, modules in chosen if modules]
+    table, nothing = names.table(given), object()
+    chosen = ((site, picked(table, site.name, nothing)) for site in known)
+    return [(site, module) for site, module in chosen if module is not nothing]
 
 
 def _host(model: nn.Module, names: list[str], name: str) -> nn.Module | str:

@@ -171,7 +171,7 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     opens = asked.targets[0].opens
     if not any(map(opens, session.sites)):
         raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
-    chosen = chosen_sites("walk", session.sites, asked.sites, opens)
+    chosen = chosen_sites("walk", session.model, session.sites, asked.sites, opens)
     refuse_without_rows("walk", chosen)
     return chosen
 

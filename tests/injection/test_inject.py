@@ -229,7 +229,8 @@ def noisy_sites(model: nn.Module, x: Tensor, where, noise=NOISE, **options) -> l
         ((nn.MaxPool2d, "fc1"), "pool1:max_pool2d#0 pool2:max_pool2d#0 fc1:linear#0"),
         (lambda name, module: NOISE if getattr(module, "out_features", 0) == 84 else None,
          "fc2:linear#0"),
-        (models.LeNet5, ""),
+        (models.LeNet5, "conv1:conv2d#0 relu1:relu#0 pool1:max_pool2d#0 conv2:conv2d#0 relu2:relu#0 "
+                        "pool2:max_pool2d#0 fc1:linear#0 relu3:relu#0 fc2:linear#0 relu4:relu#0 fc3:linear#0"),
     ],
     ids=str,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import nn
 
 import noisykernels as nk
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.site import Names, exactly, is_input, kind_of, meets, path_of
+from noisykernels.injection.site import Choice, Names, exactly, is_input, kind_of, meets, path_of
 from noisykernels.noise.contract import hashed_id
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
@@ -125,10 +125,10 @@ def test_what_the_engine_places_is_exact(site: str) -> None:
 
 def test_names_before_patterns() -> None:
     known = Names(SITES)
-    order = [text for (text, _) in known.table(dict.fromkeys(["*", "ab", "ab:linear", "ab:linear#0", "a?"]))]
+    order = [choice.text for choice in known.table(dict.fromkeys(["*", "ab", "ab:linear", "ab:linear#0", "a?"]))]
     assert order == ["ab:linear#0", "ab:linear", "ab", "*", "a?"]
     assert known.meant("input:linear#7").form == "name"  # a later call of what is known
-    assert not meets("input#1", "input", "name") and meets("input#1", "input", "stem")
+    assert not meets("input#1", exactly("input")) and meets("input#1", Choice("input", "stem"))
 
 
 def test_denoising_blocks_follow_the_site_of_their_name() -> None:

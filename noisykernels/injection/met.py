@@ -1,0 +1,83 @@
+"""What `inject` was asked for, held against the sites that a forward has come upon: what met none is a mistake."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from noisykernels.injection.placement import Asked, Placement
+from noisykernels.injection.site import Choice, closest, meets, near
+
+__all__ = ["check_met", "no_site", "warn_of_values"]
+
+
+def check_met(placement: Placement, names: Sequence[str], arrays: Collection[str], own: Callable[[str], bool]) -> None:
+    """Refuses words and functions that met nothing.
+
+    Args:
+        placement: understood.
+        names: of all sites of a forward.
+        arrays: those at which hardware can be.
+        own: whether the layer at a site keeps its own noise and hardware.
+    """
+    for argument, choice in placement.choices():
+        if argument == "row_dims" and choice.word == "input":  # also that of arguments that are no sites
+            continue
+        met = [name for name in names if meets(name, choice)]
+        if not met:
+            raise ValueError(no_site("inject", choice, names))
+        if argument in ("where", "noise", "hardware") and all(map(own, met)):
+            raise ValueError(
+                f"inject: {choice.text!r} of {argument} matches noisy layers only, which keep their own noise and "
+                f"hardware: {', '.join(met)}"
+            )
+        if argument == "hardware" and not any(name in arrays for name in met):
+            raise ValueError(_no_array(f"that {choice.text!r} matches ", arrays))
+    hardware = placement.hardware
+    if hardware is not None and not isinstance(hardware, dict) and not arrays:
+        raise ValueError(_no_array("", arrays))
+    _check_functions(placement, arrays)
+    _warn_of_overridden(placement, names)
+
+
+def _check_functions(placement: Placement, arrays: Iterable[str]) -> None:
+    for argument, function in (("where", placement.where), ("hardware", placement.hardware)):
+        if isinstance(function, Asked) and function.answers and all(a is None for a in function.answers.values()):
+            asked = list(function.answers) if argument == "where" else list(arrays)
+            raise ValueError(f"inject: the function {argument}= gave None for every site: {', '.join(asked)}")
+
+
+def _warn_of_overridden(placement: Placement, names: Sequence[str]) -> None:
+    """Tells of keys of tables that count nowhere."""
+    for argument in ("noise", "hardware", "repeats", "row_dims"):
+        table = getattr(placement, argument)
+        if not isinstance(table, dict):
+            continue
+        counting = {closest(table, name) for name in names}
+        idle = [choice.text for choice in table if choice not in counting and choice.word != "input"]
+        if idle:
+            warnings.warn(
+                f"inject: of {argument} {', '.join(map(repr, idle))} counts nowhere: other keys mean the same sites "
+                "more exactly, or come before",
+                stacklevel=6,
+            )
+
+
+def no_site(op: str, choice: Choice, known: Sequence[str]) -> str:
+    """That a word means no site, and which are near it."""
+    close = f"near it are {', '.join(found)}; " if (found := near(choice.text, known)) else ""
+    return f"{op}: {choice.text!r} matches no site; {close}the model has {', '.join(known) or 'none'}"
+
+
+def _no_array(which: str, arrays: Collection[str]) -> str:
+    known = ", ".join(arrays) or "none"
+    return f"inject: hardware needs a linear layer or convolution {which}; the model has {known}"
+
+
+def warn_of_values(names: Iterable[str]) -> None:
+    """Tells of sites whose values take no noise."""
+    if found := list(dict.fromkeys(names)):
+        warnings.warn(
+            f"inject: noise does not enter at {', '.join(found)}: the values there are integers or complex",
+            stacklevel=5,
+        )
