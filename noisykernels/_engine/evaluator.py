@@ -143,8 +143,8 @@ class Evaluator:
 
     def shares(self, request: Request) -> bool:
         """Whether the engine that shares work can evaluate a request."""
-        site, target = request.site.name, self.problem.targets[request.which]
-        trusted = site not in self.verifications[request.which].differing
+        site, target = request.site, self.problem.targets[request.which]
+        trusted = site.name not in self.verifications[request.which].differing
         return self.shared is not None and trusted and target.reaches(self.shared.tape, site)
 
     def distrust(self, failed: Failed, requests: Sequence[Request]) -> None:
@@ -288,8 +288,8 @@ def _tell(session: Session, tape: Tape, chosen: Sequence[Site], idle: Collection
     refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
     unseen = [s.name for s in chosen if s.name in tape.idle and s.name not in idle]
     refused += [f"{name} (the scores depend on it in a way that is not recorded)" for name in unseen]
-    recorded = [s.name for s in chosen if s.name in tape.sites]
-    refused += [f"{name} ({target.why_not})" for name in recorded if not target.reaches(tape, name)]
+    recorded = [s for s in chosen if s.name in tape.sites]
+    refused += [f"{s.name} ({target.why_not(s)})" for s in recorded if not target.reaches(tape, s)]
     for sites, what in (
         (refused, "for these sites every pass runs the whole model"),
         (idle, "the scores do not depend on these sites, whose counts are the clean ones"),

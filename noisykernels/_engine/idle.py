@@ -6,14 +6,14 @@ Their counts are the clean ones at every level, under every target, so nothing i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from noisykernels._engine.session import Session
-from noisykernels._engine.targets import Activation
 from noisykernels._graph.tape import Tape
 from noisykernels.injection.placement import SILENT
-from noisykernels.injection.site import Site
+from noisykernels.injection.site import Site, exactly
 from noisykernels.noise.description import Noise
 
 __all__ = ["idle_sites"]
@@ -27,15 +27,15 @@ def idle_sites(session: Session, tape: Tape, chosen: Sequence[Site]) -> list[str
     A recording does not see what goes through Python's numbers or memory shared behind torch's back: a pass of two rows
     through the whole model does. Any noise of a site enters at or before its value, so one on the value tells of all.
     """
-    found = [s.name for s in chosen if s.name in tape.idle]
+    found = [s for s in chosen if all(call in tape.idle for call in s.calls or (s.name,))]
     if not found:
         return []
     inputs, rows = session.inputs[:2], session.rows[:2]
     with session.placing(SILENT):
         clean = session.scores(inputs, rows)
 
-    def silent(name: str) -> bool:
-        with session.placing(Activation(Noise(add=1.0)).placement(name, LOUD)):
+    def silent(call: str) -> bool:
+        with session.placing(replace(SILENT, noise=Noise(add=LOUD), where=exactly(call))):
             return torch.equal(session.scores(inputs, rows), clean)
 
-    return [name for name in found if silent(name)]
+    return [s.name for s in found if all(silent(call) for call in s.calls or (s.name,))]

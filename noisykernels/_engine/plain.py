@@ -32,7 +32,7 @@ class PlainEngine:
             part = tuple(values[request.start - first : request.end - first] for values in data)
             levels = []
             for level in request.levels:
-                placement = self.problem.targets[request.which].placement(request.site.name, level)
+                placement = self.problem.targets[request.which].placement(request.site, level)
                 with self.session.placing(placement):
                     levels.append(torch.cat([
                         self._rows(request.draws[i : i + self.draws], *part)

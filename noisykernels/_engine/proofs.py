@@ -29,8 +29,7 @@ def proved_up_to(engine: SharedEngine, requests: Sequence[Request]) -> list[floa
     targets = [engine.problem.targets[r.which] for r in requests]
     known = engine.problem.metric.by_argmax
     limits = [
-        math.inf if known and t.reaches(engine.tape, r.site.name) else 0.0
-        for r, t in zip(requests, targets, strict=True)
+        math.inf if known and t.reaches(engine.tape, r.site) else 0.0 for r, t in zip(requests, targets, strict=True)
     ]
     for inputs in engine.problem.data[0].split(engine.rows):
         live = [i for i, r in enumerate(requests) if any(0 < v <= limits[i] for v in r.levels)]

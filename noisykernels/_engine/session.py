@@ -46,6 +46,7 @@ class Problem:
         seed: of the study.
         targets: what is walked, at level 1; none for studies that walk nothing.
         metric: what is measured.
+        arrays: what an array is, see `inject`.
     """
 
     model: nn.Module
@@ -53,11 +54,13 @@ class Problem:
     seed: int
     targets: tuple[Target, ...] = ()
     metric: Metric = ACCURACY
+    arrays: str = "module"
 
     @classmethod
     def of(
         cls, op: str, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
-        targets: Sequence[Target] = (), metric: Metric = ACCURACY, shuffled: bool = False,
+        targets: Sequence[Target] = (), metric: Metric = ACCURACY, arrays: str = "module",
+        shuffled: bool = False,
     ) -> Problem:  # fmt: skip
         """A problem from what a study is given: checked, and where the model is.
 
@@ -74,7 +77,7 @@ class Problem:
         if shuffled:
             order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed % 2**63)).to(device)
             inputs, labels, ids = inputs[order], labels[order], ids[order]
-        return cls(model, (inputs, labels, ids), seed, tuple(targets), metric)
+        return cls(model, (inputs, labels, ids), seed, tuple(targets), metric, arrays)
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +152,7 @@ class Session:
 
     def __enter__(self) -> Session:
         compute, device = self.compute, self.problem.device
-        placed = {"noise": None} | self._placed
+        placed = {"noise": None, "arrays": self.problem.arrays} | self._placed
         with self._stack as stack:  # taken back if something fails
             stack.enter_context(torch_threads(compute.threads))
             stack.enter_context(evaluation_mode(self.problem.model))

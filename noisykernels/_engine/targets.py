@@ -37,8 +37,8 @@ __all__ = ["Activation", "Parameter", "Pass", "Target", "Weight", "Work", "has_w
 
 
 def has_weight(site: Site) -> bool:
-    """Whether a site is that of a contraction with a weight."""
-    return site.kind in CONTRACTION_KINDS
+    """Whether a site is that of a contraction with a weight, the first of those with its array."""
+    return site.kind in CONTRACTION_KINDS and bool(site.calls)
 
 
 class Work(NamedTuple):
@@ -100,7 +100,6 @@ class Target(ABC):
 
     name: ClassVar[str]  # what studies and stores call it
     shares_rows: ClassVar[bool] = True  # the rows of a draw share what is random: a draw is a chip
-    why_not: ClassVar[str] = "its weight is computed, or its input given by name"  # where `reaches` says no
     least_rows: ClassVar[int] = ROWS  # what is drawn for all rows alike is drawn anew for each part of them
 
     @abstractmethod
@@ -108,7 +107,7 @@ class Target(ABC):
         """Refuses a level that cannot be, where values are computed in this type: ValueError."""
 
     @abstractmethod
-    def placement(self, site: str, level: float) -> Placement:
+    def placement(self, site: Site, level: float) -> Placement:
         """What the plain engine places."""
 
     @abstractmethod
@@ -128,9 +127,15 @@ class Target(ABC):
         """Whether it can be put in at a site."""
         return has_weight(site)
 
-    def reaches(self, tape: Tape, site: str) -> bool:
+    def reaches(self, tape: Tape, site: Site) -> bool:
         """Whether the shared engine can run it at a site."""
-        return step_of(tape, site) is not None
+        return len(site.calls) == 1 and step_of(tape, site.name) is not None
+
+    def why_not(self, site: Site) -> str:
+        """Where `reaches` says no: the reason."""
+        if len(site.calls) > 1:
+            return f"its weight is used by {len(site.calls)} calls"
+        return "its weight is computed, or its input given by name"
 
     def reads(self, tape: Tape, site: str) -> set[int]:
         """Values before the site that `passes` reads."""
@@ -200,9 +205,9 @@ class Activation(_Directed):
         """See `Target`."""
         _check_scaled(op, self.noise, level, computed)
 
-    def placement(self, site: str, level: float) -> Placement:
+    def placement(self, site: Site, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, noise=self.noise.scaled(level), where=exactly(site))
+        return replace(SILENT, noise=self.noise.scaled(level), where=exactly(site.name))
 
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
@@ -222,9 +227,9 @@ class Activation(_Directed):
         """Any site."""
         return True
 
-    def reaches(self, tape: Tape, site: str) -> bool:
+    def reaches(self, tape: Tape, site: Site) -> bool:
         """See `Target`."""
-        return site in tape.sites
+        return site.name in tape.sites
 
     def reads(self, tape: Tape, site: str) -> set[int]:
         """The site alone."""
@@ -253,9 +258,9 @@ class Weight(_Directed):
         """See `Target`."""
         _check_scaled(op, self.noise.noise, level, computed)
 
-    def placement(self, site: str, level: float) -> Placement:
+    def placement(self, site: Site, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, hardware={exactly(site): [self.noise.scaled(level)]})
+        return replace(SILENT, hardware={exactly(call): [self.noise.scaled(level)] for call in site.calls})
 
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
@@ -302,9 +307,9 @@ class Parameter(Target):
         """See `Target`."""
         self.devices(level)
 
-    def placement(self, site: str, level: float) -> Placement:
+    def placement(self, site: Site, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, hardware={exactly(site): self.devices(level)})
+        return replace(SILENT, hardware={exactly(call): self.devices(level) for call in site.calls})
 
     def passes(self, work: Work) -> Iterator[Pass]:
         """See `Target`: the contraction is run for each value."""

@@ -119,7 +119,7 @@ class Check:
     def through(self, sites: Sequence[Site], which: int) -> Verification:
         """Looks at those sites that the engine that shares work can run under a target."""
         found = Verification(rows=self.near.rows + self.far.rows)
-        for site in (s for s in sites if self._target(which).reaches(self.engine.tape, s.name)):
+        for site in (s for s in sites if self._target(which).reaches(self.engine.tape, s)):
             found.sites += 1
             try:
                 worst, level = max(self._at(site, which))
@@ -168,7 +168,7 @@ class Check:
         problem, count = self.session.problem, min(PROVED, len(self.session.inputs))
         rows = torch.arange(count) * len(self.session.inputs) // count
         inputs, labels, ids = (part[rows.to(part.device)] for part in problem.data)
-        placement = problem.targets[request.which].placement(request.site.name, level)
+        placement = problem.targets[request.which].placement(request.site, level)
         with self.session.placing(placement):
             scores = self.session.scores(inputs, ids, request.draws[:1])
         numbers = problem.metric.law.numbers(problem.metric.of_rows(scores, labels).cpu().numpy())
@@ -220,7 +220,7 @@ class Check:
     ) -> tuple[float, Tensor, Tensor]:
         """The largest difference of scores [draws, rows, classes] from the plain engine's, in parts of its bound; the
         plain ones, and the bound."""
-        placement = self._target(which).placement(site.name, level)
+        placement = self._target(which).placement(site, level)
         inputs, ids = data = place.looked_at
         with self.session.placing(placement):
             plain = self.session.scores(inputs, ids, draws).unflatten(0, (len(draws), place.rows))

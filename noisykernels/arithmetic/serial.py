@@ -147,7 +147,7 @@ class Serial(Arithmetic):
             weight = weight * self.gain
         if self.format_of_operands is not None:
             x = _rounded(x, self.format_of_operands, draw.key, "input")
-            weight = _rounded(weight, self.format_of_operands, draw.key.of_chip(), "weight")
+            weight = _rounded(weight, self.format_of_operands, draw.chip, "weight")
         y = self._ordered(x, weight, draw) if self.ordered else self._unordered(x, weight, draw)
         return y.to(kind)
 

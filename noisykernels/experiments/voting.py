@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class Votes(Result, kind="vote"):
     rows: int
     draws: tuple[int, ...]
     seed: int
+    arrays: str = "module"
 
     def table(self) -> str:
         """Accuracy +- standard error as aligned text: lines for n up to 10, every tenth and the last."""
@@ -94,6 +95,7 @@ def vote(
     repeats: int | dict[str, int] = 1,
     subsets: int = 20,
     rows: Sequence[int] | torch.Tensor | None = None,
+    arrays: Literal["module", "call", "parameter"] = "module",
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Votes:
@@ -115,6 +117,7 @@ def vote(
         repeats: multi-execution beside the voting, as for `inject`.
         subsets: random subsets for the mean scores, see `mean_scores`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
+        arrays: which calls share an array of the chip, as for `inject`.
         compute: sizes of passes, memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
@@ -146,7 +149,7 @@ def vote(
     ids = draw_list("vote", draws)
     if "majority" in wanted and len(ids) > MOST_DRAWS:  # which counting would say after all the work
         raise ValueError(f"vote: draws must be at most {MOST_DRAWS} for a majority, got {len(ids)}")
-    problem = Problem.of("vote", model, data, seed=seed, rows=rows)
+    problem = Problem.of("vote", model, data, seed=seed, rows=rows, arrays=arrays)
     means = Means("vote", None, subsets, seed)
     labels = problem.data[1]
     where = places_of("vote", model, problem, noise, sites)
@@ -170,4 +173,4 @@ def vote(
     curves = means.curves()
     if "majority" in wanted:
         curves["majority"] = majority_curve("vote", predictions, labels.cpu().numpy(), session.outputs, None)
-    return Votes({k: curves[k] for k in wanted}, clean, len(labels), tuple(ids), seed)
+    return Votes({k: curves[k] for k in wanted}, clean, len(labels), tuple(ids), seed, arrays)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,7 @@ class Chips(Result, kind="chip study"):
     draws: tuple[int, ...]
     seed: int
     metric: str = "accuracy"
+    arrays: str = "module"
 
     @property
     def mean(self) -> float:
@@ -145,6 +146,7 @@ def chips(
     sites: Sequence[str | int] | str | None = None,
     rows: Sequence[int] | Tensor | None = None,
     metric: Metric = ACCURACY,
+    arrays: Literal["module", "call", "parameter"] = "module",
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Chips:
@@ -161,6 +163,7 @@ def chips(
         sites: names, name patterns or indices of the sites where `noise` enters; None: all. Not with a dict.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
+        arrays: which calls share an array of the chip, as for `inject`.
         compute: sizes of passes (a draw is a chip), memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
@@ -184,7 +187,7 @@ def chips(
         raise ValueError("chips: give hardware, or noise, or both: without them all chips are the same")
     compute = Compute.of("chips", compute, *SIZES)
     ids = draw_list("chips", draws)
-    problem = Problem.of("chips", model, data, seed=seed, rows=rows, metric=metric)
+    problem = Problem.of("chips", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays)
     _, labels, _ = problem.data
     where = places_of("chips", model, problem, noise, sites)
     with Session("chips", problem, compute, noise=noise, where=where, hardware=hardware) as session:
@@ -197,4 +200,4 @@ def chips(
     sums = np.zeros(len(ids), np.int64)
     for places, answer in answers:
         sums[places] += metric.law.numbers(answer.cpu().numpy()).sum(1)
-    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed, metric.name)
+    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed, metric.name, arrays)

@@ -37,14 +37,21 @@ class Draw:
     contraction: Contraction
     key: Key  # of this draw and its rows
     device: torch.device  # of the operands
+    array: int | None = None  # id of what holds the weight; None: that of the call
 
     @property
     def id(self) -> Tensor | None:
         """The number of the draw, (1); None: 0."""
         return self.key.draws
 
+    @property
+    def chip(self) -> Key:
+        """The key of what belongs to the chip: the same for every row of the data, and for every call of the array."""
+        return self.key.of_chip(self.array)
+
     def fixed(self, shape: Sequence[int], operand: str, kind: str = "gaussian", dtype: Any = torch.float32) -> Tensor:
-        """Standardised values that belong to the chip: the same for every row of the data.
+        """Standardised values that belong to the chip: the same for every row of the data, and for every call that
+        uses the array.
 
         Args:
             shape: of the values; dimension 0 counts what the contract calls rows: of a weight, as it is stored.
@@ -53,7 +60,7 @@ class Draw:
             dtype: of the result.
         """
         zeros = torch.zeros(tuple(shape), dtype=dtype, device=self.device)
-        return _standard(zeros, self.key.of_chip(), operand, kind)
+        return _standard(zeros, self.chip, operand, kind)
 
     def fresh(self, x: Tensor, operand: str, kind: str = "gaussian") -> Tensor:
         """Standardised values for each element of a value (rows, ...) of this draw: new for every row of the data."""

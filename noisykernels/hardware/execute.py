@@ -17,7 +17,7 @@ from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.macs import MacNoise, deviation, explicit_products
 from noisykernels.hardware.noises import InputNoise, WeightNoise
-from noisykernels.noise.arguments import Key
+from noisykernels.noise.arguments import Key, word
 from noisykernels.noise.contract import ID_LIMIT, SITE_LIMIT
 from noisykernels.noise.operands import check_operands
 
@@ -37,24 +37,17 @@ def run(
     hardware: Sequence[Device],
     key: Key,
     shared: bool,
+    array: int | None = None,
 ) -> Tensor:
-    """A contraction of x (rows, ...) as the devices make it: (D * B, ...) with D draws."""
-    _, draws, rows, first_row, site = key
+    """A contraction of x (rows, ...) as the devices make it: (D * B, ...) with D draws; `array` is the id of what holds
+    the weight, if that is not the call's own.
+    """
+    draws, site = key.draws, key.site
     devices = checked(contraction.name, hardware)
     check_operands(contraction.name, {"x": x, "weight": weight, "bias": bias})
     count = 1 if draws is None else draws.shape[0]
-    if not shared and count > 0 and x.shape[0] % count:
-        raise ValueError(
-            f"{contraction.name}: dimension 0 holds draws x rows and must be a multiple of {count} draws, got "
-            f"{x.shape[0]} (shared=True gives every draw the same rows)"
-        )
-    each = x.shape[0] if shared or count == 0 else x.shape[0] // count
-    if rows is not None and rows.shape[0] != each:
-        raise ValueError(f"{contraction.name}: rows must hold one id for each of {each} rows, got {rows.shape[0]}")
-    if rows is None and isinstance(first_row, int) and first_row + each > ID_LIMIT:
-        raise ValueError(f"{contraction.name}: first_row and the {each} rows from it on must lie in [0, 2^32)")
-    if not 0 <= site < SITE_LIMIT:
-        raise ValueError(f"{contraction.name}: site must lie in [0, 2^24), got {site}")
+    array = site if array is None else array
+    each = _rows_of_draw(contraction.name, x, key, count, shared, array)
     macs = next((d for d in devices if isinstance(d, MacNoise) and d.noisy), None)
     native = macs is None or (
         contraction.geometry is None
@@ -63,17 +56,19 @@ def run(
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
     )
-    if native and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
+    noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
+    apart = array != site and noise is not None and macs is not None  # the kernel has one id for both
+    if native and not apart and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
         for device in devices:
             if isinstance(device, InputNoise):
                 x = device.perturbed(x, key, shared)
                 shared = False
-        noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
+        key = key._replace(site=site if noise is None else array)
         return _analog(contraction, x, weight, bias, noise, macs, key, shared)
     arithmetic = next((d for d in devices if isinstance(d, Arithmetic)), None)
     parts = []
     for d in range(count):
-        draw = Draw(contraction, key if draws is None else key.of_draws(draws.narrow(0, d, 1)), x.device)
+        draw = Draw(contraction, key if draws is None else key.of_draws(draws.narrow(0, d, 1)), x.device, array)
         value, held = (x if shared or count == 1 else x.narrow(0, d * each, each)), weight
         for device in devices:
             value, held = device.input(value, draw), device.weight(held, draw)
@@ -99,6 +94,26 @@ def run(
     if not parts:
         return contraction(x[:0], weight, bias)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rows_of_draw(op: str, x: Tensor, key: Key, count: int, shared: bool, array: int) -> int:
+    """How many rows of x each draw has; an error where the key does not fit them."""
+    _, _, rows, first_row, site = key
+    if not shared and count > 0 and x.shape[0] % count:
+        raise ValueError(
+            f"{op}: dimension 0 holds draws x rows and must be a multiple of {count} draws, got "
+            f"{x.shape[0]} (shared=True gives every draw the same rows)"
+        )
+    each = x.shape[0] if shared or count == 0 else x.shape[0] // count
+    if rows is not None and rows.shape[0] != each:
+        raise ValueError(f"{op}: rows must hold one id for each of {each} rows, got {rows.shape[0]}")
+    if rows is None and isinstance(first_row, int) and first_row + each > ID_LIMIT:
+        raise ValueError(f"{op}: first_row and the {each} rows from it on must lie in [0, 2^32)")
+    word(op, "array", array)
+    for name, number in (("site", site), ("array", array)):
+        if not 0 <= number < SITE_LIMIT:
+            raise ValueError(f"{op}: {name} must lie in [0, 2^24), got {number}")
+    return each
 
 
 def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:

@@ -142,7 +142,7 @@ class WeightNoise(Device):
     def weight(self, weight: Tensor, draw: Draw) -> Tensor:
         """The weight with noise."""
         levels = self.levels(draw.contraction, weight)
-        return _perturb(weight, self.noise, "weight", levels, draw.key.of_chip(), True)
+        return _perturb(weight, self.noise, "weight", levels, draw.chip, True)
 
     def __repr__(self) -> str:
         inner = repr(self.noise).removeprefix("Noise(").removesuffix(")")

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,10 @@ class inject:
             module) -> list | None``. It comes before the noise of the site, which ``repeats`` and ``where`` are about.
         arithmetic: how linear layers and convolutions add up their products: `Serial`; the same as at the end of the
             list ``hardware``.
+        arrays: which calls share what belongs to the chip (weights, conductances, programming, drift, columns):
+            ``"module"``: those of one module with the same weight, however often it is called; ``"parameter"``: those
+            with the same parameter, whichever module calls; ``"call"``: none, each call has an array of its own. Noise
+            that is fresh (of inputs, readings, products, outputs) is each call's own in any case.
 
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
@@ -115,6 +119,7 @@ class inject:
         in_eval: bool = True,
         hardware: Any = None,
         arithmetic: Arithmetic | None = None,
+        arrays: Literal["module", "call", "parameter"] = "module",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"inject: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -131,6 +136,7 @@ class inject:
         layers = [m for m in target.modules() if isinstance(m, NoisyLayer)]
         state = NoiseState(
             placement,
+            arrays,
             _parameters(target),
             draws_noise=noise is not None or hardware is not None or bool(layers),
             for_rows=noise is not None

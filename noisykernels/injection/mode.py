@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from noisykernels.hardware.device import Device
+from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS, RECURRENT, in_place
 from noisykernels.injection.placement import Placement
@@ -106,6 +107,7 @@ class SiteMode(ModelMode):
         self.arrays: list[str] = []  # sites at which hardware can be
         self.valueless: list[str] = []  # those with noise whose values take none
         self.spots: dict[str, Spot] = {}
+        self.chip = Arrays("module")  # which calls share what belongs to it
         self.always = placement.in_training and placement.in_eval
         self.common = (key.seed, key.draws, key.rows, 0)  # of operators' keys, what all sites share
         # Where values lie whose noise is known beforehand; None: it depends on the call.
@@ -122,6 +124,7 @@ class SiteMode(ModelMode):
     def as_far_as_this(self, mode: SiteMode) -> SiteMode:
         """Another mode, brought to where this one stands."""
         mode.modules, mode.calls, mode.muted = list(self.modules), dict(self.calls), self.muted
+        mode.chip = self.chip.copy()
         return mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -153,6 +156,7 @@ class SiteMode(ModelMode):
     def leave(self, path: str) -> None:
         """A submodule has ended."""
         if self.modules[-1][0] == path:  # not so if a hook raised before the module was entered
+            self.chip.leave(len(self.modules))
             _, module = self.modules.pop()
             self.muted -= getattr(type(module), "noiseless", False)
 
@@ -204,6 +208,8 @@ class SiteMode(ModelMode):
         if kind == "batch_norm":
             self._refuse_mixed_draws(name, args, kwargs)
         if kind in CONTRACTION_KINDS:
+            if self.on_hardware or self.record is not None:
+                self.chip.first(name, self.modules, args[1] if len(args) > 1 else kwargs["weight"])
             hardware = self.hardware_at(name)
             if hardware is not None:
                 return self._on_hardware(name, CONTRACTION_KINDS[kind], noise, hardware, args, kwargs, row_dim)
@@ -315,6 +321,8 @@ class SiteMode(ModelMode):
         own, hardware = self.placement.layers_own, kwargs.pop("hardware", None)
         chosen = noise if own else self.noise_at(name)
         hardware = hardware if own else self.hardware_at(name)
+        if kind != "noise" and (hardware is not None or self.on_hardware or self.record is not None):
+            self.chip.first(name, self.modules, args[0])
         if hardware is not None and not self.tracing:
             return self._on_hardware(name, op, chosen, hardware, (x, *args), kwargs)
         alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
@@ -350,7 +358,8 @@ class SiteMode(ModelMode):
             if level.dim() > 0:
                 raise RuntimeError(f"site {name!r}: hardware has no level for each row; give noise_state() one level")
             hardware = [device.scaled(level) for device in hardware]
-        y = op(x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, **self._key(name)).movedim(0, dim)
+        key = {**self._key(name), "array": self._id(self.chip.of[name])}
+        y = op(x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, **key).movedim(0, dim)
         return self.at(name, noise, y, row_dim)
 
     def _standard(self, x: Tensor, name: str) -> Tensor:

@@ -36,7 +36,8 @@ __all__ = [
 class Site:
     """One site of a model: `name` is `module.path:kind#k`, or `input`; `index` counts in order.
 
-    `row_dim` is the dimension that counts rows; None: there is no such dimension.
+    `row_dim` is the dimension that counts rows; None: there is no such dimension. `calls` are the names of all calls
+    that use the array of which this is the first call; empty for a later one, and where there is no weight.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Site:
     kind: str
     shape: tuple[int, ...]
     row_dim: int | None
+    calls: tuple[str, ...] = ()
 
 
 def is_input(name: str) -> bool:

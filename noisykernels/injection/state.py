@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.block import Block
 from noisykernels.injection.leaves import LEAVES, Leaf, Swapped, is_leaf, leaf_class
 from noisykernels.injection.met import check_met, warn_of_values
@@ -55,9 +56,12 @@ class NoiseState(nn.Module):
     next_row: Tensor | None
     level: Tensor | None
 
-    def __init__(self, placement: Placement, parameters: tuple[str, ...], draws_noise: bool, for_rows: bool) -> None:
+    def __init__(
+        self, placement: Placement, arrays: str, parameters: tuple[str, ...], draws_noise: bool, for_rows: bool
+    ) -> None:
         super().__init__()
         self.placement = placement
+        self.arrays = arrays  # what an array is
         self.parameters_of_forward = parameters
         self.draws_noise = draws_noise  # False: nothing in the model can draw
         self.for_rows = for_rows  # False: chips alone, the same for all rows, as far as is known
@@ -308,6 +312,7 @@ def begin(
     rows = None if record is not None else _rows(state, data, dim)
     key = ForwardKey(seed, draws, rows, first.shape[dim], level)
     mode = make(placement, key, model, state.site_ids, state.row_dims, record)
+    mode.chip = Arrays(state.arrays)
     if record is None and not mode.compiled:  # a graph would be guarded on the table
         mode.spots = state.spots
     floats = [n for n, a in tensors.items() if a.is_floating_point()]

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.met import no_site
-from noisykernels.injection.mode import Record
+from noisykernels.injection.mode import Record, SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Choice, Names, Site, kind_of
 from noisykernels.injection.state import begin, check_asked, original_class, state_of
@@ -47,17 +47,20 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], list[str]
     more = tuple(_one_row_more(a, rows, dim) for a in args)
     more_kwargs = {n: _one_row_more(a, rows, dim) for n, a in kwargs.items()}
     with evaluating(model):
-        (small, arrays), (large, _) = _record(model, args, kwargs), _record(model, more, more_kwargs)
+        (small, mode), (large, _) = _record(model, args, kwargs), _record(model, more, more_kwargs)
     if [name for name, _ in small] != [name for name, _ in large]:
         raise ValueError(
             "sites: the model calls other operations for another number of rows, so its sites have no fixed names"
         )
     ids = site_ids(name for name, _ in small)
     found: list[Site] = []
+    calls: dict[str, tuple[str, ...]] = {}
+    for call, first in mode.chip.of.items():
+        calls[first] = (*calls.get(first, ()), call)
     for (name, a), (_, b) in zip(small, large, strict=True):
         kind, row_dim = kind_of(name), _grown(a, b, rows)
         if kind != "input" or row_dim is not None:  # an argument without rows is no site
-            found.append(Site(name, len(found), ids[name], kind, a, row_dim))
+            found.append(Site(name, len(found), ids[name], kind, a, row_dim, calls.get(name, ())))
     names = state.parameters_of_forward
     given = {names[i] if i < len(names) else i: (a, b) for i, (a, b) in enumerate(zip(args, more, strict=True))}
     given |= {n: (a, more_kwargs[n]) for n, a in kwargs.items()}
@@ -65,7 +68,7 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], list[str]
     state.site_ids = {site.name: site.id for site in found}
     state.row_dims = {site.name: site.row_dim for site in found}
     state.traced, state.spots = found, {}
-    return list(found), arrays
+    return list(found), mode.arrays
 
 
 def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -75,7 +78,8 @@ def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
 
 
-def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Record, list[str]]:
+def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Record, SiteMode]:
+    """The sites of a noiseless forward, and the mode that has found them."""
     record: Record = []
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
@@ -83,7 +87,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     forward: Any = original_class(type(model))
     with mode:
         forward.forward(model, *args, **kwargs)
-    return record, mode.arrays
+    return record, mode
 
 
 def _one_row_more(a: Any, rows: int, dim: int) -> Any:

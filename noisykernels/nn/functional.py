@@ -37,6 +37,7 @@ def linear(
     shared: bool = False,
     rows: Ids = None,
     first_row: int = 0,
+    array: int | None = None,
 ) -> Tensor:
     """Linear layer with noise on its output: ``relu?(noise(x @ weight.T + bias))``.
 
@@ -49,6 +50,7 @@ def linear(
         arithmetic: how products are added up: `Serial`; the same as at the end of the list ``hardware``.
         relu: apply a rectifier after the noise.
         {common}
+        array: id of what holds the weight, in [0, 2^24): what belongs to the chip is drawn for it; None: ``site``.
 
     Returns:
         (B, ..., N), or (D * B, ..., N).
@@ -69,7 +71,7 @@ def linear(
     of_noise: tuple[Any, ...] = noise_args("linear", x, noise) if hardware is None else ()
     key = Key.of("linear", x.device, seed, site, draws, rows, first_row)
     if hardware is not None:
-        return with_hardware(Contraction("linear"), x, weight, bias, hardware, noise, relu, key, shared)
+        return with_hardware(Contraction("linear"), x, weight, bias, hardware, noise, relu, key, shared, array)
     add, mul, mode, kind = of_noise
     out: Tensor = _ops.linear.default(x, weight, bias, relu, add, mul, *key, mode, kind, shared)
     return out
@@ -85,12 +87,13 @@ def with_hardware(
     relu: bool,
     key: Key,
     shared: bool,
+    array: int | None,
 ) -> Tensor:
     """A contraction as hardware makes it, then noise and a rectifier on its output."""
     batched = x.dim() > 1 if contraction.geometry is None else x.dim() == weight.dim()
     if not batched and key.draws is not None and (count := key.draws.shape[0]) != 1:
         raise ValueError(f"{contraction.name}: an unbatched value is one row and takes one draw, got {count}")
-    y = run(contraction, x if batched else x.unsqueeze(0), weight, bias, hardware, key, shared)
+    y = run(contraction, x if batched else x.unsqueeze(0), weight, bias, hardware, key, shared, array)
     if noise is not None:
         add, mul, mode, kind = noise_args("perturb", y, noise)
         y = _ops.perturb.default(y, 0, add, mul, *key, mode, kind, False)
@@ -203,6 +206,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         shared: bool = False,
         rows: Ids = None,
         first_row: int = 0,
+        array: int | None = None,
     ) -> Tensor:
         name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
         if bias is not None:
@@ -211,7 +215,8 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)
         if hardware is not None:
-            return with_hardware(Contraction(name, geometry), x, weight, bias, hardware, noise, relu, key, shared)
+            inside = Contraction(name, geometry)
+            return with_hardware(inside, x, weight, bias, hardware, noise, relu, key, shared, array)
         add, mul, mode, kind = of_noise
         out: Tensor = _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
         return out
@@ -228,6 +233,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         stride, padding, dilation, groups: as for `torch.nn.functional.conv{dims}d`.
         relu: apply a rectifier after the noise.
         {{common}}
+        array: as for `linear`.
 
     Returns:
         (B, N, ...), or (D * B, N, ...).
@@ -264,13 +270,15 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         shared: bool = False,
         rows: Ids = None,
         first_row: int = 0,
+        array: int | None = None,
     ) -> Tensor:
         name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, True, output_padding, groups))
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)
         if hardware is not None:
-            return with_hardware(Contraction(name, geometry), x, weight, bias, hardware, noise, relu, key, shared)
+            inside = Contraction(name, geometry)
+            return with_hardware(inside, x, weight, bias, hardware, noise, relu, key, shared, array)
         add, mul, mode, kind = of_noise
         out: Tensor = _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
         return out
@@ -289,6 +297,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         stride, padding, output_padding, groups, dilation: as for `torch.nn.functional.conv_transpose{dims}d`.
         relu: apply a rectifier after the noise.
         {{common}}
+        array: as for `linear`.
 
     Returns:
         (B, N, ...), or (D * B, N, ...).

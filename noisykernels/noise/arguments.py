@@ -173,9 +173,13 @@ class Key(NamedTuple):
         """The draws as numbers, which waits for their device."""
         return [0] if self.draws is None else self.draws.tolist()
 
-    def of_chip(self) -> Key:
-        """The key of what is the same for all rows of the data: a weight, a column."""
-        return Key(self.seed, self.draws, None, 0, self.site)
+    def of_chip(self, array: int | None = None) -> Key:
+        """The key of what is the same for all rows of the data, and for all calls with one array: a weight, a column.
+
+        Args:
+            array: its id; None: the call's.
+        """
+        return Key(self.seed, self.draws, None, 0, self.site if array is None else array)
 
     def of_rows(self, first: int, count: int) -> Key:
         """The key of some of the rows, those at first ... first + count - 1."""

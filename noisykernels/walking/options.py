@@ -34,6 +34,7 @@ class Asked:
     metric: Metric = ACCURACY
     floor: float | None = None
     axis: Axis | None = None
+    arrays: str = "module"
     compute: Compute | None = None
     store: str | os.PathLike[str] | None = None
     progress: Progress = False

@@ -53,6 +53,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     seed: int,
     sites: Sequence[str | int] | str | None = None,
     target: Literal["activation", "weight"] = "activation",
+    arrays: Literal["module", "call", "parameter"] = "module",
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
     floor: float | None = None,
@@ -85,7 +86,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         target: where noise enters; ``"activation"``: values at sites; ``"weight"``: the weights of linear layers and
             convolutions, drawn once for each draw, which is a chip, and the same for all rows. The noise is then a
             `WeightNoise`, such as ``WeightNoise(add=1.0, relative="layer")``, or a `Noise` of one term.
-            (`walk_parameter` walks hardware.)
+            (`walk_parameter` walks hardware.) A weight that several calls use is walked once, as the site of the first.
+        arrays: which calls share a weight's noise, as for `inject`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
         floor: its value under unbounded noise; None: the metric's own, 1 / classes for the accuracy.
@@ -126,7 +128,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(
         targets=targets, strategy=strategy, seed=seed, sites=sites, rows=rows, metric=metric, floor=floor, axis=axis,
-        compute=compute, store=store, progress=progress, description=description,
+        arrays=arrays, compute=compute, store=store, progress=progress, description=description,
     )  # fmt: skip
     studies = run(model, data, asked)
     return studies if isinstance(noise, list | tuple) else studies[0]
@@ -137,7 +139,7 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     targets, strategy = asked.targets, asked.strategy
     problem = Problem.of(
         "walk", model, data, seed=asked.seed, rows=asked.rows, targets=targets, metric=asked.metric,
-        shuffled=strategy.shuffled,
+        arrays=asked.arrays, shuffled=strategy.shuffled,
     )  # fmt: skip
     computed = torch.float64 if problem.data[0].dtype == torch.float64 else torch.float32
     for target in targets:
@@ -153,6 +155,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
         ties = _ties(session)
         plan = here.described()
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
+        if targets[0].shares_rows:  # what is on a chip
+            plan["arrays"] = kept["arrays"] = asked.arrays
         if identity := asked.metric.identity():
             plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:

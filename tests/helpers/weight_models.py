@@ -43,7 +43,7 @@ class Convolutions(nn.Module):
 
 
 class Twice(nn.Module):
-    """A module that is called twice: two sites, each with noise of its own on the same weights."""
+    """A module that is called twice: two sites, one array."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,11 +69,11 @@ class Keywords(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, bias=self.a.bias, weight=self.a.weight)
-        return self.head(torch.relu(y) + F.linear(input=x, weight=self.a.weight))
+        return self.head(torch.relu(y) + F.linear(input=x, weight=self.b.weight))
 
 
 def normalised() -> nn.Module:

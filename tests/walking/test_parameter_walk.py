@@ -19,7 +19,6 @@ import noisykernels as nk
 from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.store import StoreError
 from noisykernels.arithmetic import FixedFormat, Serial
-from noisykernels.injection.kinds import CONTRACTION_KINDS
 from noisykernels.stats import fit_midpoint
 from noisykernels.study import Study
 from noisykernels.study.html_report import _snippet
@@ -46,12 +45,12 @@ def limit(value: float) -> list[Any]:
 
 
 def naive(model: nn.Module, x: Tensor, y: Tensor, make: Callable[[float], Any], values: list[float]) -> list[Any]:
-    """(site, value, draw, correct) by a loop: the whole model with hardware at one site."""
+    """(site, value, draw, correct) by a loop: the whole model with hardware at one array."""
     found = []
     for site in nk.sites(model, x[:2]):
-        for value in values if site.kind in CONTRACTION_KINDS else []:
+        for value in values if site.calls else []:
             for draw in sorted(DRAWS):
-                hardware = {site.name: make(value)}
+                hardware = {call: make(value) for call in site.calls}
                 with (
                     torch.inference_mode(),
                     nk.inject(model, None, example_input=x[:2], hardware=hardware),

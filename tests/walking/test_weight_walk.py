@@ -45,8 +45,8 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
     model, data = problem(name, 60)
     shared, plain = (walk(model, data, NOISES[kind], engine=engine) for engine in ("auto", "plain"))
     assert shared.records == plain.records
-    contractions = [s.name for s in nk.sites(model, data[0][:2]) if "linear" in s.name or "conv" in s.name]
-    assert list(dict.fromkeys(r.site for r in shared.records)) == contractions
+    arrays = [s.name for s in nk.sites(model, data[0][:2]) if s.calls]
+    assert list(dict.fromkeys(r.site for r in shared.records)) == arrays
     clean = {r.correct for r in shared.records if r.level == 0}
     assert clean == {60} and min(r.correct for r in shared.records) < 50
 
@@ -215,10 +215,9 @@ def warned(model: nn.Module, data: Any, **options: Any) -> list[str]:
 def test_what_is_shared_and_what_falls_back_with_a_warning() -> None:
     for name in MODELS:
         said = warned(*problem(name, 8))
-        if name == "keywords":
-            assert len(said) == 1 and re.fullmatch(
-                r"walk: for these .* model: :linear#1 \(its weight .* by name\)", said[0]
-            )
+        reason = {"keywords": r":linear#1 \(its weight .* by name\)", "shared": r"a:linear#0 \(its .* by 2 calls\)"}
+        if name in reason:
+            assert len(said) == 1 and re.fullmatch(rf"walk: for these .* model: {reason[name]}", said[0])
         else:
             assert not said, name
     random = nn.Sequential(nn.Linear(6, 4), Random())

@@ -1,0 +1,114 @@
+"""Which calls of one forward use the same array of a chip.
+
+An array is called like the first of its calls, so one that is used once has the id, and the noise, of that call. It
+belongs to the module that calls and is told from the module's others by its weight: by what it is, if it is a parameter
+or a buffer or a view of one; a weight that is made anew at each call, as by a parametrization, by its place among those
+that this call of the module makes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["Arrays"]
+
+
+class _Held(NamedTuple):
+    """A weight: the tensor whose memory it is, how it lies there (None: it is that tensor), and its array."""
+
+    base: Tensor
+    view: Any
+    array: str
+
+
+class Arrays:
+    """The arrays of one forward, in which every contraction with a weight is told to it in order.
+
+    Args:
+        by: what an array is: ``"module"``, ``"call"`` or ``"parameter"``.
+
+    Attributes:
+        of: the name of the first call with the same array, for every call so far.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> arrays = Arrays("module")
+        >>> [arrays.first(f"fc:linear#{k}", [("fc", layer)], layer.weight) for k in range(2)]
+        ['fc:linear#0', 'fc:linear#0']
+    """
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+        self.of: dict[str, str] = {}
+        self._held: dict[str, list[_Held]] = {}  # by owner: weights that stay what they are
+        self._made: dict[int, list[_Held]] = {}  # by depth: those that the calls of modules that run have made
+        self._places: dict[tuple[str, int], str] = {}  # arrays of made weights, by path and place
+
+    def first(self, name: str, modules: list[tuple[str, nn.Module]], weight: Tensor) -> str:
+        """The name of the first call with the array of this one.
+
+        Args:
+            name: of the call.
+            modules: that run, with their paths, the innermost last.
+            weight: of the contraction.
+        """
+        if self.by == "call":
+            found = name
+        else:
+            path, module = modules[-1]
+            base, view = weight, None
+            if weight._base is not None:
+                base, view = weight._base, _lies(weight)
+            held = self._held.setdefault("" if self.by == "parameter" else path, [])
+            known = _among(held, base, view)
+            if known is not None:
+                found = held[known].array
+            elif _stays(base, module):
+                found = name
+                held.append(_Held(base, view, name))
+            else:
+                made = self._made.setdefault(len(modules), [])
+                place = _among(made, base, view)
+                if place is None:
+                    place = len(made)
+                    made.append(_Held(base, view, name))
+                found = self._places.setdefault((path, place), name)
+        self.of[name] = found
+        return found
+
+    def leave(self, depth: int) -> None:
+        """The call of the module at this depth has ended."""
+        self._made.pop(depth, None)
+
+    def copy(self) -> Arrays:
+        """Arrays that go on from here on their own."""
+        made = Arrays(self.by)
+        made.of, made._places = dict(self.of), dict(self._places)
+        made._held = {owner: list(held) for owner, held in self._held.items()}
+        made._made = {depth: list(held) for depth, held in self._made.items()}
+        return made
+
+
+def _among(held: list[_Held], base: Tensor, view: Any) -> int | None:
+    for place, other in enumerate(held):
+        if other.base is base and other.view == view:
+            return place
+    return None
+
+
+def _stays(base: Tensor, module: nn.Module) -> bool:
+    """Whether memory is that of a parameter, or of a buffer of this module, and not made in this call."""
+    if isinstance(base, nn.Parameter):
+        return True
+    return any(base is t for held in (module._parameters, module._buffers) for t in held.values())
+
+
+def _lies(weight: Tensor) -> tuple[Any, ...]:
+    """How a view lies in its memory."""
+    return weight.storage_offset(), tuple(weight.shape), weight.stride()
+
+
+# As torch.compiler.assume_constant_result does it, which would import the whole compiler.
+_lies._dynamo_marked_constant = True  # type: ignore[attr-defined]
