@@ -17,7 +17,7 @@ _HOMES = {
     "matmul",
     "hardware": "InputNoise MacNoise WeightNoise",
     "arithmetic": "Serial quantize",
-    "injection": "inject noise_state remove sites",
+    "injection": "coverage inject noise_state remove sites",
     "walking": "Compute Search walk walk_mixed walk_parameter",
     "experiments": "chips vote",
     "study": "Study compare",

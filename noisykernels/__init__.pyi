@@ -22,6 +22,7 @@ from noisykernels.experiments import vote as vote
 from noisykernels.hardware import InputNoise as InputNoise
 from noisykernels.hardware import MacNoise as MacNoise
 from noisykernels.hardware import WeightNoise as WeightNoise
+from noisykernels.injection import coverage as coverage
 from noisykernels.injection import inject as inject
 from noisykernels.injection import noise_state as noise_state
 from noisykernels.injection import remove as remove

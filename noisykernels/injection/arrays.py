@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from noisykernels.injection.parameters import Parameters
+
 __all__ = ["Arrays"]
 
 
@@ -31,6 +33,8 @@ class Arrays:
 
     Attributes:
         of: the name of the first call with the same array, for every call so far.
+        parameters: follows those of the model; None: nobody asks for `read`.
+        read: the parameters that the weight of a call is made of.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -42,6 +46,8 @@ class Arrays:
     def __init__(self, by: str) -> None:
         self.by = by
         self.of: dict[str, str] = {}
+        self.parameters: Parameters | None = None
+        self.read: dict[str, frozenset[str]] = {}
         self._held: dict[str, list[_Held]] = {}  # by owner: weights that stay what they are
         self._made: dict[int, list[_Held]] = {}  # by depth: those that the calls of modules that run have made
         self._places: dict[tuple[str, int], str] = {}  # arrays of made weights, by path and place
@@ -76,6 +82,8 @@ class Arrays:
                     made.append(_Held(base, view, name))
                 found = self._places.setdefault((path, place), name)
         self.of[name] = found
+        if self.parameters is not None:
+            self.read[name] = self.parameters.of(weight)
         return found
 
     def leave(self, depth: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from noisykernels.injection.placement import Asked, Placement
 from noisykernels.injection.site import Choice, closest, meets, near
@@ -72,6 +72,28 @@ def no_site(op: str, choice: Choice, known: Sequence[str]) -> str:
 def _no_array(which: str, arrays: Collection[str]) -> str:
     known = ", ".join(arrays) or "none"
     return f"inject: hardware needs a linear layer or convolution {which}; the model has {known}"
+
+
+def warn_of_parameters(
+    placement: Placement, parameters: Iterable[str], read: Mapping[str, Collection[str]], placed: Collection[str]
+) -> None:
+    """Tells of parameters that hardware was asked for and did not meet.
+
+    Args:
+        parameters: of two or more dimensions.
+        read: of which parameters the weight of each contraction is made.
+        placed: contractions that run on devices; at the others none were asked for.
+    """
+    hardware = placement.hardware
+    if isinstance(hardware, dict):
+        parameters = [p for p in parameters if closest(hardware, f"{p.rpartition('.')[0]}:parameter#0") is not None]
+    known = {p for names in read.values() for p in names}
+    if lost := [p for p in parameters if placed and p not in known]:
+        warnings.warn(
+            f"inject: hardware does not reach {', '.join(lost)}: of no contraction the weight; nk.coverage(model, "
+            "example_input) says why",
+            stacklevel=6,
+        )
 
 
 def warn_of_values(names: Iterable[str]) -> None:

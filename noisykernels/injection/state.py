@@ -5,6 +5,7 @@ Knows nothing of how sites are chosen or found.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.block import Block
 from noisykernels.injection.leaves import LEAVES, Leaf, Swapped, is_leaf, leaf_class
-from noisykernels.injection.met import check_met, warn_of_values
+from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_values
 from noisykernels.injection.mode import ForwardKey, Record, SiteMode
+from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site, path_of
 from noisykernels.injection.spot import Spot
@@ -30,6 +32,7 @@ __all__ = [
     "announce",
     "begin",
     "check_asked",
+    "following",
     "hear",
     "injected_class",
     "is_part",
@@ -129,10 +132,12 @@ class Injected(Swapped):
                 hear(model, state, False)
             return run_quietly(super().forward, args, kwargs)  # type: ignore[misc]
         mode, args, kwargs = begin(model, state, args, kwargs)
-        with mode:
+        if mode.compiled or not state.unchecked:
+            with mode:
+                return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with mode, following(model, state, mode):
             out = super().forward(*args, **kwargs)  # type: ignore[misc]
-        if not mode.compiled and state.unchecked:
-            check_first(model, state, mode)
+        check_first(model, state, mode)
         return out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -243,26 +248,39 @@ def state_of(model: nn.Module) -> NoiseState:
     return state
 
 
+def following(model: nn.Module, state: NoiseState, mode: SiteMode) -> contextlib.AbstractContextManager[Any]:
+    """Where hardware is placed: has a mode note of which parameters the weights of its forward are made."""
+    if state.placement.hardware is None or torch._C._functorch.peek_interpreter_stack() is not None:
+        return contextlib.nullcontext()
+    mode.chip.parameters = Parameters(model)
+    return mode.chip.parameters
+
+
 def check_first(model: nn.Module, state: NoiseState, mode: SiteMode) -> None:
     """After the first forward in which noise is on: what was asked for has met a site, and values that take noise."""
     if not state.placement.on(model):
         return
     if not state.traced:
-        check_asked(model, state.placement, mode.names(), mode.arrays)
+        check_asked(model, state.placement, mode.names(), mode)
     warn_of_values(mode.valueless)
     state.unchecked = False
 
 
-def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], arrays: Sequence[str]) -> None:
-    """Refuses words and functions that met nothing among the sites of a forward, and the arrays among them."""
+def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], mode: SiteMode) -> None:
+    """Refuses words and functions that met nothing in a forward, of which these are the sites, and tells of parameters
+    that hardware did not meet."""
     modules = {m.__dict__["_noise_path"]: m for m in model.modules() if is_part(m)} | {"": model}
     own = {n for n in names if placement.layers_own and isinstance(modules.get(path_of(n)), NoisyLayer)}
+    placed = []  # hardware
     for name in names:
         if name not in own and (module := modules.get(path_of(name))) is not None:
             placement.at(name, module)
-            if name in arrays:
-                placement.hardware_at(name, module)
-    check_met(placement, names, arrays, own.__contains__)
+            if name in mode.arrays and placement.hardware_at(name, module):
+                placed.append(name)
+    check_met(placement, names, mode.arrays, own.__contains__)
+    if mode.chip.parameters is not None:
+        large = [name for name, p in model.named_parameters() if p.dim() > 1]
+        warn_of_parameters(placement, large, mode.chip.read, placed)
 
 
 def begin(

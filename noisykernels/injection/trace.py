@@ -16,10 +16,10 @@ from noisykernels.injection.met import no_site
 from noisykernels.injection.mode import Record, SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Choice, Names, Site, kind_of
-from noisykernels.injection.state import begin, check_asked, original_class, state_of
+from noisykernels.injection.state import begin, check_asked, following, original_class, state_of
 from noisykernels.noise.contract import site_ids
 
-__all__ = ["names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]
+__all__ = ["arguments_of", "names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Site]:
@@ -30,15 +30,15 @@ def trace(model: nn.Module, example_input: Any) -> list[Site]:
 def place(model: nn.Module, example_input: Any) -> None:
     """Traces a model that was just injected and looks up among its sites what was asked for."""
     state = state_of(model)
-    found, arrays = _traced(model, example_input)
+    found, mode = _traced(model, example_input)
     state.placement = state.placement.understood(names_of(model, found))
-    check_asked(model, state.placement, [site.name for site in found], arrays)
+    check_asked(model, state.placement, [site.name for site in found], mode)
 
 
-def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], list[str]]:
-    """See `trace`; and the sites at which hardware can be."""
+def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]:
+    """See `trace`; and the mode of the forward that has found them."""
     state = state_of(model)
-    args, kwargs = _arguments(example_input)
+    args, kwargs = arguments_of(example_input)
     dim = state.placement.input_dim
     candidates = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() > dim]
     if not candidates or candidates[0].shape[dim] == 0:
@@ -68,10 +68,10 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], list[str]
     state.site_ids = {site.name: site.id for site in found}
     state.row_dims = {site.name: site.row_dim for site in found}
     state.traced, state.spots = found, {}
-    return list(found), mode.arrays
+    return list(found), mode
 
 
-def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments: a tuple holds the former, a dict the latter."""
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
@@ -85,7 +85,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
     mode.placement = replace(mode.placement, noise=None, hardware=None)
     forward: Any = original_class(type(model))
-    with mode:
+    with mode, following(model, state_of(model), mode):
         forward.forward(model, *args, **kwargs)
     return record, mode
 

@@ -1,0 +1,55 @@
+"""Which parameters of a model the values of a forward are made of: followed below torch's functions, through views,
+casts and whatever is computed from parameters alone, as a normalised or an assembled weight is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Parameters"]
+
+
+class Parameters(TorchDispatchMode):
+    """Follows the parameters of a model while it runs.
+
+    Example:
+        >>> layer, x = nn.Linear(2, 2), torch.ones(2, 2)
+        >>> with Parameters(layer) as parameters:
+        ...     turned, used = layer.weight.t() / 2, layer.weight + x
+        >>> parameters.of(turned), parameters.of(used)
+        (frozenset({'weight'}), frozenset())
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        tensors = [*((n, p) for n, p in model.named_parameters()), *(("", b) for b in model.buffers())]
+        # What is made of parameters and of constants alone: the tensor, which must live on, and the parameters' names.
+        self._made = {id(t): (t, frozenset([name] if name else [])) for name, t in tensors}
+
+    def of(self, value: Any) -> frozenset[str]:
+        """The parameters that the tensors of a value are made of, where they are made of nothing else."""
+        tensors = [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+        return frozenset().union(*(self._made[id(t)][1] for t in tensors if id(t) in self._made))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        if all(id(t) in self._made for t in given):
+            names = self.of(given)
+            for t in results:
+                self._made.setdefault(id(t), (t, names))
+        else:  # what was written into is made of parameters alone no longer
+            for t in results:
+                self._made.pop(id(t), None)
+        self.ran(func, args, kwargs, out, given, results)
+        return out
+
+    def ran(
+        self, func: Any, args: Any, kwargs: Any, out: Any, given: list[Tensor], results: list[Tensor]
+    ) -> None:  # fmt: skip
+        """An operation of torch's has run on the tensors given, and made the results."""
