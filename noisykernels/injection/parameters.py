@@ -16,6 +16,7 @@ class Parameters(TorchDispatchMode):
     """Follows the parameters of a model while it runs.
 
     Example:
+        >>> import torch
         >>> layer, x = nn.Linear(2, 2), torch.ones(2, 2)
         >>> with Parameters(layer) as parameters:
         ...     turned, used = layer.weight.t() / 2, layer.weight + x

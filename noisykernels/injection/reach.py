@@ -58,6 +58,7 @@ class Coverage:
         rows: parameters in the model's order, then operations in that of the forward.
 
     Example:
+        >>> import torch
         >>> from noisykernels.hardware import WeightNoise
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
         >>> with inject(model, None, hardware=[WeightNoise(add=0.1)]):
@@ -97,6 +98,7 @@ class Coverage:
             what: ``"noise"``, ``"hardware"`` or ``"arithmetic"``; or names of sites, whose operations count.
 
         Example:
+            >>> import torch
             >>> coverage(nn.Linear(4, 3), torch.ones(1, 4)).share(["linear#0"])
             0.0
         """
@@ -141,6 +143,7 @@ def coverage(model: nn.Module, example_input: Any) -> Coverage:
         A `Coverage`, which prints as a table.
 
     Example:
+        >>> import torch
         >>> from noisykernels.noise import Noise
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
         >>> with inject(model, Noise(add=0.1)):
