@@ -34,10 +34,11 @@ from torch.utils import _pytree as pytree
 
 from noisykernels._engine.session import Session
 from noisykernels._util.runtime import gpu_precision
+from noisykernels.injection.doors import original
 from noisykernels.injection.kinds import in_place
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import SILENT, Placement
-from noisykernels.injection.state import begin, original_class
+from noisykernels.injection.state import begin
 from noisykernels.noise.functional import eps
 
 __all__ = ["Rounding", "tied"]
@@ -145,9 +146,8 @@ class Rounding:
         if inputs.is_floating_point():
             inputs = inputs * factors.like(inputs)
         mode, args, kwargs = begin(model, state, (inputs,), {}, make=make)
-        forward: Any = original_class(type(model))
         with mode:
-            found: Tensor = forward.forward(model, *args, **kwargs)
+            found: Tensor = original(model)(*args, **kwargs)
         return found
 
 

@@ -22,9 +22,10 @@ from noisykernels._graph.in_place import HERE, Output, View, memory_of, out_of_p
 from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value
 from noisykernels.injection.attention import multi_head_attention_forward
+from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.state import begin, original_class, state_of
+from noisykernels.injection.state import begin, state_of
 from noisykernels.nn.signals import draw_layer
 from noisykernels.noise.description import Noise
 
@@ -297,11 +298,11 @@ def recorded(model: nn.Module, inputs: Tensor) -> Recording:
     mode, (x, *rest), kwargs = begin(model, state, (inputs,), {}, [])
     recorder = _Recorder(Placement(layers_own=False), mode.key, model, state.site_ids, state.row_dims, mode.record)
     inside = _Inside()
+    recorder.owner = state
     recorder.start(x, inside)
-    forward: Any = original_class(type(model))
     before = _generators(x.device)
     with inside, recorder:
-        out = forward.forward(model, x, *rest, **kwargs)
+        out = original(model)(x, *rest, **kwargs)
     if any(not torch.equal(a, b) for a, b in zip(before, _generators(x.device), strict=True)):
         raise NotTraceable("it draws random numbers of its own")
     result = recorder.number(out) if isinstance(out, Tensor) else None

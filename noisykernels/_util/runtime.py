@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 __all__ = [
     "as_autocast",
@@ -19,6 +20,7 @@ __all__ = [
     "place_of",
     "torch_threads",
     "unwrap",
+    "wrapped",
 ]
 
 
@@ -43,16 +45,28 @@ def as_given(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def unwrap(model: Any) -> nn.Module:
-    """The model inside DataParallel-style and compiled wrappers, of which names do not depend."""
-    while True:
-        if isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        else:
-            inner: nn.Module = model
+_INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # names that torch's wrappers alone give
+_HOLDERS = (nn.parallel.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+_LIBRARIES = ("apex", "deepspeed", "fairscale", "megatron")  # whose wrappers call it `module` too
+
+
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """The module inside a wrapper of torch's or a library's; None: it is no wrapper, whatever its parts are called."""
+    children = module._modules
+    for name in _INSIDE:
+        if (inner := children.get(name)) is not None:
             return inner
+    inner = children.get("module")
+    library = type(module).__module__.partition(".")[0]
+    return inner if isinstance(module, _HOLDERS) or library in _LIBRARIES else None
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The model inside all wrappers around it, of which names do not depend."""
+    while isinstance(model, nn.Module) and (inner := wrapped(model)) is not None:
+        model = inner
+    unwrapped: nn.Module = model
+    return unwrapped
 
 
 def place_of(model: nn.Module) -> torch.device:

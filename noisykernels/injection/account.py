@@ -21,10 +21,11 @@ from torch.utils.flop_counter import flop_registry
 
 from noisykernels._util.runtime import evaluating
 from noisykernels.hardware.device import Device
+from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.site import kind_of
-from noisykernels.injection.state import begin, original_class, state_of
+from noisykernels.injection.state import begin, state_of
 from noisykernels.nn.signals import draw_layer, draw_standard, enter_model, enter_module, leave_module
 from noisykernels.noise.description import Noise
 
@@ -222,10 +223,9 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return mode
 
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
-    forward: Any = original_class(type(model))
     with evaluating(model), torch.inference_mode(False):  # in which torch takes no operations apart
         mode, args, kwargs = begin(model, state, args, kwargs, [], make)
         assert isinstance(mode, _Account)
         with mode, _Counting(mode):
-            forward.forward(model, *args, **kwargs)
+            original(model)(*args, **kwargs)
     return list(mode.found.values())

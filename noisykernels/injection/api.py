@@ -1,20 +1,18 @@
 """Noise in any existing model: `inject` and `remove`, its `sites`, and `noise_state`.
 
-The model's class is replaced by a subclass that runs the forward under a `SiteMode`; nothing else
-about the model changes, and `remove` puts the class back.
+The forward of the model, and of its modules, is one that runs under a `SiteMode`; classes, parameters and hooks stay,
+and `remove` puts the forwards back.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range, shown, whole
@@ -22,20 +20,10 @@ from noisykernels._util.runtime import place_of, unwrap
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import checked, draws_for_rows, with_arithmetic
 from noisykernels.injection.block import Block
+from noisykernels.injection.doors import door_of, parameters_of
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Choice, Site
-from noisykernels.injection.state import (
-    Injected,
-    NoiseState,
-    hear,
-    injected_class,
-    is_part,
-    mark,
-    original_class,
-    silence,
-    state_of,
-    unmark,
-)
+from noisykernels.injection.state import NoiseState, hear, hold, is_injected, set_up, state_of, take_down
 from noisykernels.injection.torch_patches import keep_noise
 from noisykernels.injection.trace import names_of, place, refuse_hidden_rows, refuse_unknown, trace
 from noisykernels.nn.modules import NoisyLayer
@@ -51,9 +39,9 @@ class inject:
     """Puts noise into an existing model, in place; as a context manager, for the length of a block.
 
     Args:
-        model: any model. Its class becomes a subclass until `remove`; parameters, buffers, keys,
-            hooks and sharing stay. DataParallel, DistributedDataParallel and torch.compile's
-            wrappers are looked through.
+        model: any model. Until `remove` its forward is another one, of the same signature; class, parameters,
+            buffers, keys, hooks and sharing stay. Wrappers (of torch.compile, DataParallel, DistributedDataParallel,
+            FSDP, AveragedModel, checkpoints) are looked through, around the model and inside of it.
         noise: the noise of every chosen site; or a dict from words as in ``where`` to noises (a name
             counts before a block, an inner block before an outer one, both before a pattern; then the
             first match); or None for no noise yet. Noisy layers of the model keep their own noise and
@@ -137,7 +125,7 @@ class inject:
         state = NoiseState(
             placement,
             arrays,
-            _parameters(target),
+            parameters_of(target),
             draws_noise=noise is not None or hardware is not None or bool(layers),
             for_rows=noise is not None
             or any(m.noise is not None or draws_for_rows(m.hardware or ()) for m in layers)
@@ -145,9 +133,7 @@ class inject:
         )
         state.look(target)
         keep_noise()
-        target.__dict__["_noise_state"] = state
-        mark(target)
-        target.__class__ = injected_class(type(target))
+        set_up(target, state)
         try:
             if example_input is None:
                 refuse_hidden_rows(target, placement)
@@ -212,21 +198,10 @@ def _check_model(model: nn.Module) -> None:
     """Refuses what is injected already, and what would run without showing its operations."""
     for path, module in model.named_modules():
         part = f"its part {path!r}" if path else "the model"
-        if isinstance(module, Injected) or is_part(module):
+        if is_injected(module) or door_of(module) is not None:
             raise ValueError(f"inject: {part} is injected already; remove() it first")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"inject: {part} is TorchScript, whose operations cannot be seen")
-    if "forward" in model.__dict__:
-        raise ValueError("inject: the model's forward was replaced on the object; replace it on its class")
-    if isinstance(model, LazyModuleMixin) and model.has_uninitialized_params():
-        raise ValueError("inject: the model is a lazy layer, which changes its class: run it once before")
-
-
-def _parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of the arguments that the model's forward takes by position."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(p.name for p in parameters if p.kind in kinds)
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -240,11 +215,8 @@ def remove(model: nn.Module) -> nn.Module:
     """
     check_arguments(remove, locals())
     target = unwrap(model)
-    if isinstance(target, Injected):
-        target.__class__ = original_class(type(target))
-        del target.__dict__["_noise_state"]
-        silence(target)
-        unmark(target)
+    if is_injected(target):
+        take_down(target)
     return model
 
 
@@ -321,12 +293,13 @@ def noise_state(
         raise ValueError("noise_state: draws must hold at least one id")
     me = threading.get_ident()
     with _CHANGING:
-        temporary = not isinstance(target, Injected)
+        temporary = not is_injected(target)
         if temporary:
             if not any(isinstance(m, NoisyLayer) for m in target.modules()):
                 raise ValueError("noise_state: the model is not injected and contains no noisy layer")
             inject(target, None)
         state = state_of(target)
+        hold(target, state)
         if state.block is not None and state.block.thread not in (None, me):
             raise RuntimeError(
                 "noise_state: another thread is within a noise_state block of this model; give each thread a copy of it"
@@ -368,11 +341,11 @@ def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
     check_arguments(sites, locals())
     target = unwrap(model)
     if example_input is None:
-        known = state_of(target).traced if isinstance(target, Injected) else []
+        known = state_of(target).traced if is_injected(target) else []
         if not known:
             raise ValueError("sites: the sites are found by running the model: give an example_input")
         return list(known)
-    if isinstance(target, Injected):
+    if is_injected(target):
         return trace(target, example_input)
     with inject(target, None, example_input=example_input):
         return list(state_of(target).traced)

@@ -1,26 +1,25 @@
 """torch's own layers in an injected model: from the module's call straight to the operator.
 
-What these layers do is known, so that neither hooks nor a torch-function mode are needed to see it: while a model is
-injected such a module is of a subclass whose forward asks the running mode once. Everything else (subclasses, modules
-with hooks or with a forward of their own, layers of users) tells the mode by hooks, to the same names and noise.
+What these layers do is known, so that no torch-function mode is needed to see it: while a model is injected the forward
+of such a module asks the running mode once. Everything else (subclasses, layers of users, modules with a forward of
+their own) tells the mode when it begins and ends, to the same names and noise.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from noisykernels.injection.doors import door_of, is_own, standing_in
 from noisykernels.injection.kinds import CONTRACTION_KINDS
 from noisykernels.injection.mode import WHOLE, SiteMode, called
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.functional import geometry_of
-from noisykernels.nn.signals import enter_module, leave_module
 
-__all__ = ["LEAVES", "Leaf", "Swapped", "is_leaf", "leaf_class"]
+__all__ = ["LEAVES", "is_leaf", "leaf_forward"]
 
 # The kind of the one site that a layer's forward makes, which is its result; None: it makes none.
 LEAVES: dict[type[nn.Module], str | None] = {
@@ -58,42 +57,9 @@ _linear, _convolution = _ops.linear.default._op, _ops.convolution.default._op
 _pop_mode, _push_mode = torch._C._pop_torch_function_stack, torch._C._push_on_torch_function_stack
 
 
-class Swapped:
-    """An object whose class stands in for another, to which copies and pickles go back."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        build, args, *rest = tuple(super().__reduce_ex__(protocol))
-        original = type(self).__bases__[-1]
-        args = tuple(original if a is type(self) else a for a in args)
-        return (_rebuild, (build, args, self._stand_in), *rest)
-
-    @staticmethod
-    def _stand_in(original: type) -> type:
-        raise NotImplementedError
-
-
-def _rebuild(build: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[type], type]) -> Any:
-    made = build(*args)
-    made.__class__ = stand_in(type(made))
-    return made
-
-
-class Leaf(Swapped):
-    """What the class of a leaf adds to torch's."""
-
-    @staticmethod
-    def _stand_in(original: type) -> type:
-        return leaf_class(original)
-
-
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one of torch's layers as it comes."""
-    return (
-        type(module) in LEAVES
-        and "forward" not in module.__dict__
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-    )
+    return type(module) in LEAVES and not is_own(module)
 
 
 def _straight(mode: SiteMode, module: Any, known: Any, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -144,31 +110,24 @@ def _in_one(mode: SiteMode, told: dict[str, Any], kind: str, spot: Spot, x: Tens
     return called(_convolution, x, weight, parameters["bias"], *geometry_of(rank - 2, *sizes), *noise)
 
 
-@functools.cache
-def leaf_class(original: Any) -> type[nn.Module]:
-    """The class of a leaf while its model is injected: the same one every time."""
-    plain: Callable[..., Any] = original.forward
+def leaf_forward(plain: Callable[..., Any], told: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a leaf of torch's while its model is injected, in the place of `plain`; `told` is that of any
+    module, for what is no call from within the model."""
     size, top = torch._C._len_torch_function_stack, torch._C._get_function_stack_at
     compiling = torch.compiler.is_dynamo_compiling
 
-    @functools.wraps(plain)
+    @standing_in(plain)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        known = self.__dict__.get("_noise_leaf")
-        if known is None:  # silent since; the class is still there under a later one, such as a parametrization's
-            return plain(self, *args, **kwargs)
-        if not compiling():
-            count = size()
-            if count == 0:
-                return plain(self, *args, **kwargs)
-            mode = top(count - 1)
-            if isinstance(mode, SiteMode) and mode.knows_leaves:
-                return _straight(mode, self, known, plain, args, kwargs)
-        path = known[0]
-        enter_module(path, self)
-        try:
-            return plain(self, *args, **kwargs)
-        finally:
-            leave_module(path)
+        if not compiling() and (count := size()):
+            mode, door = top(count - 1), door_of(self)
+            if (
+                door is not None
+                and isinstance(mode, SiteMode)
+                and mode.knows_leaves
+                and mode.owner is door.state
+                and type(self).forward is plain  # which other classes may have changed meanwhile
+            ):
+                return _straight(mode, self, door.leaf, plain, args, kwargs)
+        return told(self, *args, **kwargs)
 
-    names = {"__module__": original.__module__, "__doc__": original.__doc__, "forward": forward}
-    return type(original.__name__, (Leaf, original), names)
+    return forward

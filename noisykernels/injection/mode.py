@@ -31,6 +31,8 @@ from noisykernels.nn.signals import (
     enter_model,
     enter_module,
     leave_module,
+    refuse_another,
+    within_model,
 )
 from noisykernels.noise.contract import hashed_id
 from noisykernels.noise.description import Noise
@@ -70,7 +72,15 @@ def called(op: Callable[..., Tensor], *args: Any) -> Tensor:
 WHOLE = "a part of an injected model cannot be compiled, only the whole model"
 
 # Functions that the mode answers itself; every other one that makes no site goes its way at once.
-_NOTICES = (enter_module, leave_module, enter_model, draw_layer, draw_standard, F.multi_head_attention_forward)
+_NOTICES = (
+    enter_module,
+    leave_module,
+    enter_model,
+    within_model,
+    draw_layer,
+    draw_standard,
+    F.multi_head_attention_forward,
+)
 _ROLES: dict[Any, str] = KINDS | dict.fromkeys(_NOTICES, "")
 
 
@@ -97,6 +107,7 @@ class SiteMode(ModelMode):
     ) -> None:
         super().__init__()
         self.placement, self.key, self.ids, self.row_dims = placement, key, ids, row_dims
+        self.owner: Any = None  # the state of the model
         self.record = record
         self.tracing = record is not None  # sites are only listed: hardware is left out, as noise is
         self.compiled = torch.compiler.is_compiling()
@@ -123,6 +134,7 @@ class SiteMode(ModelMode):
 
     def as_far_as_this(self, mode: SiteMode) -> SiteMode:
         """Another mode, brought to where this one stands."""
+        mode.owner = self.owner
         mode.modules, mode.calls, mode.muted = list(self.modules), dict(self.calls), self.muted
         mode.chip = self.chip.copy()
         return mode
@@ -140,13 +152,15 @@ class SiteMode(ModelMode):
             return self.enter(*args)
         if func is leave_module:
             return self.leave(*args)
+        if func is within_model:
+            return True
         if func is draw_layer:
             return self._layer(*args, **kwargs)
         if func is draw_standard:
             return self._standard(*args)
         if func is F.multi_head_attention_forward:
             return func(*args, **kwargs) if self.muted else multi_head_attention_forward(self, *args, **kwargs)
-        raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
+        return refuse_another()
 
     def enter(self, path: str, module: nn.Module) -> None:
         """A submodule begins."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from noisykernels._util.data import Data, batches
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
-from noisykernels.injection.state import Injected, begin, original_class, state_of
+from noisykernels.injection.state import begin, is_injected, state_of
 from noisykernels.noise.description import Noise
 
 __all__ = ["Seen", "watch"]
@@ -101,20 +102,19 @@ def watch(
     place = place_of(target)
     make = _watching(look, backward is not None)
     with contextlib.ExitStack() as stack:
-        dim = state_of(target).placement.input_dim if isinstance(target, Injected) else 0
+        dim = state_of(target).placement.input_dim if is_injected(target) else 0
         for x, labels in batches(name, data, batch_size, dim):
             if x.numel() == 0:
                 continue
             if done == 0:
-                if not isinstance(target, Injected):
+                if not is_injected(target):
                     stack.enter_context(inject(target, None, example_input=x[:1].to(place)))
                 stack.enter_context(evaluating(target))
                 stack.enter_context(torch.set_grad_enabled(backward is not None))
             with noise_state(target, seed=seed, rows=torch.arange(done, done + x.shape[dim]), level=level):
                 mode, args, kwargs = begin(target, state_of(target), (x.to(place),), {}, make=make)
-                forward: Any = original_class(type(target))
                 with mode:
-                    out = forward.forward(target, *args, **kwargs)
+                    out = original(target)(*args, **kwargs)
                 if backward is not None:
                     if labels is None:
                         raise ValueError(f"{name}: data must hold labels, got inputs alone")

@@ -15,7 +15,7 @@ from noisykernels._util.text import aligned, printable
 from noisykernels.hardware.device import Arithmetic
 from noisykernels.injection.account import Call, calls_of
 from noisykernels.injection.api import inject
-from noisykernels.injection.state import Injected, state_of
+from noisykernels.injection.state import is_injected, state_of
 from noisykernels.injection.trace import arguments_of
 
 __all__ = ["Coverage", "Reach", "coverage"]
@@ -157,7 +157,7 @@ def coverage(model: nn.Module, example_input: Any) -> Coverage:
     """
     check_arguments(coverage, locals())
     target = unwrap(model)
-    if not isinstance(target, Injected):
+    if not is_injected(target):
         with inject(target, None):
             return coverage(target, example_input)
     calls = calls_of(target, *arguments_of(example_input))

@@ -1,4 +1,4 @@
-"""An injected model: the class that it gets, its state, and how its forward begins.
+"""An injected model: its state, what its modules tell the mode that runs, and how a forward begins.
 
 Knows nothing of how sites are chosen or found.
 """
@@ -6,15 +6,30 @@ Knows nothing of how sites are chosen or found.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.block import Block
-from noisykernels.injection.leaves import LEAVES, Leaf, Swapped, is_leaf, leaf_class
+from noisykernels.injection.doors import (
+    Door,
+    door_of,
+    give_back,
+    original,
+    parameters_of,
+    paths_of,
+    settle,
+    stand_in,
+    standing_in,
+)
+from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
 from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_values
 from noisykernels.injection.mode import ForwardKey, Record, SiteMode
 from noisykernels.injection.parameters import Parameters
@@ -22,26 +37,26 @@ from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site, path_of
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.modules import NoisyLayer
-from noisykernels.nn.signals import enter_model, enter_module, leave_module, run_quietly
+from noisykernels.nn.signals import enter_model, enter_module, leave_module, run_quietly, within_model
 from noisykernels.noise.arguments import seed_tensor
 
 __all__ = [
-    "Enter",
-    "Injected",
     "NoiseState",
     "announce",
     "begin",
     "check_asked",
     "following",
     "hear",
-    "injected_class",
-    "is_part",
+    "hold",
+    "is_injected",
     "mark",
-    "original_class",
+    "set_up",
     "silence",
     "state_of",
-    "unmark",
+    "take_down",
 ]
+
+_KEY = "_noise_state"
 
 
 class NoiseState(nn.Module):
@@ -69,6 +84,8 @@ class NoiseState(nn.Module):
         self.draws_noise = draws_noise  # False: nothing in the model can draw
         self.for_rows = for_rows  # False: chips alone, the same for all rows, as far as is known
         self.needs_mode = False  # layers draw, or attention is taken apart, wherever noise is placed
+        self.told_of_part = False  # that it was called by itself
+        self.others = False  # have put a forward of theirs on a part of the model
         self.announced = False  # submodules tell the running mode of themselves
         self.site_ids: dict[str, int] = {}
         self.row_dims: dict[str, int | None] = {}  # of the traced sites
@@ -96,6 +113,18 @@ class NoiseState(nn.Module):
             for m in model.modules()
         )
 
+    def tell_of_part(self, door: Door | None) -> None:
+        """Warns once that a part is called by itself, where not all of the noise can enter."""
+        if self.told_of_part or door is None or torch.compiler.is_compiling():
+            return
+        self.told_of_part = True
+        warnings.warn(
+            f"an injected model's part {door.path!r} is called outside of the model's forward, as by encode() or "
+            "generate(): noise enters in its modules, but not at operations that no module runs, nor on the model's "
+            "input",
+            stacklevel=5,
+        )
+
     @property
     def quiet(self) -> bool:
         """Whether the forward is that of the original class: nothing is placed, drawn or repeated."""
@@ -108,131 +137,84 @@ class NoiseState(nn.Module):
             and buffers["next_row"] is None  # rows are counted
         )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        level = self.level
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if level is not None and self.level is not None:  # moved, but not rounded to a half type
-            self.level = level.to(self.level.device)
-        return self
+
+def is_injected(model: Any) -> bool:
+    """Whether noise was injected into a model, of which it may be a copy."""
+    return isinstance(model, nn.Module) and _KEY in model.__dict__
 
 
-class Injected(Swapped):
-    """What the class of an injected model adds to the original one."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """A new object, such as a slice of an nn.Sequential, is of the original class."""
-        return original_class(cls)(*args, **kwargs)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original class's, inside the mode that injects."""
-        model: Any = self
-        state = state_of(model)
-        if state.quiet:
-            if state.announced:
-                hear(model, state, False)
-            return run_quietly(super().forward, args, kwargs)  # type: ignore[misc]
-        mode, args, kwargs = begin(model, state, args, kwargs)
-        if mode.compiled or not state.unchecked:
-            with mode:
-                return super().forward(*args, **kwargs)  # type: ignore[misc]
-        with mode, following(model, state, mode):
-            out = super().forward(*args, **kwargs)  # type: ignore[misc]
-        check_first(model, state, mode)
-        return out
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        model: Any = self
-        state_of(model)._apply(fn)
-        return super()._apply(fn, recurse)  # type: ignore[misc]
-
-    @staticmethod
-    def _stand_in(original: type) -> type:
-        return injected_class(original)
+def state_of(model: nn.Module) -> NoiseState:
+    """The state of an injected model."""
+    state: NoiseState = model.__dict__[_KEY]
+    return state
 
 
-_CLASSES: dict[type, type] = {}
+def set_up(model: nn.Module, state: NoiseState) -> None:
+    """Makes a model an injected one, which tells of its submodules as soon as something is placed."""
+    model.__dict__[_KEY] = state
+    mark(model, state)
+    stand_in(model, _told_forward)
 
 
-def injected_class(original: type) -> type:
-    """The class of an injected model that was of class `original`: the same one every time."""
-    if original not in _CLASSES:
-        names = {"__module__": original.__module__, "__doc__": original.__doc__}
-        _CLASSES[original] = type(original.__name__, (Injected, original), names)
-    return _CLASSES[original]
-
-
-def original_class(injected: type) -> type:
-    """The counterpart of `injected_class`."""
-    original: type = injected.__bases__[1]
-    return original
-
-
-class Enter:
-    """Forward pre-hook of a submodule: its path becomes the name of the sites that follow."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        """Tells the running mode."""
-        enter_module(self.path, module)
-
-
-class Leave:
-    """Forward hook of a submodule: back to its parent."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Tells the running mode."""
-        leave_module(self.path)
-
-
-def mark(model: nn.Module) -> None:
-    """Tells every submodule its path, by which others see that it is part of an injected model."""
-    for path, module in model.named_modules():
-        if path:
-            module.__dict__["_noise_path"] = path
-
-
-def unmark(model: nn.Module) -> None:
-    """The counterpart of `mark`."""
+def take_down(model: nn.Module) -> None:
+    """The counterpart of `set_up`; of a copied part of an injected model, too."""
+    model.__dict__.pop(_KEY, None)
     for module in model.modules():
-        module.__dict__.pop("_noise_path", None)
+        give_back(module, for_good=True)
+        unhook(module)
 
 
-def is_part(module: nn.Module) -> bool:
-    """Whether a module is part of an injected model."""
-    return "_noise_path" in module.__dict__
+def mark(model: nn.Module, state: NoiseState, prefix: str = "") -> None:
+    """Tells every submodule its path, by which others see that it is part of an injected model."""
+    for path, module in paths_of(model, prefix):
+        settle(module, path, state)
+
+
+def _taken_apart(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook of an encoder layer, which without any runs as one fused operation where compiled."""
+
+
+def unhook(module: nn.Module) -> None:
+    """Takes the hooks of `_taken_apart` away."""
+    hooks = module._forward_pre_hooks
+    for number in [n for n, hook in hooks.items() if hook is _taken_apart]:
+        del hooks[number]
 
 
 def announce(model: nn.Module) -> None:
     """Makes every submodule tell the running mode when it begins and ends."""
+    # What makes a weight is asked for it from outside too, by optimizers and whoever looks at it.
+    makers = {id(m) for p in model.modules() if isinstance(p, ParametrizationList) for m in p.modules()}
     for module in model.modules():
-        path = module.__dict__.get("_noise_path")
-        if path is None:
+        door = door_of(module)
+        if door is None or is_injected(module):
             continue
         if is_leaf(module):
             own: Any = type(module)
             kind = LEAVES[own]
-            module.__dict__["_noise_leaf"] = path, kind, f"{path}:{kind}", f"{path}:{kind}#0"
-            module.__class__ = leaf_class(own)
+            door.leaf = door.path, kind, f"{door.path}:{kind}", f"{door.path}:{kind}#0"
+            stand_in(module, _leaf_forward)
         else:
-            module.register_forward_pre_hook(Enter(path))
-            module.register_forward_hook(Leave(path), always_call=True)
+            stand_in(module, _told_forward)
+        door.parameters, door.opens = parameters_of(module), id(module) not in makers
+        door.state.others |= door.own is not None
+        if isinstance(module, nn.TransformerEncoderLayer) and _taken_apart not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_taken_apart)
 
 
 def silence(model: nn.Module) -> None:
     """The counterpart of `announce`."""
     for module in model.modules():
-        # A class of somebody else's on top of the leaf's stays: without the note, the leaf's does nothing.
-        if module.__dict__.pop("_noise_leaf", None) is not None and type(module).__bases__[0] is Leaf:
-            module.__class__ = original_class(type(module))
-        for hooks, ours in ((module._forward_pre_hooks, Enter), (module._forward_hooks, Leave)):
-            for number in [n for n, hook in hooks.items() if isinstance(hook, ours)]:
-                del hooks[number]
-                module._forward_hooks_always_called.pop(number, None)
+        if not is_injected(module):
+            give_back(module, for_good=False)
+        unhook(module)
+
+
+def hold(model: nn.Module, state: NoiseState) -> None:
+    """Puts back what others have taken away with a forward of theirs that was there before the noise."""
+    stand_in(model, _told_forward)
+    if state.announced and state.others:
+        announce(model)
 
 
 def hear(model: nn.Module, state: NoiseState, wanted: bool) -> None:
@@ -242,10 +224,61 @@ def hear(model: nn.Module, state: NoiseState, wanted: bool) -> None:
         state.announced = wanted
 
 
-def state_of(model: nn.Module) -> NoiseState:
-    """The state of an injected model."""
-    state: NoiseState = model.__dict__["_noise_state"]
-    return state
+def _kept(made: Callable[..., Any]) -> Callable[..., Any]:
+    """Remembers the methods of classes, so that compiled code knows them again; what is on an object has its own."""
+    kept = functools.cache(made)
+
+    @functools.wraps(made)
+    def make(plain: Callable[..., Any]) -> Callable[..., Any]:
+        return kept(plain) if inspect.isfunction(plain) else made(plain)  # type: ignore[no-any-return]
+
+    return make
+
+
+@_kept
+def _told_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a module while its model is injected, in the place of `plain`."""
+
+    @standing_in(plain)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        door = door_of(self)
+        if door is None:  # the noise is out, and others have brought this back
+            return original(self)(*args, **kwargs)
+        if is_injected(self) or not within_model():
+            return _outermost(self, door, args, kwargs)
+        enter_module(door.path, self)
+        try:
+            return original(self)(*args, **kwargs)
+        finally:
+            leave_module(door.path)
+
+    return forward
+
+
+@_kept
+def _leaf_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of a layer of torch's."""
+    return leaf_forward(plain, _told_forward(plain))
+
+
+def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The forward of a model, or of a part of it that is called by itself, inside the mode that injects."""
+    state = door.state
+    if state.quiet:
+        if state.announced and is_injected(module):
+            hear(module, state, False)
+        return run_quietly(original(module), args, kwargs)
+    given = (*args, *kwargs.values())
+    if not door.opens or any(isinstance(a, fx.Proxy) for a in given):  # which is traced: there are no values
+        return original(module)(*args, **kwargs)
+    mode, args, kwargs = begin(module, state, args, kwargs)
+    if mode.compiled or not state.unchecked or not is_injected(module):
+        with mode:
+            return original(module)(*args, **kwargs)
+    with mode, following(module, state, mode):
+        out = original(module)(*args, **kwargs)
+    check_first(module, state, mode)
+    return out
 
 
 def following(model: nn.Module, state: NoiseState, mode: SiteMode) -> contextlib.AbstractContextManager[Any]:
@@ -269,7 +302,7 @@ def check_first(model: nn.Module, state: NoiseState, mode: SiteMode) -> None:
 def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], mode: SiteMode) -> None:
     """Refuses words and functions that met nothing in a forward, of which these are the sites, and tells of parameters
     that hardware did not meet."""
-    modules = {m.__dict__["_noise_path"]: m for m in model.modules() if is_part(m)} | {"": model}
+    modules = dict(paths_of(model))
     own = {n for n in names if placement.layers_own and isinstance(modules.get(path_of(n)), NoisyLayer)}
     placed = []  # hardware
     for name in names:
@@ -291,17 +324,25 @@ def begin(
     record: Record | None = None,
     make: Callable[..., SiteMode] = SiteMode,
 ) -> tuple[SiteMode, tuple[Any, ...], dict[str, Any]]:
-    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`."""
+    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`.
+
+    `model` may be a part that is called by itself: its sites have the names that they have in the whole.
+    """
     enter_model()
-    hear(model, state, True)
-    placement = state.placement
-    names = state.parameters_of_forward
+    door, part = door_of(model), not is_injected(model)
+    if part:
+        state.tell_of_part(door)
+    else:
+        hear(model, state, True)
+    placement, dim = state.placement, state.placement.input_dim
+    names = door.parameters if part and door is not None else state.parameters_of_forward
     positional = [names[i] if i < len(names) else i for i in range(len(args))]
     given: dict[Any, Any] = {**dict(zip(positional, args, strict=True)), **kwargs}
-    dim = placement.input_dim
     tensors = {n: a for n, a in given.items() if isinstance(a, Tensor) and a.dim() > dim}
-    carriers = state.carriers if record is None else None
+    carriers = state.carriers if record is None and not part else None
     carrying = {n: a for n, a in tensors.items() if carriers is None or carriers.get(n, False)}
+    if not carrying:  # as where other arguments are given than in the example
+        carrying = {n: a for n, a in tensors.items() if carriers is None or n not in carriers}
     if not carrying:
         raise RuntimeError(
             f"an injected model needs a tensor argument whose dimension {dim} counts the rows, got "
@@ -310,7 +351,8 @@ def begin(
     data = next(iter(carrying.values()))
     draws = state.draws if record is None else None
     count = 1 if draws is None else draws.shape[0]
-    if count != 1:
+    # Ids of rows say how many there are: so many times more are those of every draw already.
+    if count != 1 and (state.rows is None or data.shape[dim] != len(state.rows) * count):
         if len(tensors) > 1 and (carriers is None or any(n not in carriers for n in tensors)):
             raise RuntimeError(
                 f"the model takes {len(tensors)} tensors, and which of them carry the rows is not "
@@ -318,21 +360,26 @@ def begin(
             )
         carrying = {n: torch.cat([a] * count, dim) for n, a in carrying.items()}
     first = next(iter(carrying.values()))
-    seed = state.seed
-    if seed is None and record is None and (state.draws_noise or not placement.silent):
-        seed = seed_tensor("noise_state", None, first.device)
-    level = state.level
-    if level is not None and level.dim() == 1 and level.shape[0] * count != first.shape[dim]:
-        raise RuntimeError(
-            f"noise_state: level must be 0-d or one for each of the {first.shape[dim] // count} rows, "
-            f"got {level.shape[0]}"
-        )
-    rows = None if record is not None else _rows(state, data, dim)
-    key = ForwardKey(seed, draws, rows, first.shape[dim], level)
+    key = _key(state, data, first, dim, count, record is not None)
     mode = make(placement, key, model, state.site_ids, state.row_dims, record)
     mode.chip = Arrays(state.arrays)
+    mode.owner = state
     if record is None and not mode.compiled:  # a graph would be guarded on the table
         mode.spots = state.spots
+    if part and door is not None:
+        mode.modules = []
+        mode.enter(door.path, model)
+    else:
+        _noise_on_inputs(mode, names, tensors, carrying, dim)
+    given.update(carrying)
+    kwargs = {n: a for n, a in given.items() if n in kwargs}
+    return mode, tuple(given[n] for n in positional), kwargs
+
+
+def _noise_on_inputs(
+    mode: SiteMode, names: tuple[str, ...], tensors: dict[Any, Tensor], carrying: dict[Any, Tensor], dim: int
+) -> None:
+    """Puts noise on those arguments of the model that are sites."""
     floats = [n for n, a in tensors.items() if a.is_floating_point()]
     in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]
     for number, n in enumerate(in_order):
@@ -340,9 +387,27 @@ def begin(
             name = "input" if number == 0 else f"input#{number}"
             mode.inputs.append(name)
             carrying[n] = mode.at(name, mode.noise_at(name), carrying[n], row_dim=dim)
-    given.update(carrying)
-    kwargs = {n: a for n, a in given.items() if n in kwargs}
-    return mode, tuple(given[n] for n in positional), kwargs
+
+
+def _key(state: NoiseState, data: Tensor, first: Tensor, dim: int, count: int, record: bool) -> ForwardKey:
+    """The key of a forward on data, which `first` holds once for each of so many draws."""
+    seed, device = state.seed, first.device
+    if seed is None and not record and (state.draws_noise or not state.placement.silent):
+        seed = seed_tensor("noise_state", None, device)
+    level = state.level
+    if level is not None and level.dim() == 1 and level.shape[0] * count != first.shape[dim]:
+        raise RuntimeError(
+            f"noise_state: level must be 0-d or one for each of the {first.shape[dim] // count} rows, "
+            f"got {level.shape[0]}"
+        )
+    rows = None if record else _rows(state, data, dim)
+    draws = None if record else state.draws
+    # What the block holds stays where the model was when it began; the model may have been moved, or be a replica.
+    return ForwardKey(_on(seed, device), _on(draws, device), _on(rows, device), first.shape[dim], _on(level, device))
+
+
+def _on(t: Tensor | None, device: torch.device) -> Tensor | None:
+    return t if t is None or t.device == device else t.to(device)
 
 
 def _rows(state: NoiseState, data: Tensor, dim: int) -> Tensor | None:

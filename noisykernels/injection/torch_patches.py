@@ -1,4 +1,4 @@
-"""Two places where torch would lose noise: recomputation, and in-place functions in compiled code.
+"""Places where torch would lose noise: recomputation, in-place functions in compiled code, copies, traced models.
 
 Patched once, when a model is first injected; other models do not notice.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx
 from torch.overrides import _get_current_function_mode_stack, get_overridable_functions
 from torch.utils import checkpoint
 
+from noisykernels.injection.doors import door_of, keep_copies
 from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.mode import SiteMode
-from noisykernels.injection.state import Injected, announce, mark, silence, state_of, unmark
+from noisykernels.injection.state import announce, is_injected, mark, silence, take_down
 
 __all__ = ["keep_noise"]
 
@@ -27,35 +30,37 @@ def _again(function: Callable[..., Any]) -> Callable[..., Any]:
     if not modes:
         return function
     start = modes[-1].resumed()
-    root = start.modules[0][1]
+    path, root = start.modules[0]
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        gone = not isinstance(root, Injected)  # the noise was removed since
-        silent = gone or not state_of(root).announced
+        gone = door_of(root) is None  # the noise was removed since
+        silent = gone or not start.owner.announced
         if gone:
-            mark(root)
+            mark(root, start.owner, path)
         if silent:
             announce(root)
         try:
             with start.resumed():
                 return function(*args, **kwargs)
         finally:
-            if silent:
-                silence(root)
             if gone:
-                unmark(root)
+                take_down(root)
+            elif silent:
+                silence(root)
 
     return run
 
 
 def keep_noise() -> None:
-    """Makes checkpoints and compiled code keep the noise of injected models."""
+    """Makes checkpoints, compiled code and copies keep the noise of injected models."""
+    keep_copies()
     if hasattr(checkpoint, "_noisykernels"):
         return
     checkpoint._noisykernels = True  # type: ignore[attr-defined]
     _patch_checkpoint()
     _patch_compiler()
+    _patch_tracer()
 
 
 def _patch_checkpoint() -> None:
@@ -84,6 +89,23 @@ def _patch_checkpoint() -> None:
 
     checkpoint._checkpoint_without_reentrant_generator = keeping_generator  # type: ignore[assignment]
     checkpoint.CheckpointFunction.apply = staticmethod(keeping_apply)  # type: ignore[method-assign]
+
+
+def _patch_tracer() -> None:
+    """torch.fx traces the forward of a model's class."""
+    trace = fx.Tracer.trace
+
+    @functools.wraps(trace)
+    def telling_trace(self: fx.Tracer, root: Any, *args: Any, **kwargs: Any) -> fx.Graph:
+        if is_injected(root):
+            warnings.warn(
+                "fx.symbolic_trace writes down the forward of the model's class: noise enters in its modules, but not "
+                "at operations that no module runs; inject() the traced module instead",
+                stacklevel=3,
+            )
+        return trace(self, root, *args, **kwargs)
+
+    fx.Tracer.trace = telling_trace  # type: ignore[method-assign]
 
 
 def _patch_compiler() -> None:

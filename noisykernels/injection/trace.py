@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noisykernels._util.runtime import evaluating
+from noisykernels.injection.doors import original, paths_of
 from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.met import no_site
 from noisykernels.injection.mode import Record, SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Choice, Names, Site, kind_of
-from noisykernels.injection.state import begin, check_asked, following, original_class, state_of
+from noisykernels.injection.state import begin, check_asked, following, state_of
 from noisykernels.noise.contract import site_ids
 
 __all__ = ["arguments_of", "names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]
@@ -84,9 +85,8 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
     mode.placement = replace(mode.placement, noise=None, hardware=None)
-    forward: Any = original_class(type(model))
     with mode, following(model, state_of(model), mode):
-        forward.forward(model, *args, **kwargs)
+        original(model)(*args, **kwargs)
     return record, mode
 
 
@@ -106,11 +106,11 @@ def _grown(a: tuple[int, ...], b: tuple[int, ...], rows: int) -> int | None:
 
 def names_of(model: nn.Module, traced: list[Site] | None = None) -> Names:
     """What the sites of a model are called; untraced, any module may call any operation."""
-    modules = list(model.named_modules(remove_duplicate=False))
+    modules = list(paths_of(model, every=True))
     if traced is not None:
         return Names([site.name for site in traced], modules)
     kinds = dict.fromkeys((*KINDS.values(), "noise"))
-    return Names(["input", *(f"{path}:{kind}#0" for path, _ in model.named_modules() for kind in kinds)], modules)
+    return Names(["input", *(f"{path}:{kind}#0" for path, _ in paths_of(model) for kind in kinds)], modules)
 
 
 def refuse_unknown(model: nn.Module, placement: Placement, names: Names) -> None:
@@ -119,14 +119,14 @@ def refuse_unknown(model: nn.Module, placement: Placement, names: Names) -> None
         stem, _, number = choice.text.rpartition("#")  # a pattern of later calls, of which untraced models show none
         form = "stem" if choice.form == "name" else choice.form
         if names.unmet(choice) and not (number.isdecimal() and not names.unmet(Choice(stem, form))):
-            raise ValueError(no_site("inject", choice, ["input", *(p for p, _ in model.named_modules() if p)]))
+            raise ValueError(no_site("inject", choice, ["input", *(p for p, _ in paths_of(model) if p)]))
 
 
 def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:
     """Around a (length, batch, features) layer, dimension 0 only looks like rows."""
     if (placement.noise is None and placement.hardware is None) or placement.row_dims:
         return
-    for path, module in model.named_modules():
+    for path, module in paths_of(model):
         if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
             raise ValueError(
                 f"inject: {path or 'the model'!r} has batch_first=False, so rows may not lie along "

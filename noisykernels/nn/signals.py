@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ __all__ = [
     "enter_model",
     "enter_module",
     "leave_module",
+    "refuse_another",
     "run_quietly",
+    "within_model",
 ]
 
 
@@ -61,7 +63,8 @@ def run_quietly(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     """The forward of an injected model in which nothing draws: no mode sees its operations."""
     if torch.compiler.is_compiling():
         return forward(*args, **kwargs)
-    enter_model()
+    if _QUIET.running or _running() is not None:
+        refuse_another()
     _QUIET.running = True
     try:
         return forward(*args, **kwargs)
@@ -86,7 +89,19 @@ def enter_model() -> None:
     if torch.compiler.is_compiling():
         _tell(enter_model)
     elif _QUIET.running or _running() is not None:
-        raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
+        refuse_another()
+
+
+def refuse_another() -> NoReturn:
+    """Two injected models cannot run at once."""
+    raise RuntimeError("an injected model runs within the forward of another: remove one of the two")
+
+
+def within_model() -> bool:
+    """Whether the forward of an injected model runs; its mode says so."""
+    if torch.compiler.is_compiling():
+        return torch._C._is_torch_function_mode_enabled() and bool(handle_torch_function(within_model, ()))
+    return _QUIET.running or _running() is not None
 
 
 def enter_module(path: str, module: nn.Module) -> None:

@@ -16,7 +16,7 @@ from noisykernels._util.runtime import unwrap
 from noisykernels.injection.api import sites
 from noisykernels.injection.met import no_site
 from noisykernels.injection.site import Names, Site, meets, path_of, picked
-from noisykernels.injection.state import Injected, state_of
+from noisykernels.injection.state import is_injected, state_of
 from noisykernels.injection.trace import names_of
 from noisykernels.nn.signals import draw_standard, enter_module, leave_module
 from noisykernels.training.gradients import SiteGradient
@@ -197,7 +197,7 @@ class insert_denoising:
 
 def _look_again(model: nn.Module) -> None:
     """An injected model is told that its layers have changed."""
-    if isinstance(model, Injected):
+    if is_injected(model):
         state_of(model).look(model)
 
 

@@ -13,7 +13,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data, batches
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import noise_state
-from noisykernels.injection.state import Injected
+from noisykernels.injection.state import is_injected
 from noisykernels.nn.modules import NoisyLayer
 
 __all__ = ["recalibrate_bn"]
@@ -60,7 +60,7 @@ def recalibrate_bn(
     check_arguments(recalibrate_bn, locals())
     target = unwrap(model)
     layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    noisy = any(isinstance(m, Injected | NoisyLayer) for m in target.modules())
+    noisy = any(is_injected(m) or isinstance(m, NoisyLayer) for m in target.modules())
     averages = [_Average(layer) for layer in layers]
     first, place, done = 0, place_of(target), False
     try:

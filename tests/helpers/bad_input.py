@@ -259,7 +259,6 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
             lambda _: injected(model=nn.Sequential(torch.jit.script(nn.ReLU()))),
             ValueError,
         ),
-        ("lazy layer as the model", lambda _: nk.inject(nn.LazyLinear(2), NOISE), ValueError),
         ("batch_first=False, rows unknown", lambda _: nk.inject(recurrent(), NOISE), ValueError),
         ("example without rows", lambda _: injected(example_input=torch.zeros(0, 4)), ValueError),
         ("example that is no tensor", lambda _: injected(example_input=3), ValueError),
