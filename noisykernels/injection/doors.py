@@ -65,7 +65,7 @@ def door_of(module: nn.Module) -> Door | None:
 
 
 def paths_of(model: nn.Module, prefix: str = "", every: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of a model with its name, once or under every name. Wrappers are left out: no name depends on them."""
+    """Every module of a model with its name, once or under each; without wrappers, of which no name depends."""
     seen: set[int] = set()
     waiting = [(prefix, model)]
     while waiting:
