@@ -6,6 +6,7 @@ Every study asks a `Problem` and works inside a `Session`. Neither knows what is
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels.injection.api import inject, noise_state
 from noisykernels.injection.api import sites as sites_of
 from noisykernels.injection.placement import SILENT, Placement
+from noisykernels.injection.reach import coverage
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import state_of
 from noisykernels.metrics.accuracy import ACCURACY
@@ -178,6 +180,30 @@ class Session:
             yield
         finally:
             self.state.placement = before
+
+    def covered(self, placement: Placement, tell: bool = False) -> dict[str, float]:
+        """The shares of the model's multiply-adds that noise, hardware and arithmetic reach where so much is placed.
+
+        Args:
+            tell: warn of parameters of two or more dimensions that hardware does not meet; `inject` does where it
+                places the hardware itself.
+        """
+        with self.placing(placement):
+            found = coverage(self.model, self.inputs[:2])
+        if tell and placement.hardware is not None:
+            met = [row.hardware or row.arithmetic or len(row.shape) < 2 for row in found.parameters]
+            if lost := [row.name for row, fine in zip(found.parameters, met, strict=True) if not fine]:
+                warnings.warn(
+                    f"{self.op}: hardware does not reach {', '.join(lost)}: of no contraction the weight; "
+                    "nk.coverage(model, example_input) says why",
+                    stacklevel=4,
+                )
+        kinds = [] if placement.noise is None else ["noise"]
+        if placement.hardware is not None:
+            kinds += [
+                what for what in ("hardware", "arithmetic") if any(getattr(row, what) for row in found.operations)
+            ]
+        return {what: round(found.share(what), 6) for what in kinds}
 
     @torch.inference_mode()
     def scores(self, inputs: Tensor, rows: Tensor | None = None, draws: Sequence[int] | None = None) -> Tensor:

@@ -128,7 +128,8 @@ def _tell_study(args: argparse.Namespace, study: Study, what: str) -> None:
     ]
 
     def found() -> Any:
-        return {"clean": study.meta.clean, "midpoints": [asdict(m) for m in study.midpoints()]}
+        covered = study.meta.plan.get("covered")
+        return {"clean": study.meta.clean, "covered": covered, "midpoints": [asdict(m) for m in study.midpoints()]}
 
     tell(args, found, lambda: f"{study.meta.model} on {study.meta.data}; {what}\n{study.table()}", files)
 
@@ -192,7 +193,11 @@ def run_vote(args: argparse.Namespace) -> None:
         compute=_compute(args),
         progress=not args.quiet,
     )
-    found = {"clean": votes.clean, "curves": {k: c.accuracy.tolist() for k, c in votes.curves.items()}}
+    found = {
+        "clean": votes.clean,
+        "covered": votes.covered,
+        "curves": {k: c.accuracy.tolist() for k, c in votes.curves.items()},
+    }
     picture = File("", args.picture, functools.partial(draw_picture, votes))
     tell(args, lambda: found, votes.table, [picture, File("", args.out, votes.save)])
 
@@ -205,6 +210,7 @@ def run_chips(args: argparse.Namespace) -> None:
     data = load(args.data, "test", root=args.root, limit=args.rows)
     chips = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
     found = {"clean": chips.clean, "mean": chips.mean, "std": chips.std, "accuracy": chips.accuracy.tolist()}
+    found["covered"] = chips.covered
     head = f"{args.model} on {args.data}; {noise!r}"
     tell(args, lambda: found, lambda: f"{head}\n{chips.table(args.limits)}", [File("", args.out, chips.save)])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from noisykernels._engine.targets import has_weight
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
-from noisykernels._util.text import aligned, printable
+from noisykernels._util.text import aligned, covers, printable
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import Format, as_format
 from noisykernels.arithmetic.serial import Serial
@@ -44,6 +44,7 @@ class LayerFormats(Result, kind="choice of formats"):
         evaluations: settings that were evaluated.
         cost: what units cost.
         metric: name of what was measured.
+        covered: share of the multiply-adds that the formats are about.
 
     Example:
         >>> made = {"a:linear#0": as_format("M7E6"), "b:linear#0": as_format("M4E6")}
@@ -58,6 +59,7 @@ class LayerFormats(Result, kind="choice of formats"):
     evaluations: int
     cost: CostModel
     metric: str = "accuracy"
+    covered: dict[str, float] = field(default_factory=dict)
     _codecs = CODECS
 
     @property
@@ -86,7 +88,11 @@ class LayerFormats(Result, kind="choice of formats"):
             f"times less, {self.evaluations} evaluations"
         )
         return "\n".join(
-            [printable(title), *aligned([["site", "format", "operations", "share", "speed-up"], *lines], left=(0, 1))]
+            [
+                printable(title),
+                *covers(self.covered),
+                *aligned([["site", "format", "operations", "share", "speed-up"], *lines], left=(0, 1)),
+            ]
         )
 
     def plot(self, ax: Any = None) -> Any:
@@ -106,7 +112,10 @@ class LayerFormats(Result, kind="choice of formats"):
         )
 
     def _about(self) -> dict[str, Any]:
-        about = {name: getattr(self, name) for name in ("metric", "normalised", "speedup", "saving", "evaluations")}
+        about = {
+            name: getattr(self, name)
+            for name in ("metric", "normalised", "speedup", "saving", "evaluations", "covered")
+        }
         return {**about, "cost": repr(self.cost)}
 
     def _size(self) -> tuple[float, float]:
@@ -183,7 +192,7 @@ def layer_formats(
                             found[site], reached, lower = less, n, True
                             break
                 advance(1)
-        return LayerFormats(found, macs, reached, runs.evaluations, cost, metric.name)
+        return LayerFormats(found, macs, reached, runs.evaluations, cost, metric.name, runs.covered)
 
 
 class _Counter(Device):

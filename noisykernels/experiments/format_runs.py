@@ -15,6 +15,7 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.checks import in_range
+from noisykernels.arithmetic.serial import Serial
 from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import exactly
 from noisykernels.metrics.accuracy import ACCURACY
@@ -63,6 +64,7 @@ class FormatRuns:
             if self.clean == 0:
                 raise ValueError(f"{self.op}: the model gets no row of the data right")
             self.clean_scores = session.scores(self.few).double().flatten()
+            self.covered = session.covered(replace(SILENT, hardware=[Serial()]), tell=True)
             self._stack = stack.pop_all()
         return self
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import identity, study_key
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.progress import progress_of
-from noisykernels._util.text import aligned, printable
+from noisykernels._util.text import aligned, covers, printable
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import FixedFormat, FloatFormat, Format, as_format
 from noisykernels.arithmetic.serial import Serial
@@ -121,6 +121,7 @@ class Sweep(Result, kind="sweep"):
     rows: int
     name: str = ""
     metric: str = "accuracy"
+    covered: dict[str, float] = field(default_factory=dict)  # shares of multiply-adds
     target: ClassVar[float] = TARGET  # where its pictures draw the line
     _codecs = CODECS
 
@@ -156,7 +157,7 @@ class Sweep(Result, kind="sweep"):
             + f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {len(self.results)} formats, "
             f"{len(lines)} on the front; {said} {target:.4g} of the {self.metric}"
         )
-        return "\n".join([printable(title), *aligned([head, *lines], left=(0, 6))])
+        return "\n".join([printable(title), *covers(self.covered), *aligned([head, *lines], left=(0, 6))])
 
     def plot(self, ax: Any = None, *, target: float = TARGET) -> Any:
         """Speed-up against accuracy with the front on the caller's axes or a new figure (see `plot_front`); the Figure.
@@ -260,7 +261,7 @@ def sweep_formats(
             share = found["correct"] / runs.rows / runs.clean
             results.append(FormatResult(fmt, found["r2"], share, *price))
             advance(1)
-        return Sweep(results, runs.clean, runs.rows, name, metric.name)
+        return Sweep(results, runs.clean, runs.rows, name, metric.name, runs.covered)
 
 
 def _known(store: Store, rows: int) -> dict[str, Any]:

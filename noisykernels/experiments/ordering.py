@@ -18,7 +18,7 @@ from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
-from noisykernels._util.text import aligned, printable
+from noisykernels._util.text import aligned, covers, printable
 from noisykernels.arithmetic.order import ORDERS as NAMES
 from noisykernels.arithmetic.order import random_order
 from noisykernels.hardware.device import Arithmetic, Device, Draw
@@ -91,6 +91,7 @@ class OrderStudy(Result, kind="order study"):
     permutations: int
     seed: int
     metric: str = "accuracy"
+    covered: dict[str, float] = field(default_factory=dict)  # shares of multiply-adds
 
     def table(self) -> str:
         """Layers, and the network, as aligned text."""
@@ -102,6 +103,7 @@ class OrderStudy(Result, kind="order study"):
         text = [
             f"{self.permutations} permutations, {self.rows} rows, seed {self.seed}; deviations relative to that of the "
             "outputs",
+            *covers(self.covered),
             *aligned(lines, [0]),
         ]
         if len(self.accuracy):
@@ -357,6 +359,7 @@ def order_sensitivity(
                 raise ValueError(f"{op}: hardware needs a linear layer or convolution; the model has none")
             if not study.moments:
                 raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
+            covered = session.covered(session.state.placement, tell=arithmetic is not None)
             named = {order: predictions(order) for order in ("none", *study.orders)} if with_labels else {}
             permuted = [predictions(number) for number in range(permutations)] if with_labels else []
     every = torch.stack([p for p, _ in permuted]) if permuted else None
@@ -370,6 +373,7 @@ def order_sensitivity(
         permutations,
         seed,
         metric.name,
+        covered,
     )
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session, places_of
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.progress import progress_of
-from noisykernels._util.text import printable
+from noisykernels._util.text import covers, printable
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.votes import plot_votes
@@ -51,6 +51,7 @@ class Votes(Result, kind="vote"):
     draws: tuple[int, ...]
     seed: int
     arrays: str = "module"
+    covered: dict[str, float] = field(default_factory=dict)  # shares of multiply-adds
 
     def table(self) -> str:
         """Accuracy +- standard error as aligned text: lines for n up to 10, every tenth and the last."""
@@ -62,7 +63,7 @@ class Votes(Result, kind="vote"):
                 cells = "".join(f"  {c.accuracy[i]:.4f} +- {c.error[i]:.4f}" for c in self.curves.values())
                 lines.append(f"{i + 1:10}{cells}")
         title = f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
-        return "\n".join(map(printable, [title, *lines]))
+        return "\n".join(map(printable, [title, *covers(self.covered), *lines]))
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         rows = [
@@ -155,7 +156,7 @@ def vote(
     where = places_of("vote", model, problem, noise, sites)
     placed = {"noise": noise, "where": where, "hardware": hardware, "repeats": repeats}
     with Session("vote", problem, compute, **placed) as session:
-        clean = session.clean_mean
+        clean, covered = session.clean_mean, session.covered(session.noisy)
         predictions = np.empty((len(ids), len(labels)), np.int64)
         parts = []
         with progress_of("vote", progress, session.noisy_passes(ids)) as advance:
@@ -173,4 +174,4 @@ def vote(
     curves = means.curves()
     if "majority" in wanted:
         curves["majority"] = majority_curve("vote", predictions, labels.cpu().numpy(), session.outputs, None)
-    return Votes({k: curves[k] for k in wanted}, clean, len(labels), tuple(ids), seed, arrays)
+    return Votes({k: curves[k] for k in wanted}, clean, len(labels), tuple(ids), seed, arrays, covered)

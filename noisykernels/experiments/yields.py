@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session, places_of
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.progress import progress_of
-from noisykernels._util.text import printable
+from noisykernels._util.text import covers, printable
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.noise.description import Noise
@@ -70,6 +70,7 @@ class Chips(Result, kind="chip study"):
     seed: int
     metric: str = "accuracy"
     arrays: str = "module"
+    covered: dict[str, float] = field(default_factory=dict)  # shares of multiply-adds
 
     @property
     def mean(self) -> float:
@@ -106,6 +107,7 @@ class Chips(Result, kind="chip study"):
         error = self.std / math.sqrt(count)
         lines = [
             f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {count} chips, seed {self.seed}",
+            *covers(self.covered),
             f"mean       {self.mean:.4f} +- {error:.4f}",
             f"deviation  {self.std:.4f}",
             f"median     {float(np.median(self.accuracy)):.4f}",
@@ -191,7 +193,7 @@ def chips(
     _, labels, _ = problem.data
     where = places_of("chips", model, problem, noise, sites)
     with Session("chips", problem, compute, noise=noise, where=where, hardware=hardware) as session:
-        clean = session.clean_mean
+        clean, covered = session.clean_mean, session.covered(session.noisy)
         answers = []  # which stay where they are made until all are there: a device is waited for once
         with progress_of("chips", progress, session.noisy_passes(ids)) as advance:
             for some, places, scores in session.noisy_scores(ids):
@@ -200,4 +202,4 @@ def chips(
     sums = np.zeros(len(ids), np.int64)
     for places, answer in answers:
         sums[places] += metric.law.numbers(answer.cpu().numpy()).sum(1)
-    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed, metric.name, arrays)
+    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed, metric.name, arrays, covered)

@@ -104,6 +104,7 @@ class Meta:
         plan: the contraction plan (batch_rows, draws_per_pass, threads, library versions); metric: the name of what is
             measured, where it is not the accuracy; verification: what came of holding both engines against each other
             (rows and sites looked at, the worst difference in parts of its bound, sites that differ and so run whole);
+            covered: shares of the model's multiply-adds that noise or hardware of the walk reaches;
             ties: share of rows whose best score without noise leads by no more than rounding moves it.
         axis: None infers it: "linear" for purely multiplicative noise, else "log".
         floor: accuracy under unbounded noise; None means 1 / classes.

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from noisykernels._util.text import covers
 from noisykernels.plotting.curves import plot_curves, plot_profile
 from noisykernels.plotting.maps import plot_heat_map
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
@@ -174,6 +175,7 @@ def _asked(study: StudyLike) -> list[list[str]]:
         if m.parameter
         else ["noise at level 1", shown(m.noise)],
         ["where", f"{m.target}s, one site at a time: {walked} of {len(m.sites)} sites"],
+        *(["covered", line] for line in covers(m.plan.get("covered", {}))),
         ["seed", str(m.seed)],
         ["values" if m.parameter else "levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
         ["draws", f"up to {len(m.draws)}, as many as needed" if m.midpoints else str(len(m.draws))],

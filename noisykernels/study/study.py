@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from noisykernels._util.optional import optional
-from noisykernels._util.text import aligned, printable
+from noisykernels._util.text import aligned, covers, printable
 from noisykernels.plotting.curves import plot_curves, plot_study
 from noisykernels.stats.intervals import Floats, band
 from noisykernels.stats.midpoint import Midpoint, fit_midpoint, midpoint_cells, restored
@@ -173,6 +173,7 @@ class Study(Result, kind="study"):
             + (f"adaptive{spent}{self._stopped()}" if m.midpoints else f"{len(m.levels)} levels x {len(m.draws)} draws")
             + (f" of the {m.parameter}" if m.parameter else "")
             + f", {m.axis} axis, seed {m.seed}"
+            + "".join(f"; {line}" for line in covers(m.plan.get("covered", {})))
         )
         return "\n".join([printable(title), *aligned(lines, left=(1, 6))])
 

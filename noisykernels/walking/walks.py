@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, SupportsIndex, overload
 
 import torch
@@ -20,6 +21,7 @@ from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.workers import packed
 from noisykernels._util.arguments import check_arguments
 from noisykernels.hardware.noises import WeightNoise
+from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import Site
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
@@ -152,7 +154,7 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
         # What is kept may be enlarged, and must then have the plan that it began with.
         known = strategy.evaluations(len(cells.clean)) if asked.store is None else None
         here = Evaluator.of(session, cells.sites, strategy.levels, known)
-        ties = _ties(session)
+        ties, covered = _ties(session), _covered(session, asked, cells.sites)
         plan = here.described()
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
         if targets[0].shares_rows:  # what is on a chip
@@ -163,7 +165,7 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
             found = strategy.run(evaluate, here, cells, asked.progress)
     if here.why:
         plan |= {"engine": "plain", "why": here.why}
-    plan |= {"memory": session.compute.memory_on(problem.device)}
+    plan |= {"memory": session.compute.memory_on(problem.device), "covered": covered}
     if ties is not None:
         plan["ties"] = round(ties, 4)
     plans = [plan | ({} if here.shared is None else {"verification": v.told()}) for v in here.verifications]
@@ -178,6 +180,15 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     chosen = chosen_sites("walk", session.model, session.sites, asked.sites, opens)
     refuse_without_rows("walk", chosen)
     return chosen
+
+
+def _covered(session: Session, asked: Asked, chosen: Sequence[Site]) -> dict[str, float]:
+    """The share of multiply-adds whose results, or whose weights, are walked."""
+    level = asked.strategy.levels[0] if asked.strategy.levels else 1.0
+    placed = [asked.targets[0].placement(site, level) for site in chosen]
+    noise: Any = {p.where: p.noise for p in placed if p.noise is not None}
+    hardware = {call: devices for p in placed for call, devices in (p.hardware or {}).items()}
+    return session.covered(replace(SILENT, noise=noise or None, hardware=hardware or None), tell=asked.sites is None)
 
 
 def _ties(session: Session) -> float | None:
