@@ -102,8 +102,7 @@ class OrderStudy(Result, kind="order study"):
             lines.append([layer.name, str(layer.steps), *(f"{v:.4f}" for v in values)])
         text = [
             f"{self.permutations} permutations, {self.rows} rows, seed {self.seed}; deviations relative to that of the "
-            "outputs",
-            *covers(self.covered),
+            "outputs" + "".join(f"; {line}" for line in covers(self.covered)),
             *aligned(lines, [0]),
         ]
         if len(self.accuracy):

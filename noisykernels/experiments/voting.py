@@ -63,7 +63,7 @@ class Votes(Result, kind="vote"):
                 cells = "".join(f"  {c.accuracy[i]:.4f} +- {c.error[i]:.4f}" for c in self.curves.values())
                 lines.append(f"{i + 1:10}{cells}")
         title = f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
-        return "\n".join(map(printable, [title, *covers(self.covered), *lines]))
+        return "\n".join(map(printable, [title, *lines]))
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         rows = [
@@ -76,7 +76,7 @@ class Votes(Result, kind="vote"):
     def _brief(self) -> str:
         kinds, draws = len(self.curves), len(self.draws)
         return f"{kinds} kind{'s' * (kinds != 1)} of vote, {draws} draw{'s' * (draws != 1)}, {self.rows} rows, " \
-               f"clean {self.clean:.4f}"  # fmt: skip
+               f"clean {self.clean:.4f}" + "".join(f"; {line}" for line in covers(self.covered))  # fmt: skip
 
     def plot(self, ax: Any = None) -> Any:
         """Picture of the curves on the caller's axes or a new figure (see `plotting.plot_votes`); the Figure."""

@@ -40,8 +40,10 @@ class Parameters(TorchDispatchMode):
         out = func(*args, **kwargs)
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-        if all(id(t) in self._made for t in given):
-            names = self.of(given)
+        name = func._schema.name.rpartition("::")[2]
+        read = [] if name.startswith("new_") or name.endswith("_like") else given  # which look at no value
+        if all(id(t) in self._made for t in read):
+            names = self.of(read)
             for t in results:
                 self._made.setdefault(id(t), (t, names))
         else:  # what was written into is made of parameters alone no longer
