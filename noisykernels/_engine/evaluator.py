@@ -75,7 +75,7 @@ class Evaluator:
 
     @classmethod
     def of(
-        cls, session: Session, chosen: Sequence[Site], levels: Sequence[float], evaluations: int | None = None
+        cls, session: Session, chosen: Sequence[Site], levels: Sequence[float], draws: int | None = None
     ) -> Evaluator:
         """The engines that a session's `Compute` asks for, at the sites chosen, for the levels of a grid; with a
         warning where work cannot be shared, and where the engines differ.
@@ -84,12 +84,13 @@ class Evaluator:
             session: with the model.
             chosen: the sites that are walked.
             levels: of a grid; empty for a search.
-            evaluations: at each site under a target, by which ``"auto"`` chooses; None: it shares work.
+            draws: of a grid that is evaluated in full, and not kept, by whose size ``"auto"`` chooses; None: it
+                shares work.
         """
         asked = session.compute
-        if asked.engine == "auto" and asked.verify == "sample" and evaluations is not None:
-            cost = evaluations * len(session.problem.targets)
-            if why := why_whole(session.sites, len(chosen), cost, len(session.inputs)):
+        if asked.engine == "auto" and asked.verify == "sample" and draws is not None:
+            grids, rows = len(chosen) * len(session.problem.targets), len(session.inputs)
+            if why := why_whole(session.sites, grids, len(levels), draws, rows, session.passes):
                 return cls(session, None, why=why)
         if session.compute.engine == "plain" or (tape := _tape(session)) is None:
             return cls(session, None)

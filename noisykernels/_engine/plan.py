@@ -62,29 +62,45 @@ def choose_plan(tape: Tape, memory: int, most_rows: int, device: torch.device) -
     return Plan(min(ROWS, rows), max(max(sizes), min(FAR, memory // 8)), NEAR)
 
 
-# What sharing work costs before it gains anything, in passes of one row through the whole model: recording it, and at
-# each site walked holding the engines against each other. Measured with densely connected convolutions at 28 sites.
-RECORDING, AT_EACH = 60, 50
-# Values at the sites of a row from which on passes are dear enough to be counted. Smaller models always share: where
-# they have very many sites, the check of each costs some seconds more than a small grid that is run whole.
-LARGE = 1_000_000
+# What a call of an operation costs beside its work, in values that a row has at a site: measured with layers of 16
+# neurons, transformers and densely connected convolutions, 14 to 40 us against 2 to 4 ns for a value.
+CALL = 10_000
+# What sharing work costs before it gains anything, in passes of the whole model and rows that go through it, measured
+# with the same: recording it takes as long as so many passes of a row; the check of each site under a target so many
+# passes, through which so many rows go; and all rows go through it without noise, some of them by both engines.
+RECORDING, CHECK, CHECKED, CLEAN = 40, 10, 30, 3
+# Values from which on a pass of one row is dear enough to be counted, its calls included. Smaller models always share:
+# their check takes some tenths of a second.
+LARGE = 500_000
 
 
-def why_whole(sites: Sequence[Site], walked: int, evaluations: int, rows: int) -> str:
-    """Why a grid costs less where every pass runs the whole model; empty: it does not.
+def why_whole(sites: Sequence[Site], grids: int, levels: int, draws: int, rows: int, passes: Passes) -> str:
+    """Why grids cost less where every pass runs the whole model; empty: they do not.
 
-    Sharing saves half of the passes, as a site has half of the model behind it; which half does not matter here. Only
-    numbers that are the same everywhere decide, never a clock: on every machine a walk has the same plan.
+    Sharing saves half of the rows' way, as a site has half of the model behind it (which half does not matter here),
+    and nearly all calls, as many levels and draws run at once. Only numbers that are the same everywhere decide, never
+    a clock: on every machine a walk has the same plan.
 
     Args:
         sites: all of the model.
-        walked: how many of them are.
-        evaluations: at each of these: levels x draws x rows x targets.
+        grids: how many are walked: sites x targets.
+        levels, draws: of each.
         rows: of the data, which also run without noise.
+        passes: in which whole passes are cut.
     """
-    if sum(math.prod(s.shape) // max(1, s.shape[s.row_dim or 0]) for s in sites) < LARGE:
+    values = sum(math.prod(s.shape) // max(1, s.shape[s.row_dim or 0]) for s in sites)
+
+    def cost(calls: int, through: int) -> int:
+        return CALL * len(sites) * calls + values * through
+
+    if cost(1, 1) < LARGE:
         return ""
-    whole, shared = 2 * walked * evaluations, 2 * (RECORDING + AT_EACH * walked + rows) + walked * evaluations
-    if whole >= shared:
-        return ""
-    return f"recording costs more than it saves for {walked} sites x {evaluations} evaluations"
+    evaluations = levels * draws * rows
+    chunks = -(-rows // passes.rows)
+    whole = grids * cost(levels * -(-draws // passes.draws) * chunks, evaluations)
+    shared = (
+        cost(RECORDING, RECORDING)
+        + cost(CLEAN * chunks, CLEAN * rows)
+        + grids * (cost(CHECK, CHECKED) + cost(0, evaluations) // 2)
+    )
+    return "" if whole >= shared else f"recording costs more than it saves for {grids} sites x {evaluations} evaluations"

@@ -45,6 +45,7 @@ __all__ = ["Rounding", "tied"]
 
 WIDER = 8  # times the factors of the model of roundings
 FACTOR = 8  # times what the scores are seen to move
+KEPT = 4 << 20  # bytes of factors that are not drawn anew: where values are small, drawing them is what takes long
 TF32 = 2.0**-11  # its unit roundoff
 TIED = 5  # rows from which it is told how near scores are tied
 
@@ -78,12 +79,29 @@ class _Shaken(SiteMode):
 class _Factors:
     """Factors close to 1, others for each value: our own normals, which transforms such as vmap do not forbid."""
 
-    def __init__(self, size: float, run: int) -> None:
-        self.size, self.seed, self.values = size, 2**63 + run, 0
+    def __init__(self, size: float) -> None:
+        self.size = size
+        self.seed = self.values = 0
+        self.kept: dict[tuple[Any, ...], Tensor] = {}  # of the runs before: at every site they are the same
+        self.room = KEPT  # bytes that are left for these
+
+    def begin(self, run: int) -> None:
+        """A run begins, which has a number."""
+        self.seed, self.values = 2**63 + run, 0
 
     def like(self, value: Tensor) -> Tensor:
         """One for each element of a value."""
         self.values += 1
+        key = self.seed, self.values, value.shape, value.dtype, value.device
+        found = self.kept.get(key)
+        if found is None:
+            found = self._drawn(value)
+            if found.nbytes <= self.room:
+                self.room -= found.nbytes
+                self.kept[key] = found
+        return found
+
+    def _drawn(self, value: Tensor) -> Tensor:
         drawn = eps((1, value.numel()), seed=self.seed, site=self.values, device=value.device).view(value.shape)
         precise = torch.promote_types(value.dtype, torch.float32)
         return (1 + self.size * drawn.to(precise)).to(value.dtype)
@@ -112,7 +130,7 @@ class Rounding:
         terms = max((p[0].numel() for p in session.model.parameters() if p.dim() > 1 and len(p)), default=1)
         summed = torch.finfo(torch.float64 if kinds == {torch.float64} else torch.float32).eps / 2
         coarse = TF32 if session.problem.device.type == "cuda" and "tf32" in gpu_precision() else 0.0
-        self.size = wider * max(self.unit, math.sqrt(terms) * summed, coarse)
+        self.factors = _Factors(wider * max(self.unit, math.sqrt(terms) * summed, coarse))
 
     def bound(
         self, placement: Placement, plain: Tensor, data: tuple[Tensor, Tensor], draws: Sequence[int],
@@ -141,10 +159,10 @@ class Rounding:
     def _run(self, inputs: Tensor, run: int) -> Tensor:
         """Scores of a forward with factors."""
         model, state = self.session.model, self.session.state
-        factors = _Factors(self.size, run)
-        make = functools.partial(_Shaken, factors)
+        self.factors.begin(run)
+        make = functools.partial(_Shaken, self.factors)
         if inputs.is_floating_point():
-            inputs = inputs * factors.like(inputs)
+            inputs = inputs * self.factors.like(inputs)
         mode, args, kwargs = begin(model, state, (inputs,), {}, make=make)
         with mode:
             found: Tensor = original(model)(*args, **kwargs)

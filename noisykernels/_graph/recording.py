@@ -62,6 +62,10 @@ class _Inside(TorchDispatchMode):
         self.numbers = False  # values became numbers
         self.places: dict[Any, list[tuple[int, str]]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch's compiler is loaded, which takes a second: nothing is compiled here
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _TO_NUMBERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,7 +72,7 @@ def unwrap(model: Any) -> nn.Module:
 
 def place_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lies; the CPU for a model that has none."""
-    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    return next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 @contextlib.contextmanager

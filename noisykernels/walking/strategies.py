@@ -48,8 +48,9 @@ class Strategy(Protocol):
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """What a study's plan says of it, and of what it has found."""
 
-    def evaluations(self, rows: int) -> int | None:
-        """Of a site under one target; None: not known before."""
+    @property
+    def whole(self) -> bool:
+        """Whether every level and draw is looked at on all rows, as is known before."""
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """Fills the cells.
@@ -81,9 +82,10 @@ class Grid:
         """See `Strategy`."""
         return {} if self.plateaus is None else {"plateaus": self.plateaus}
 
-    def evaluations(self, rows: int) -> int | None:
+    @property
+    def whole(self) -> bool:
         """See `Strategy`."""
-        return len(self.levels) * len(self.draws) * rows if self.plateaus is None else None
+        return self.plateaus is None
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
@@ -125,6 +127,7 @@ class Search:
     levels = ()
     draws = ()
     shuffled = True
+    whole = False
 
     def __post_init__(self) -> None:
         """Checks both."""
@@ -136,10 +139,6 @@ class Search:
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See `Strategy`."""
         return {"most": self._most} if any(midpoint["method"] == "stopped" for midpoint in found) else {}
-
-    def evaluations(self, rows: int) -> int | None:
-        """See `Strategy`."""
-        return None
 
     @property
     def _most(self) -> int:

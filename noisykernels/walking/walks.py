@@ -152,8 +152,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     with session:
         cells = Cells(_chosen(session, asked), len(targets), session.clean, _floor(session, asked), asked.metric)
         # What is kept may be enlarged, and must then have the plan that it began with.
-        known = strategy.evaluations(len(cells.clean)) if asked.store is None else None
-        here = Evaluator.of(session, cells.sites, strategy.levels, known)
+        draws = len(strategy.draws) if strategy.whole and asked.store is None else None
+        here = Evaluator.of(session, cells.sites, strategy.levels, draws)
         ties, covered = _ties(session), _covered(session, asked, cells.sites)
         plan = here.described()
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels._engine import evaluator, plan
-from noisykernels._engine.plan import AT_EACH, LARGE, RECORDING, why_whole
+from noisykernels._engine import evaluator, plan, rounding
+from noisykernels._engine.evaluator import Evaluator
+from noisykernels._engine.plan import CALL, CHECK, CHECKED, CLEAN, LARGE, RECORDING, Passes, why_whole
+from noisykernels._engine.session import Problem, Session
+from noisykernels._engine.targets import Activation
 from noisykernels.injection import Site
 
 HOW: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[0.3, 3.0], draws=2, seed=1, sites=["2", "4"])
@@ -28,8 +30,8 @@ def large() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts recordings; a thousand values make a model large."""
-    monkeypatch.setattr(plan, "LARGE", 1000)
+    """Counts recordings; five sites with some values make a model large."""
+    monkeypatch.setattr(plan, "LARGE", 5 * CALL + 1000)
     calls: list[int] = []
     given = evaluator.record_tape
     monkeypatch.setattr(evaluator, "record_tape", lambda *args: (calls.append(1), given(*args))[1])
@@ -78,11 +80,66 @@ def test_small_models_are_recorded_however_small_the_grid(recorded: list[int]) -
     )
 
 
-def test_the_plain_engine_is_chosen_where_its_passes_are_fewer() -> None:
-    """Against the cost written out: all sites have half of the model behind them."""
-    sites = [Site(f"s{k}", k, k, "relu", (2, LARGE // 40), 0) for k in range(40)]
-    for walked in (1, 7, 40):
-        for rows in (1, 6, 250):
-            fewest = next(e for e in range(10**6) if not why_whole(sites, walked, e, rows))
-            assert fewest == math.ceil(2 * (RECORDING + AT_EACH * walked + rows) / walked)
-            assert not why_whole(sites[:-1], walked, 1, rows)  # less than a million values
+def test_the_plain_engine_is_chosen_where_its_passes_cost_less() -> None:
+    """Against the cost written out: all sites have half of the model behind them, and calls are shared."""
+    sites = [Site(f"s{k}", k, k, "relu", (2, (LARGE - 40 * CALL) // 40), 0) for k in range(40)]
+    call, row = 40 * CALL, LARGE - 40 * CALL
+    for grids, rows in ((g, r) for g in (1, 7, 40) for r in (1, 6, 250)):
+        fewest = next(n for n in range(1, 10**6) if not why_whole(sites, grids, n, 1, rows, Passes(100, 8)))
+        chunks = -(-rows // 100)
+        before = RECORDING * (call + row) + CLEAN * (chunks * call + rows * row)
+        at_each = CHECK * call + CHECKED * row
+        for n, whole in ((fewest - 1, True), (fewest, False)):
+            saved = n * chunks * call + n * rows * row / 2
+            assert (saved < before / grids + at_each) == whole
+        assert not why_whole(sites[:-1], grids, 1, 1, rows, Passes(100, 8))
+
+
+class Deep(nn.Module):
+    """60 layers and rectifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(60))
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        scores: Tensor = self.last(x)
+        return scores
+
+
+@pytest.fixture(scope="module")
+def deep() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    model, x = Deep().eval(), torch.randn(40, 16)
+    return model, (x, model(x).argmax(1))
+
+
+def test_small_models_of_many_sites_are_run_whole_where_that_is_cheaper(deep: Any) -> None:
+    """122 of them, whose check would be most of the work."""
+    how = dict(noise=nk.Noise(add=1.0), seed=1, sites="*relu*", draws=1)
+    few, many = (nk.walk(*deep, **how, levels=[0.01 * 1.2**k for k in range(n)]).meta.plan for n in (5, 20))
+    assert few["engine"] == "plain" and "why" in few
+    assert "engine" not in many and not many["verification"]["differing"]
+
+
+@pytest.mark.parametrize("walked", [3, 30])
+def test_the_check_of_a_site_takes_few_passes(deep: Any, walked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: the plain one's at two places, and no more than the runs that tell the bound, where scores differ; what
+    these multiply values with is drawn once for all sites."""
+    passes, drawn = [], []
+    scores, run, draw = Session.scores, rounding.Rounding._run, rounding._Factors._drawn
+    monkeypatch.setattr(Session, "scores", lambda self, *args: (passes.append(1), scores(self, *args))[1])
+    monkeypatch.setattr(rounding.Rounding, "_run", lambda self, *args: (passes.append(1), run(self, *args))[1])
+    monkeypatch.setattr(rounding._Factors, "_drawn", lambda self, value: (drawn.append(1), draw(self, value))[1])
+    sites = [s.name for s in nk.sites(deep[0], deep[1][0][:2])][:walked]
+    with Session("walk", problem_of(*deep)) as session:
+        Evaluator.of(session, [s for s in session.sites if s.name in sites], [0.1, 1.0])
+    assert 2 * walked <= len(passes) <= 4 * walked + 10
+    assert len(drawn) <= 2 * 123  # of a run at either place: the input and each site
+
+
+def problem_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> Problem:
+    return Problem.of("walk", model, data, seed=1, targets=[Activation(nk.Noise(add=1.0))])
