@@ -1,9 +1,11 @@
 """What recording a model takes as it grows deeper, what a walk's memory comes to, and where recording pays.
 
-`python bench/bench_recording.py [PICTURE]` prints three tables and draws the first: seconds of one core, and memory
+`python bench/bench_recording.py [PICTURE]` prints five tables and draws the first: seconds of one core, and memory
 beyond the model, against the number of blocks of a transformer (128 wide, 16 tokens); the peak of a process that walks
-a transformer of 256 tokens in 64 MiB, by both engines; and the seconds of a walk on six rows of DenseNet-121 (its own
-layout, random weights, 64 x 64 pixels) by each engine. Memory is the own peak of a fresh process (Linux).
+a transformer of 256 tokens in 64 MiB, by both engines; the seconds of a walk on six rows of DenseNet-121 (its own
+layout, random weights, 64 x 64 pixels) and of one on 100 rows of 60 small layers (122 sites), by each engine, and of
+that what the check takes; and what the break-even of the two engines goes by (`_engine/plan.py`), in passes of one
+row. Memory is the own peak of a fresh process (Linux).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
+import statistics
 import subprocess
 import sys
 import time
@@ -25,6 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import noisykernels as nk
+from noisykernels._engine.plan import choose_plan
+from noisykernels._engine.session import Problem, Session
+from noisykernels._engine.shared import SharedEngine
+from noisykernels._engine.targets import Activation
+from noisykernels._engine.verification import Check
 from noisykernels._graph.recorder import record_tape
 
 DEPTHS = (2, 4, 8, 16, 32, 48)
@@ -153,6 +162,88 @@ def few_rows() -> dict[str, float]:
     return found
 
 
+class Rectified(nn.Linear):
+    """A layer and its rectifier."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `nn.Linear`."""
+        return F.relu(super().forward(x))
+
+
+def small_layers() -> nn.Module:
+    """60 of them, 16 wide."""
+    return nn.Sequential(*(Rectified(16, 16) for _ in range(60)), nn.Linear(16, 10)).eval()
+
+
+def many_sites(levels: int) -> dict[str, float]:
+    """CPU seconds of a walk at 122 sites on 100 rows by each engine, the least of three times, and of its check."""
+    torch.manual_seed(0)
+    model, x = small_layers(), torch.randn(100, 16)
+    data, through = (x, model(x).argmax(1)), Check.through
+    found: dict[str, float] = {}
+
+    def least(name: str, seconds: float) -> None:
+        found[name] = min(seconds, found.get(name, seconds))
+
+    def timed(*args: Any) -> Any:
+        start = time.process_time()
+        result = through(*args)
+        least("check", time.process_time() - start)
+        return result
+
+    Check.through = timed  # type: ignore[method-assign]
+    for _ in range(3):
+        for engine in ("plain", "auto", "shared"):
+            start = time.process_time()
+            nk.walk(model, data, noise=nk.Noise(add=1.0), levels=[10 ** (k / 4 - 2) for k in range(levels)], draws=5,
+                    seed=1, compute=nk.Compute(engine=engine))  # fmt: skip
+            least(engine, time.process_time() - start)
+    return found
+
+
+def in_passes(name: str) -> dict[str, float]:
+    """What sharing work takes before it gains anything, in passes of one row: medians of three."""
+    torch.manual_seed(0)
+    model, x = {
+        "layers": lambda: (small_layers(), torch.randn(12, 16)),
+        "transformer": lambda: (Transformer(12, 128).eval(), torch.randn(12, 16, 128)),
+        "densenet, 64 pixels": lambda: (densenet121().eval(), torch.randn(12, 3, 64, 64)),
+        "densenet, 128 pixels": lambda: (densenet121().eval(), torch.randn(12, 3, 128, 128)),
+    }[name]()
+    problem = Problem.of("walk", model, (x, torch.zeros(12, dtype=torch.long)), seed=1,
+                         targets=[Activation(nk.Noise(add=1.0))])  # fmt: skip
+    found: dict[str, list[float]] = {}
+    with warnings.catch_warnings(), Session("walk", problem) as session, torch.inference_mode():
+        warnings.simplefilter("ignore")  # of scores that are tied
+        chosen = session.sites[:: len(session.sites) // 8]
+
+        def seconds(call: Callable[[], Any]) -> float:
+            start = time.process_time()
+            call()
+            return time.process_time() - start
+
+        def whole(rows: int) -> None:
+            with session.placing(problem.targets[0].placement(chosen[4], 1.0)):
+                session.scores(session.inputs[:rows], session.rows[:rows], (0,))
+
+        tape = record_tape(session.model, session.inputs[:4])  # what is loaded the first time
+        engine = SharedEngine(problem, tape, choose_plan(tape, 2**30, session.passes.rows, problem.device))
+        for _ in range(3):
+            one, eight = (min(seconds(lambda n=n: whole(n)) for _ in range(5)) for n in (1, 8))
+            values = sum(math.prod(s.shape) for s in session.sites) / 2
+            row = max(0.0, eight - one) / 7
+            check = Check(session, engine, (0.1, 1.0))
+            for what, value in (
+                ("ms", 1e3 * one),
+                ("us a call", 1e6 * (one - row) / len(session.sites)),
+                ("ns a value", 1e9 * row / values),
+                ("recording", seconds(lambda: record_tape(session.model, session.inputs[:4])) / one),
+                ("check of a site", seconds(lambda check=check: check.through(chosen, 0)) / one / len(chosen)),
+            ):
+                found.setdefault(what, []).append(value)
+    return {what: statistics.median(values) for what, values in found.items()}
+
+
 def apart(call: str) -> dict[str, float]:
     """A measurement in a process of its own."""
     told = subprocess.run([sys.executable, __file__, "--only", call], capture_output=True, text=True, check=True)
@@ -169,6 +260,12 @@ def main() -> None:
     for engine in ("shared", "plain"):
         print(f"{engine:7s} walk, 64 MiB asked for: {apart(f'walking({engine!r}, 64 * MIB)')['mib']:.0f} MiB taken")
     print("six rows of DenseNet-121, CPU s:", ", ".join(f"{k} {v:.1f}" for k, v in apart("few_rows()").items()))
+    print("100 rows of 60 small layers, CPU s of one core:")
+    for levels in (5, 20, 49):
+        print(f"  {levels} levels:", ", ".join(f"{k} {v:.2f}" for k, v in apart(f"many_sites({levels})").items()))
+    print("what sharing takes before it gains, in passes of one row:")
+    for name in ("layers", "transformer", "densenet, 64 pixels", "densenet, 128 pixels"):
+        print(f"  {name}:", ", ".join(f"{k} {v:.1f}" for k, v in apart(f"in_passes({name!r})").items()))
     if len(sys.argv) > 1:
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
         left.plot(list(table), [row["seconds"] for row in table.values()], "o-")

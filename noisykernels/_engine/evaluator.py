@@ -6,7 +6,6 @@ and passes of a chunk are cut in the same way whoever asks. So any worker may ev
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -26,9 +25,14 @@ from noisykernels._graph.recorder import record_tape
 from noisykernels._graph.rows import are_close
 from noisykernels._graph.tape import NotTraceable, Tape
 from noisykernels._util.runtime import gpu_precision
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.site import Site
 
 __all__ = ["Engine", "Evaluator"]
+
+WHOLE = "every pass runs the whole model"
+SITES_WHOLE = f"for these sites {WHOLE}"
+IDLE = "the scores do not depend on these sites, whose counts are the clean ones"
 
 
 class Engine(Protocol):
@@ -95,7 +99,8 @@ class Evaluator:
         if session.compute.engine == "plain" or (tape := _tape(session)) is None:
             return cls(session, None)
         idle = idle_sites(session, tape, chosen)
-        _tell(session, tape, chosen, idle)
+        _tell(session, SITES_WHOLE, _unreached(session, tape, chosen, idle))
+        _tell(session, IDLE, idle)
         if not tape.sites:
             return cls(session, None, idle=idle)
         device = session.problem.device
@@ -105,21 +110,13 @@ class Evaluator:
         if not _holds_for_a_chunk(session, here.shared):
             rows = min(plan.rows, len(session.inputs))
             reason = f"it gives other scores for {rows} rows than for the few that were recorded"
-            _tell_all(session, reason)
+            _tell(session, WHOLE, [reason])
             return cls(session, None, idle=idle)
         with torch.inference_mode():
             check = Check(session, here.shared, levels)
             here.verifications = [check.through(chosen, which) for which in range(len(session.problem.targets))]
-        here._tell({name: reason for one in here.verifications for name, reason in one.differing.items()})
+        _tell(session, SITES_WHOLE, _reasons({k: v for one in here.verifications for k, v in one.differing.items()}))
         return here
-
-    def _tell(self, differing: dict[str, str]) -> None:
-        """Warns of sites that are not trusted."""
-        if differing:
-            said = ", ".join(f"{name} ({reason})" for name, reason in differing.items())
-            warnings.warn(
-                f"{self.session.op}: for these sites every pass runs the whole model: {said}", stacklevel=5
-            )  # of the caller of `walk`
 
     def described(self) -> dict[str, Any]:
         """The contraction plan: all that fixes how contractions round, as a study's JSON can hold it."""
@@ -153,7 +150,7 @@ class Evaluator:
         mine = [r for r in requests if self.shares(r) and failed.site in ("", r.site.name)]
         for r in mine:
             self.verifications[r.which].differing[r.site.name] = failed.reason
-        self._tell({r.site.name: failed.reason for r in mine})
+        _tell(self.session, SITES_WHOLE, _reasons({r.site.name: failed.reason for r in mine}))
 
     def engine_of(self, request: Request) -> str:
         """By what a store tells answers of the engines from each other: empty, or that a site of a model whose work is
@@ -203,7 +200,7 @@ class Evaluator:
             else:
                 verification.differing[r.site.name] = differing[r.site.name] = reason
                 found[i] = plain[0]
-        self._tell(differing)
+        _tell(self.session, SITES_WHOLE, _reasons(differing))
         return found
 
     def _run(self, engine: Engine, requests: dict[int, Request], found: list[Answer], advance: Advance) -> None:
@@ -262,7 +259,7 @@ def _tape(session: Session) -> Tape | None:
         with torch.inference_mode():
             return record_tape(session.model, session.inputs[:4])
     except NotTraceable as reason:
-        _tell_all(session, reason, depth=6)
+        _tell(session, WHOLE, [str(reason)])
         return None
 
 
@@ -276,24 +273,21 @@ def _holds_for_a_chunk(session: Session, shared: SharedEngine) -> bool:
         return True  # the check of each site says what fails
 
 
-def _tell_all(session: Session, reason: object, depth: int = 5) -> None:
-    """Warns that no work can be shared."""
-    warnings.warn(
-        f"{session.op}: every pass runs the whole model: {reason}", stacklevel=depth
-    )  # of the caller of `walk`
-
-
-def _tell(session: Session, tape: Tape, chosen: Sequence[Site], idle: Collection[str]) -> None:
-    """Warns of sites at which work cannot be shared, and of those at which there is none."""
+def _unreached(session: Session, tape: Tape, chosen: Sequence[Site], idle: Collection[str]) -> list[str]:
+    """The sites at which work cannot be shared, and why."""
     target = session.problem.targets[0]
-    refused = [f"{s.name} ({tape.refused[s.name]})" for s in chosen if s.name in tape.refused]
+    why = {s.name: tape.refused[s.name] for s in chosen if s.name in tape.refused}
     unseen = [s.name for s in chosen if s.name in tape.idle and s.name not in idle]
-    refused += [f"{name} (the scores depend on it in a way that is not recorded)" for name in unseen]
-    recorded = [s for s in chosen if s.name in tape.sites]
-    refused += [f"{s.name} ({target.why_not(s)})" for s in recorded if not target.reaches(tape, s)]
-    for sites, what in (
-        (refused, "for these sites every pass runs the whole model"),
-        (idle, "the scores do not depend on these sites, whose counts are the clean ones"),
-    ):
-        if sites:
-            warnings.warn(f"{session.op}: {what}: {', '.join(sites)}", stacklevel=5)  # of the caller of `walk`
+    why |= dict.fromkeys(unseen, "the scores depend on it in a way that is not recorded")
+    closed = [s for s in chosen if s.name in tape.sites and not target.reaches(tape, s)]
+    return _reasons(why | {s.name: target.why_not(s) for s in closed})
+
+
+def _reasons(why: dict[str, str]) -> list[str]:
+    return [f"{site} ({reason})" for site, reason in why.items()]
+
+
+def _tell(session: Session, what: str, told: Collection[str]) -> None:
+    """Warns of what is told, if there is anything."""
+    if told:
+        warn_user(f"{session.op}: {what}: {', '.join(told)}")

@@ -103,4 +103,6 @@ def why_whole(sites: Sequence[Site], grids: int, levels: int, draws: int, rows: 
         + cost(CLEAN * chunks, CLEAN * rows)
         + grids * (cost(CHECK, CHECKED) + cost(0, evaluations) // 2)
     )
-    return "" if whole >= shared else f"recording costs more than it saves for {grids} sites x {evaluations} evaluations"
+    return (
+        "" if whole >= shared else f"recording costs more than it saves for {grids} sites x {evaluations} evaluations"
+    )

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from noisykernels._engine.session import Session
+from noisykernels._graph.in_place import memory_of
 from noisykernels._util.runtime import gpu_precision
 from noisykernels.injection.doors import original
 from noisykernels.injection.kinds import in_place
@@ -45,9 +46,9 @@ __all__ = ["Rounding", "tied"]
 
 WIDER = 8  # times the factors of the model of roundings
 FACTOR = 8  # times what the scores are seen to move
-KEPT = 4 << 20  # bytes of factors that are not drawn anew: where values are small, drawing them is what takes long
+KEPT = 1 << 20  # bytes of factors that are not drawn anew: where values are small, drawing them is what takes long
 TF32 = 2.0**-11  # its unit roundoff
-TIED = 5  # rows from which it is told how near scores are tied
+TIED = 5  # rows from which it is told how near scores are tied, at most
 
 
 class _Shaken(SiteMode):
@@ -109,7 +110,7 @@ class _Factors:
 
 def _memory(t: Tensor) -> int:
     try:
-        return t.untyped_storage().data_ptr()
+        return memory_of(t)
     except NotImplementedError:  # within a transform values are made of others
         return id(t)
 
@@ -185,7 +186,8 @@ def tied(session: Session) -> float | None:
     """
     if session.leads is None:
         return None
-    inputs, _, rows = (part[:TIED] for part in session.problem.data)
+    count = min(TIED, max(1, session.passes.rows * session.passes.draws // 2))  # factors take memory as well
+    inputs, _, rows = (part[:count] for part in session.problem.data)
     scores = session.scores(inputs)
     rounding = Rounding(session, [inputs, scores], wider=1)
     bound = rounding.bound(SILENT, scores.unsqueeze(0), (inputs, rows), (0,), range(2))

@@ -11,7 +11,7 @@ it, the site runs whole. A false alarm costs speed only, a miss costs the truth.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -90,7 +90,8 @@ class Check:
     def __init__(self, session: Session, engine: SharedEngine, levels: Sequence[float] = ()) -> None:
         self.session, self.engine, self.levels = session, engine, levels
         inputs, _, ids = session.problem.data
-        most = max(1, session.passes.rows * session.passes.draws // len(DRAWS))  # rows of a pass of both draws
+        # Rows of a pass of both draws: half as many as else, for factors take memory as well (`rounding`).
+        most = max(1, session.passes.rows * session.passes.draws // (2 * len(DRAWS)))
         size, last = (min(engine.rows, len(inputs), n) for n in (11, 3))
         low = min(3, size - 1)
         self.near = _Place(inputs[:size], ids[:size], 0, low, min(5, size - low, most))
@@ -98,19 +99,9 @@ class Check:
         self.far = _Place(inputs[first:], ids[first:], first, 0, min(last, most))
 
     @cached_property
-    def clean(self) -> dict[int, Any]:
-        """All values at the first place; kept for all sites."""
-        return self.engine.clean(self.near.inputs)
-
-    @cached_property
-    def clean_far(self) -> dict[int, Any]:
-        """All values at the second place."""
-        return self.engine.clean(self.far.inputs)
-
-    @cached_property
     def rounding(self) -> Rounding:
         """That of the model."""
-        return Rounding(self.session, list(self.clean.values()))
+        return Rounding(self.session, list(self.engine.clean(self.near.inputs).values()))
 
     @cached_property
     def silent(self) -> Tensor:
@@ -118,19 +109,30 @@ class Check:
         return self.session.scores(self.near.looked_at[0])
 
     def through(self, sites: Sequence[Site], which: int) -> Verification:
-        """Looks at those sites that the engine that shares work can run under a target."""
-        found = Verification(rows=self.near.rows + self.far.rows)
-        for site in (s for s in sites if self._target(which).reaches(self.engine.tape, s)):
-            found.sites += 1
+        """Looks at those sites that the engine that shares work can run under a target: at all of them at the first
+        place, then at the second, so that the values of one of both are held."""
+        mine = [s for s in sites if self._target(which).reaches(self.engine.tape, s)]
+        found = Verification(rows=self.near.rows + self.far.rows, sites=len(mine))
+        levels: dict[str, tuple[float, float]] = {}  # of each site, that of the first place and that of the second
+        for place in (self.near, self.far) if mine else ():
             try:
-                worst, level = max(self._at(site, which))
+                clean = self.engine.clean(place.inputs)
             except Failed as failed:
-                found.differing[site.name] = failed.reason
-                continue
-            if worst <= 1:
-                found.worst = max(found.worst, worst)
-            else:
-                found.differing[site.name] = _said(worst, level)
+                found.differing |= dict.fromkeys((s.name for s in mine), failed.reason)
+                break
+            for site in (s for s in mine if s.name not in found.differing):
+                try:
+                    if place is self.near:
+                        levels[site.name], worst = self._near(site, which, clean)
+                    else:
+                        worst = self._far(site, which, levels[site.name], clean)
+                except Failed as failed:
+                    found.differing[site.name] = failed.reason
+                    continue
+                if worst <= 1:
+                    found.worst = max(found.worst, worst)
+                else:
+                    found.differing[site.name] = _said(worst, levels[site.name][place is self.far])
         return found
 
     def why_not(self, request: Request, answer: Answer, plain: Answer) -> str | None:
@@ -183,15 +185,19 @@ class Check:
         decided = (top[:, 0] - top[:, 1] > 2 * bound.amax(1)).cpu().numpy()
         return not (flipped & decided).any()
 
-    def _at(self, site: Site, which: int) -> Iterator[tuple[float, float]]:
-        """Of each place: the largest difference, in parts of its bound, and the level."""
+    def _near(self, site: Site, which: int, clean: dict[int, Any]) -> tuple[tuple[float, float], float]:
+        """The levels at which a site is looked at, and the largest difference at the first place, in parts of its
+        bound."""
         target = self._target(which)
-        levels = target.ladder(self.engine.scale(site, target, self.clean, self.near.ids) or 1.0, self.levels)
-        scores = self._shared(site, which, levels, self.near, self.clean)
+        levels = target.ladder(self.engine.scale(site, target, clean, self.near.ids) or 1.0, self.levels)
+        scores = self._shared(site, which, levels, self.near, clean)
         chosen = next((i for i, s in enumerate(scores) if self._moves(s)), len(levels) - 1)
-        yield self._apart(site, which, levels[chosen], self.near, scores[chosen]), levels[chosen]
-        scores = self._shared(site, which, (levels[chosen], levels[-1]), self.far, self.clean_far)
-        yield self._apart(site, which, levels[-1], self.far, scores[1]), levels[-1]
+        return (levels[chosen], levels[-1]), self._apart(site, which, levels[chosen], self.near, scores[chosen])
+
+    def _far(self, site: Site, which: int, levels: tuple[float, float], clean: dict[int, Any]) -> float:
+        """The largest difference at the second place, at the second level."""
+        scores = self._shared(site, which, levels, self.far, clean)
+        return self._apart(site, which, levels[1], self.far, scores[1])
 
     def _target(self, which: int) -> Target:
         return self.session.problem.targets[which]
@@ -222,7 +228,9 @@ class Check:
         """Scores by the plain engine: [draws, rows, classes]."""
         inputs, ids = place.looked_at
         with self.session.placing(placement):
-            return self.session.scores(inputs, ids, draws).unflatten(0, (len(draws), place.rows))
+            scores = self.session.scores(inputs, ids, draws)
+        parts: Tensor = scores.unflatten(0, (len(draws), place.rows))
+        return parts
 
     def _apart(self, site: Site, which: int, level: float, place: _Place, shared: Tensor) -> float:
         """The largest difference of scores [draws, rows, classes] from the plain engine's, in parts of its bound."""

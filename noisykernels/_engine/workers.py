@@ -3,6 +3,8 @@
 Anything with the semantics of `concurrent.futures` will do: `submit` gives a future. A worker that dies gives an error
 there, and the part is sent again. Requests are cut by rows at the borders of chunks, so answers depend neither on the
 number of workers nor on who evaluates what. That is checked: something of each worker's first part is repeated here.
+An executor takes no orders as to who gets a part, so one that answers otherwise goes on getting parts; each of them is
+evaluated here again, which takes time but leaves nothing wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import pickle
 import signal
 import socket
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -30,6 +31,7 @@ from noisykernels._engine.plan import Passes, Plan
 from noisykernels._engine.request import Advance, Answer, Request, joined, unheard
 from noisykernels._engine.session import Problem, Session
 from noisykernels._util.runtime import torch_threads
+from noisykernels._util.warning import warn_user
 
 __all__ = ["RayExecutor", "Workers", "packed"]
 
@@ -280,10 +282,9 @@ class Workers:
             (mine,) = self.here.answers([part])
             self.trusted[worker] = bool((mine == answers[place][..., : part.rows]).all())
             if not self.trusted[worker]:
-                warnings.warn(
+                warn_user(
                     f"walk: a worker ({worker}) answers otherwise than this process for the same task, at site "
                     f"{request.site.name}; what it answers is not used",
-                    stacklevel=4,
                 )
         return self.trusted[worker]
 
@@ -310,7 +311,7 @@ class Workers:
             self.executor.shutdown(wait=False, cancel_futures=True)
             self.executor = self._pool()
             return True
-        warnings.warn(f"walk: the executor broke ({error}); what is left runs in this process", stacklevel=3)
+        warn_user(f"walk: the executor broke ({error}); what is left runs in this process")
         return False
 
     def _cut(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:

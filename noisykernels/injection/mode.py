@@ -420,6 +420,6 @@ class SiteMode(ModelMode):
             f"site {name!r}: expected {self.key.batch} rows (draws x batch) along the row "
             f"dimension, got a value of shape {list(value.shape)}. Where rows do not lie along "
             "dimension 0, let inject() find them with example_input=..., or give "
-            f"row_dims={{{name!r}: dim}}; a value that mixes rows cannot be a site: leave it out "
-            "with where=..."
+            f"row_dims={{{name!r}: dim}}; a value that mixes rows, or holds a part of them as the model cuts "
+            "its batch, cannot be a site: leave it out with where=..., or run fewer rows at once"
         )

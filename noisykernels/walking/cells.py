@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from noisykernels._engine.request import Answer, Request
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.site import Site
 from noisykernels.metrics.base import Metric
 from noisykernels.stats.records import Record
@@ -49,10 +49,9 @@ class Cells:
         self.evaluations[request.which] += answer.size
         for level, of_level in zip(request.levels, answer, strict=True):
             if nan := int(self.metric.law.missing(of_level).sum()):
-                warnings.warn(
+                warn_user(
                     f"walk: site {request.site.name} at level {level:g}: {nan} of {of_level.size} rows of scores hold "
                     "NaN and count as wrong",
-                    stacklevel=5,  # of the caller of `walk`
                 )
             for draw, of_draw in zip(request.draws, self.metric.law.numbers(of_level), strict=True):
                 self.put(request.which, counted(request, level, draw, of_draw))

@@ -7,7 +7,6 @@ study change what is asked.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsIndex
@@ -15,6 +14,7 @@ from typing import Any, Protocol, SupportsIndex
 from noisykernels._engine.request import Evaluate, Facts, Request
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
+from noisykernels._util.warning import warn_user
 from noisykernels.walking.cells import Cells
 from noisykernels.walking.plateaus import settled
 from noisykernels.walking.search import SiteSearch, needed_row_draws, quantile, seek
@@ -186,9 +186,8 @@ class Search:
         wanted = needed_row_draws(quantile(0.95, 1), law.largest_variance, self.rel_ci * slope)
         enough = math.ceil(3 * wanted / OF_GRID)
         if rows < enough:
-            warnings.warn(
+            warn_user(
                 f"walk: {rows} rows are few for midpoints within {100 * self.rel_ci:.2g} %: each row is run under some "
                 f"{wanted // rows} draws, which costs a site more than a grid of 49 levels and 5 draws. It would cost "
                 f"less from {enough} rows on, or within {100 * self.rel_ci * math.sqrt(enough / rows):.2g} %",
-                stacklevel=5,  # of the caller of `walk`
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, SupportsIndex, overload
@@ -20,6 +19,7 @@ from noisykernels._engine.rounding import tied
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.workers import packed
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.warning import warn_user
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import Site
@@ -195,10 +195,9 @@ def _ties(session: Session) -> float | None:
     """See `tied`; with a warning where that is most of the rows."""
     share = tied(session)
     if share is not None and share > 0.5:
-        warnings.warn(
+        warn_user(
             f"walk: without noise {share:.0%} of the rows have scores that are tied but for rounding, which alone "
             "decides what they count",
-            stacklevel=4,  # of the caller of `walk`
         )
     return share
 
