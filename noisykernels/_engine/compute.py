@@ -24,9 +24,9 @@ class Compute:
     Args:
         engine: ``"shared"`` runs what precedes a site once and what follows it for many levels at once, where the model
             can be recorded, with a warning that says why where it cannot; ``"auto"`` as well, but for a grid without
-            plateaus or store that is so small that recording a large model costs more than it saves (told in the
-            study's plan); ``"plain"`` runs the whole noisy model for
-            every level and draw. Same noise; the contractions may round differently.
+            plateaus or store that is so small that recording a large model, or one of very many sites, costs more
+            than it saves (told in the study's plan); ``"plain"`` runs the whole noisy model for every level and draw.
+            Same noise; the contractions may round differently.
         batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once;
             fewer where `memory` asks for it. Part of the contraction plan: a prediction at a decision boundary may
             depend on them by rounding, the noise does not.
