@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels._engine import evaluator, plan, rounding
+from noisykernels._engine import evaluator, plan, rounding, verification
 from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.plan import CALL, CHECK, CHECKED, CLEAN, LARGE, RECORDING, Passes, why_whole
 from noisykernels._engine.session import Problem, Session
@@ -127,8 +127,9 @@ def test_small_models_of_many_sites_are_run_whole_where_that_is_cheaper(deep: An
 
 @pytest.mark.parametrize("walked", [3, 30])
 def test_the_check_of_a_site_takes_few_passes(deep: Any, walked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted: the plain one's at two places, and no more than the runs that tell the bound, where scores differ; what
-    these multiply values with is drawn once for all sites."""
+    """Counted: the plain one's at two places, and as many that tell the bound, as if all scores differed; what these
+    multiply values with is drawn once for all sites."""
+    monkeypatch.setattr(verification, "_alike", lambda a, b: torch.zeros(a.shape, dtype=torch.bool))
     passes, drawn = [], []
     scores, run, draw = Session.scores, rounding.Rounding._run, rounding._Factors._drawn
     monkeypatch.setattr(Session, "scores", lambda self, *args: (passes.append(1), scores(self, *args))[1])
@@ -137,7 +138,7 @@ def test_the_check_of_a_site_takes_few_passes(deep: Any, walked: int, monkeypatc
     sites = [s.name for s in nk.sites(deep[0], deep[1][0][:2])][:walked]
     with Session("walk", problem_of(*deep)) as session:
         Evaluator.of(session, [s for s in session.sites if s.name in sites], [0.1, 1.0])
-    assert 2 * walked <= len(passes) <= 4 * walked + 10
+    assert 4 * walked <= len(passes) <= 4 * walked + 17
     assert len(drawn) <= 2 * 123  # of a run at either place: the input and each site
 
 
