@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,18 +20,30 @@ __all__ = ["check_arguments"]
 
 # Classes that signatures name, and how a message calls one.
 CLASSES = {
-    "Compute": "a Compute", "CostModel": "a CostModel", "LinearPredictor": "a LinearPredictor", "Noise": "a Noise",
-    "Search": "a Search", "Study": "a Study", "Tensor": "a tensor", "VoteCurve": "a VoteCurve",
-    "nn.Module": "a torch.nn.Module", "torch.Tensor": "a tensor",
+    "Compute": "a Compute", "CostModel": "a CostModel", "Curve": "a Curve", "Format": "a Format",
+    "Generator": "a torch.Generator", "LinearPredictor": "a LinearPredictor", "Midpoint": "a Midpoint",
+    "Noise": "a Noise", "Recordings": "Recordings", "Search": "a Search", "Serial": "a Serial",
+    "SiteGradient": "a SiteGradient", "Study": "a Study", "Sweep": "a Sweep", "Tensor": "a tensor",
+    "VoteCurve": "a VoteCurve", "nn.Module": "a torch.nn.Module", "torch.Tensor": "a tensor",
+    "torch.device": "a torch.device",
+}  # fmt: skip
+# Results that pictures are made of (stats/views.py), met by what they have.
+LIKE = {
+    "ChipsLike": ("Chips", "yield_at"), "ComparisonLike": ("a Comparison", "pairs"),
+    "LayerFormatsLike": ("LayerFormats", "macs"), "OrderStudyLike": ("an OrderStudy", "layers"),
+    "PredictorLike": ("a LinearPredictor", "correlation"), "StudyLike": ("a Study", "midpoints"),
+    "SweepLike": ("a Sweep", "fastest"), "VotesLike": ("Votes", "curves"),
 }  # fmt: skip
 ALIASES = {
-    "str | os.PathLike[str]": "path", "Axis": "Literal['log', 'linear']", "Progress": "bool | Callable[..., object]",
+    "str | os.PathLike[str]": "path", "Path": "path", "Axis": "Literal['log', 'linear']",
+    "Progress": "bool | Callable[..., object]", "Settings": "Mapping[str, Any]", "Size": "int | Sequence[int]",
     "Augment": "Callable[..., Tensor]", "Seed": "int | Tensor | None", "Step": "Callable[..., object]",
     "NDArray[np.float64]": "ArrayLike", "Sequence[str | int] | str": "Sequence[str | int] | str | int",
 }  # fmt: skip
 NUMBERS = {"float": Range(), "int": Range(-(2**63), 2**63 - 1, whole=True)}
 NUMBERS["SupportsIndex"] = NUMBERS["int"]
-GENERIC = ("Callable[", "Iterable[", "Literal[", "Mapping[", "Sequence[", "dict[")
+LISTS, DICTS = ("Iterable[", "Sequence[", "list[", "tuple["), ("Mapping[", "dict[")
+GENERIC = ("Callable[", "Literal[", *LISTS, *DICTS)
 
 
 def _is_numeric(value: Any) -> bool:
@@ -43,11 +55,14 @@ def _is_numeric(value: Any) -> bool:
 
 
 class _Kind(NamedTuple):
-    """What an argument may be: in words, whether a value is of the kind, and whether it is then a good one."""
+    """What an argument may be: in words, whether a value is of the kind, whether it is then a good one, and the kinds
+    that its items may be of, where it has items and their kind is known.
+    """
 
     told: str
     is_one: Callable[[Any], bool]
     is_good: Callable[[Any], bool] = lambda _: True
+    items: tuple[_Kind, ...] = ()
 
 
 PLAIN = {
@@ -79,13 +94,33 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **ra
         ValueError: shift: how must be 'left' or 'right' or None, got 'up'
     """
     for name, parts in _told(function):
-        value, kinds = given[name], [_kind(part, ranges.get(name, RANGES.get(name))) for part in parts]
-        same = [kind for kind in kinds if kind.is_one(value)]
-        if not any(kind.is_good(value) for kind in same):
-            op = type(given["self"]).__name__ if "self" in given else function.__name__
-            *first, last = (kind.told for kind in kinds)
-            expected = f"{', '.join(first)} or {last}" if first else last
-            raise (ValueError if same else TypeError)(f"{op}: {name} must be {expected}, got {shown(value)}")
+        usual = RANGES.get(name)
+        if wrong := _what_is_wrong(given[name], [_kind(part, ranges.get(name, usual)) for part in parts]):
+            where, expected, got, error = wrong
+            raise error(f"{_called(function, given)}: {where.format(name)} must be {expected}, got {shown(got)}")
+
+
+def _called(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
+    """What errors call a function; a method after the class of its object, an object's making as its class."""
+    owner = type(given["self"]) if "self" in given else given.get("cls")
+    if not isinstance(owner, type):
+        return function.__name__
+    return owner.__name__ if function.__name__.startswith("__") else f"{owner.__name__}.{function.__name__}"
+
+
+def _what_is_wrong(value: Any, kinds: Sequence[_Kind]) -> tuple[str, str, Any, type[Exception]] | None:
+    """Where the fault is ("{}": in the value), what was expected there, what came, and the class of the error."""
+    same = [kind for kind in kinds if kind.is_one(value)]
+    good = [kind for kind in same if kind.is_good(value)]
+    if not good:
+        *first, last = dict.fromkeys(kind.told for kind in kinds)
+        return "{}", f"{', '.join(first)} or {last}" if first else last, value, ValueError if same else TypeError
+    if not all(kind.items for kind in good) or not isinstance(value, list | tuple | Mapping):
+        return None  # what is used up by a look is checked where it is used
+    for item in value.values() if isinstance(value, Mapping) else value:
+        if wrong := _what_is_wrong(item, [kind for one in good for kind in one.items]):
+            return "each item of {}", *wrong[1:]
+    return None
 
 
 @cache
@@ -96,9 +131,13 @@ def _told(function: Callable[..., Any]) -> list[tuple[str, list[str]]]:
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
         parts = list(_parts(str(parameter.annotation)))
-        if all(p in CLASSES or p in NUMBERS or p in PLAIN or p.startswith(GENERIC) for p in parts):
+        if all(map(_known, parts)):
             found.append((name, parts))
     return found
+
+
+def _known(part: str) -> bool:
+    return any(part in known for known in (CLASSES, LIKE, NUMBERS, PLAIN)) or part.startswith(GENERIC)
 
 
 def _parts(annotation: str) -> Iterator[str]:
@@ -120,15 +159,31 @@ def _kind(part: str, allowed: Range | None) -> _Kind:
         limits = allowed if allowed is not None and allowed.whole == usual.whole else usual
         return _Kind(str(limits), lambda v: limits.of(v) is not None, lambda v: limits.of(v) in limits)  # type: ignore[operator]
     if part.startswith("Literal["):
-        words = re.findall(r"'([^']*)'", part)
+        words = re.findall(r"['\"]([^'\"]*)['\"]", part)
         return _Kind(" or ".join(map(repr, words)), lambda v: isinstance(v, str), words.__contains__)
     if part.startswith("Callable["):
         return _Kind("a function", callable)
-    if part.startswith(("dict[", "Mapping[")):
-        return _Kind("a dict", lambda v: isinstance(v, Mapping))
-    if part.startswith(("Iterable[", "Sequence[")):
-        return _Kind("a list", lambda v: isinstance(v, Iterable) and not isinstance(v, str | bytes | Mapping))
+    if part.startswith(DICTS):
+        return _Kind("a dict", lambda v: isinstance(v, Mapping), items=_items(part, allowed))
+    if part.startswith(LISTS):
+        return _Kind(
+            "a list",
+            lambda v: isinstance(v, Iterable) and not isinstance(v, str | bytes | Mapping),
+            items=_items(part, allowed),
+        )
     if part in CLASSES:
         name = part.rpartition(".")[2]
         return _Kind(CLASSES[part], lambda v: any(c.__name__ == name for c in type(v).__mro__))
+    if part in LIKE:
+        told, member = LIKE[part]
+        return _Kind(told, lambda v: hasattr(v, member) and not isinstance(v, type))
     return PLAIN[part]
+
+
+def _items(part: str, allowed: Range | None) -> tuple[_Kind, ...]:
+    """The kinds of the items of a list, or of the values of a dict; none where it is not said, or said one by one."""
+    inner = part.partition("[")[2].removesuffix("]").removesuffix(", ...")
+    if part.startswith(DICTS):
+        inner = inner.partition(", ")[2]
+    kinds = list(_parts(inner))
+    return tuple(_kind(one, allowed) for one in kinds) if all(map(_known, kinds)) else ()

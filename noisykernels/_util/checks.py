@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, SupportsIndex
 
-__all__ = ["RANGES", "Range", "in_range", "is_number", "one_of", "shown", "whole"]
+__all__ = ["RANGES", "Range", "flag", "in_range", "is_number", "one_of", "shown", "whole"]
 
 LARGEST = sys.float_info.max
 
@@ -108,6 +108,17 @@ def in_range(op: str, name: str, value: Any, allowed: Range | None = None) -> An
 def is_number(value: Any) -> bool:
     """Whether this may be a whole number; a vector that holds one is none."""
     return isinstance(value, SupportsIndex) and not isinstance(value, bool) and not getattr(value, "shape", ())
+
+
+def flag(op: str, name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: anything else, be it 1.
+    """
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy has its own
+        raise TypeError(f"{op}: {name} must be True or False, got {shown(value)}")
+    return bool(value)
 
 
 def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> Any:

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from noisykernels._util.checks import shown
+
 __all__ = [
     "as_autocast",
     "as_given",
+    "device_of",
     "evaluating",
     "evaluation_mode",
     "gpu_precision",
@@ -73,6 +76,18 @@ def unwrap(model: Any) -> nn.Module:
 def place_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lies; the CPU for a model that has none."""
     return next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+def device_of(op: str, device: Any) -> torch.device:
+    """A device of this machine.
+
+    Raises:
+        ValueError: there is no such one.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{op}: device must be one that is here, such as 'cpu', got {shown(device)}") from error
 
 
 @contextlib.contextmanager

@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import shown
 from noisykernels._util.optional import optional
-from noisykernels.arithmetic.formats import FloatFormat, Format, as_format
+from noisykernels.arithmetic.formats import FloatFormat, Format, as_format, format_of
 
 __all__ = ["Cost", "CostModel"]
 
 
+_TABLE = "CostModel: table must be a dict, a DataFrame or the path of a CSV file"
 _WIDTH = re.compile(r"M\d+|fixed\d+")
 
 
@@ -82,7 +85,8 @@ class CostModel:
     def __init__(
         self, table: Mapping[Any, Sequence[float]] | str | os.PathLike[str] | Any = None, *, reference: Any = "fp32"
     ) -> None:
-        self.reference = as_format(reference)
+        check_arguments(CostModel.__init__, locals())
+        self.reference = format_of("CostModel", "reference", reference)
         self.table = None if table is None else {_key(k): _cost(k, v) for k, v in _rows(table)}
         self.cost(self.reference)
 
@@ -92,6 +96,7 @@ class CostModel:
         Raises:
             ValueError: the table has no row for it.
         """
+        check_arguments(CostModel.cost, locals())
         made = as_format(fmt)
         if self.table is None:
             return stand_in(made)
@@ -103,6 +108,7 @@ class CostModel:
 
     def knows(self, fmt: str | Format) -> bool:
         """Whether there is a cost of a format."""
+        check_arguments(CostModel.knows, locals())
         try:
             self.cost(fmt)
         except ValueError:
@@ -111,15 +117,18 @@ class CostModel:
 
     def speedup(self, fmt: str | Format) -> float:
         """How much faster than the reference at the same area."""
+        check_arguments(CostModel.speedup, locals())
         one, other = self.cost(self.reference), self.cost(fmt)
         return one.delay / other.delay * (one.area / other.area)
 
     def saving(self, fmt: str | Format) -> float:
         """How many times less energy than the reference takes; nan where it is not known."""
+        check_arguments(CostModel.saving, locals())
         return self.cost(self.reference).energy / self.cost(fmt).energy
 
     def to_pandas(self, formats: Iterable[str | Format]) -> Any:
         """A pandas DataFrame: format, bits, delay, area, energy, speedup, saving."""
+        check_arguments(CostModel.to_pandas, locals())
         made = [as_format(f) for f in formats]
         rows = [(str(f), f.bits, *self.cost(f), self.speedup(f), self.saving(f)) for f in made]
         names = ["format", "bits", *Cost._fields, "speedup", "saving"]
@@ -134,13 +143,15 @@ def _rows(table: Any) -> list[tuple[Any, Any]]:
     if isinstance(table, Mapping):
         return list(table.items())
     if isinstance(table, str | os.PathLike):
+        if not Path(table).name or "\0" in str(table):
+            raise ValueError(f"{_TABLE}, got {shown(table)}")
         with Path(table).open(newline="") as file:
             found: list[dict[str, Any]] = list(csv.DictReader(file, skipinitialspace=True))
     elif hasattr(table, "to_dict"):
         named = table if "format" in table.columns else table.rename_axis("format").reset_index()
         found = named.to_dict("records")
     else:
-        raise ValueError(f"CostModel: table must be a dict, a DataFrame or a CSV file, got {type(table).__name__}")
+        raise TypeError(f"{_TABLE}, got {shown(table)}")
     names = ("format", "delay", "area")
     if not found or any(name not in found[0] for name in names):
         raise ValueError(

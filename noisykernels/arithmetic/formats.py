@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import in_range, one_of, shown, whole
+from noisykernels._util.checks import flag, in_range, one_of, shown, whole
 from noisykernels.noise.arguments import Ids, Key, Seed, operand_number, seed_tensor, tensors, word
 
-__all__ = ["FORMATS", "FixedFormat", "FloatFormat", "Format", "as_format", "check_holds", "quantize"]
+__all__ = ["FORMATS", "FixedFormat", "FloatFormat", "Format", "as_format", "check_holds", "format_of", "quantize"]
 
 _ops = torch.ops.noisykernels
 
@@ -118,6 +118,7 @@ class FloatFormat(Format):
     def __post_init__(self) -> None:
         name = "FloatFormat"
         in_range(name, "mantissa", self.mantissa, whole(1, 23))
+        flag(name, "subnormals", self.subnormals)
         in_range(name, "exponent", self.exponent, whole(2, 8))
         one_of(name, "overflow", self.overflow, OVERFLOWS)
         one_of(name, "rounding", self.rounding, ROUNDINGS)
@@ -293,6 +294,11 @@ def as_format(given: str | Format) -> Format:
         >>> as_format("M7E6"), as_format("L8R8")
         (FloatFormat(mantissa=7, exponent=6), FixedFormat(left=8, right=8))
     """
+    return format_of("as_format", "format", given)
+
+
+def format_of(op: str, name: str, given: Any) -> Format:
+    """A format that is an argument of something else."""
     if isinstance(given, Format):
         return given
     if isinstance(given, str):
@@ -304,7 +310,7 @@ def as_format(given: str | Format) -> Format:
         if match := re.fullmatch(r"L([0-9]{1,3})R([0-9]{1,3})", bits):
             return FixedFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
     known = f"one of {', '.join(FORMATS)}, 'M<bits>E<bits>' or 'L<bits>R<bits>'"
-    raise ValueError(f"as_format: format must be {known}, got {shown(given)}")
+    raise ValueError(f"{op}: {name} must be {known}, got {shown(given)}")
 
 
 def quantize(

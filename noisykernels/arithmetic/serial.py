@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import Range, in_range, one_of
+from noisykernels._util.checks import Range, flag, in_range, one_of
 from noisykernels._util.tensors import can_look, kept_type, straight_through
-from noisykernels.arithmetic.formats import Format, as_format, check_holds
+from noisykernels.arithmetic.formats import Format, check_holds, format_of
 from noisykernels.arithmetic.operands import operands_of, pieces
 from noisykernels.arithmetic.order import ORDERS, checked_order, shown_order, sorted_orders
 from noisykernels.hardware.device import Arithmetic, Draw
@@ -98,10 +98,10 @@ class Serial(Arithmetic):
         ordered: bool = True,
         gradient: str = "straight_through",
     ) -> None:
-        whole = None if fmt is None else as_format(fmt)
+        whole = None if fmt is None else format_of("Serial", "fmt", fmt)
         self.format_of_operands, self.format_of_product, self.format_of_sum = (
-            whole if given is None else None if given == "exact" else as_format(given)
-            for given in (operands, product, sum)
+            whole if given is None else None if given == "exact" else format_of("Serial", name, given)
+            for name, given in (("operands", operands), ("product", product), ("sum", sum))
         )
         limit, share = Range(0, math.inf), Range(0, 1)
         self.low, self.high = _number("low", low, Range(-math.inf, 0)), _number("high", high, limit)
@@ -111,7 +111,7 @@ class Serial(Arithmetic):
         self.gain = _number("gain", gain, Range())
         self.order = checked_order(order)
         self.step_noise = single_level("Serial", "step_noise", step_noise)
-        self.ordered = bool(ordered)
+        self.ordered = flag("Serial", "ordered", ordered)
         self.gradient = one_of("Serial", "gradient", gradient, GRADIENTS)
         drawn = {"per_step": self.step_noise is not None}
         streams = {"rounding_product": self.format_of_product, "rounding_sum": self.format_of_sum}

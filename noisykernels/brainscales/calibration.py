@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noisykernels._util.arguments import check_arguments
+
 __all__ = ["bss2_calibration"]
 
 
@@ -39,6 +41,7 @@ def bss2_calibration(measured: Tensor | Sequence[Any], exact: Tensor | Sequence[
         >>> round(gain, 6), round(noise_std, 6)
         (0.002, 0.0)
     """
+    check_arguments(bss2_calibration, locals())
     y, products = (torch.as_tensor(value, dtype=torch.float64) for value in (measured, exact))
     if y.dim() != 2 or y.shape != products.shape or len(y) < 2:
         raise ValueError(

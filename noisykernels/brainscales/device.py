@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import in_range, one_of, whole
+from noisykernels._util.checks import flag, in_range, one_of, whole
 from noisykernels._util.tensors import can_look, kept_type, number, straight_through
 from noisykernels.arithmetic.operands import operands_of
 from noisykernels.arithmetic.order import shown_order
@@ -114,7 +114,7 @@ class BrainScaleS2(Arithmetic):
                 raise ValueError(f"{name}: input_limit must be None, a number or 'row', got {input_limit!r}")
             input_limit = float(number(name, "input_limit", input_limit, positive=True))
         self.input_limit = input_limit
-        self.ordered = bool(ordered)
+        self.ordered = flag("BrainScaleS2", "ordered", ordered)
         self.low = (ADC_LOW if self.ordered else -math.inf) if low is None else low
         self.high = (ADC_HIGH if self.ordered else math.inf) if high is None else high
         self.leak, self.synapse_limit, self.synapse_decay = leak, synapse_limit, synapse_decay

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import in_range, one_of, shown, whole
 from noisykernels.datasets.download import (
     ChecksumError,
     CorruptData,
@@ -104,10 +105,9 @@ def spoken_digits(
         >>> features.shape, labels[:12].tolist()
         (torch.Size([100, 1, 32, 20]), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"spoken_digits: split: expected 'train' or 'test', got {split!r}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"spoken_digits: limit: expected a positive number or None, got {limit}")
+    check_arguments(spoken_digits, locals())
+    one_of("spoken_digits", "split", split, ("train", "test"))
+    _check_sizes("spoken_digits", frames, bands)
     if isinstance(source, Recordings):
         found = source
     else:
@@ -148,12 +148,14 @@ def log_mel(words: Iterable[npt.NDArray[np.int16]], frames: int = 64, bands: int
         >>> features.shape, int(features[0, 16].argmax())  # the band about 1 kHz
         (torch.Size([1, 32, 20]), 9)
     """
-    if not (8 <= frames <= 256 and 1 <= bands <= 64):
-        raise ValueError(f"log_mel: expected 8 to 256 frames and 1 to 64 bands, got {frames} and {bands}")
+    check_arguments(log_mel, locals())
+    _check_sizes("log_mel", frames, bands)
     hop = WORD // frames
     size, bins = hop * (frames + 1), max(512, 2 * hop)
     fixed = [np.zeros((0, size), np.float32)]
     for word in words:
+        if not isinstance(word, np.ndarray) or word.ndim != 1 or word.dtype.kind not in "iu":
+            raise TypeError(f"log_mel: each item of words must be a vector of int16, got {shown(word)}")
         first = max(0, (len(word) - size) // 2)
         part = word[first : first + size].astype(np.float32)
         before = (size - len(part)) // 2
@@ -169,6 +171,11 @@ def log_mel(words: Iterable[npt.NDArray[np.int16]], frames: int = 64, bands: int
         # What is silent throughout stays so: one count of int16 is a power beyond 1.
         features.append((1 + (decibel - loudest) / DECIBELS).clamp(min=0) * (loudest > 0))
     return torch.cat(features)
+
+
+def _check_sizes(op: str, frames: int, bands: int) -> None:
+    in_range(op, "frames", frames, whole(8, 256))
+    in_range(op, "bands", bands, whole(1, 64))
 
 
 def _triangles(bands: int, bins: int) -> Tensor:
@@ -190,6 +197,7 @@ def read_recordings(path: str | os.PathLike[str]) -> Recordings:
         DataNotFound: no such file or folder.
         CorruptData: not what its name says, or no recordings in it.
     """
+    check_arguments(read_recordings, locals())
     path = Path(path)
     if not path.exists():
         raise DataNotFound(f"spoken digits: {path}: no such file or folder")

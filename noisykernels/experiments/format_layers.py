@@ -74,6 +74,7 @@ class LayerFormats(Result, kind="choice of formats"):
 
     def hardware(self, arithmetic: Callable[[Format], Device] = Serial) -> dict[str, list[Device]]:
         """``hardware=`` for `inject`."""
+        check_arguments(LayerFormats.hardware, locals())
         return {site: [arithmetic(fmt)] for site, fmt in self.formats.items()}
 
     def table(self) -> str:

@@ -64,6 +64,7 @@ class LinearPredictor:
         Raises:
             ValueError: less than three formats, or all of the same agreement.
         """
+        check_arguments(LinearPredictor.fit, locals())
         every = [(r.r2, r.normalised) for sweep in sweeps for r in sweep.results]
         x, y = (np.array([pair[i] for pair in every], dtype=np.float64) for i in (0, 1))
         if len(every) < 3 or float(np.ptp(x)) == 0:
@@ -79,6 +80,7 @@ class LinearPredictor:
 
     def predict(self, r2: float) -> float:
         """The normalised accuracy to expect."""
+        check_arguments(LinearPredictor.predict, locals())
         return round(self.slope * r2 + self.intercept, 12)
 
 

@@ -127,6 +127,7 @@ class Sweep(Result, kind="sweep"):
 
     def fastest(self, target: float = TARGET) -> FormatResult | None:
         """The fastest format that keeps this share of the accuracy, of equally fast ones the most accurate; or None."""
+        check_arguments(Sweep.fastest, locals())
         good = [r for r in self.results if r.normalised >= target]
         return max(good, key=lambda r: (r.speedup, r.normalised), default=None)
 
@@ -144,6 +145,7 @@ class Sweep(Result, kind="sweep"):
         Args:
             target: a share of the accuracy in float32.
         """
+        check_arguments(Sweep.table, locals())
         best = self.fastest(target)
         lines = [
             [str(r.format), str(r.format.bits), *(f"{v:.4f}" for v in (r.r2, r.normalised)), f"{r.speedup:.2f}",
@@ -166,6 +168,7 @@ class Sweep(Result, kind="sweep"):
             ax: matplotlib axes, or None.
             target: a share of the accuracy to draw a line at.
         """
+        check_arguments(Sweep.plot, locals())
         return plot_front(self, ax, target=target).figure
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:

@@ -57,6 +57,7 @@ def running_sums(
 
 def order_of(arithmetic: Serial, x: Tensor, weight: Tensor) -> Tensor:
     """Operands in the order in which an arithmetic adds them up."""
+    check_arguments(order_of, locals())
     order = arithmetic.order
     if isinstance(order, str) and order not in ("natural", "reversed"):
         return sorted_orders(x.view(1, 1, -1), weight.view(1, -1, 1), order).view(-1).long()
@@ -78,7 +79,8 @@ def plot_running_sums(x: Tensor, weight: Tensor, arithmetics: Mapping[str, Any],
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = axes_or_new(ax, (6.0, 4.2))
+    check_arguments(plot_running_sums, locals())
+    ax = axes_or_new("plot_running_sums", ax, (6.0, 4.2))
     for name, arithmetic in arithmetics.items():
         sums = running_sums(x, weight, arithmetic)
         ax.plot(range(1, len(sums) + 1), sums.tolist(), lw=1.4, label=name)

@@ -15,6 +15,7 @@ from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
 from noisykernels._engine.session import Data, Problem, Session, places_of
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import shown
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import covers, printable
 from noisykernels.metrics.accuracy import ACCURACY
@@ -44,7 +45,10 @@ def worst_of(accuracy: Sequence[float] | NDArray[np.float64], count: int) -> flo
         0.6
     """
     check_arguments(worst_of, locals())
-    x = np.sort(np.asarray(accuracy, np.float64))
+    x = np.asarray(accuracy, np.float64)
+    if x.ndim != 1 or not len(x) or np.isnan(x).any():
+        raise ValueError(f"worst_of: accuracy must be a list of numbers, not empty, got {shown(accuracy)}")
+    x = np.sort(x)
     if not 1 <= count <= len(x):
         raise ValueError(f"worst_of: count must lie in 1..{len(x)}, got {count}")
     weights = [math.comb(len(x) - 1 - i, count - 1) / math.comb(len(x), count) for i in range(len(x))]
@@ -89,10 +93,12 @@ class Chips(Result, kind="chip study"):
 
     def worst_of(self, count: int) -> float:
         """Expected accuracy of the worst of `count` chips; see `worst_of`."""
+        check_arguments(Chips.worst_of, locals())
         return worst_of(self.accuracy, count)
 
     def yield_at(self, limit: float, confidence: float = 0.95) -> tuple[float, float, float]:
         """Share of chips whose accuracy is at least `limit`, and Wilson's interval of it."""
+        check_arguments(Chips.yield_at, locals())
         good = int((self.accuracy >= limit).sum())
         low, high = wilson(good, len(self.accuracy), confidence)
         return good / len(self.accuracy), float(low), float(high)
@@ -103,6 +109,7 @@ class Chips(Result, kind="chip study"):
         Args:
             limits: accuracies at which the yield is told; none: 99, 95 and 90 % of the clean accuracy.
         """
+        check_arguments(Chips.table, locals())
         count = len(self.accuracy)
         error = self.std / math.sqrt(count)
         lines = [
@@ -125,6 +132,7 @@ class Chips(Result, kind="chip study"):
             ax: matplotlib axes, or None.
             limits: as for `table`.
         """
+        check_arguments(Chips.plot, locals())
         return plot_yields(self, ax, limits=limits).figure
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:

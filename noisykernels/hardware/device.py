@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisykernels._util.checks import Range, in_range
 from noisykernels.hardware.contraction import Contraction, largest_of
 from noisykernels.noise.arguments import Key
 from noisykernels.noise.contract import KINDS, OPERANDS
@@ -112,8 +112,8 @@ class Device:
         """This device with the levels of its noise multiplied, as ``noise_state(level=...)`` does."""
         if self.operands and not self.level_names:
             raise RuntimeError(f"{type(self).__name__}: a level needs `level_names` or `scaled` of a device that draws")
-        if not isinstance(factor, Tensor) and not 0 <= factor < math.inf:
-            raise ValueError(f"{type(self).__name__}.scaled: factor must be finite and not negative, got {factor}")
+        if not isinstance(factor, Tensor):
+            in_range(f"{type(self).__name__}.scaled", "factor", factor, Range(0))
         made = copy.copy(self)
         for name in self.level_names:
             level = getattr(self, name)

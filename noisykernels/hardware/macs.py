@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisykernels._util.checks import flag
 from noisykernels._util.tensors import can_look, kept_type
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device, Draw
@@ -69,7 +70,7 @@ class MacNoise(Device):
             raise ValueError(f"MacNoise: relative must be None, 'layer' or 'channel', got {relative!r}")
         if relative is not None and not isinstance(read, Tensor) and read == 0:
             raise ValueError(f"MacNoise: relative={relative!r} is about the level read, which is not given")
-        self.relative, self.explicit = relative, bool(explicit)
+        self.relative, self.explicit = relative, flag("MacNoise", "explicit", explicit)
         self.per_product, self.per_step, self.read = (
             _level(name, value)
             for name, value in (("per_product", per_product), ("per_step", per_step), ("read", read))

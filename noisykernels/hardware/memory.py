@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import in_range, one_of, whole
+from noisykernels._util.checks import flag, in_range, one_of, whole
 from noisykernels._util.tensors import kept_type, number, or_one, shown, straight_through
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.hardware.grid import ROUNDINGS, Grid
@@ -78,7 +78,7 @@ class DifferentialPair(Device):
         self.levels = None if levels is None else in_range("DifferentialPair", "levels", levels, whole(1, 2**24))
         self.over = one_of("DifferentialPair", "over", over, OVER)
         self.rounding = one_of("DifferentialPair", "rounding", rounding, ROUNDINGS)
-        self.clip = bool(clip)
+        self.clip = flag("DifferentialPair", "clip", clip)
 
     def weight(self, weight: Tensor, draw: Draw) -> Tensor:
         """The weight as its pairs hold it. Everything is in units of weights: conductances divided by c."""
@@ -164,7 +164,7 @@ class PCM(Device):
         self.programming = number("PCM", "programming", programming)
         self.drift = number("PCM", "drift", drift)
         self.read = number("PCM", "read", read)
-        self.compensate = bool(compensate)
+        self.compensate = flag("PCM", "compensate", compensate)
 
     def weight(self, weight: Tensor, draw: Draw) -> Tensor:
         """The weight as it is read. Conductances are in units of weights: times max|W| / 25."""

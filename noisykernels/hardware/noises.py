@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.hardware.contraction import Contraction, largest_of
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.noise.arguments import Key, level_tensor
@@ -117,6 +118,7 @@ class WeightNoise(Device):
             >>> WeightNoise.of(Noise(mul=0.1))
             WeightNoise(mul=0.1)
         """
+        check_arguments(WeightNoise.of, locals())
         made = object.__new__(cls)
         made._hold(noise, relative)
         return made

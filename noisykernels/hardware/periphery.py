@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import in_range, one_of, whole
+from noisykernels._util.checks import flag, in_range, one_of, whole
 from noisykernels._util.tensors import can_look, kept_type, number, shown, straight_through
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.hardware.grid import ROUNDINGS, Grid
@@ -24,7 +24,7 @@ class _Converter(Device):
         self, bits: int, limit: float | Tensor | str, *, signed: bool = True, rounding: str = "nearest"
     ) -> None:
         name = type(self).__name__
-        self.signed = bool(signed)
+        self.signed = flag(name, "signed", signed)
         self.bits = in_range(name, "bits", bits, whole(2 if self.signed else 1, 24))  # exact in float32
         self.rounding = one_of(name, "rounding", rounding, ROUNDINGS)
         if isinstance(limit, str) and limit != "row":

@@ -276,6 +276,8 @@ def noise_state(
         ...         torch.equal(torch.cat(parts), model(x))
         True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"noise_state: model must be a torch.nn.Module, got {shown(model)}")
     target = unwrap(model)
     place = place_of(target)
     new_seed = None if seed is None else seed_tensor("noise_state", seed, place).to(place)  # a graph reads it anew

@@ -13,7 +13,7 @@ from torch import Tensor
 from noisykernels.hardware.contraction import Contraction, Geometry
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import run, with_arithmetic
-from noisykernels.noise.arguments import Ids, Key, Seed, Size, document_common, ints, noise_args, tensors, word
+from noisykernels.noise.arguments import Ids, Key, Seed, Size, document_common, flags, ints, noise_args, tensors, word
 from noisykernels.noise.description import Noise
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul"]
@@ -64,6 +64,7 @@ def linear(
         torch.Size([2, 3])
     """
     tensors("linear", x=x, weight=weight)
+    flags("linear", relu=relu, shared=shared)
     if bias is not None:
         tensors("linear", bias=bias)
     hardware = with_arithmetic("linear", hardware, arithmetic)
@@ -131,6 +132,7 @@ def matmul(
         torch.Size([5, 2, 4])
     """
     tensors("matmul", a=a, b=b)
+    flags("matmul", shared=shared)
     add, mul, mode, kind = noise_args("matmul", a, noise)
     key = Key.of("matmul", a.device, seed, site, draws, rows, first_row)
     out: Tensor = _ops.matmul.default(a, b, add, mul, *key, mode, kind, shared)
@@ -209,6 +211,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         array: int | None = None,
     ) -> Tensor:
         name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
+        flags(name, relu=relu, shared=shared)
         if bias is not None:
             tensors(name, bias=bias)
         hardware = with_arithmetic(name, hardware, arithmetic)
@@ -273,6 +276,9 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         array: int | None = None,
     ) -> Tensor:
         name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, True, output_padding, groups))
+        flags(name, relu=relu, shared=shared)
+        if bias is not None:
+            tensors(name, bias=bias)
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)

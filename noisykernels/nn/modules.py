@@ -12,6 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisykernels._util.checks import flag
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import checked, with_arithmetic
 from noisykernels.nn.functional import (
@@ -23,6 +24,7 @@ from noisykernels.nn.functional import (
     conv_transpose3d,
     linear,
 )
+from noisykernels.nn.layers import check_layer
 from noisykernels.nn.signals import draw_layer
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
@@ -59,11 +61,13 @@ class NoisyLayer:
         arithmetic: Arithmetic | None = None,
         **kwargs: Any,
     ) -> None:
-        if noise is not None and not isinstance(noise, Noise):
-            raise TypeError(f"{type(self).__name__}: noise must be a Noise or None, got {type(noise).__name__}")
-        super().__init__(*args, **kwargs)
-        self.noise, self.in_training, self.in_eval = noise, in_training, in_eval
         name = type(self).__name__
+        if noise is not None and not isinstance(noise, Noise):
+            raise TypeError(f"{name}: noise must be a Noise or None, got {type(noise).__name__}")
+        check_layer(name, type(self), args, kwargs)
+        super().__init__(*args, **kwargs)
+        self.noise = noise
+        self.in_training, self.in_eval = flag(name, "in_training", in_training), flag(name, "in_eval", in_eval)
         hardware = with_arithmetic(name, hardware, arithmetic)
         self.hardware = None if hardware is None else checked(name, hardware)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import LARGEST, is_number, shown
+from noisykernels._util.checks import LARGEST, flag, is_number, shown
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import ID_LIMIT, OPERANDS
 from noisykernels.noise.description import Noise
@@ -21,6 +21,7 @@ __all__ = [
     "Size",
     "document_common",
     "factor_tensor",
+    "flags",
     "ids_tensor",
     "ints",
     "level_tensor",
@@ -102,6 +103,8 @@ def factor_tensor(op: str, level: float | Tensor | Sequence[float] | None, devic
         raise TypeError(
             f"{op}: level must be a floating-point tensor, 0-d or a vector, got {level.dtype} of {list(level.shape)}"
         )
+    if level.dim() == 1 and level.shape[0] == 0:
+        raise ValueError(f"{op}: level must hold at least one number, got none")
     if can_look(level) and not within(level, torch.finfo(torch.float64).max):
         raise ValueError(f"{op}: level must be finite and not negative, got {level.flatten()[:8].tolist()}")
     return level.to(device=device, dtype=torch.float64)
@@ -211,7 +214,7 @@ def word(op: str, name: str, value: int) -> None:
     if isinstance(value, bool) or not (isinstance(value, int) or is_number(value)):
         raise TypeError(f"{op}: {name} must be a whole number, got {shown(value)}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{op}: {name} must lie in [0, 2^32), got {shown(value)}")
+        raise ValueError(f"{op}: {name} must lie in [0, {'2^24' if name == 'site' else '2^32'}), got {shown(value)}")
 
 
 def tensors(op: str, **values: Any) -> None:
@@ -219,6 +222,13 @@ def tensors(op: str, **values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {shown(value)}")
+
+
+def flags(op: str, **values: bool) -> None:
+    """Refuses what is neither True nor False."""
+    for name, value in values.items():
+        if value is not True and value is not False:
+            flag(op, name, value)
 
 
 def operand_number(op: str, operand: str) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels._util.checks import Range, in_range, one_of, shown
+from noisykernels._util.checks import Range, flag, in_range, one_of, shown
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import KINDS, MODES
 
@@ -61,6 +61,7 @@ class Noise:
     ) -> None:
         one_of("Noise", "order", order, ("mul_add", "add_mul"))
         one_of("Noise", "kind", kind, KINDS)
+        flag("Noise", "fold", fold)
         if fold and (order != "mul_add" or kind != "gaussian"):
             raise ValueError("Noise: fold exists for gaussian noise of order 'mul_add' only")
         self.order, self.kind, self.fold = order, kind, bool(fold)
@@ -110,8 +111,8 @@ class Noise:
             >>> Noise(add=0.5, mul=1.0).scaled(2.0)
             Noise(add=1.0, mul=2.0)
         """
-        if not isinstance(factor, Tensor) and not (factor >= 0 and math.isfinite(factor)):
-            raise ValueError(f"Noise.scaled: factor must be finite and not negative, got {factor}")
+        if not isinstance(factor, Tensor):
+            in_range("Noise.scaled", "factor", factor, Range(0))
         scaled = object.__new__(Noise)
         scaled.__dict__.update(self.__dict__)
         scaled.add = None if self.add is None else self.add * factor

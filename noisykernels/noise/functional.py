@@ -11,13 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import one_of, shown
+from noisykernels._util.checks import is_number, one_of, shown
+from noisykernels._util.runtime import device_of
 from noisykernels.noise.arguments import (
     Ids,
     Key,
     Seed,
     Size,
     document_common,
+    flags,
     ids_tensor,
     ints,
     noise_args,
@@ -75,11 +77,13 @@ def eps(
     one_of("eps", "kind", kind, KINDS)
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"eps: shape must be whole numbers, got {shown(shape)}")
+    if not all(is_number(n) and 0 <= n < 2**63 for n in shape):
+        raise ValueError(f"eps: shape must be whole numbers from 0 on, got {shown(shape)}")
     for name, number in (("site", site), ("draw", draw), ("first_row", first_row)):
         word("eps", name, number)
         if name != "site" and isinstance(number, int) and not 0 <= number < ID_LIMIT:
             raise ValueError(f"eps: {name} must lie in [0, 2^32), got {number}")
-    where = torch.device("cpu" if device is None else device)
+    where = torch.device("cpu") if device is None else device_of("eps", device)
     drawn: Tensor = _ops.eps.default(
         list(shape),
         KINDS.index(kind),
@@ -135,6 +139,7 @@ def perturb(
         True
     """
     tensors("perturb", x=x)
+    flags("perturb", shared=shared)
     number = operand_number("perturb", operand)
     if number != 0 and noise.mode in ("mul_add", "add_mul"):
         raise ValueError(
@@ -182,6 +187,7 @@ def perturb_relu_max_pool2d(
     """
     op = "perturb_relu_max_pool2d"
     tensors(op, x=x)
+    flags(op, shared=shared)
     kernel, padding_ = ints(op, "kernel_size", kernel_size, 2), ints(op, "padding", padding, 2)
     stride_ = kernel if stride is None else ints(op, "stride", stride, 2)
     add, mul, mode, kind = noise_args(op, x, noise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.plotting.style import arrow, axes_or_new, error_bars, literal, reach, short_names
 from noisykernels.stats.views import ComparisonLike
 
@@ -29,7 +30,8 @@ def plot_compare(comparison: ComparisonLike, ax: Any = None) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = axes_or_new(ax, (1.8 + max(4.5, 0.36 * len(comparison.pairs)), 4.6))
+    check_arguments(plot_compare, locals())
+    ax = axes_or_new("plot_compare", ax, (1.8 + max(4.5, 0.36 * len(comparison.pairs)), 4.6))
     every = [m for pair in comparison.pairs for m in (pair.a, pair.b) if m is not None]
     bottom, top = reach(every)
     for side, (colour, marker) in enumerate(SIDES):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.optional import optional
 from noisykernels.plotting.style import (
     FAMILIES,
@@ -27,6 +28,7 @@ from noisykernels.plotting.style import (
     reach,
     short_names,
     site_legend,
+    two_axes,
 )
 from noisykernels.stats.midpoint import Midpoint
 from noisykernels.stats.records import Curve
@@ -55,7 +57,8 @@ def plot_curves(
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: a site that the study does not have.
     """
-    ax = axes_or_new(ax, (7.0, 4.6))
+    check_arguments(plot_curves, locals())
+    ax = axes_or_new("plot_curves", ax, (7.0, 4.6))
     m, axis = study.meta, level_axis(study)
     curves = study.curves() if curves is None else curves
     names = short_names([c.site for c in curves])
@@ -116,7 +119,8 @@ def plot_profile(
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = axes_or_new(ax, (6.0, 4.6))
+    check_arguments(plot_profile, locals())
+    ax = axes_or_new("plot_profile", ax, (6.0, 4.6))
     m = study.meta
     points, axis = study.midpoints(floor) if points is None else points, level_axis(study)
     levels = [v for v in m.levels if v > 0 or axis == "linear"]
@@ -179,10 +183,10 @@ def plot_study(
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
+    check_arguments(plot_study, locals())
     if axes is None:
         pyplot = optional("matplotlib.pyplot", "plot")
         _, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained", gridspec_kw={"width_ratios": (1.25, 1)})
-    if len(axes) != 2:
-        raise ValueError(f"axes: expected two, got {len(axes)}")
-    plot_curves(study, axes[0], sites)
-    return plot_profile(study, axes[1], floor=floor).figure
+    left, right = two_axes("plot_study", axes)
+    plot_curves(study, left, sites)
+    return plot_profile(study, right, floor=floor).figure

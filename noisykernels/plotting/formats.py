@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.plotting.style import axes_or_new, literal, short_names
 from noisykernels.stats.views import LayerFormatsLike, PredictorLike, SweepLike
 
@@ -31,8 +32,9 @@ def plot_front(sweep: SweepLike, ax: Any = None, *, target: float | None = None,
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
+    check_arguments(plot_front, locals())
     target = sweep.target if target is None else target
-    ax = axes_or_new(ax, (6.0, 4.4))
+    ax = axes_or_new("plot_front", ax, (6.0, 4.4))
     for point, (name, colour, marker) in KINDS.items():
         mine = [r for r in sweep.results if r.format.point == point]
         ax.plot([r.speedup for r in mine], [r.normalised for r in mine], ls="", marker=marker, color=colour, ms=4,
@@ -68,7 +70,8 @@ def plot_agreement(sweeps: Sequence[SweepLike], predictor: PredictorLike | None 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = axes_or_new(ax, (6.0, 4.4))
+    check_arguments(plot_agreement, locals())
+    ax = axes_or_new("plot_agreement", ax, (6.0, 4.4))
     for k, sweep in enumerate(sweeps):
         x, y = [r.r2 for r in sweep.results], [r.normalised for r in sweep.results]
         ax.plot(x, y, ls="", marker="osD^v"[k % 5], ms=4, mew=0, alpha=0.55,
@@ -98,8 +101,9 @@ def plot_layer_formats(found: LayerFormatsLike, ax: Any = None) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
+    check_arguments(plot_layer_formats, locals())
     formats = list(found.formats.values())
-    ax = axes_or_new(ax, (1.8 + max(4.5, 0.55 * len(formats)), 4.6))
+    ax = axes_or_new("plot_layer_formats", ax, (1.8 + max(4.5, 0.55 * len(formats)), 4.6))
     whole = sum(found.macs.values())
     for point, (name, colour, _) in KINDS.items():
         mine = [(x, fmt.bits) for x, fmt in enumerate(formats) if fmt.point == point]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.plotting.style import (
     FAMILIES,
     axes_or_new,
@@ -55,11 +56,12 @@ def plot_heat_map(
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: a study without records, or without midpoints (see `Study.midpoints`).
     """
+    check_arguments(plot_heat_map, locals())
     curves = study.curves() if curves is None else curves
     points = study.midpoints() if points is None else points
     if not curves:
         raise ValueError("plot_heat_map: expected a study with records, got none")
-    ax = axes_or_new(ax, (7.5, 1.9 + 0.27 * len(curves)))
+    ax = axes_or_new("plot_heat_map", ax, (7.5, 1.9 + 0.27 * len(curves)))
     m, axis = study.meta, level_axis(study)
     common = None if m.midpoints else np.array(sorted({*m.levels, *(r.level for r in study.records)}))
     _map(ax, [study] * len(curves), curves, [(i - 0.5, i + 0.5) for i in range(len(curves))], axis, common)
@@ -100,6 +102,7 @@ def plot_mixed_map(
         ValueError: not one ratio for each study, ratios that are equal or outside [0, 1], studies of different sites, a
             site that they do not have.
     """
+    check_arguments(plot_mixed_map, locals())
     if not len(studies) == len(ratios) == len(set(ratios)) > 0:
         raise ValueError(f"plot_mixed_map: expected one ratio for each of {len(studies)} studies, got {list(ratios)}")
     if not all(0 <= r <= 1 for r in ratios):
@@ -114,7 +117,7 @@ def plot_mixed_map(
     axis: Axis = "linear" if all(level_axis(s) == "linear" for s in studies) else "log"
     share, level = "additive share of the noise (ratio)", "noise level (std. dev.)"
     if site is None:
-        ax = axes_or_new(ax, (7.0, 4.4))
+        ax = axes_or_new("plot_mixed_map", ax, (7.0, 4.4))
         ends = reach([p for some in points for p in some])
         for k, name in enumerate(names):
             label = literal(f"{k}  {name}")
@@ -125,7 +128,7 @@ def plot_mixed_map(
         site_legend(ax)
         return ax
     (k,) = chosen_places([site], [(c.site_index, c.site, n) for c, n in zip(curves[0], names, strict=True)])
-    ax = axes_or_new(ax, (7.0, 4.4))
+    ax = axes_or_new("plot_mixed_map", ax, (7.0, 4.4))
     edges = _edges(np.array(shares), "linear")
     _map(ax, studies, [some[k] for some in curves], list(pairwise(edges)), axis, None)
     if any(s.meta.midpoints for s in studies):

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.optional import optional
-from noisykernels.plotting.style import literal
+from noisykernels.plotting.style import literal, two_axes
 from noisykernels.stats.views import OrderStudyLike
 
 __all__ = ["plot_orders"]
@@ -26,9 +27,10 @@ def plot_orders(study: OrderStudyLike, axes: Any = None) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
+    check_arguments(plot_orders, locals())
     if axes is None:
         _, axes = optional("matplotlib.pyplot", "plot").subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    left, right = axes
+    left, right = two_axes("plot_orders", axes)
     share = np.linspace(0, 1, 101)
     for layer in study.layers:
         left.plot(share, layer.quantiles, label=literal(f"{layer.name}, K = {layer.steps}"))

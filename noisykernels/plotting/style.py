@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from noisykernels._util.checks import shown
 from noisykernels._util.optional import optional
 from noisykernels._util.text import printable
 from noisykernels.stats.midpoint import Axis, Midpoint
@@ -27,6 +28,7 @@ __all__ = [
     "reach",
     "short_names",
     "site_legend",
+    "two_axes",
 ]
 
 
@@ -95,11 +97,29 @@ def literal(name: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown  # which legends would leave out
 
 
-def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
-    """The caller's axes, or those of a new figure."""
+def axes_or_new(op: str, ax: Any, size: tuple[float, float]) -> Any:
+    """The caller's axes, or those of a new figure.
+
+    Raises:
+        TypeError: what is no axes.
+    """
     if ax is not None:
+        if isinstance(ax, type) or not hasattr(ax, "errorbar"):
+            raise TypeError(f"{op}: ax must be matplotlib axes or None, got {shown(ax)}")
         return ax
     return optional("matplotlib.pyplot", "plot").subplots(figsize=size, layout="constrained")[1]
+
+
+def two_axes(op: str, axes: Any) -> tuple[Any, Any]:
+    """Two of the caller's axes.
+
+    Raises:
+        TypeError: no two axes.
+    """
+    two = list(axes) if isinstance(axes, Iterable) and not isinstance(axes, str | bytes) else []
+    if len(two) != 2 or not all(hasattr(ax, "errorbar") for ax in two):
+        raise TypeError(f"{op}: axes must be two matplotlib axes or None, got {shown(axes)}")
+    return two[0], two[1]
 
 
 def colour_of(i: int, count: int) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.plotting.style import axes_or_new
 from noisykernels.stats.views import VotesLike
 
@@ -30,7 +31,8 @@ def plot_votes(votes: VotesLike, ax: Any = None, *, legend: bool = True) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = axes_or_new(ax, (6.0, 4.2))
+    check_arguments(plot_votes, locals())
+    ax = axes_or_new("plot_votes", ax, (6.0, 4.2))
     ax.axhline(votes.clean, color="0.35", lw=1, ls="--", zorder=1)
     for kind, c in votes.curves.items():
         colour, marker = VOTES[kind]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.plotting.style import axes_or_new, literal
 from noisykernels.stats.views import ChipsLike
 
@@ -31,7 +32,8 @@ def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = (
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    ax = axes_or_new(ax, (6.0, 4.2))
+    check_arguments(plot_yields, locals())
+    ax = axes_or_new("plot_yields", ax, (6.0, 4.2))
     count = f"{len(chips.accuracy)} chip{'s' * (len(chips.accuracy) != 1)}"
     marks = list(limits) or [share * chips.clean for share in SHARES]
     ends = [*chips.accuracy, chips.clean, *marks]

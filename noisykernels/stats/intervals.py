@@ -44,9 +44,9 @@ def wilson(correct: ArrayLike, rows: ArrayLike, confidence: float = 0.95) -> tup
     n = np.asarray(rows, np.float64)
     count = np.asarray(correct, np.float64)
     if not (np.isfinite(n) & (n >= 1)).all():
-        raise ValueError(f"rows: expected finite numbers of at least 1, got {shown(rows)}")
+        raise ValueError(f"wilson: rows must be finite numbers of at least 1, got {shown(rows)}")
     if ((count < 0) | (count > n)).any():
-        raise ValueError(f"correct: expected 0 <= correct <= rows, got {shown(correct)} of {shown(rows)}")
+        raise ValueError(f"wilson: correct must be numbers from 0 to rows, got {shown(correct)} of {shown(rows)}")
     p = count / n
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -94,7 +94,7 @@ def band(
         (array([0.9]), array([0.889]), array([0.91]))
     """
     check_arguments(band, locals())
-    acc, n = cells(accuracy, rows)
+    acc, n = cells("band", accuracy, rows)
     if not independent_rows:
         acc, n = one_of_equal(acc, n)
     total = n.sum(1)
@@ -113,16 +113,19 @@ def band(
     return mean, np.where(total > 0, low, np.nan), np.where(total > 0, high, np.nan)
 
 
-def cells(accuracy: ArrayLike, rows: ArrayLike) -> tuple[Floats, Floats]:
+def cells(op: str, accuracy: ArrayLike, rows: ArrayLike) -> tuple[Floats, Floats]:
     """accuracy [level, draw] and the rows behind each cell, 0 where it was not evaluated."""
     acc = np.asarray(accuracy, np.float64)
     if acc.ndim != 2 or acc.size == 0:
-        raise ValueError(f"accuracy: expected a non-empty [level, draw] array, got {acc.shape}")
+        raise ValueError(f"{op}: accuracy must be a non-empty [level, draw] array, got shape {list(acc.shape)}")
     if not (np.isnan(acc) | ((acc >= 0) & (acc <= 1))).all():
-        raise ValueError("accuracy: expected fractions in [0, 1], nan where not evaluated")
-    n = np.broadcast_to(np.asarray(rows, np.float64), acc.shape)
+        raise ValueError(f"{op}: accuracy must be from 0 to 1, nan where not evaluated, got {shown(accuracy)}")
+    n = np.asarray(rows, np.float64)
+    if n.ndim > 2 or any(mine not in (1, theirs) for mine, theirs in zip(n.shape[::-1], acc.shape[::-1], strict=False)):
+        raise ValueError(f"{op}: rows must be of shape {list(acc.shape)}, as accuracy, got {list(n.shape)}")
+    n = np.broadcast_to(n, acc.shape)
     if not (np.isnan(acc) | (np.isfinite(n) & (n >= 1))).all():
-        raise ValueError("rows: expected a finite number of at least 1 for every evaluated cell")
+        raise ValueError(f"{op}: rows must be finite and at least 1 for every evaluated cell, got {shown(rows)}")
     return acc, np.where(np.isnan(acc), 0.0, n)
 
 

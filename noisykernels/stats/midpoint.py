@@ -205,7 +205,7 @@ def fit_midpoint(
         ('ok', 'rows', 0.98, True)
     """
     check_arguments(fit_midpoint, locals())
-    level, acc, n = _checked(levels, accuracy, rows, clean, floor, axis, confidence)
+    level, acc, n = _checked(levels, accuracy, rows, clean, floor, axis)
     if rising:
         turned, back_again = _turned(level, axis)
         common: dict[str, Any] = {"clean": clean, "floor": floor, "axis": axis, "confidence": confidence}
@@ -305,36 +305,32 @@ def _turned(level: Floats, axis: Axis) -> tuple[Floats, Callable[[Midpoint], Mid
 
 def _checked(
     levels: ArrayLike, accuracy: ArrayLike, rows: ArrayLike, clean: float, floor: float | None,
-    axis: str, confidence: float,
+    axis: str,
 ) -> tuple[Floats, Floats, Floats]:  # fmt: skip
     """Levels in increasing order with their cells; refuses what is not a curve."""
-    acc, n = cells(accuracy, rows)
+    acc, n = cells("fit_midpoint", accuracy, rows)
     level = np.asarray(levels, np.float64)
     if level.shape != acc.shape[:1]:
-        raise ValueError(f"levels: expected shape {acc.shape[:1]} as accuracy, got {level.shape}")
+        raise ValueError(f"fit_midpoint: levels must be {len(acc)} numbers, as accuracy, got shape {list(level.shape)}")
     if not (np.isfinite(level).all() and (level >= 0).all()):
-        raise ValueError(f"levels: expected finite values >= 0, got {level}")
+        raise ValueError(f"fit_midpoint: levels must be finite and not negative, got {shown(levels)}")
     if len(np.unique(level)) < len(level):
-        raise ValueError(f"levels: expected distinct values, got {level}")
-    if axis not in ("log", "linear"):
-        raise ValueError(f'axis: expected "log" or "linear", got {axis!r}')
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a value in (0, 1), got {confidence}")
+        raise ValueError(f"fit_midpoint: levels must differ from each other, got {shown(levels)}")
     if not 0 < clean <= 1:
-        raise ValueError(f"clean: expected an accuracy in (0, 1], got {clean}")
+        raise ValueError(f"fit_midpoint: clean must be an accuracy above 0 and up to 1, got {clean}")
     if floor is not None and not 0 <= floor < clean:
         raise ValueError(
-            f"floor: expected a value in [0, clean), got floor {floor} and clean {clean}; "
+            f"fit_midpoint: floor must be from 0 to below the clean accuracy {clean}, got {floor}; "
             "a network no better than its floor has no midpoint"
         )
     keep = np.flatnonzero((n.sum(1) > 0) & ((level > 0) | (axis == "linear")))
     if not len(keep):
-        raise ValueError(f"levels: no evaluated level is left on a {axis} axis")
+        raise ValueError(f"fit_midpoint: levels must hold one on a {axis} axis that was evaluated, got none")
     order = keep[np.argsort(level[keep])]
     place = np.log10(level[order]) if axis == "log" else level[order]
     if same := np.flatnonzero(np.diff(place) <= 0).tolist():  # equal by rounding: no slope between them
         pair = level[order][same[0] : same[0] + 2].tolist()
-        raise ValueError(f"levels: expected values that differ on a {axis} axis, got {pair[0]!r} and {pair[1]!r}")
+        raise ValueError(f"fit_midpoint: levels must differ on a {axis} axis, got {pair[0]!r} and {pair[1]!r}")
     return level[order], acc[order], n[order]
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels.stats.intervals import Floats, wilson
 from noisykernels.stats.midpoint import Axis
 
@@ -57,8 +58,9 @@ class Record(NamedTuple):
             >>> Record.counted("fc1:linear#0", 1, 0.5, 0, rows=100, correct=90).accuracy
             0.9
         """
+        check_arguments(Record.counted, locals())
         if not 0 <= correct <= rows or rows == 0:
-            raise ValueError(f"correct: expected 0 <= correct <= rows, got {correct} of {rows}")
+            raise ValueError(f"Record.counted: correct must be from 0 to rows, got {correct} of {rows}")
         low, high = wilson(correct, rows)
         return cls(str(site), int(site_index), float(level), int(draw), int(rows), int(correct),
                    int(correct) / int(rows), status, float(low), float(high))  # fmt: skip

@@ -166,6 +166,7 @@ def allocate(
         >>> round(predicted_accuracy(points, level=0.5), 2), round(predicted_accuracy(points, repeats, level=0.5), 2)
         (0.5, 0.83)
     """
+    check_arguments(allocate, locals())
     points, losses = _losses("allocate", midpoints, level, axis)
     names = [p.site for p in points]
     costs = np.array(_each("allocate", "cost", cost, names))
@@ -231,6 +232,7 @@ def predicted_accuracy(
         >>> round(predicted_accuracy([m], level=0.5), 3), round(predicted_accuracy([m], 4, level=1.0), 3)
         (0.5, 0.5)
     """
+    check_arguments(predicted_accuracy, locals())
     points, losses = _losses("predicted_accuracy", midpoints, level, axis)
     given = _each("predicted_accuracy", "repeats", repeats, [p.site for p in points])
     counts = np.array([in_range("predicted_accuracy", "repeats", r) for r in given])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.text import aligned, printable
 from noisykernels.plotting.comparison import plot_compare
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
@@ -132,6 +133,7 @@ def compare(a: StudyLike, b: StudyLike, names: Sequence[str] = ("a", "b")) -> Co
         input  0.995  9.948          9.998  8.42 .. 11.82  noisy higher
         the studies differ: seed: 0 and 1
     """
+    check_arguments(compare, locals())
     if len(names) != 2 or names[0] == names[1]:
         raise ValueError(f"compare: names must be two that differ, got {list(names)}")
     ours, theirs = ({m.site: m for m in study.midpoints()} for study in (a, b))

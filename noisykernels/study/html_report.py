@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.text import covers
 from noisykernels.plotting.curves import plot_curves, plot_profile
 from noisykernels.plotting.maps import plot_heat_map
@@ -64,6 +65,7 @@ def report(
         >>> page[:15], "<title>mlp" in page
         ('<!DOCTYPE html>', True)
     """
+    check_arguments(report, locals())
     if not study.records:
         raise ValueError("report: expected a study with records, got none")
     m, points, curves = study.meta, study.midpoints(), study.curves()  # once, for all pictures

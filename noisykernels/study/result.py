@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.files import replacing
 from noisykernels._util.optional import optional
 from noisykernels._util.text import printable
@@ -134,6 +135,7 @@ class Result(ABC):
             site,site_index,level,draw,rows,correct,accuracy,status,low,high
             input,0
         """
+        check_arguments(Result.export, locals())
         path = Path(path)
         content = exporter(path, spreadsheet)(*self._rows(), self._about())
         with replacing(path) as file:
@@ -153,6 +155,7 @@ class Result(ABC):
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
+        check_arguments(Result.report, locals())
         parts = [
             f'<p class="summary">{text(self._brief())}</p>',
             "<h2>What was asked, and found on the whole</h2>",
@@ -172,6 +175,7 @@ class Result(ABC):
         Returns:
             The path.
         """
+        check_arguments(Result.save, locals())
         body = self._body()
         head = {"format": _format(self._kind), "version": VERSION, "sha256": digest(body)}
         path = Path(path)
@@ -187,6 +191,7 @@ class Result(ABC):
             ResultFileError: not such a result, from a newer release, damaged or edited.
             OSError: no such file, ...
         """
+        check_arguments(Result.load, locals())
         path = Path(path)
         if path.is_dir():
             raise ResultFileError(f"{path}: a folder: `Mixed.load` reads the one that `Mixed.save` wrote")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.optional import optional
 from noisykernels._util.text import aligned, covers, printable
 from noisykernels.plotting.curves import plot_curves, plot_study
@@ -111,6 +112,7 @@ class Study(Result, kind="study"):
         Returns:
             One curve per site, in execution order; arrays are [level].
         """
+        check_arguments(Study.curves, locals())
         return [
             Curve(site, index, levels, *band(
                 accuracy, rows, confidence=confidence, independent_rows=self.meta.independent_rows
@@ -132,8 +134,7 @@ class Study(Result, kind="study"):
         Raises:
             ValueError: the clean accuracy is not above the floor.
         """
-        if isinstance(floor, str) and floor != "free":
-            raise ValueError(f'floor: expected None, "free" or an accuracy, got {floor!r}')
+        check_arguments(Study.midpoints, locals())
         if self.meta.midpoints and floor is None and confidence == self.meta.midpoints[0]["confidence"]:
             return [restored(m) for m in self.meta.midpoints]
         lo = None if floor == "free" else self.meta.floor if floor is None else float(floor)
@@ -154,6 +155,7 @@ class Study(Result, kind="study"):
         not even half-way at 10; and still above half-way at 0.1.) "?": a search has spent what it may; the interval is
         where half-way may lie.
         """
+        check_arguments(Study.table, locals())
         m = self.meta
         every = self.midpoints(floor, confidence)
         head = [
@@ -209,6 +211,7 @@ class Study(Result, kind="study"):
         Raises:
             ValueError: the study is adaptive: its draws have seen different rows.
         """
+        check_arguments(Study.chips, locals())
         pandas = optional("pandas", "table")
         if self.meta.midpoints:
             raise ValueError("chips: an adaptive study has no chips to compare: give walk levels and draws")
@@ -256,10 +259,12 @@ class Study(Result, kind="study"):
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write one HTML file that shows and explains the study; see `study.report`."""
+        check_arguments(Study.report, locals())
         return report(self, path, title)
 
     def compare(self, other: Study, names: tuple[str, str] = ("a", "b")) -> Comparison:
         """The midpoints of this study (a) and of another one (b), site by site; see `study.compare`."""
+        check_arguments(Study.compare, locals())
         return compare(self, other, names)
 
     def _body(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import shown
 from noisykernels._util.data import Data, batches
 from noisykernels._util.runtime import evaluating, place_of
 from noisykernels.training.sam import ASAM, SAM, SAMSON
@@ -54,6 +55,8 @@ def m_sharpness(
         True
     """
     check_arguments(m_sharpness, locals())
+    if ascent not in (SAM, ASAM, SAMSON):
+        raise TypeError(f"m_sharpness: ascent must be SAM, ASAM or SAMSON, got {shown(ascent)}")
     weights = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = ascent(weights, torch.optim.SGD, rho=rho, lr=0.0, **options)
     before, place = [p.grad for _, p in weights], place_of(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.optional import optional
 
 __all__ = ["MetricLog"]
@@ -51,6 +52,7 @@ class MetricLog:
             KeyError: no such measure.
             ModuleNotFoundError: pandas is not installed.
         """
+        check_arguments(MetricLog.to_pandas, locals())
         if name not in self.records:
             raise KeyError(f"MetricLog.to_pandas: expected one of {', '.join(self.records)}, got {name!r}")
         return optional("pandas", "table").DataFrame(self.records[name])

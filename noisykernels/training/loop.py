@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, shown
 from noisykernels._util.progress import progress_bar
-from noisykernels._util.runtime import evaluating, keeping_modes, place_of
+from noisykernels._util.runtime import device_of, evaluating, keeping_modes, place_of
 from noisykernels.datasets.augment import Augment
 from noisykernels.metrics.accuracy import ACCURACY
 
@@ -105,7 +105,7 @@ def train(
     if val is not None:
         _check("train", val, "val")
     if device is not None:
-        model.to(device)
+        model.to(device_of("train", device))
     place = place_of(model)
     inputs, labels = (part.to(place) for part in data)
     generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from noisykernels._util.checks import in_range
+from noisykernels._util.checks import flag, in_range, shown
 
 __all__ = ["ASAM", "SAM", "SAMSON"]
 
@@ -52,11 +52,19 @@ class _SharpnessAware(Optimizer):
             )
         if not (model is None or isinstance(model, nn.Module)):
             raise TypeError(f"{name}: model must be a torch.nn.Module or None, got {type(model).__name__}")
-        self.settings, self.model, self.same_noise = settings, model, same_noise
+        self.settings, self.model, self.same_noise = settings, model, flag(name, "same_noise", same_noise)
         self._originals: list[tuple[Tensor, Tensor]] | None = None  # weights and their copies, at the ascent point
         self._ready = False  # both passes are done
-        super().__init__(params, dict(settings))
-        self.base_optimizer = base_optimizer(self.param_groups, **options)
+        super().__init__(_parameters(name, params), dict(settings))
+        if "lr" in options and not isinstance(options["lr"], Tensor):
+            in_range(name, "lr", options["lr"])
+        try:
+            self.base_optimizer = base_optimizer(self.param_groups, **options)
+        except (TypeError, ValueError, AttributeError) as error:  # in words of its own
+            given = ", ".join(f"{option}={shown(value)}" for option, value in options.items())
+            raise ValueError(
+                f"{name}: options must be such that {base_optimizer.__name__} takes, got {given}"
+            ) from error
         if clash := settings.keys() & self.base_optimizer.defaults.keys():
             raise ValueError(f"{name}: {base_optimizer.__name__} has settings of the same name: {', '.join(clash)}")
         self.base_optimizer.defaults.update(settings)
@@ -194,6 +202,27 @@ class _SharpnessAware(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         names = ("base_optimizer", "settings", "model", "same_noise", "_originals", "_ready")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
+
+
+def _parameters(op: str, params: Any) -> list[Any]:
+    """What an optimizer is to change: parameters, each with its name or without, or groups of them.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: nothing.
+    """
+
+    def is_one(p: Any) -> bool:
+        named = isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) and isinstance(p[1], Tensor)
+        return named or isinstance(p, Tensor | dict)
+
+    several = isinstance(params, Iterable) and not isinstance(params, Tensor | str | bytes | dict)
+    found = list(params) if several else []
+    if not several or not all(map(is_one, found)):
+        raise TypeError(f"{op}: params must be parameters, named or not, or groups of them, got {shown(params)}")
+    if not found:
+        raise ValueError(f"{op}: params must hold at least one parameter, got none")
+    return found
 
 
 class SAM(_SharpnessAware):

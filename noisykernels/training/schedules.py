@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels._util.checks import Range, in_range, one_of
+from noisykernels._util.checks import Range, in_range, one_of, shown
 from noisykernels.injection.api import noise_state
 from noisykernels.injection.state import NoiseState
 from noisykernels.noise.arguments import factor_tensor, seed_tensor
@@ -71,6 +71,7 @@ class Schedule:
             >>> Schedule.constant(0.5)(123)
             0.5
         """
+        check_arguments(Schedule.constant, locals())
         return cls([(0, factor)])
 
     @classmethod
@@ -81,6 +82,7 @@ class Schedule:
             >>> Schedule.ramp(4, end=2.0)(1)
             0.5
         """
+        check_arguments(Schedule.ramp, locals())
         if not steps > 0:
             raise ValueError(f"Schedule.ramp: steps must be positive, got {steps}")
         return cls([(0, start), (steps, end)])
@@ -96,6 +98,7 @@ class Schedule:
             >>> [up_and_down(step) for step in (0, 25, 50, 75, 100)]
             [0.0, 0.75, 1.5, 1.25, 1.0]
         """
+        check_arguments(Schedule.overshoot, locals())
         if not steps > 0:
             raise ValueError(f"Schedule.overshoot: steps must be positive, got {steps}")
         return cls([(0, 0.0), (steps / 2, peak), (steps, end)])
@@ -217,6 +220,8 @@ def noisy_steps(
         0.03
     """
     check_arguments(noisy_steps, locals())
+    if level is None or isinstance(level, type):
+        raise TypeError(f"noisy_steps: level must be numbers or a function (step, rows), got {shown(level)}")
     factor_tensor("noisy_steps", None if callable(level) else level, torch.device("cpu"))
 
     def on_step(step: int, rows: Tensor | None = None) -> AbstractContextManager[NoiseState]:

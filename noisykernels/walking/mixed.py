@@ -54,10 +54,12 @@ class Mixed(Result, kind="mixed study"):
         Returns:
             The matplotlib Figure.
         """
+        check_arguments(Mixed.plot, locals())
         return plot_mixed_map(self.studies, self.ratios, ax=ax, site=site).figure
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:  # type: ignore[override]  # a file for each ratio
         """Writes each study to a file of a folder, ``ratio-0.25.json``; `load` reads the folder, `Study.load` each."""
+        check_arguments(Mixed.save, locals())
         names = [f"ratio-{ratio:g}.json" for ratio in self.ratios]
         return [study.save(Path(folder) / name) for name, study in zip(names, self.studies, strict=True)]
 
@@ -69,6 +71,7 @@ class Mixed(Result, kind="mixed study"):
             ResultFileError: no studies there, a damaged one, or studies of different walks.
             OSError: no such folder, ...
         """
+        check_arguments(Mixed.load, locals())
         names = [path for path in Path(folder).iterdir() if re.fullmatch(r"ratio-[\d.e-]+\.json", path.name)]
         read = sorted(((_ratio(path, study := Study.load(path)), study) for path in names), key=lambda one: one[0])
         if not read:

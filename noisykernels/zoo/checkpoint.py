@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from noisykernels._util.arguments import check_arguments
 from noisykernels._util.files import replacing
 from noisykernels.datasets.download import cache_folder, check_private, make_private
 
@@ -42,6 +43,7 @@ def checkpoint_path(settings: Settings, cache: str | os.PathLike[str] | None = N
         >>> checkpoint_path({"model": "mlp", "data": "digits", "seed": 0}, "folder").name
         'mlp-digits-5c26f3e6d7d30a71.pt'
     """
+    check_arguments(checkpoint_path, locals())
     text = json.dumps([_FORMAT, dict(settings)], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache_folder() / "checkpoints" if cache is None else Path(cache)
@@ -49,12 +51,14 @@ def checkpoint_path(settings: Settings, cache: str | os.PathLike[str] | None = N
 
 
 def save_checkpoint(
-    path: Path,
+    path: str | os.PathLike[str],
     model: nn.Module,
     settings: Settings,
     history: Sequence[Mapping[str, float]] = (),
 ) -> None:
     """Write a model's weights, the settings and the records of the training, all or nothing."""
+    check_arguments(save_checkpoint, locals())
+    path = Path(path)
     content = {
         "format": _FORMAT,
         "settings": dict(settings),
@@ -66,7 +70,7 @@ def save_checkpoint(
         torch.save({**content, "sha256": _digest(content)}, file)
 
 
-def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[dict[str, float]]:
+def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, settings: Settings) -> list[dict[str, float]]:
     """Read weights into a model, which must have been saved with the same settings.
 
     Args:
@@ -83,6 +87,8 @@ def load_checkpoint(path: Path, model: nn.Module, settings: Settings) -> list[di
     Warns:
         UserWarning: the file has no checksum, as the first ones of this format; others may write to it or its folder.
     """
+    check_arguments(load_checkpoint, locals())
+    path = Path(path)
     advice = "delete it to train again"
     if path.exists():
         check_private(path.parent, path)

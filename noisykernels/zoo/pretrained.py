@@ -11,6 +11,7 @@ from torch import nn
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range
 from noisykernels._util.files import check_writable
+from noisykernels._util.runtime import device_of
 from noisykernels.datasets.augment import augmentation
 from noisykernels.datasets.vision import info, load
 from noisykernels.training.loop import train
@@ -85,6 +86,7 @@ def trained(
         False
     """
     check_arguments(trained, locals(), clamp=Range(0, ends=False))
+    place = None if device is None else device_of("trained", device)
     settings: Settings = {
         "model": model_name,
         "data": data_name,
@@ -100,7 +102,7 @@ def trained(
     path = checkpoint_path(settings, cache)
     if path.exists():
         load_checkpoint(path, model, settings)
-        return (model if device is None else model.to(device)).eval()
+        return (model if place is None else model.to(place)).eval()
     found = next(place for place in path.parents if place.exists())
     check_writable(found / path.name)  # before the work
     history = train(
@@ -112,7 +114,7 @@ def trained(
         augment=augmentation(data_name) if augment else None,
         clamp=clamp,
         seed=seed,
-        device=device,
+        device=place,
         progress=progress,
         on_epoch=on_epoch,
     )
