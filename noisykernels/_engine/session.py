@@ -21,6 +21,7 @@ from noisykernels._engine.arguments import chosen_sites
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
+from noisykernels._util.data import in_memory
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels.injection.api import inject, noise_state
 from noisykernels.injection.api import sites as sites_of
@@ -114,17 +115,7 @@ def _in_memory(
     op: str, data: Data, rows: Tensor | Sequence[int] | None, metric: Metric
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, labels and row ids, checked."""
-    inputs: Any
-    labels: Any
-    pair: Any = data if isinstance(data, tuple | list) and len(data) == 2 else ()
-    if pair and all(isinstance(t, Tensor) for t in pair):
-        inputs, labels = pair
-    else:
-        try:
-            batches = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in data]
-            inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{op}: data must be (inputs, labels) or an iterable of such batches: {error}") from error
+    inputs, labels = in_memory(op, data)
     metric.check_data(op, inputs, labels)
     ids = ids_tensor(op, "rows", rows, torch.device("cpu"))
     ids = torch.arange(len(labels)) if ids is None else ids

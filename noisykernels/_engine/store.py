@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from noisykernels._engine.store_file import StoreError, check_place, errors, made
 from noisykernels._engine.store_trust import opened
+from noisykernels._util.files import real
 
 __all__ = ["Store", "StoreError", "canonical", "note_of", "noting"]
 
@@ -77,7 +78,7 @@ def note_of(path: str | os.PathLike[str], name: str) -> str | None:
     """
     path = Path(path)
     with errors(path):
-        file = path.resolve()
+        file = real(path)
         if not file.is_file():
             raise StoreError(f"{path}: there is no such file")
         with contextlib.closing(opened(path, file)) as db:
@@ -121,7 +122,7 @@ class Store:
         notes = {f"note {name}": text for name, text in _NOTES.get().items()}
         version = getattr(sys.modules.get("noisykernels"), "__version__", "unknown")
         with errors(self.path), contextlib.ExitStack() as undo:
-            self._file = self.path.resolve()
+            self._file = real(self.path)
             check_place(self.path, self._file)
             made(self.path, self._file, {"key": canonical(self.key), "created by": version, **notes})
             self._db = opened(self.path, self._file)

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from noisykernels._util.files import real
+
 __all__ = [
     "BESIDE",
     "SCHEMA",
@@ -86,7 +88,7 @@ def errors(path: Path) -> Iterator[None]:
 def _refusal(path: Path) -> str:
     """What the system says to a small new file beside this one: SQLite does not tell why it could not write."""
     try:
-        with tempfile.TemporaryFile(dir=path.resolve().parent) as probe:
+        with tempfile.TemporaryFile(dir=real(path).parent) as probe:
             probe.write(bytes(1 << 16))
             probe.flush()
             os.fsync(probe.fileno())

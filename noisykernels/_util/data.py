@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from noisykernels._util.checks import in_range, shown
 
-__all__ = ["Data", "batches"]
+__all__ = ["Data", "batches", "check_classes", "check_dense", "check_labels", "in_memory"]
 
 
 Data = Tensor | tuple[Tensor, Tensor] | Iterable[Any]
@@ -37,6 +38,9 @@ def batches(name: str, data: Data, size: int, dim: int = 0) -> Iterator[tuple[Te
         isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
     ):
         inputs, labels = (data, None) if isinstance(data, Tensor) else data
+        check_dense(name, inputs)
+        if inputs.dim() <= dim:
+            raise ValueError(f"{name}: data must have rows, got {shown(inputs)}")
         count = inputs.shape[dim]
         if labels is not None and count != len(labels):
             raise ValueError(f"{name}: data must have as many inputs as labels, got {count} and {len(labels)}")
@@ -44,10 +48,98 @@ def batches(name: str, data: Data, size: int, dim: int = 0) -> Iterator[tuple[Te
             rows = min(size, count - first)
             yield inputs.narrow(dim, first, rows), None if labels is None else labels[first : first + rows]
         return
-    if isinstance(data, str) or not isinstance(data, Iterable):
-        raise TypeError(f"{name}: data must be tensors, or an iterable of batches, got {shown(data)}")
+    _check_iterable(name, data, "tensors, or an iterable of batches")
     for batch in data:
         first, *rest = batch if isinstance(batch, tuple | list) else (batch,)
         if not isinstance(first, Tensor):
             raise TypeError(f"{name}: a batch of data must be a tensor or begin with one, got {shown(first)}")
-        yield first, next((t for t in rest if isinstance(t, Tensor)), None)
+        labels = next((t for t in rest if isinstance(t, Tensor)), None)
+        check_dense(name, first)
+        if first.dim() <= dim:
+            raise ValueError(f"{name}: a batch of data must have rows, got {shown(first)}")
+        if labels is not None and (labels.dim() == 0 or len(labels) != first.shape[dim]):
+            got = f"{first.shape[dim]} and {shown(labels)}"
+            raise ValueError(f"{name}: a batch of data must have as many inputs as labels, got {got}")
+        yield first, labels
+
+
+def in_memory(name: str, data: Data) -> tuple[Tensor, Tensor]:
+    """All inputs, and all labels.
+
+    Args:
+        name: of the function that asks, for errors.
+        data: (inputs, labels), tensors; or any other iterable of such pairs, each of tensors, arrays or lists.
+
+    Raises:
+        TypeError: no pairs, or pairs of what makes no tensors.
+        ValueError: nothing; a batch without rows, with more inputs than labels, or of another shape than the first.
+
+    Example:
+        >>> [t.shape[0] for t in in_memory("f", [(torch.zeros(2, 3), [0, 1]), (torch.zeros(1, 3), [0])])]
+        [3, 3]
+    """
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
+        parts: list[Any] = [(data[0], data[1])]
+    else:
+        _check_iterable(name, data, "(inputs, labels), or an iterable of such batches")
+        parts = [_pair(name, batch) for batch in data]
+    if not parts:
+        raise ValueError(f"{name}: data must hold at least one batch, got none")
+    for x, y in parts:
+        check_dense(name, x, y)
+        if len(parts) > 1 and (x.dim() == 0 or y.dim() == 0 or len(x) != len(y)):
+            got = f"{shown(x)} and {shown(y)}"
+            raise ValueError(f"{name}: each batch of data must have as many inputs as labels, got {got}")
+        for t, first in ((x, parts[0][0]), (y, parts[0][1])):
+            if t.shape[1:] != first.shape[1:] or t.dtype != first.dtype or t.device != first.device:
+                got = f"{shown(t)} after {shown(first)}"
+                raise ValueError(f"{name}: each batch of data must be as the first but for its rows, got {got}")
+    if len(parts) == 1:
+        return parts[0][0], parts[0][1]
+    inputs, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+    return inputs, labels
+
+
+def check_dense(name: str, *tensors: Tensor) -> None:
+    """Refuses tensors that hold no values, or hold them sparsely: rows cannot be cut out of them."""
+    for t in tensors:
+        if t.layout is not torch.strided or t.is_meta:
+            raise ValueError(f"{name}: data must be dense tensors that hold values, got {t.layout} on {t.device}")
+
+
+def check_labels(name: str, scores: Tensor, labels: Tensor) -> None:
+    """Refuses labels that are no classes of the scores (rows, classes)."""
+    if labels.numel() == 0:
+        return
+    low, high = (int(v) for v in torch.aminmax(labels))
+    if low < 0 or high >= scores.shape[1]:
+        raise ValueError(f"{name}: labels must lie in 0..{scores.shape[1] - 1}, got {low}..{high}")
+
+
+def check_classes(name: str, scores: Any, labels: Tensor) -> None:
+    """Refuses what has no cross-entropy: scores and labels that are neither classes nor shares of them."""
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        raise ValueError(f"{name}: the model must give scores of shape [rows, classes], got {shown(scores)}")
+    if labels.shape == scores.shape and labels.is_floating_point():
+        return
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise ValueError(f"{name}: data must have labels of int64 and shape (N,), got {shown(labels)}")
+    check_labels(name, scores, labels)
+
+
+def _check_iterable(name: str, data: Any, expected: str) -> None:
+    if isinstance(data, str | bytes | Mapping | type) or not isinstance(data, Iterable):
+        raise TypeError(f"{name}: data must be {expected}, got {shown(data)}")
+
+
+def _pair(name: str, batch: Any) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of a batch."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(f"{name}: each batch of data must be a pair (inputs, labels), got {shown(batch)}")
+    made = []
+    for part in batch:
+        try:
+            made.append(part if isinstance(part, Tensor) else torch.as_tensor(part))
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:  # of words, uneven lists
+            raise TypeError(f"{name}: each batch of data must be of tensors or numbers, got {shown(part)}") from error
+    return made[0], made[1]

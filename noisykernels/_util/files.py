@@ -6,6 +6,7 @@ device, a pipe, ``/dev/fd/1``, ``>(command)``) is written to, and stays what it 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -18,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["WRITTEN", "check_writable", "replacing"]
+__all__ = ["WRITTEN", "check_writable", "real", "replacing"]
 
 WRITTEN: list[Path] = []  # by this process through `replacing`, in order: an interrupted command names its files
 
@@ -33,6 +34,18 @@ class _Place(NamedTuple):
     @property
     def stream(self) -> bool:
         return self.number is not None or (self.found is not None and not stat.S_ISREG(self.found.st_mode))
+
+
+def real(path: Path) -> Path:
+    """An absolute path without symbolic links.
+
+    Raises:
+        OSError: the links lead to each other.
+    """
+    found = Path(os.path.realpath(path))
+    if any(place.is_symlink() for place in (found, *found.parents)):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return found
 
 
 @contextmanager

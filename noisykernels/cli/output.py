@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from noisykernels._engine.store_file import BESIDE, check_place
-from noisykernels._util.files import check_writable, replacing
+from noisykernels._util.files import check_writable, real, replacing
 from noisykernels._util.optional import optional
 from noisykernels._util.text import one_line, printable, printable_lines
 from noisykernels.study.export import exporter, finite
@@ -39,7 +39,7 @@ def check_files(args: argparse.Namespace, read: Sequence[Path] = ()) -> None:
     picture, report, store = (getattr(args, name, None) for name in ("picture", "report", "store"))
     exports = getattr(args, "export", [])
     folder = args.out is not None and args.command == "mixed"
-    taken = {file.resolve() for file in read}
+    taken = {real(file) for file in read}
     for path in (store, args.out, picture, *exports, report):
         if path is None:
             continue
@@ -48,13 +48,13 @@ def check_files(args: argparse.Namespace, read: Sequence[Path] = ()) -> None:
         else:
             check_writable(path)
         if path.is_file() or not path.exists():
-            if path.resolve() in taken:
+            if (file := real(path)) in taken:
                 raise ValueError(f"{path}: is asked for twice, expected a file of its own")
-            taken.add(path.resolve())
+            taken.add(file)
             if path == store:
-                taken |= {path.resolve().with_name(path.resolve().name + end) for end in BESIDE}
+                taken |= {file.with_name(file.name + end) for end in BESIDE}
     if store is not None:
-        check_place(store, store.resolve())
+        check_place(store, real(store))
     if picture is not None:
         _format_of_picture(picture)
     for path in exports:

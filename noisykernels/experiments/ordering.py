@@ -17,6 +17,7 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
+from noisykernels._util.data import check_labels
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned, covers, printable
 from noisykernels.arithmetic.order import ORDERS as NAMES
@@ -342,6 +343,8 @@ def order_sensitivity(
             found, answers = [], []
             for x, y, ids in batches:
                 scores = session.scores(x, ids)
+                if with_labels and order == "none" and metric.by_argmax:
+                    check_labels(op, scores, y)
                 found.append(scores.argmax(1).masked_fill(scores.isnan().any(1), -1))  # -1: no prediction
                 answers.append(session.of_rows(scores, y))
             advance(1)

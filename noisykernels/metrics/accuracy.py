@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisykernels._util.data import check_labels
 from noisykernels.metrics.law import BINARY, NAN, Binary
 
 __all__ = ["ACCURACY", "Accuracy"]
@@ -52,10 +53,7 @@ class Accuracy:
         """No NaN without noise, and labels that are classes."""
         if bool(scores.isnan().any()):
             raise ValueError(f"{op}: the model gives NaN without noise")
-        classes = scores.shape[1]
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise ValueError(f"{op}: labels must lie in 0..{classes - 1}, got {low}..{high}")
+        check_labels(op, scores, labels)
 
     def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
         """1 where the label has the highest score, 0 where not, `NAN` where the scores hold one: int8 [..., rows]."""

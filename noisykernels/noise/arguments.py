@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import LARGEST, flag, is_number, shown
+from noisykernels._util.checks import ID, LARGEST, flag, is_number, shown, whole
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import ID_LIMIT, OPERANDS
 from noisykernels.noise.description import Noise
@@ -134,6 +134,7 @@ def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: t
     return ids if ids.is_contiguous() else ids.contiguous()
 
 
+WORDS = {"site": whole(0, 2**24 - 1), "groups": whole(1, 2**31 - 1)}  # others are ids
 FLOAT32_MAX = largest_level(torch.float32)
 
 Seed = int | Tensor | None
@@ -211,10 +212,10 @@ def noise_args(op: str, x: Tensor, noise: Noise | None) -> tuple[Tensor | None, 
 
 def word(op: str, name: str, value: int) -> None:
     """Refuses what an operator could not take for a whole number; it checks the range by itself."""
-    if isinstance(value, bool) or not (isinstance(value, int) or is_number(value)):
-        raise TypeError(f"{op}: {name} must be a whole number, got {shown(value)}")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{op}: {name} must lie in [0, {'2^24' if name == 'site' else '2^32'}), got {shown(value)}")
+    number = isinstance(value, int) or is_number(value)
+    if isinstance(value, bool) or not number or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+        error = ValueError if number and not isinstance(value, bool) else TypeError
+        raise error(f"{op}: {name} must be {WORDS.get(name, ID)}, got {shown(value)}")
 
 
 def tensors(op: str, **values: Any) -> None:
@@ -263,6 +264,13 @@ def document_common(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def ints(op: str, name: str, value: Size, dims: int) -> list[int]:
     """One number for each dimension; one alone stands for all."""
     numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
-    if len(numbers) not in (1, dims) or not all(isinstance(n, int) or is_number(n) for n in numbers):
-        raise ValueError(f"{op}: {name} must be a number or {dims} numbers, got {shown(value)}")
+    if len(numbers) not in (1, dims) or not all(_is_size(n, 0 if "padding" in name else 1) for n in numbers):
+        kind = "not negative" if "padding" in name else "positive"
+        raise ValueError(f"{op}: {name} must be a number or {dims} numbers, whole and {kind}, got {shown(value)}")
     return numbers * dims if len(numbers) == 1 else numbers
+
+
+def _is_size(value: Any, least: int) -> bool:
+    """Whether it is a whole number from `least` to what fits the operators; also one of a compiled graph."""
+    number = isinstance(value, int) or is_number(value)
+    return number and not isinstance(value, bool) and least <= value < 2**31

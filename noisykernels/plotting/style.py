@@ -114,11 +114,12 @@ def two_axes(op: str, axes: Any) -> tuple[Any, Any]:
     """Two of the caller's axes.
 
     Raises:
-        TypeError: no two axes.
+        TypeError: no list.
+        ValueError: no two axes.
     """
     two = list(axes) if isinstance(axes, Iterable) and not isinstance(axes, str | bytes) else []
     if len(two) != 2 or not all(hasattr(ax, "errorbar") for ax in two):
-        raise TypeError(f"{op}: axes must be two matplotlib axes or None, got {shown(axes)}")
+        raise (ValueError if two else TypeError)(f"{op}: axes must be two matplotlib axes or None, got {shown(axes)}")
     return two[0], two[1]
 
 

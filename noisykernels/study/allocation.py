@@ -245,11 +245,7 @@ def _losses(op: str, midpoints: Any, level: Any, axis: Any) -> tuple[list[Midpoi
     """The midpoints, and a function R [k] -> -log s [site, k]."""
     points = _points(op, midpoints)
     axis = axis or (midpoints.meta.axis if isinstance(midpoints, Study) else "log")
-    if axis not in ("log", "linear"):
-        raise ValueError(f'{op}: axis must be "log" or "linear", got {axis!r}')
     levels = np.array(_each(op, "level", level, [p.site for p in points]))
-    if not all(0 <= v < math.inf for v in levels):
-        raise ValueError(f"{op}: level must be finite and not negative, got {level!r}")
     clean, floor = points[0].clean, min(p.floor for p in points)
     if any(p.clean != clean for p in points) or not clean > floor:
         raise ValueError(f"{op}: midpoints must be of one study, with a clean accuracy above the floor")

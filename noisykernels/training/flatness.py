@@ -10,7 +10,7 @@ from torch import nn
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import shown
-from noisykernels._util.data import Data, batches
+from noisykernels._util.data import Data, batches, check_classes
 from noisykernels._util.runtime import evaluating, place_of
 from noisykernels.training.sam import ASAM, SAM, SAMSON
 
@@ -69,7 +69,9 @@ def m_sharpness(
                 x, labels = x.to(place), labels.to(place)
                 optimizer.zero_grad()
                 with torch.enable_grad():
-                    here = F.cross_entropy(model(x), labels)
+                    scores = model(x)
+                    check_classes("m_sharpness", scores, labels)
+                    here = F.cross_entropy(scores, labels)
                     torch.autograd.backward(here)
                 optimizer.ascend()
                 try:

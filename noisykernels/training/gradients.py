@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels._util.data import Data
+from noisykernels._util.data import Data, check_classes
 from noisykernels.injection.observer import Seen, watch
 from noisykernels.injection.site import kind_of
 
@@ -95,4 +95,5 @@ def gradient_norms(
 
 
 def _cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    check_classes("gradient_norms", outputs, labels)
     return nn.functional.cross_entropy(outputs, labels, reduction="sum")

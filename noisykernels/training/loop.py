@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, shown
+from noisykernels._util.data import check_classes, check_dense
 from noisykernels._util.progress import progress_bar
 from noisykernels._util.runtime import device_of, evaluating, keeping_modes, place_of
 from noisykernels.datasets.augment import Augment
@@ -129,6 +130,7 @@ def train(
                     around = on_step(step, rows) if on_step is not None else None
                     with around if around is not None else nullcontext():
                         logits = model(x)
+                        _check_first(step, logits, labels)
                         loss = nn.functional.cross_entropy(logits, y)
                         optimizer.zero_grad()
                         torch.autograd.backward(loss)
@@ -180,7 +182,9 @@ def accuracy(model: nn.Module, data: Data, batch_size: int = 1000) -> float:
     batches = zip(*(torch.split(part, batch_size) for part in data), strict=True)
     with evaluating(model), torch.inference_mode():
         for x, y in batches:
-            numbers = ACCURACY.law.numbers(ACCURACY.of_rows(model(x.to(place)), y.to(place)).cpu().numpy())
+            scores = model(x.to(place))
+            check_classes("accuracy", scores, y)
+            numbers = ACCURACY.law.numbers(ACCURACY.of_rows(scores, y.to(place)).cpu().numpy())
             correct += int(numbers.sum())
     return correct / len(data[1])
 
@@ -190,11 +194,18 @@ def _check(op: str, data: Any, name: str = "data") -> None:
     if not (isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) and t.dim() for t in data)):
         raise TypeError(f"{op}: {name} must be (inputs, labels), two tensors, got {shown(data)}")
     inputs, labels = data
+    check_dense(op, inputs, labels)
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError(f"{op}: {name} must have labels of int64 and shape (N,), got {shown(labels)}")
     if len(inputs) != len(labels) or len(labels) == 0:
         got = f"{len(inputs)} and {len(labels)}"
         raise ValueError(f"{op}: {name} must have as many inputs as labels and at least one, got {got}")
+
+
+def _check_first(step: int, scores: Any, labels: Tensor) -> None:
+    """At the first step, that a model and all labels fit together."""
+    if step == 0:
+        check_classes("train", scores, labels)
 
 
 def _batches(n: int, size: int, generator: Generator) -> list[Tensor]:

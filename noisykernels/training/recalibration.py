@@ -66,10 +66,14 @@ def recalibrate_bn(
     try:
         with evaluating(target):
             for x, _ in batches("recalibrate_bn", data, batch_size):
+                if x.numel() == 0:
+                    continue
                 rows = torch.arange(first, first + len(x))
                 with noise_state(target, seed=seed, rows=rows) if noisy else contextlib.nullcontext():
                     target(x.to(place))
                 first += len(x)
+        if first == 0:
+            raise ValueError("recalibrate_bn: data must hold at least one row, got none")
         if not any(average.count for average in averages):
             raise ValueError("recalibrate_bn: no batch reached a batch norm with running statistics")
         done = True

@@ -13,6 +13,7 @@ from noisykernels._util.checks import Range
 from noisykernels._util.files import check_writable
 from noisykernels._util.runtime import device_of
 from noisykernels.datasets.augment import augmentation
+from noisykernels.datasets.download import make_private
 from noisykernels.datasets.vision import info, load
 from noisykernels.training.loop import train
 from noisykernels.zoo.checkpoint import Settings, checkpoint_path, load_checkpoint, save_checkpoint
@@ -103,8 +104,8 @@ def trained(
     if path.exists():
         load_checkpoint(path, model, settings)
         return (model if place is None else model.to(place)).eval()
-    found = next(place for place in path.parents if place.exists())
-    check_writable(found / path.name)  # before the work
+    make_private(path.parent)
+    check_writable(path)  # before the work
     history = train(
         model,
         load(data_name, "train", root=root, limit=limit),

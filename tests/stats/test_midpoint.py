@@ -309,11 +309,11 @@ def test_level_zero_and_missing_cells():
     [({"clean": 0.1}, "no better than its floor"), ({"clean": 0.05}, "no better than its floor"),
      ({"clean": 0.0, "floor": None}, "clean"), ({"clean": math.nan}, "clean"),
      ({"floor": math.nan}, "floor"), ({"axis": "ln"}, "axis"), ({"confidence": 1.0}, "confidence"),
-     ({"rows": 0}, "rows"), ({"levels": [1, 1]}, "distinct"), ({"levels": [-1, 1]}, ">= 0"),
+     ({"rows": 0}, "rows"), ({"levels": [1, 1]}, "levels must differ from each other, got"), ({"levels": [-1, 1]}, "levels must be finite and not negative, got"),
      ({"levels": [1000.0, np.nextafter(1000.0, 2000.0)]}, "differ on a log axis, got 1000.0 and 1000.0000000000001"),
      ({"levels": [1, math.inf]}, "finite"), ({"levels": [1, 2, 3]}, "shape"),
-     ({"accuracy": [[0.5], [1.5]]}, "fractions"), ({"accuracy": [0.5, 0.2]}, r"\[level, draw\]"),
-     ({"accuracy": [[math.nan], [math.nan]]}, "no evaluated level")],
+     ({"accuracy": [[0.5], [1.5]]}, "accuracy must be from 0 to 1"), ({"accuracy": [0.5, 0.2]}, r"\[level, draw\]"),
+     ({"accuracy": [[math.nan], [math.nan]]}, "levels must hold one on a log axis that was evaluated")],
 )  # fmt: skip
 def test_errors_say_what_is_wrong(change, text):
     good = {"levels": [1, 2], "accuracy": [[0.9], [0.2]], "clean": 0.9, "floor": 0.1, "rows": 10}
@@ -337,7 +337,7 @@ def test_switch_between_the_two_intervals():
 
 
 @pytest.mark.parametrize(("correct", "rows", "text"), [
-    (5, 0, "rows"), (-5, 10, "correct"), (20, 10, "correct: expected 0 <= correct <= rows, got 20 of 10"),
+    (5, 0, "rows"), (-5, 10, "correct"), (20, 10, "correct must be numbers from 0 to rows, got 20 of 10"),
     (1, -10, "rows"), ([1, 11], [10, 10], "correct"), (5, math.nan, "rows"), (5, math.inf, "rows"), (0.2, 0.5, "rows"),
 ])  # fmt: skip
 def test_counts_that_cannot_be(correct, rows, text):
