@@ -54,9 +54,9 @@ def _terms(args: argparse.Namespace) -> nk.Noise:
 def _noise(args: argparse.Namespace) -> nk.Noise | nk.WeightNoise:
     """The noise of a walk, where it enters."""
     if args.target == "weight":
+        if args.noise == "mixed":
+            raise ValueError("--target weight goes with --noise add or mul, got mixed")
         return nk.WeightNoise.of(_terms(args), args.relative)
-    if args.relative is not None:
-        raise ValueError("--relative goes with --target weight")
     return _terms(args)
 
 
@@ -211,6 +211,7 @@ def run_chips(args: argparse.Namespace) -> None:
     chips = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
     found = {"clean": chips.clean, "mean": chips.mean, "std": chips.std, "accuracy": chips.accuracy.tolist()}
     found["covered"] = chips.covered
+    found |= {"yields": [{"limit": v, "share": chips.yield_at(v)[0]} for v in args.limits]} if args.limits else {}
     head = f"{args.model} on {args.data}; {noise!r}"
     tell(args, lambda: found, lambda: f"{head}\n{chips.table(args.limits)}", [File("", args.out, chips.save)])
 

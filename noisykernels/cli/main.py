@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from noisykernels._util.files import WRITTEN
 from noisykernels._util.runtime import torch_threads
 from noisykernels._util.text import printable
+from noisykernels.cli.idle import refuse_idle
 from noisykernels.cli.notes import ASKED, words
 from noisykernels.cli.output import ERRORS, told, typed
 from noisykernels.cli.parser import parser
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interruptible(sentence):
             if command == "resume":
                 args = resumed(args)
+            refuse_idle(args)
             with torch_threads(getattr(args, "threads", None)):
                 args.run(args)
     except KeyboardInterrupt:

@@ -86,14 +86,16 @@ def parser() -> argparse.ArgumentParser:
     here.add_argument("--json", action="store_true", help="machine-readable output on standard output")
     here.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    shared = _Parser(add_help=False, parents=[here])
-    shared.add_argument("--model", default="mlp", choices=sorted(MODELS), help="network (default: %(default)s)")
-    shared.add_argument(
+    network = _Parser(add_help=False)
+    network.add_argument("--model", default="mlp", choices=sorted(MODELS), help="network (default: %(default)s)")
+    network.add_argument(
         "--data",
         default="digits",
         choices=sorted(DATASETS),
         help="data set (default: %(default)s)",
     )
+
+    shared = _Parser(add_help=False, parents=[here, network])
     shared.add_argument(
         "--epochs",
         type=of("epochs"),
@@ -257,7 +259,8 @@ def parser() -> argparse.ArgumentParser:
     resume.add_argument("store", type=a_path, help="the file")
 
     command("train", commands.run_train, parents=[shared], help="train a network, or load the cached one")
-    command("sites", commands.run_sites, parents=[shared], help="list the sites of a network")
+    sites = command("sites", commands.run_sites, parents=[network], help="list the sites of a network")
+    sites.add_argument("--json", action="store_true", help="machine-readable output on standard output")
     info = command("info", commands.run_info, help="what was built, and what this machine runs")
     info.add_argument("--json", action="store_true", help="machine-readable output")
     return top

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from made_study import made_study
 
+from noisykernels._engine.store import Store, noting
 from noisykernels._util.checks import Range
 from noisykernels.cli import commands, reading
 from noisykernels.cli import main as command_line
+from noisykernels.cli.notes import NOTE
 from noisykernels.cli.parser import parser
+from noisykernels.study import Study
 
-# What stands before the options, where a command needs something; nothing of it exists.
+# What stands before the options, where a command needs something; these files are there, and good.
 NEEDED = {"parameter": ["saturation", "--values", "1"], "report": ["a.json"], "compare": ["a", "b"], "resume": ["a.db"]}
+FILES = {"a.json", "a", "b", "a.db"}
 # Words of Python, of torch, of SQLite and of the C library, none of which tells a user what was expected.
 FOREIGN = (
     "Traceback usage: literal invalid base PosixPath Errno NoneType object torch. aten:: at:: tensor CPUAllocator "
@@ -103,6 +109,13 @@ def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
     """What is wrong with what the command line says to words that are wrong; empty: nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command_line, "parser", the_parser)
+    study = made_study([0.5, 1.0])
+    for name in ("a.json", "a", "b"):
+        study.save(name)
+    with noting(NOTE, json.dumps(["walk", "--levels", "1"])), Store("a.db", {"seed": 0}):
+        pass
+    monkeypatch.setattr(Study, "report", begun)
+    monkeypatch.setattr(commands, "compare", begun)
     for name in ("_trained", "load"):
         monkeypatch.setattr(commands, name, begun)
 
@@ -123,7 +136,7 @@ def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
             f"foreign {foreign}": bool(foreign),
             "long": len(said.err) > 1000,
             "output": bool(said.out),
-            "files": any(tmp_path.iterdir()),
+            "files": {file.name for file in tmp_path.iterdir()} != FILES,
         }
         found = ", ".join(text for text, bad in faults.items() if bad)
         return f"{found} ({said.err})" if found else ""
@@ -137,3 +150,9 @@ def test_every_option_wrong_in_ten_ways(name: str, says) -> None:
     faults = {str(words): found for words in tried if (found := says(words))}
     told = "\n".join(f"{words[:200]}: {found[:300]}" for words, found in faults.items())
     assert not faults, f"{len(faults)} of {len(tried)}:\n{told}"
+
+
+@pytest.mark.parametrize("name", [*NEEDED])
+def test_what_stands_before_the_options_is_good(name: str, says) -> None:
+    """So that a wrong word that is taken shows."""
+    assert says([name, *NEEDED[name]]) == "accepted"
