@@ -257,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     resume.set_defaults(own=resume)
     resume.add_argument("store", type=a_path, help="the file")
+    resume.add_argument("--yes", action="store_true", help="download and train what is not here, without a question")
 
     command("train", commands.run_train, parents=[shared], help="train a network, or load the cached one")
     sites = command("sites", commands.run_sites, parents=[network], help="list the sites of a network")

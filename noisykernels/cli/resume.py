@@ -1,7 +1,8 @@
 """`resume`: the command that fills a store, again.
 
 A store may come from anyone, so its note is data: of the command in it only what `notes.TAKEN` lists is taken, and
-nothing there names a file. Where files are, and how the work is shared, is said by who resumes.
+nothing there names a file. Where files are, and how the work is shared, is said by who resumes, who is also asked
+before a network is trained or data are downloaded because a store says so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from noisykernels._util.text import printable
 from noisykernels.cli.notes import ASKED, NOTE, TAKEN, words
 from noisykernels.cli.output import typed
 from noisykernels.cli.parser import parser
+from noisykernels.datasets.vision import is_here
+from noisykernels.zoo.checkpoint import checkpoint_path
+from noisykernels.zoo.pretrained import settings_of
 
 __all__ = ["resumed"]
 
@@ -30,7 +34,8 @@ def resumed(asked: argparse.Namespace) -> argparse.Namespace:
         asked: arguments of `resume`.
 
     Raises:
-        StoreError: the store cannot be read, holds no command, or one that cannot be read.
+        StoreError: the store cannot be read, holds no command, or one that cannot be read; it would train or download
+            what is not here, and nobody has said yes.
         ValueError: a file asked for that the command does not write.
     """
     told = _told(asked)
@@ -51,7 +56,33 @@ def resumed(asked: argparse.Namespace) -> argparse.Namespace:
     if left:
         said.append(f"not taken from the store, give resume what you want of it: {' '.join(left)}")
     print("\n".join(f"noisykernels resume: {printable(line)}" for line in said), file=sys.stderr)
+    if (would := _would(args)) and not asked.yes:
+        _ask(f"{asked.store}: {would}")
     return args
+
+
+def _would(args: argparse.Namespace) -> str:
+    """What the command would do before it walks, in words; empty: nothing."""
+    settings = settings_of(args.model, args.data, epochs=args.epochs, seed=args.train_seed)
+    trained = checkpoint_path(settings, args.cache).exists()
+    splits = ["test"] if trained else ["train", "test"]
+    would = [] if trained else [f"train {args.model} on {args.data} for {args.epochs} epochs"]
+    if not all(is_here(args.data, split, args.root) for split in splits):
+        would.append(f"download {args.data}")
+    return " and ".join(reversed(would))
+
+
+def _ask(what: str) -> None:
+    """Asks whether to go on, where there is someone to ask.
+
+    Raises:
+        StoreError: no.
+    """
+    if not sys.stdin.isatty():
+        raise StoreError(f"{what}? Nothing was done: give resume --yes for it")
+    print(f"noisykernels resume: {printable(what)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise StoreError(f"{what}: not without a yes; nothing was done")
 
 
 def _told(asked: argparse.Namespace) -> argparse.Namespace:

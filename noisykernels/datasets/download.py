@@ -6,7 +6,6 @@ import hashlib
 import os
 import stat
 import urllib.request
-import warnings
 from pathlib import Path
 
 from noisykernels._util.files import replacing
@@ -63,16 +62,26 @@ def make_private(folder: Path) -> None:
         missing.mkdir(mode=0o700, exist_ok=True)
 
 
-def check_private(*places: Path) -> None:
-    """Warn of files and folders of a cache that others can write: they could put data or weights of their own there."""
+def check_private(error: type[Exception], *places: Path) -> None:
+    """Refuses files and folders of a cache that others can write: they could put data or weights of their own there.
+
+    Args:
+        error: what is raised.
+        places: a folder, and perhaps a file in it; what is not there yet is nobody's.
+
+    Raises:
+        Exception: the error; it names the place, says who can write to it, and what to do.
+    """
     for place in places:
-        found = place.stat()
+        try:
+            found = place.stat()
+        except FileNotFoundError:
+            continue
         why = f"belongs to user {found.st_uid}" if found.st_uid not in (0, os.geteuid()) else ""
         if found.st_mode & stat.S_IWOTH:
             why = "every user of this machine may write to it"
         if why:
-            text = f"{place}: {why}, who can change what is read from there; chmod o-w it, or use a cache of your own"
-            warnings.warn(text, stacklevel=2)
+            raise error(f"{place}: {why}, so nothing is read from there; chmod o-w it, chown it, or use another cache")
 
 
 def check_sha256(path: Path, sha256: str) -> None:

@@ -29,6 +29,7 @@ from noisykernels._util.checks import in_range, one_of, shown, whole
 from noisykernels.datasets.download import (
     ChecksumError,
     CorruptData,
+    DataError,
     DataNotFound,
     cache_folder,
     check_private,
@@ -248,6 +249,7 @@ def _together(files: Iterable[tuple[str, bytes]]) -> Recordings:
 def _published(folder: Path, download: bool) -> Recordings:
     """The recordings of version 1.0.10, downloaded where they are missing."""
     path, tried = folder / _FILE, []
+    check_private(DataError, folder)
     if not path.is_file():
         tried.append(f"{path}: no such file")
         for url in _URLS if download else ():
@@ -264,7 +266,7 @@ def _published(folder: Path, download: bool) -> Recordings:
                 f"spoken digits: {_FILE} not found; tried\n  {places}\n"
                 f"To mend this: put it into {folder} (or set NOISYKERNELS_DATA or root=), or give a source"
             )
-    check_private(folder, path)
+    check_private(DataError, folder, path)
     try:
         found = read_recordings(path)
         digest = digest_of(found)

@@ -28,6 +28,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import one_of
 from noisykernels.datasets.download import (
     CorruptData,
+    DataError,
     DataNotFound,
     cache_folder,
     check_private,
@@ -210,14 +211,13 @@ def _files(name: str, split: str) -> list[str]:
 def _find(name: str, file: str, folder: Path, download: bool) -> Path:
     """Path of a file of a data set, downloaded where it is missing."""
     source = _SOURCES[name]
-    tried = []
-    for place in (SYSTEM_FOLDER / name, folder):
-        if (place / file).is_file():
-            if place == folder:
-                check_private(place, place / file)
-                check_sha256(place / file, source.files[file])
-            return place / file
-        tried.append(f"{place / file}: no such file")
+    if (place := place_of(name, folder, file)) is not None:
+        if place == folder:
+            check_private(DataError, place, place / file)
+            check_sha256(place / file, source.files[file])
+        return place / file
+    tried = [f"{place / file}: no such file" for place in (SYSTEM_FOLDER / name, folder)]
+    check_private(DataError, folder)
     for url in source.urls if download else ():
         try:
             return download_file(url + file, folder / file, source.files[file])
@@ -230,6 +230,18 @@ def _find(name: str, file: str, folder: Path, download: bool) -> Path:
         advice = f"install the system's package (apt-get install {source.package}), or {advice}"
     places = "\n  ".join(tried)
     raise DataNotFound(f"{name}: {file} not found; tried\n  {places}\nTo mend this: {advice}.")
+
+
+def is_here(name: str, split: str, root: str | os.PathLike[str] | None = None) -> bool:
+    """Whether `load` would find the files of a split without a download."""
+    folder = cache_folder(root) / name
+    files = () if name == "digits" else _files(name, split)
+    return all(place_of(name, folder, file) is not None for file in files)
+
+
+def place_of(name: str, folder: Path, file: str) -> Path | None:
+    """The folder that holds a file of a data set."""
+    return next((place for place in (SYSTEM_FOLDER / name, folder) if (place / file).is_file()), None)
 
 
 # --- reading formats -----------------------------------------------------------------------------

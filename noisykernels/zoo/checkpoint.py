@@ -82,16 +82,16 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, settings: Se
         The records of the training.
 
     Raises:
-        CheckpointError: not a checkpoint, damaged, of other settings, or of another model.
+        CheckpointError: not a checkpoint, damaged, of other settings, or of another model; or others than its user and
+            root may write to it or its folder.
 
     Warns:
-        UserWarning: the file has no checksum, as the first ones of this format; others may write to it or its folder.
+        UserWarning: the file has no checksum, as the first ones of this format.
     """
     check_arguments(load_checkpoint, locals())
     path = Path(path)
     advice = "delete it to train again"
-    if path.exists():
-        check_private(path.parent, path)
+    check_private(CheckpointError, path.parent, path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -13,13 +13,13 @@ from noisykernels._util.checks import Range
 from noisykernels._util.files import check_writable
 from noisykernels._util.runtime import device_of
 from noisykernels.datasets.augment import augmentation
-from noisykernels.datasets.download import make_private
+from noisykernels.datasets.download import check_private, make_private
 from noisykernels.datasets.vision import info, load
 from noisykernels.training.loop import train
-from noisykernels.zoo.checkpoint import Settings, checkpoint_path, load_checkpoint, save_checkpoint
+from noisykernels.zoo.checkpoint import CheckpointError, Settings, checkpoint_path, load_checkpoint, save_checkpoint
 from noisykernels.zoo.networks import build
 
-__all__ = ["fresh", "trained"]
+__all__ = ["fresh", "settings_of", "trained"]
 
 
 def fresh(model_name: str, data_name: str, *, seed: int = 0) -> nn.Module:
@@ -37,6 +37,32 @@ def fresh(model_name: str, data_name: str, *, seed: int = 0) -> nn.Module:
         # Not torch.manual_seed, which would also reseed the generators of every accelerator.
         torch.default_generator.manual_seed(seed)
         return build(model_name, about.shape, about.classes)
+
+
+def settings_of(
+    model_name: str,
+    data_name: str,
+    *,
+    epochs: int,
+    seed: int = 0,
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    augment: bool = True,
+    clamp: float | None = None,
+    limit: int | None = None,
+) -> Settings:
+    """What shapes the weights of `trained`, and so names their checkpoint; arguments as there."""
+    return {
+        "model": model_name,
+        "data": data_name,
+        "epochs": epochs,
+        "seed": seed,
+        "lr": float(lr),
+        "batch_size": batch_size,
+        "augment": augment,
+        "clamp": None if clamp is None else float(clamp),
+        "limit": limit,
+    }
 
 
 def trained(
@@ -76,7 +102,8 @@ def trained(
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: there is a file, but it is damaged or of other settings; it is left alone.
+        CheckpointError: there is a file, but it is damaged or of other settings, or others may write to it or its
+            folder; it is left alone.
         OSError: there is none, and none can be written; before any training.
 
     Example:
@@ -88,24 +115,18 @@ def trained(
     """
     check_arguments(trained, locals(), clamp=Range(0, ends=False))
     place = None if device is None else device_of("trained", device)
-    settings: Settings = {
-        "model": model_name,
-        "data": data_name,
-        "epochs": epochs,
-        "seed": seed,
-        "lr": float(lr),
-        "batch_size": batch_size,
-        "augment": augment,
-        "clamp": None if clamp is None else float(clamp),
-        "limit": limit,
-    }
+    settings = settings_of(
+        model_name, data_name, epochs=epochs, seed=seed, lr=lr, batch_size=batch_size, augment=augment, clamp=clamp,
+        limit=limit,
+    )  # fmt: skip
     model = fresh(model_name, data_name, seed=seed)
     path = checkpoint_path(settings, cache)
     if path.exists():
         load_checkpoint(path, model, settings)
         return (model if place is None else model.to(place)).eval()
-    make_private(path.parent)
-    check_writable(path)  # before the work
+    make_private(path.parent)  # before the work
+    check_private(CheckpointError, path.parent)
+    check_writable(path)
     history = train(
         model,
         load(data_name, "train", root=root, limit=limit),

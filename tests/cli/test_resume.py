@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import shlex
@@ -97,7 +98,7 @@ def test_each_option_is_taken_or_asked_anew_and_none_that_is_taken_names_a_file(
             if action.dest not in ("help", "store"):
                 assert (action.dest in TAKEN) != (action.dest in ASKED), action.dest
                 assert action.dest in ASKED or not may_name_a_file(action), action.dest
-    assert ASKED == {a.dest for a in commands["resume"]._actions} - {"help", "store"}
+    assert ASKED == {a.dest for a in commands["resume"]._actions} - {"help", "store", "yes"}
 
 
 def test_the_note_holds_the_study_and_no_file(cache: str, place: Path) -> None:
@@ -161,7 +162,7 @@ def test_an_option_on_no_list_is_not_taken(place: Path, filled: bytes, monkeypat
     monkeypatch.setattr("noisykernels.cli.resume.ASKED", frozenset())
     monkeypatch.setattr("noisykernels.cli.resume.TAKEN", frozenset({"model"}))
     noted(Path("s.db"), filled, json.dumps([*WALK, *(f"{flag}=../.bashrc" for flag in FILES)]))
-    args = resumed(parser().parse_args(["resume", "s.db"]))
+    args = resumed(parser().parse_args(["resume", "s.db", "--yes"]))
     told = vars(parser().parse_args(["walk", "--store", "s.db"]))
     assert {k: v for k, v in vars(args).items() if k in told and k not in ("own", "given")} == {
         k: v for k, v in told.items() if k not in ("own", "given")
@@ -234,7 +235,7 @@ def test_what_a_note_says_does_nothing_to_the_terminal(
 def test_a_store_of_something_else_is_not_resumed(place: Path, filled: bytes, capsys) -> None:
     """The note says one study, the key another: the results are not mixed."""
     noted(Path("s.db"), filled, json.dumps([*WALK, "--seed", "5"]))
-    assert main(["resume", "s.db", "--quiet", "--cache", "new"]) == 1
+    assert main(["resume", "s.db", "--quiet", "--yes", "--cache", "new"]) == 1
     assert "results of another study" in capsys.readouterr().err
 
 
@@ -243,3 +244,36 @@ def test_a_store_without_a_note_of_ours(place: Path, capsys) -> None:
         Store("s.db", {"seed": 1}).close()
     assert main(["resume", "s.db"]) == 1
     assert "holds no command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", [None, "", "n\n", "yes, but no\n", "y\n", " YES \n"])
+def test_nothing_is_trained_without_a_yes(
+    answer: str | None, place: Path, filled: bytes, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the note would have trained is named first; where there is no one to ask, --yes says it."""
+    store = noted(Path("s.db"), filled, json.dumps([*WALK, "--train-seed", "9"]))
+    terminal = io.StringIO(answer or "")
+    monkeypatch.setattr(terminal, "isatty", lambda: answer is not None)
+    monkeypatch.setattr("sys.stdin", terminal)
+    yes = answer is not None and answer.strip().lower() in ("y", "yes")
+    before = everything(place)
+    assert main(["resume", str(store), "--cache", "new", "--quiet"]) == 1  # at the latest, as the store is another's
+    said = capsys.readouterr().err
+    assert "train mlp on digits for 1 epochs" in said and ("results of another study" in said) == yes
+    assert yes == Path("new").exists() and (yes or everything(place) == before)
+    assert answer is not None or said.endswith("Nothing was done: give resume --yes for it\n")
+
+
+def test_what_is_here_is_not_asked_about(cache: str, place: Path, filled: bytes, monkeypatch) -> None:
+    Path("s.db").write_bytes(filled)
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["resume", "s.db", "--cache", cache, "--quiet"]) == 0
+
+
+def test_a_download_is_asked_for(place: Path, filled: bytes, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisykernels.datasets.vision.SYSTEM_FOLDER", place / "nothing")
+    noted(Path("s.db"), filled, json.dumps(["walk", "--data", "mnist", "--epochs", "0"]))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["resume", "s.db", "--cache", "new", "--root", "data"]) == 1
+    assert "download mnist and train mlp on mnist for 0 epochs? Nothing was done" in capsys.readouterr().err
+    assert not Path("new").exists() and not Path("data").exists()

@@ -21,7 +21,12 @@ from noisykernels.cli.parser import parser
 from noisykernels.study import Study
 
 # What stands before the options, where a command needs something; these files are there, and good.
-NEEDED = {"parameter": ["saturation", "--values", "1"], "report": ["a.json"], "compare": ["a", "b"], "resume": ["a.db"]}
+NEEDED = {
+    "parameter": ["saturation", "--values", "1"],
+    "report": ["a.json"],
+    "compare": ["a", "b"],
+    "resume": ["a.db", "--yes"],
+}
 FILES = {"a.json", "a", "b", "a.db"}
 # Words of Python, of torch, of SQLite and of the C library, none of which tells a user what was expected.
 FOREIGN = (

@@ -329,7 +329,8 @@ def test_mixed_map_of_searches(ax):
     ("change", "text"),
     [
         ({"ratios": [0.0, 0.5]}, "one ratio for each of 3"), ({"ratios": [0.0, 0.5, 0.5]}, "one ratio for each"),
-        ({"ratios": [0.0, 0.5, 1.5]}, "each item of ratios must be a number from 0 to 1, got 1.5"), ({"ratios": [0.0, 0.5, float("nan")]}, "from 0 to 1, got nan"),
+        ({"ratios": [0.0, 0.5, 1.5]}, "each item of ratios must be a number from 0 to 1, got 1.5"),
+        ({"ratios": [0.0, 0.5, float("nan")]}, "from 0 to 1, got nan"),
         ({"studies": [], "ratios": []}, "one ratio for each of 0"), ({"site": "fc9"}, "'fc9' is not one of"),
         ({"studies": [made_study([1.0]), *[made_study([1.0, 2.0])] * 2]}, "the same sites"),
     ],

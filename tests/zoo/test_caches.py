@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,23 @@ import pytest
 import torch
 from torch import nn
 
-from noisykernels.datasets import ChecksumError, download, vision
+from noisykernels.datasets import ChecksumError, DataError, download, spoken_digits, vision
 from noisykernels.zoo.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from noisykernels.zoo.pretrained import trained
 
 SETTINGS = {"model": "m", "data": "d", "seed": 0}
 
 
 def net() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+def loaded(path: Path) -> list[str]:
+    """What is warned of when a checkpoint is read."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_checkpoint(path, net(), SETTINGS)
+    return [str(w.message) for w in caught]
 
 
 @pytest.fixture(params=[0o022, 0o000, 0o077])
@@ -43,30 +53,34 @@ def test_folders_are_made_for_their_user_alone(umask: None, tmp_path: Path) -> N
     assert mode(tmp_path / "data") == mode(tmp_path / "data" / "mnist") == 0o700
 
 
-def loaded(path: Path) -> list[str]:
-    """What is warned of when a checkpoint is read."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        load_checkpoint(path, net(), SETTINGS)
-    return [str(w.message) for w in caught]
-
-
-def test_a_cache_that_others_can_write_is_warned_of(tmp_path: Path) -> None:
-    folder = tmp_path / "cache"
-    save_checkpoint(folder / "c.pt", net(), SETTINGS)
-    assert loaded(folder / "c.pt") == []
-    for place in (folder, folder / "c.pt"):
+def refused(error: type[Exception], read: Callable[[], object], *places: Path) -> None:
+    """What each place that others can write is refused with, whoever they are; and nothing else is."""
+    for place in places:
+        read()
         before = mode(place)
         place.chmod(before | 0o002)
-        (said,) = loaded(folder / "c.pt")
-        assert said.startswith(f"{place}: every user of this machine may write to it") and "chmod o-w" in said
+        with pytest.raises(error, match=f"^{re.escape(str(place))}: every user of this machine may write to it.*chmod"):
+            read()
         place.chmod(before)
         if os.geteuid() == 0:
             os.chown(place, 12345, -1)
-            (said,) = loaded(folder / "c.pt")
-            assert said.startswith(f"{place}: belongs to user 12345")
+            with pytest.raises(error, match=f"^{re.escape(str(place))}: belongs to user 12345"):
+                read()
             os.chown(place, 0, -1)
-    assert loaded(folder / "c.pt") == []
+    read()
+
+
+def test_a_checkpoint_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    save_checkpoint(folder / "c.pt", net(), SETTINGS)
+    refused(CheckpointError, lambda: load_checkpoint(folder / "c.pt", net(), SETTINGS), folder, folder / "c.pt")
+
+
+def test_nothing_is_trained_for_a_folder_that_others_can_write(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(CheckpointError, match="every user of this machine"):
+        trained("mlp", "digits", epochs=1, cache=tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 CHANGES = {
@@ -112,22 +126,53 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+def idx_files() -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files of a test set of one black image."""
+    for name, head in (("images-idx3", [3, 1, 28, 28]), ("labels-idx1", [1, 1])):
+        sizes = b"".join(n.to_bytes(4, "big") for n in head[1:])
+        values = bytes(784 if len(head) > 2 else 1)
+        yield f"t10k-{name}-ubyte.gz", gzip.compress(bytes([0, 0, 8, head[0]]) + sizes + values)
+
+
 def test_data_in_a_cache_are_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the system are its administrator's."""
     monkeypatch.setattr(vision, "SYSTEM_FOLDER", tmp_path / "system")
     for place in ("system", "cache"):
         folder = tmp_path / place / "mnist"
         folder.mkdir(parents=True)
-        for name, head in (("images-idx3", [3, 1, 28, 28]), ("labels-idx1", [1, 1])):
-            sizes = b"".join(n.to_bytes(4, "big") for n in head[1:])
-            values = bytes(784 if len(head) > 2 else 1)
-            (folder / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(bytes([0, 0, 8, head[0]]) + sizes + values))
+        for name, content in idx_files():
+            (folder / name).write_bytes(content)
     assert vision.load("mnist", "test", root=tmp_path / "cache")[1].tolist() == [0]
     monkeypatch.setattr(vision, "SYSTEM_FOLDER", tmp_path / "nothing")
     with pytest.raises(
         ChecksumError, match=r"t10k-images-idx3-ubyte.gz: expected SHA-256 8d422c7b\w+, got \w+; delete"
     ):
         vision.load("mnist", "test", root=tmp_path / "cache")
-    (tmp_path / "cache" / "mnist").chmod(0o777)
-    with pytest.raises(ChecksumError), pytest.warns(UserWarning, match="every user of this machine"):
-        vision.load("mnist", "test", root=tmp_path / "cache")
+
+
+def test_data_that_others_can_write_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they are the published ones: others could change them after the look."""
+    monkeypatch.setattr(vision, "SYSTEM_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(vision, "check_sha256", lambda *_: None)
+    folder = tmp_path / "cache" / "mnist"
+    folder.mkdir(parents=True)
+    for name, content in idx_files():
+        (folder / name).write_bytes(content)
+    places = (folder, *sorted(folder.iterdir()))
+    refused(DataError, lambda: vision.load("mnist", "test", root=tmp_path / "cache"), *places)
+
+
+def test_nothing_is_downloaded_to_a_folder_that_others_can_write(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(vision, "SYSTEM_FOLDER", tmp_path / "nothing")
+    for name, load in (("mnist", lambda: vision.load("mnist", "test", root=tmp_path)), ("spoken-digits", spoken)):
+        folder = tmp_path / name
+        folder.mkdir()
+        folder.chmod(0o777)
+        monkeypatch.setenv("NOISYKERNELS_DATA", str(tmp_path))
+        with pytest.raises(DataError, match="every user of this machine"):
+            load()
+        assert not [*folder.iterdir()]
+
+
+def spoken() -> object:
+    return spoken_digits("test")
