@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from noisykernels._util.checks import RANGES, Range, shown
+from noisykernels._util.checks import ITEMS, RANGES, Range, shown
 
 __all__ = ["check_arguments"]
 
@@ -94,8 +94,9 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **ra
         ValueError: shift: how must be 'left' or 'right' or None, got 'up'
     """
     for name, parts in _told(function):
-        usual = RANGES.get(name)
-        if wrong := _what_is_wrong(given[name], [_kind(part, ranges.get(name, usual)) for part in parts]):
+        allowed = ranges.get(name, RANGES.get(name))
+        kinds = [_kind(part, allowed, ITEMS.get(name, allowed)) for part in parts]
+        if wrong := _what_is_wrong(given[name], kinds):
             where, expected, got, error = wrong
             raise error(f"{_called(function, given)}: {where.format(name)} must be {expected}, got {shown(got)}")
 
@@ -152,8 +153,8 @@ def _parts(annotation: str) -> Iterator[str]:
             start = at + 1
 
 
-def _kind(part: str, allowed: Range | None) -> _Kind:
-    """The kind that a member of a signature's union says."""
+def _kind(part: str, allowed: Range | None, of_items: Range | None) -> _Kind:
+    """The kind that a member of a signature's union says; the range of a number, and that of numbers in a list."""
     if part in NUMBERS:
         usual = NUMBERS[part]
         limits = allowed if allowed is not None and allowed.whole == usual.whole else usual
@@ -164,12 +165,12 @@ def _kind(part: str, allowed: Range | None) -> _Kind:
     if part.startswith("Callable["):
         return _Kind("a function", callable)
     if part.startswith(DICTS):
-        return _Kind("a dict", lambda v: isinstance(v, Mapping), items=_items(part, allowed))
+        return _Kind("a dict", lambda v: isinstance(v, Mapping), items=_items(part, of_items))
     if part.startswith(LISTS):
         return _Kind(
             "a list",
             lambda v: isinstance(v, Iterable) and not isinstance(v, str | bytes | Mapping),
-            items=_items(part, allowed),
+            items=_items(part, of_items),
         )
     if part in CLASSES:
         name = part.rpartition(".")[2]
@@ -186,4 +187,4 @@ def _items(part: str, allowed: Range | None) -> tuple[_Kind, ...]:
     if part.startswith(DICTS):
         inner = inner.partition(", ")[2]
     kinds = list(_parts(inner))
-    return tuple(_kind(one, allowed) for one in kinds) if all(map(_known, kinds)) else ()
+    return tuple(_kind(one, allowed, allowed) for one in kinds) if all(map(_known, kinds)) else ()

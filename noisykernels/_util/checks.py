@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, SupportsIndex
 
-__all__ = ["RANGES", "Range", "flag", "in_range", "is_number", "one_of", "shown", "whole"]
+__all__ = ["ITEMS", "RANGES", "Range", "flag", "in_range", "is_number", "one_of", "shown", "whole"]
 
 LARGEST = sys.float_info.max
 
@@ -88,6 +88,8 @@ RANGES = {
     "features": SIZE, "bottleneck": SIZE, "kernel_size": SIZE, "subsets": whole(0, 2**31), "ndim": whole(0, 64),
     "every": SIZE, "in_channels": SIZE, "in_features": SIZE, "width": SIZE, "hidden": whole(0, 2**31),
 }  # fmt: skip
+
+ITEMS = {"draws": ID, "rows": ID}  # of which a number alone is a count, and each number in a list is an id
 
 
 def in_range(op: str, name: str, value: Any, allowed: Range | None = None) -> Any:

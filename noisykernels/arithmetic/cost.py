@@ -151,7 +151,7 @@ def _rows(table: Any) -> list[tuple[Any, Any]]:
         named = table if "format" in table.columns else table.rename_axis("format").reset_index()
         found = named.to_dict("records")
     else:
-        raise TypeError(f"{_TABLE}, got {shown(table)}")
+        raise ValueError(f"{_TABLE}, got {shown(table)}")
     names = ("format", "delay", "area")
     if not found or any(name not in found[0] for name in names):
         raise ValueError(

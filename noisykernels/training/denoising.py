@@ -135,7 +135,7 @@ class insert_denoising:
     def __init__(
         self,
         model: nn.Module,
-        where: str | Sequence[str] | dict[str, nn.Module],
+        where: str | Sequence[str] | dict[str, nn.Module] | dict[str, nn.Module | None],
         *,
         example_input: Any,
         bottleneck: int | None = None,

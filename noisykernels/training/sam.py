@@ -62,9 +62,8 @@ class _SharpnessAware(Optimizer):
             self.base_optimizer = base_optimizer(self.param_groups, **options)
         except (TypeError, ValueError, AttributeError) as error:  # in words of its own
             given = ", ".join(f"{option}={shown(value)}" for option, value in options.items())
-            raise ValueError(
-                f"{name}: options must be such that {base_optimizer.__name__} takes, got {given}"
-            ) from error
+            text = f"{name}: options must be those of {base_optimizer.__name__}, got {given}"
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(text) from error
         if clash := settings.keys() & self.base_optimizer.defaults.keys():
             raise ValueError(f"{name}: {base_optimizer.__name__} has settings of the same name: {', '.join(clash)}")
         self.base_optimizer.defaults.update(settings)

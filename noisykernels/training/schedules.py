@@ -220,7 +220,7 @@ def noisy_steps(
         0.03
     """
     check_arguments(noisy_steps, locals())
-    if level is None or isinstance(level, type):
+    if isinstance(level, type):
         raise TypeError(f"noisy_steps: level must be numbers or a function (step, rows), got {shown(level)}")
     factor_tensor("noisy_steps", None if callable(level) else level, torch.device("cpu"))
 

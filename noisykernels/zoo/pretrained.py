@@ -13,7 +13,7 @@ from noisykernels._util.checks import Range
 from noisykernels._util.files import check_writable
 from noisykernels._util.runtime import device_of
 from noisykernels.datasets.augment import augmentation
-from noisykernels.datasets.download import check_private, make_private
+from noisykernels.datasets.download import check_private
 from noisykernels.datasets.vision import info, load
 from noisykernels.training.loop import train
 from noisykernels.zoo.checkpoint import CheckpointError, Settings, checkpoint_path, load_checkpoint, save_checkpoint
@@ -124,9 +124,9 @@ def trained(
     if path.exists():
         load_checkpoint(path, model, settings)
         return (model if place is None else model.to(place)).eval()
-    make_private(path.parent)  # before the work
+    found = next(place for place in path.parents if place.exists() or place.is_symlink())
+    check_writable(found / path.name)  # before the work
     check_private(CheckpointError, path.parent)
-    check_writable(path)
     history = train(
         model,
         load(data_name, "train", root=root, limit=limit),

@@ -158,7 +158,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="limit"):
         spoken_digits("test", MADE, limit=0)
     for frames, bands in ((4, 10), (300, 10), (32, 0), (32, 65)):
-        with pytest.raises(ValueError, match="frames"):
+        with pytest.raises(ValueError, match="frames must be" if bands == 10 else "bands must be"):
             log_mel([], frames, bands)
 
 

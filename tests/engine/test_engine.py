@@ -175,10 +175,10 @@ def test_a_vector_of_one_draw_is_an_id(draws) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (dict(levels=["a"]), r"walk: levels must be a list of numbers, got \['a'\]"),
-        (dict(levels=[[0.1], 0.2]), "walk: levels must be a list of numbers, got "),
+        (dict(levels=["a"]), "walk: each item of levels must be a finite number of at least 0, got 'a'"),
+        (dict(levels=[[0.1], 0.2]), r"walk: each item of levels must be a finite number of at least 0, got \[0.1\]"),
         (dict(levels=None), "walk: give both levels and draws for a grid, or neither"),
-        (dict(draws=["a"]), r"walk: draws must be a number of draws or a list of ids, got \['a'\]"),
+        (dict(draws=["a"]), r"walk: each item of draws must be a whole number from 0 to 2\^32 - 1, got 'a'"),
         (dict(draws=2.0), "walk: draws must be a whole number from 1 to 1000000, a list, a tensor or None, got 2.0"),
         (dict(draws=None), "walk: give both levels and draws for a grid, or neither"),
         (dict(engine="fast"), "Compute: engine must be one of auto, shared, plain, got 'fast'"),

@@ -66,7 +66,7 @@ def wrong(annotation: str, good: Any) -> Iterator[Any]:
     yield Odd()
     for holds, values in (
         (not anything and not function, [type]),
-        (not parts & {"None", "Any", "Seed", "Ids"} and not array and good is not None, [None]),
+        (not parts & {"None", "Any", "Seed", "Ids", "Level"} and not array and good is not None, [None]),
         (parts == {"bool"}, [2, "yes", NAN]),
         (number, [NAN, [], HUGE, -HUGE]),
         (whole and "float" not in parts, [1.5, INF, True]),

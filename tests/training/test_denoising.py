@@ -340,7 +340,7 @@ class Shared(nn.Module):
         ("fc", ValueError, "module 'fc' has other sites too: fc:linear#1"),
         ("nothing", ValueError, "'nothing' matches no site; the model has input, fc:linear#0"),
         ([], ValueError, "at least one site, got none"),
-        ([3], TypeError, r"name patterns, or a dict from them to modules, got \[3\]"),
+        ([3], TypeError, "each item of where must be a text, got 3"),
         ({"*": nn.Identity()}, ValueError, "one module for several sites"),
     ],
 )

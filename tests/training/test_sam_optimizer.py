@@ -130,8 +130,8 @@ W = nn.Parameter(torch.ones(2))
         (lambda: nk.training.SAM([{"params": [W], "rho": -1}], SGD, lr=0.1), ValueError, "rho must be"),
         (lambda: nk.training.SAM([W], torch.optim.Adadelta), ValueError, "Adadelta has settings of the same name: rho"),
         (lambda: nk.training.SAM([W], SGD, lr=0.1, model=W), TypeError, "model must be a torch.nn.Module"),
-        (lambda: nk.training.SAM([W], SGD, lr=0.1, eta=1.0), TypeError, "eta"),
-        (lambda: nk.training.SAM([], SGD, lr=0.1), ValueError, "empty parameter list"),
+        (lambda: nk.training.SAM([W], SGD, lr=0.1, eta=1.0), TypeError, "options .* of SGD, got lr=0.1, eta=1.0"),
+        (lambda: nk.training.SAM([], SGD, lr=0.1), ValueError, "params must hold at least one parameter, got none"),
         (lambda: nk.training.ASAM([W], SGD, lr=0.1), ValueError, "give model.named_parameters"),
         (
             lambda: nk.training.ASAM([("weight", W)], SGD, lr=0.1, eta=-1),

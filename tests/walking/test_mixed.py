@@ -49,10 +49,16 @@ def test_pictures_of_all_sites_and_of_one() -> None:
         mixed.plot(site="nowhere")
 
 
-@pytest.mark.parametrize("ratios", [[], [0.5, 0.5], [-0.1], [1.1], [float("nan")]])
-def test_bad_ratios_are_refused(ratios: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ([], r"ratios must lie in \[0, 1\] and differ"), ([0.5, 0.5], r"ratios must lie in \[0, 1\] and differ"),
+        *(([bad], "each item of ratios must be a number from 0 to 1, got") for bad in (-0.1, 1.1, float("nan"))),
+    ],
+)  # fmt: skip
+def test_bad_ratios_are_refused(ratios: list[float], said: str) -> None:
     model, data = problem()
-    with pytest.raises(ValueError, match=r"walk_mixed: ratios must lie in \[0, 1\] and differ"):
+    with pytest.raises(ValueError, match=f"walk_mixed: {said}"):
         nk.walk_mixed(model, data, ratios=ratios, **HOW)
 
 
