@@ -89,7 +89,8 @@ RANGES = {
     "every": SIZE, "in_channels": SIZE, "in_features": SIZE, "width": SIZE, "hidden": whole(0, 2**31),
 }  # fmt: skip
 
-ITEMS = {"draws": ID, "rows": ID}  # of which a number alone is a count, and each number in a list is an id
+# Of numbers in a list, where a number alone is something else: a count beside ids; or is none at all.
+ITEMS = {"draws": ID, "rows": ID, "row_dims": whole(-64, 63)}
 
 
 def in_range(op: str, name: str, value: Any, allowed: Range | None = None) -> Any:

@@ -81,7 +81,10 @@ def in_memory(name: str, data: Data) -> tuple[Tensor, Tensor]:
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         parts: list[Any] = [(data[0], data[1])]
     else:
-        _check_iterable(name, data, "(inputs, labels), or an iterable of such batches")
+        expected = "(inputs, labels), or an iterable of such batches"
+        if isinstance(data, Tensor):
+            raise TypeError(f"{name}: data must be {expected}, got {shown(data)}")
+        _check_iterable(name, data, expected)
         parts = [_pair(name, batch) for batch in data]
     if not parts:
         raise ValueError(f"{name}: data must hold at least one batch, got none")

@@ -363,7 +363,7 @@ CASES: dict[str, list[tuple[str, Action, type[BaseException] | tuple]]] = {
         ("NaN level", lambda _: walk(levels=[NAN]), ValueError),
         ("the same level twice", lambda _: walk(levels=[1.0, 1.0]), ValueError),
         ("a number for the levels", lambda _: walk(levels=0.3), TypeError),
-        ("a word for a level", lambda _: walk(levels=["a"]), ValueError),
+        ("a word for a level", lambda _: walk(levels=["a"]), TypeError),
         ("level beyond float32", lambda _: walk(levels=[1e39], noise=nk.Noise(add=1.0)), ValueError),
         (
             "level beyond float64",
