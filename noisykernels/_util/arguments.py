@@ -42,7 +42,7 @@ ALIASES = {
 }  # fmt: skip
 NUMBERS = {"float": Range(), "int": Range(-(2**63), 2**63 - 1, whole=True)}
 NUMBERS["SupportsIndex"] = NUMBERS["int"]
-LISTS, DICTS = ("Iterable[", "Sequence[", "list[", "tuple["), ("Mapping[", "dict[")
+LISTS, DICTS = ("Collection[", "Iterable[", "Sequence[", "list[", "tuple["), ("Mapping[", "dict[")
 GENERIC = ("Callable[", "Literal[", *LISTS, *DICTS)
 
 

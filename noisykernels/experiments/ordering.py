@@ -343,8 +343,7 @@ def order_sensitivity(
             found, answers = [], []
             for x, y, ids in batches:
                 scores = session.scores(x, ids)
-                if with_labels and order == "none" and metric.by_argmax:
-                    check_labels(op, scores, y)
+                _check_labels(op, metric, scores, y)
                 found.append(scores.argmax(1).masked_fill(scores.isnan().any(1), -1))  # -1: no prediction
                 answers.append(session.of_rows(scores, y))
             advance(1)
@@ -377,6 +376,12 @@ def order_sensitivity(
         metric.name,
         covered,
     )
+
+
+def _check_labels(op: str, metric: Metric, scores: Tensor, labels: Tensor) -> None:
+    """Refuses labels that are no classes, where a metric is of classes."""
+    if metric.by_argmax:
+        check_labels(op, scores, labels)
 
 
 def _check(arithmetic: Any) -> Any:

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import one_of, shown
 from noisykernels._util.optional import optional
 from noisykernels._util.runtime import unwrap
 from noisykernels._util.text import aligned, printable
@@ -102,7 +103,9 @@ class Coverage:
             >>> coverage(nn.Linear(4, 3), torch.ones(1, 4)).share(["linear#0"])
             0.0
         """
+        check_arguments(Coverage.share, locals())
         if isinstance(what, str):
+            one_of("Coverage.share", "what", what, ("noise", "hardware", "arithmetic"))
             counted = [row.macs for row in self.operations if getattr(row, what)]
         else:
             counted = [row.macs for row in self.operations if row.name in what]
@@ -156,11 +159,16 @@ def coverage(model: nn.Module, example_input: Any) -> Coverage:
         1:softmax#0 False softmax makes no site
     """
     check_arguments(coverage, locals())
+    args, kwargs = arguments_of(example_input)
+    if not any(isinstance(a, Tensor) and a.dim() and len(a) for a in (*args, *kwargs.values())):
+        raise ValueError(
+            f"coverage: example_input must hold a tensor with at least one row, got {shown(example_input)}"
+        )
     target = unwrap(model)
     if not is_injected(target):
         with inject(target, None):
             return coverage(target, example_input)
-    calls = calls_of(target, *arguments_of(example_input))
+    calls = calls_of(target, args, kwargs)
     placement = state_of(target).placement
     asked = [
         what for what, given in (("noise", placement.noise), ("hardware", placement.hardware)) if given is not None

@@ -10,10 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisykernels._util.checks import in_range
 from noisykernels.hardware.contraction import Contraction, Geometry
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import run, with_arithmetic
-from noisykernels.noise.arguments import Ids, Key, Seed, Size, document_common, flags, ints, noise_args, tensors, word
+from noisykernels.noise.arguments import (
+    PLACE,
+    Ids,
+    Key,
+    Seed,
+    Size,
+    document_common,
+    flags,
+    ints,
+    noise_args,
+    tensors,
+    word,
+)
 from noisykernels.noise.description import Noise
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul"]
@@ -65,6 +78,8 @@ def linear(
     """
     tensors("linear", x=x, weight=weight)
     flags("linear", relu=relu, shared=shared)
+    if array is not None:
+        in_range("linear", "array", array, PLACE)
     if bias is not None:
         tensors("linear", bias=bias)
     hardware = with_arithmetic("linear", hardware, arithmetic)
@@ -212,6 +227,8 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
         flags(name, relu=relu, shared=shared)
+        if array is not None:
+            in_range(name, "array", array, PLACE)
         if bias is not None:
             tensors(name, bias=bias)
         hardware = with_arithmetic(name, hardware, arithmetic)
@@ -277,6 +294,8 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, True, output_padding, groups))
         flags(name, relu=relu, shared=shared)
+        if array is not None:
+            in_range(name, "array", array, PLACE)
         if bias is not None:
             tensors(name, bias=bias)
         hardware = with_arithmetic(name, hardware, arithmetic)

@@ -15,6 +15,7 @@ from noisykernels.noise.contract import ID_LIMIT, OPERANDS
 from noisykernels.noise.description import Noise
 
 __all__ = [
+    "PLACE",
     "Ids",
     "Key",
     "Seed",
@@ -134,7 +135,8 @@ def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: t
     return ids if ids.is_contiguous() else ids.contiguous()
 
 
-WORDS = {"site": whole(0, 2**24 - 1), "groups": whole(1, 2**31 - 1)}  # others are ids
+PLACE = whole(0, 2**24 - 1)  # an id of a site, or of an array
+WORDS = {"site": PLACE, "array": PLACE, "groups": whole(1, 2**31 - 1)}  # others are ids
 FLOAT32_MAX = largest_level(torch.float32)
 
 Seed = int | Tensor | None

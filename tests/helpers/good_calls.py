@@ -39,7 +39,7 @@ def convolution(n: int) -> Callable[[], dict[str, Any]]:
     """Arguments of a convolution of n dimensions."""
     return lambda: sequence(
         x=VALUES[n - 1], weight=KERNELS[n - 1], bias=None, stride=1, padding=0, dilation=1, groups=1, hardware=None,
-        arithmetic=None, relu=False,
+        arithmetic=None, relu=False, array=None,
     )  # fmt: skip
 
 
@@ -68,7 +68,9 @@ def measured(**more: Any) -> dict[str, Any]:
 
 def walked(**more: Any) -> dict[str, Any]:
     """Arguments that all walks share."""
-    return measured(**dict(draws=1, sites=None, floor=None, axis=None, store=None, description=("", "")) | more)
+    return measured(
+        **dict(draws=1, sites=None, floor=None, axis=None, store=None, description=("", ""), arrays="module") | more
+    )
 
 
 OPERATORS: Good = {
@@ -80,7 +82,9 @@ OPERATORS: Good = {
     ),
     nk.perturb: lambda: sequence(x=X, operand="add"),
     nk.perturb_relu_max_pool2d: lambda: sequence(x=VALUES[1], kernel_size=2, stride=None, padding=0),
-    nk.linear: lambda: sequence(x=X, weight=torch.randn(3, 4), bias=None, hardware=None, arithmetic=None, relu=False),
+    nk.linear: lambda: sequence(
+        x=X, weight=torch.randn(3, 4), bias=None, hardware=None, arithmetic=None, relu=False, array=None
+    ),
     nk.conv1d: convolution(1),
     nk.conv2d: convolution(2),
     nk.conv3d: convolution(3),
@@ -112,10 +116,13 @@ OPERATORS: Good = {
         example_input=X,
         row_dims=None,
         normalize_to_input_size=False,
+        arrays="module",
     ),
     nk.noise_state: lambda: dict(model=injected(), seed=1, draws=[0], rows=None, level=None),
     nk.remove: lambda: dict(model=injected()),
     nk.sites: lambda: dict(model=net(), example_input=X),
+    nk.injection.Coverage.share: lambda: dict(self=nk.coverage(injected(), X), what="noise"),
+    nk.coverage: lambda: dict(model=injected(), example_input=X),
 }
 
 HARDWARE: Good = {
@@ -168,9 +175,10 @@ STUDIES: Good = {
         engine="auto", batch_rows=5, draws_per_pass=2, memory=2**20, threads=1, executor=None, verify="sample"
     ),
     nk.vote: lambda: study(
-        noise=NOISE, draws=2, sites=None, kinds=("majority", "logit"), repeats=1, subsets=2, hardware=None
+        noise=NOISE, draws=2, sites=None, kinds=("majority", "logit"), repeats=1, subsets=2, hardware=None,
+        arrays="module",
     ),
-    nk.chips: lambda: measured(noise=NOISE, hardware=None, draws=2, sites=None),
+    nk.chips: lambda: measured(noise=NOISE, hardware=None, draws=2, sites=None, arrays="module"),
     nk.walk: lambda: walked(noise=NOISE, levels=[1.0], target="activation", search=None, plateaus=None),
     nk.walk_mixed: lambda: dict(
         model=net(), data=DATA, ratios=[0.5], order="mul_add", kind="gaussian", seed=1, levels=[1.0], draws=1
