@@ -189,7 +189,7 @@ def test_kernels_weight_and_products_of_a_later_call() -> None:
     torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"linear: array must be a whole number from 0 to 2\^24 - 1, got -1"):
         nk.linear(x, w, hardware=[noise], seed=SEED, array=-1)
-    with pytest.raises(TypeError, match=r"linear: array must be a whole number, got 1\.5"):
+    with pytest.raises(TypeError, match=r"linear: array must be a whole number from 0 to 2\^24 - 1, got 1\.5"):
         nk.linear(x, w, hardware=[noise], seed=SEED, array=1.5)  # type: ignore[arg-type]
 
 
