@@ -1,6 +1,9 @@
 """The compiled module; the operators that it registers are `torch.ops.noisykernels.*`."""
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor, nn
 
 STREAM_VERSION: int
 
@@ -13,3 +16,18 @@ def set_cpu_level(name: str) -> None: ...
 def cuda_multiplier() -> str: ...
 def set_cuda_multiplier(name: str) -> None: ...
 def build_info() -> dict[str, Any]: ...
+def perturb_plain(
+    x: Tensor,
+    count: int,
+    seed: Tensor | None,
+    draws: Tensor | None,
+    rows: Tensor | None,
+    add: Tensor | None,
+    mul: Tensor | None,
+    mode: int,
+    kind: int,
+    site: int,
+) -> Tensor | None: ...
+def call_leaf(
+    module: nn.Module, forward: Callable[..., Any], special: dict[str | None, Callable[..., Any]], x: Any
+) -> Any: ...

@@ -23,22 +23,18 @@ bool g_forked_child = false;  // written in the child before any of its threads 
 const auto g_torch_get_num_threads = find_in_torch<int (*)(uint32_t*)>("torch_get_num_threads");
 const auto g_mkl_set_num_threads = find_in_torch<int (*)(int)>("MKL_Set_Num_Threads_Local");
 
+void become_serial() {
+  g_forked_child = true;
+  omp_set_num_threads(1);
+  if (g_mkl_set_num_threads != nullptr) g_mkl_set_num_threads(1);
+}
+
 // The pool of worker threads does not survive a fork: a parallel region in the child would wait for it forever. One
 // thread for the child's OpenMP makes the libraries (and torch) that share the runtime serial there as well. MKL is
 // told by itself, since torch.set_num_threads fixes its number apart. Torch applies that call to a thread only when it
 // is first asked for the number: it is asked before the fork, so that the child does not set the parent's number again.
 [[maybe_unused]] const int g_runtime = omp_get_max_threads();  // the runtime registers its own handlers first
-[[maybe_unused]] const int g_registered = pthread_atfork(
-    [] {
-      uint32_t number;
-      if (g_torch_get_num_threads != nullptr) g_torch_get_num_threads(&number);
-    },
-    nullptr,
-    [] {
-      g_forked_child = true;
-      omp_set_num_threads(1);
-      if (g_mkl_set_num_threads != nullptr) g_mkl_set_num_threads(1);
-    });
+[[maybe_unused]] const int g_registered = pthread_atfork([] { torch_threads(); }, nullptr, &become_serial);
 
 }  // namespace
 
@@ -103,6 +99,12 @@ void* symbol_of_torch(const char* name) {
     if (symbol != nullptr) return symbol;
   }
   return nullptr;
+}
+
+int torch_threads() {
+  uint32_t number = 1;
+  if (g_torch_get_num_threads != nullptr) g_torch_get_num_threads(&number);
+  return static_cast<int>(number);
 }
 
 void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context) {

@@ -47,6 +47,7 @@ void run(const Kernels&, const Quantize&, int threads);
 // f(begin, end) over [0, total) cut at multiples of grain, one contiguous part for each thread.
 void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context);
 bool in_forked_child();
+int torch_threads();  // that torch's own operators would use
 
 // A function of the torch in this process, found at run time; null if there is none of the name.
 void* symbol_of_torch(const char* name);

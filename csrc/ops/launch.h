@@ -16,7 +16,7 @@ inline const cpu::Kernels& kernels() {
   return *k;
 }
 
-inline int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+inline int threads() { return cpu::torch_threads(); }
 
 #if defined(NOISYKERNELS_CUDA)
 // torch's current stream of a device. The function is one of torch's CUDA builds, and so found at run time.

@@ -8,6 +8,7 @@
 
 #include "../cpu/launch.h"
 #include "../cuda/launch.h"
+#include "plain.h"
 
 namespace py = pybind11;
 namespace nk = noisykernels;
@@ -62,6 +63,12 @@ void set_cpu_level(const std::string& name) {
   refuse("set_cpu_level", name);
 }
 
+py::object perturb_plain(py::handle x, int64_t count, py::handle seed, py::handle draws, py::handle rows,
+                         py::handle add, py::handle mul, int mode, int kind, int64_t site) {
+  if (!nk::undisturbed()) return py::none();
+  return nk::perturb_plain(x, false, {count, seed, draws, rows}, {add, mul, mode, kind, site});
+}
+
 template <class Names>
 std::vector<std::string> list_of(const Names& names) {
   return {std::begin(names), std::end(names)};
@@ -81,6 +88,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_level", &set_cpu_level);
   m.def("cuda_multiplier", &cuda_multiplier);
   m.def("set_cuda_multiplier", &set_cuda_multiplier);
+  m.def("perturb_plain", &perturb_plain);
+  m.def("call_leaf", &nk::call_leaf);
   m.def("build_info", [] {
     py::dict d;
     d["compiler"] = __VERSION__;

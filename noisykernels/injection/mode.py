@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.attention import multi_head_attention_forward
+from noisykernels.injection.calls import called, perturb_plain
 from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS, RECURRENT, in_place
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
@@ -54,20 +54,6 @@ Record = list[tuple[str, tuple[int, ...]]]  # names of sites and shapes of their
 
 
 _perturb = torch.ops.noisykernels.perturb.default._op
-
-
-def called(op: Callable[..., Tensor], *args: Any) -> Tensor:
-    """An operator's result; without the detour to its gradient where nothing asks for one."""
-    if (
-        torch.is_inference_mode_enabled()  # there is no detour
-        or torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return op(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
-
 
 WHOLE = "a part of an injected model cannot be compiled, only the whole model"
 
@@ -126,6 +112,13 @@ class SiteMode(ModelMode):
         self.place = key.seed.device if simple and key.seed is not None else None
         self.on_hardware = placement.hardware is not None
         self.knows_leaves = type(self) is SiteMode and record is None and not self.compiled
+        # The key as kernels take it that are called without torch's dispatcher; None: none is.
+        self.plain = (key.batch, key.seed, key.draws, key.rows) if self.knows_leaves and self._is_plain() else None
+
+    def _is_plain(self) -> bool:
+        """Whether nothing about the noise of this forward is in need of torch's dispatcher."""
+        on_cpu = self.place is not None and self.place.type == "cpu"
+        return on_cpu and self.always and not self.on_hardware and torch._C._get_tracing_state() is None
 
     def resumed(self) -> SiteMode:
         """A mode that goes on from here, for a later recomputation of what follows."""
@@ -257,6 +250,10 @@ class SiteMode(ModelMode):
             return clean
         spot = self.spots.get(name)
         if spot is not None and spot.noise is noise and row_dim is None and self.is_known(spot, clean):
+            if self.plain is not None and spot.plain is not None:
+                noisy = perturb_plain(clean, *self.plain, *spot.plain)
+                if noisy is not None:
+                    return noisy
             add, mul, mode, kind = spot.args  # type: ignore[misc]
             return called(_perturb, clean, 0, add, mul, *self.common, spot.id, mode, kind, False)
         dim = self._row_dim(name) if row_dim is None else row_dim

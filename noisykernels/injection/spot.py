@@ -25,6 +25,7 @@ class Spot:
         id: of the site; 0 where nothing enters.
         dim: the dimension that counts rows.
         args: the noise as operators take it, levels and all: add, mul, mode, kind; None: it depends on the call.
+        plain: the same with the id, as kernels take it, where rows come first; None otherwise.
     """
 
     noise: Noise | None
@@ -32,6 +33,7 @@ class Spot:
     id: int
     dim: int | None
     args: tuple[Tensor | None, Tensor | None, int, int] | None
+    plain: tuple[Tensor | None, Tensor | None, int, int, int] | None = None
 
 
 def scale_and_repeats(noise: Noise, repeats: int, scale: float = 1.0) -> tuple[float, int]:
@@ -59,4 +61,5 @@ def spot_of(
         if repeats == 1:
             same = noise if scale == 1.0 else noise.scaled(scale)
             args = same.add, same.mul, same.mode_index, same.kind_index
-    return Spot(noise, hardware, id_of(name), dim_of(name), args)
+    number, dim = id_of(name), dim_of(name)
+    return Spot(noise, hardware, number, dim, args, None if args is None or dim != 0 else (*args, number))
