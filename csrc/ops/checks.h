@@ -298,7 +298,8 @@ struct BoundNoise {
     }
     const int64_t item_dims = static_cast<int64_t>(clean.size()) - (batched ? 1 : 0);
     NK_CHECK(t->dim() == item_dims + 2, op, ": level `", name, "` must be 0-d or of rank ", item_dims + 2,
-             " (draws, rows, then the value's other dimensions), got shape ", shape_text(*t));
+             " (draws, rows, then the value's other dimensions: see per_draw, per_row, per_channel), got shape ",
+             shape_text(*t));
     NK_CHECK(t->size(0) == 1 || t->size(0) == params.D, op, ": level `", name, "` has ", t->size(0),
              " draws, expected 1 or ", params.D);
     NK_CHECK(t->size(1) == 1 || t->size(1) == params.B, op, ": level `", name, "` has ", t->size(1),

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import shown
 from noisykernels._util.optional import optional
@@ -90,7 +92,7 @@ class CostModel:
         self.table = None if table is None else {_key(k): _cost(k, v) for k, v in _rows(table)}
         self.cost(self.reference)
 
-    def cost(self, fmt: str | Format) -> Cost:
+    def cost(self, fmt: str | Format | torch.dtype) -> Cost:
         """Delay, area and energy of a format.
 
         Raises:
@@ -106,7 +108,7 @@ class CostModel:
                 return self.table[key]
         raise ValueError(f"CostModel: table must have a row for {made.layout} or {width}, got {', '.join(self.table)}")
 
-    def knows(self, fmt: str | Format) -> bool:
+    def knows(self, fmt: str | Format | torch.dtype) -> bool:
         """Whether there is a cost of a format."""
         check_arguments(CostModel.knows, locals())
         try:
@@ -115,18 +117,18 @@ class CostModel:
             return False
         return True
 
-    def speedup(self, fmt: str | Format) -> float:
+    def speedup(self, fmt: str | Format | torch.dtype) -> float:
         """How much faster than the reference at the same area."""
         check_arguments(CostModel.speedup, locals())
         one, other = self.cost(self.reference), self.cost(fmt)
         return one.delay / other.delay * (one.area / other.area)
 
-    def saving(self, fmt: str | Format) -> float:
+    def saving(self, fmt: str | Format | torch.dtype) -> float:
         """How many times less energy than the reference takes; nan where it is not known."""
         check_arguments(CostModel.saving, locals())
         return self.cost(self.reference).energy / self.cost(fmt).energy
 
-    def to_pandas(self, formats: Iterable[str | Format]) -> Any:
+    def to_pandas(self, formats: Iterable[str | Format | torch.dtype]) -> Any:
         """A pandas DataFrame: format, bits, delay, area, energy, speedup, saving."""
         check_arguments(CostModel.to_pandas, locals())
         made = [as_format(f) for f in formats]

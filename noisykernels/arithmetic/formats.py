@@ -14,7 +14,7 @@ from torch import Tensor
 from noisykernels._util.checks import flag, in_range, one_of, shown, whole
 from noisykernels.noise.arguments import Ids, Key, Seed, operand_number, seed_tensor, tensors, word
 
-__all__ = ["FORMATS", "FixedFormat", "FloatFormat", "Format", "as_format", "check_holds", "format_of", "quantize"]
+__all__ = ["FORMATS", "USUAL", "FixedFormat", "FloatFormat", "Format", "as_format", "check_holds", "format_of", "quantize"]
 
 _ops = torch.ops.noisykernels
 
@@ -268,24 +268,47 @@ def _shown(made: Any, always: Sequence[str]) -> str:
 
 
 _IEEE = {"subnormals": True, "overflow": "infinity", "rounding": "nearest"}
+_FINITE = {"subnormals": True, "rounding": "nearest"}  # no code for infinity: the largest value stands for more
 FORMATS: dict[str, Format] = {
     "fp32": FloatFormat(23, 8, **_IEEE),  # type: ignore[arg-type]
     "tf32": FloatFormat(10, 8, **_IEEE),  # type: ignore[arg-type]
     "bf16": FloatFormat(7, 8, **_IEEE),  # type: ignore[arg-type]
     "fp16": FloatFormat(10, 5, **_IEEE),  # type: ignore[arg-type]
     "fp8_e5m2": FloatFormat(2, 5, **_IEEE),  # type: ignore[arg-type]
-    "fp8_e4m3": FloatFormat(3, 4, subnormals=True, rounding="nearest", largest=448.0),
+    "fp8_e4m3": FloatFormat(3, 4, **_FINITE, largest=448.0),  # type: ignore[arg-type]
+    "fp8_e5m2fnuz": FloatFormat(2, 5, bias=16, **_FINITE),  # type: ignore[arg-type]
+    "fp8_e4m3fnuz": FloatFormat(3, 4, bias=8, **_FINITE),  # type: ignore[arg-type]
+    "fp6_e3m2": FloatFormat(2, 3, **_FINITE),  # type: ignore[arg-type]
+    "fp6_e2m3": FloatFormat(3, 2, **_FINITE),  # type: ignore[arg-type]
+    "fp4_e2m1": FloatFormat(1, 2, **_FINITE),  # type: ignore[arg-type]
+    **{f"int{bits}": FixedFormat(bits - 1, 0, "nearest") for bits in (16, 8, 4, 2)},
 }
-"""Well-known formats by name: round to nearest, ties to even, with subnormals. ``fp8_e4m3`` is that of the Open Compute
-Project, which has no infinity: it saturates at 448."""
+"""Well-known formats by name, all of which round to nearest, ties to even. IEEE's and ``fp8_e5m2`` have infinities;
+the others of 4 to 8 bits have none and saturate: ``fp8_e4m3`` (of the Open Compute Project; ``float8_e4m3fn`` in torch,
+whose own conversion gives NaN there) at 448, ``fp8_e4m3fnuz`` at 240, ``fp8_e5m2fnuz`` at 57344, ``fp6_e3m2`` at 28,
+``fp6_e2m3`` at 7.5, ``fp4_e2m1`` at 6. ``int8`` and its like are whole numbers that saturate at both ends alike, at 127
+and -127, as quantised weights do."""
+
+_BITS = {
+    "e5m2": "fp8_e5m2", "e4m3": "fp8_e4m3", "e4m3fn": "fp8_e4m3", "e5m2fnuz": "fp8_e5m2fnuz",
+    "e4m3fnuz": "fp8_e4m3fnuz", "e3m2": "fp6_e3m2", "e2m3": "fp6_e2m3", "e2m1": "fp4_e2m1",
+}  # fmt: skip
+USUAL = {
+    "float32": "fp32", "float": "fp32", "single": "fp32", "tensorfloat32": "tf32", "bfloat16": "bf16",
+    "float16": "fp16", "half": "fp16", "fp6": "fp6_e3m2", "fp4": "fp4_e2m1", "float4_e2m1fn_x2": "fp4_e2m1",
+    "fp8_e4m3fn": "fp8_e4m3", **_BITS, **{f"float{name[2]}_{bits}": name for bits, name in _BITS.items()},
+}  # fmt: skip
+"""Other names of the same formats: torch's (a ``torch.dtype`` will do), and those of bits such as ``"E4M3"``; in any
+case of letters."""
 
 
-def as_format(given: str | Format) -> Format:
-    """A format from its name: one of `FORMATS`, or ``"M7E6"``, ``"L8R8"`` as in the design sweeps of the literature
-    (truncation, saturation, no subnormals), perhaps with another rounding, ``"M7E6 stochastic"``.
+def as_format(given: str | Format | torch.dtype) -> Format:
+    """A format from its name: one of `FORMATS` or a usual name of one (``"float16"``, ``"bfloat16"``, ``"E4M3"``,
+    ``"float8_e4m3fn"``, ``"fp4"``, ``torch.int8``), or ``"M7E6"``, ``"L8R8"`` as in the design sweeps of the literature
+    (truncation, saturation, no subnormals); each perhaps with another rounding, ``"M7E6 stochastic"``.
 
     Args:
-        given: the name; a `Format` is returned as it is.
+        given: the name, or a dtype of torch; a `Format` is returned as it is.
 
     Raises:
         ValueError: an unknown name.
@@ -293,6 +316,8 @@ def as_format(given: str | Format) -> Format:
     Example:
         >>> as_format("M7E6"), as_format("L8R8")
         (FloatFormat(mantissa=7, exponent=6), FixedFormat(left=8, right=8))
+        >>> as_format(torch.float16) == as_format("half") == as_format("fp16"), str(as_format("E4M3"))
+        (True, 'fp8_e4m3')
     """
     return format_of("as_format", "format", given)
 
@@ -301,21 +326,22 @@ def format_of(op: str, name: str, given: Any) -> Format:
     """A format that is an argument of something else."""
     if isinstance(given, Format):
         return given
-    if isinstance(given, str):
-        if given in FORMATS:
-            return FORMATS[given]
-        bits, _, rounding = given.partition(" ")
+    if isinstance(given, str | torch.dtype):
+        bits, _, rounding = str(given).removeprefix("torch.").partition(" ")
+        known = bits.lower()
+        if (found := FORMATS.get(USUAL.get(known, known))) is not None:
+            return found.rounded(rounding) if rounding else found
         if match := re.fullmatch(r"M([0-9]{1,3})E([0-9]{1,3})", bits):
             return FloatFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
         if match := re.fullmatch(r"L([0-9]{1,3})R([0-9]{1,3})", bits):
             return FixedFormat(int(match[1]), int(match[2]), rounding=rounding or "truncate")
-    known = f"one of {', '.join(FORMATS)}, 'M<bits>E<bits>' or 'L<bits>R<bits>'"
-    raise ValueError(f"{op}: {name} must be {known}, got {shown(given)}")
+    words = f"one of {', '.join(FORMATS)}, a usual name of one, 'M<bits>E<bits>' or 'L<bits>R<bits>'"
+    raise ValueError(f"{op}: {name} must be {words}, got {shown(given)}")
 
 
 def quantize(
     x: Tensor,
-    fmt: str | Format,
+    fmt: str | Format | torch.dtype,
     *,
     seed: Seed = None,
     site: int = 0,

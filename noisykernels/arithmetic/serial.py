@@ -82,11 +82,11 @@ class Serial(Arithmetic):
 
     def __init__(
         self,
-        fmt: str | Format | None = None,
+        fmt: str | Format | torch.dtype | None = None,
         *,
-        operands: str | Format | None = None,
-        product: str | Format | None = None,
-        sum: str | Format | None = None,
+        operands: str | Format | torch.dtype | None = None,
+        product: str | Format | torch.dtype | None = None,
+        sum: str | Format | torch.dtype | None = None,
         order: str | Tensor | list[int] = "natural",
         low: float = -math.inf,
         high: float = math.inf,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
@@ -126,7 +127,7 @@ class LayerFormats(Result, kind="choice of formats"):
 def layer_formats(
     model: nn.Module,
     data: Data,
-    start: str | Format,
+    start: str | Format | torch.dtype,
     *,
     target: float = TARGET,
     evaluations: int | None = None,

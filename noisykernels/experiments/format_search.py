@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
@@ -134,7 +135,7 @@ def search_format(
     data: Data,
     predictor: LinearPredictor,
     *,
-    formats: Iterable[str | Format] | None = None,
+    formats: Iterable[str | Format | torch.dtype] | None = None,
     target: float = TARGET,
     evaluations: int = 2,
     cost: CostModel | None = None,

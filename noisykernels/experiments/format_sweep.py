@@ -188,7 +188,7 @@ class Sweep(Result, kind="sweep"):
 def sweep_formats(
     model: nn.Module,
     data: Data,
-    formats: Iterable[str | Format] | None = None,
+    formats: Iterable[str | Format | torch.dtype] | None = None,
     *,
     cost: CostModel | None = None,
     inputs: int | Tensor = INPUTS,

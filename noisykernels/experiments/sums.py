@@ -20,7 +20,7 @@ __all__ = ["plot_running_sums", "running_sums"]
 
 
 def running_sums(
-    x: Tensor, weight: Tensor, arithmetic: str | Format | Serial | None = None, *, seed: int = 0
+    x: Tensor, weight: Tensor, arithmetic: str | Format | torch.dtype | Serial | None = None, *, seed: int = 0
 ) -> Tensor:
     """The sum of one neuron after each of its operands.
 

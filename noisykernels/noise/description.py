@@ -41,11 +41,14 @@ class Noise:
         ValueError: a negative, NaN or infinite level, an unknown order or kind, or a fold that does not exist.
         TypeError: a level that is neither a number nor a floating-point tensor.
 
-    Source: Walking Noise (arXiv 2212.10430). Two `Noise` objects are equal only if they are the same object.
+    Source: Walking Noise (arXiv 2212.10430). Two are equal that are the same noise: of one mode and kind, with the same
+    numbers as levels; levels that are tensors, which may change, equal tensors that hold the same now.
 
     Example:
         >>> Noise(add=0.1)
         Noise(add=0.1)
+        >>> Noise(add=0.1) == Noise(add=0.1), len({Noise(add=0.1), Noise(add=0.1), Noise(add=0.2)})
+        (True, 2)
         >>> Noise.amplitude(2.0, ratio=0.25)
         Noise(add=0.5, mul=1.5)
     """
@@ -125,6 +128,19 @@ class Noise:
                 raise ValueError(f"Noise.scaled: level {self.largest} times factor {factor} is not finite")
         return scaled
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Noise):
+            return NotImplemented
+        if self is other:
+            return True
+        if (self.mode, self.kind, self.trusted) != (other.mode, other.kind, other.trusted):
+            return False
+        return _same(self.add, other.add) and _same(self.mul, other.mul)
+
+    def __hash__(self) -> int:
+        numbers = [None if t is None else t.item() for t in (self.add, self.mul)] if self.trusted else []
+        return hash((self.mode, self.kind, *numbers))  # tensors may change
+
     def __repr__(self) -> str:
         parts = [
             f"{name}={t.item()!r}" if t.dim() == 0 and can_look(t) else f"{name}=<{list(t.shape)}>"
@@ -138,6 +154,17 @@ class Noise:
         if self.fold:
             parts.append("fold=True")
         return f"Noise({', '.join(parts)})"
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two levels hold the same; of those that cannot be looked at only one and the same do."""
+    if one is other or one is None or other is None or one.shape != other.shape:
+        return one is other
+    if not (one.is_cpu and other.is_cpu):
+        if not (type(one) is type(other) is Tensor) or "meta" in (one.device.type, other.device.type):
+            return False
+        one, other = one.cpu(), other.cpu()
+    return can_look(one) and can_look(other) and bool((one == other).all())
 
 
 def _level(name: str, value: float | Tensor) -> Tensor | None:

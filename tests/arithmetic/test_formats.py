@@ -322,7 +322,7 @@ def test_errors_name_what_is_wrong() -> None:
         (lambda: FixedFormat(30, 24), "left [+] right"),
         (lambda: FixedFormat(-1, 4), "left must be a whole number"),
         (lambda: FixedFormat(4, 4, "up"), "rounding must be one of"),
-        (lambda: as_format("E5M2"), "format must be one of fp32, .*got 'E5M2'"),
+        (lambda: as_format("E5M3"), "format must be one of fp32, .*got 'E5M3'"),
         (lambda: as_format("M7E9"), "exponent"),
         (lambda: quantize(x, 16), "format must be one of"),  # type: ignore[arg-type]
         (lambda: quantize(x, FixedFormat(20, 5)), "more than 24 bits: torch.float32 data cannot hold it"),
@@ -349,3 +349,54 @@ def test_errors_name_what_is_wrong() -> None:
 @pytest.mark.parametrize("name", ("fp16", "fp8_e4m3", "M7E6", "L8R8", "M7E6 nearest", "L3R2 stochastic"))
 def test_names(name: str) -> None:
     assert str(as_format(name)) == name
+
+
+USUAL_DTYPES = {
+    "float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float8_e5m2": "fp8_e5m2",
+    "float8_e4m3fn": "fp8_e4m3", "float8_e4m3fnuz": "fp8_e4m3fnuz", "float8_e5m2fnuz": "fp8_e5m2fnuz",
+    "int8": "int8", "int16": "int16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USUAL_DTYPES)
+def test_usual_names_are_those_of_torchs_types(name: str) -> None:
+    """The name, in any case of letters, and the type itself; within its range the type's own conversion, and then the
+    largest value, or infinity where the type has one."""
+    dtype, fmt = getattr(torch, name), as_format(name)
+    assert fmt is FORMATS[USUAL_DTYPES[name]] and as_format(dtype) is fmt is as_format(name.upper())
+    assert as_format(f"{name} truncate") == fmt.rounded("truncate")
+    if not dtype.is_floating_point:
+        whole = torch.arange(-300, 300) / 2
+        limit = fmt.largest_value
+        assert limit == torch.iinfo(dtype).max and torch.equal(rounded(whole, fmt), whole.round().clamp(-limit, limit))
+        return
+    largest = torch.finfo(dtype).max
+    assert fmt.largest_value == largest and fmt.bits == torch.finfo(dtype).bits
+    x = VALUES[VALUES.abs() <= largest]
+    expected = x.to(dtype).float()
+    assert torch.equal(rounded(x, fmt), expected)
+    infinite = name not in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    assert rounded(torch.tensor([math.inf]), fmt).item() == (math.inf if infinite else largest)
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (("fp4", "E2M1", "fp4_e2m1", "float4_e2m1fn_x2"), [0, 0.5, 1, 1.5, 2, 3, 4, 6]),
+        (("E2M3", "fp6_e2m3"), [k / 8 * 2**e for e in range(3) for k in range(16)]),
+        (("fp6", "E3M2"), [*(k / 16 for k in range(4)), *((4 + k) / 16 * 2**e for e in range(7) for k in range(4))]),
+        (("int4", "INT4"), list(range(8))),
+        (("int2",), [0, 1]),
+    ],
+)  # fmt: skip
+def test_small_formats_hold_their_values(names: tuple[str, ...], values: list[float]) -> None:
+    dense = torch.linspace(-40, 40, 20001)
+    for name in names:
+        found = rounded(dense, as_format(name)).abs().unique()
+        assert found.tolist() == sorted(set(values)), name
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    for name in ("fp8", "E9M9", "float64", torch.float64, torch.uint8, "int3", 16):
+        with pytest.raises(ValueError, match=r"must be one of fp32, .* int8, .* a usual name"):
+            as_format(name)  # type: ignore[arg-type]

@@ -410,3 +410,28 @@ def test_a_bad_level_spoils_its_own_row_only(mode: int, n: int, cpu_level: str) 
     actual = call(bad, same) if mode == 0 else call(same, bad)
     expected[1] = torch.nan
     assert_same_bits(actual, expected)
+
+
+def test_equal_noises_are_the_same_noise() -> None:
+    """By mode, kind and levels; tensors by what they hold now, and never a number."""
+    made = [
+        lambda: Noise(), lambda: Noise(add=0.1), lambda: Noise(add=0.2), lambda: Noise(mul=0.1),
+        lambda: Noise(add=0.1, kind="uniform"), lambda: Noise(add=0.1, mul=0.1),
+        lambda: Noise(add=0.1, mul=0.1, order="add_mul"), lambda: Noise(add=0.1, mul=0.1, fold=True),
+        lambda: Noise(add=torch.tensor(0.1)), lambda: Noise(add=torch.tensor([[[0.1, 0.2]]])),
+        lambda: Noise(add=torch.tensor([[[0.1, 0.3]]])), lambda: Noise(add=torch.tensor([[0.1, 0.2]])),
+    ]  # fmt: skip
+    for i, one in enumerate(made):
+        for j, other in enumerate(made):
+            assert (one() == other()) is (i == j) is not (one() != other())
+        assert hash(one()) == hash(one())
+    assert len({one() for one in (*made, *made)}) == len(made)
+    assert Noise(add=0.5).scaled(0.5) == Noise(add=0.25) != 0.25
+    assert Noise(add=0.1, order="add_mul") == Noise(add=0.1)  # there is nothing to order
+    level = torch.tensor(1.0)
+    changing, other = Noise(add=level), Noise(add=torch.tensor(2.0))
+    known = {changing: "found"}
+    level.fill_(2.0)
+    assert changing == other and known[changing] == "found"
+    hidden = Noise(add=torch.tensor(1.0, device="meta"))
+    assert hidden == hidden != Noise(add=torch.tensor(1.0, device="meta"))

@@ -47,7 +47,7 @@ def _needs_grad() -> nk.Noise:
         (dict(noise=_noise((), torch.nan)), ValueError, r"level `add` must be finite.* got \[nan"),
         (dict(noise=_noise((), torch.inf)), ValueError, r"level `add` must be finite.* got \[inf"),
         (dict(noise=_needs_grad()), ValueError, "level `add` requires grad"),
-        (dict(noise=_noise((4,))), RuntimeError, r"`add` must be 0-d or of rank 5 .* shape \[4\]"),
+        (dict(noise=_noise((4,))), RuntimeError, r"`add` must be 0-d or of rank 5 .* per_channel.* shape \[4\]"),
         (dict(noise=_noise((2, 1, 1, 1, 1))), RuntimeError, "`add` has 2 draws, expected 1 or 1"),
         (dict(noise=_noise((1, 3, 1, 1, 1))), RuntimeError, "`add` has 3 rows, expected 1 or 4"),
         (dict(noise=_noise((1, 1, 1, 3, 1))), RuntimeError, r"`add` of shape \[1, 1, 1, 3, 1\]"),
