@@ -25,7 +25,7 @@ CLASSES = {
     "Noise": "a Noise", "Recordings": "Recordings", "Search": "a Search", "Serial": "a Serial",
     "SiteGradient": "a SiteGradient", "Study": "a Study", "Sweep": "a Sweep", "Tensor": "a tensor",
     "VoteCurve": "a VoteCurve", "nn.Module": "a torch.nn.Module", "torch.Tensor": "a tensor",
-    "torch.device": "a torch.device",
+    "torch.device": "a torch.device", "torch.dtype": "a torch.dtype",
 }  # fmt: skip
 # Results that pictures are made of (stats/views.py), met by what they have.
 LIKE = {

@@ -14,7 +14,17 @@ from torch import Tensor
 from noisykernels._util.checks import flag, in_range, one_of, shown, whole
 from noisykernels.noise.arguments import Ids, Key, Seed, operand_number, seed_tensor, tensors, word
 
-__all__ = ["FORMATS", "USUAL", "FixedFormat", "FloatFormat", "Format", "as_format", "check_holds", "format_of", "quantize"]
+__all__ = [
+    "FORMATS",
+    "USUAL",
+    "FixedFormat",
+    "FloatFormat",
+    "Format",
+    "as_format",
+    "check_holds",
+    "format_of",
+    "quantize",
+]
 
 _ops = torch.ops.noisykernels
 

@@ -8,6 +8,8 @@ layers without a seed of their own draw one from torch's generators.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -33,6 +35,7 @@ class _SharpnessAware(Optimizer):
     """
 
     base_optimizer: Optimizer
+    _spent: tuple[tuple[Tensor, Tensor, int], ...] = ()  # gradients of both passes, and their versions
 
     def __init__(
         self,
@@ -52,6 +55,11 @@ class _SharpnessAware(Optimizer):
             )
         if not (model is None or isinstance(model, nn.Module)):
             raise TypeError(f"{name}: model must be a torch.nn.Module or None, got {type(model).__name__}")
+        if inspect.signature(base_optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{name}: base_optimizer must step from one gradient, and {base_optimizer.__name__} evaluates a "
+                "closure of its own; use it alone, or another optimizer here"
+            )
         self.settings, self.model, self.same_noise = settings, model, flag(name, "same_noise", same_noise)
         self._originals: list[tuple[Tensor, Tensor]] | None = None  # weights and their copies, at the ascent point
         self._ready = False  # both passes are done
@@ -136,28 +144,41 @@ class _SharpnessAware(Optimizer):
         Yields 0 at the weights, then 1 at the ascent point. Around the second go what `same_noise` and `model`
         say, after it the weights are back, and `step()` takes the step. What the body draws from torch's
         generators it draws twice the same way with `same_noise`, so the data is chosen before.
+
+        Raises:
+            RuntimeError: the body has added to gradients that were there before, which the second pass would lack.
         """
-        with self._noise_again():
+        for p, gradient, version in self._spent:  # which nobody has added to since
+            if p.grad is gradient and gradient._version == version:
+                p.grad = None
+        with self._noise_again(), _Carried(self.param_groups) as carried:
             yield 0
+        if carried:
+            raise RuntimeError(
+                f"{type(self).__name__}: gradients from before the first pass would be lost, since both passes take "
+                "all of a step's gradients: clear them first, and where batches are accumulated run all of them in "
+                "each pass, `for _ in optimizer.passes(): for batch in batches: ...`, or in the closure"
+            )
         self.ascend()
         try:
             with _held_statistics(self.model):
                 yield 1
         finally:
             self.restore()
+            self._take_note()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the base optimizer with the gradient of the ascent point.
 
         Args:
-            closure: clears the gradients, computes the loss, its gradients, and returns it; runs twice. None:
-                both passes were run before, by `passes`, or by `ascend` and `restore`.
+            closure: clears the gradients, computes the loss of all of the step's data, its gradients, and returns
+                it; runs twice. None: both passes were run before, by `passes`, or by `ascend` and `restore`.
 
         Returns:
             The loss of the first pass, which is that of the weights themselves; None without a closure.
 
         Raises:
-            RuntimeError: no closure, and no two passes either.
+            RuntimeError: no closure, and no two passes either; or gradients that were accumulated before.
         """
         loss = None
         if closure is not None:
@@ -169,7 +190,13 @@ class _SharpnessAware(Optimizer):
             raise RuntimeError("step: run both passes first, `for _ in optimizer.passes(): ...`, or give a closure")
         self._ready = False
         self.base_optimizer.step()
+        self._take_note()
         return loss
+
+    def _take_note(self) -> None:
+        """Both passes have had their gradients: the next step's do not begin with them."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self._spent = tuple((p, p.grad, p.grad._version) for p in parameters)
 
     def _noise_again(self) -> contextlib.AbstractContextManager[None]:
         """After it the generators stand where they stood before."""
@@ -243,7 +270,8 @@ class SAM(_SharpnessAware):
 
     Raises:
         TypeError: a base optimizer that is no class, a setting that is no number.
-        ValueError: a setting out of range, or one that the base optimizer has too.
+        ValueError: a setting out of range, or one that the base optimizer has too; a base optimizer, such as LBFGS,
+            whose step evaluates a closure.
 
     Source: Foret et al., Sharpness-Aware Minimization (arXiv 2010.01412).
 
@@ -374,6 +402,34 @@ class SAMSON(_Adaptive):
         unit = torch.where(largest > 0, largest, 1.0)  # powers of numbers near 1 neither over- nor underflow
         size = unit * torch.linalg.vector_norm(weight / unit, group["p"])
         return torch.where(size > 0, (weight.abs() + group["eta"]) / size, 1.0)
+
+
+class _Carried:
+    """Whether a pass adds to gradients that were there before it; true of one that does."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        self.parameters = [p for g in groups for p in g["params"] if p.grad is not None and p.requires_grad]
+        self.added: list[Tensor] = []
+
+    def __enter__(self) -> _Carried:
+        self.hooks = [p.register_hook(functools.partial(self._look, p)) for p in self.parameters]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _look(self, parameter: Tensor, gradient: Tensor) -> None:
+        """Before a gradient is added: the first time, what is there is from before, unless it was cleared."""
+        place = next((i for i, p in enumerate(self.parameters) if p is parameter), None)
+        if place is not None:
+            del self.parameters[place]
+            if (before := parameter.grad) is not None:
+                values = before.detach().coalesce().values() if before.is_sparse else before.detach()
+                self.added.append((values != 0).any())  # a device is not waited for
+
+    def __bool__(self) -> bool:
+        return any(map(bool, self.added))
 
 
 @contextlib.contextmanager
