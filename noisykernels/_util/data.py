@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from noisykernels._util.checks import in_range, shown
 
@@ -21,12 +23,13 @@ def batches(name: str, data: Data, size: int, dim: int = 0) -> Iterator[tuple[Te
 
     Args:
         name: of the function that asks, for errors.
-        data: inputs or (inputs, labels), tensors; or any other iterable of batches, each likewise.
-        size: rows of a batch, where `data` are tensors.
+        data: inputs or (inputs, labels), tensors or arrays; a torch ``Dataset`` of such rows; or any other iterable of
+            batches, each likewise.
+        size: rows of a batch, where `data` are no batches.
         dim: dimension of the inputs that counts rows.
 
     Raises:
-        TypeError: a batch that is no tensor and does not begin with one.
+        TypeError: a batch that is no tensor or array and does not begin with one.
         ValueError: a `size` below 1, or not as many inputs as labels.
 
     Example:
@@ -34,23 +37,26 @@ def batches(name: str, data: Data, size: int, dim: int = 0) -> Iterator[tuple[Te
         [2, 2, 1]
     """
     in_range(name, "batch_size", size)
-    if isinstance(data, Tensor) or (
-        isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
-    ):
-        inputs, labels = (data, None) if isinstance(data, Tensor) else data
+    opened: Any = _opened(data, size)
+    if isinstance(opened, Tensor) or _is_pair(opened):
+        inputs, labels = (opened, None) if isinstance(opened, Tensor) else opened
         check_dense(name, inputs)
         if inputs.dim() <= dim:
             raise ValueError(f"{name}: data must have rows, got {shown(inputs)}")
         count = inputs.shape[dim]
-        if labels is not None and count != len(labels):
-            raise ValueError(f"{name}: data must have as many inputs as labels, got {count} and {len(labels)}")
+        if labels is not None and (labels.dim() == 0 or count != len(labels)):
+            got = f"{count} and {len(labels)}" if labels.dim() else f"{count} and {shown(labels)}"
+            raise ValueError(
+                f"{name}: data must have as many inputs as labels, got {got} (two batches of inputs are [(a,), (b,)])"
+            )
         for first in range(0, max(1, count), size):
             rows = min(size, count - first)
             yield inputs.narrow(dim, first, rows), None if labels is None else labels[first : first + rows]
         return
-    _check_iterable(name, data, "tensors, or an iterable of batches")
-    for batch in data:
-        first, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+    _check_iterable(name, opened, "tensors, or an iterable of batches")
+    for batch in opened:
+        _refuse_named(name, batch)
+        first, *rest = map(_opened, batch) if isinstance(batch, tuple | list) and batch else (_opened(batch),)
         if not isinstance(first, Tensor):
             raise TypeError(f"{name}: a batch of data must be a tensor or begin with one, got {shown(first)}")
         labels = next((t for t in rest if isinstance(t, Tensor)), None)
@@ -68,7 +74,8 @@ def in_memory(name: str, data: Data) -> tuple[Tensor, Tensor]:
 
     Args:
         name: of the function that asks, for errors.
-        data: (inputs, labels), tensors; or any other iterable of such pairs, each of tensors, arrays or lists.
+        data: (inputs, labels), tensors or arrays; a torch ``Dataset`` of such rows; or any other iterable of such
+            pairs, each of tensors, arrays or lists.
 
     Raises:
         TypeError: no pairs, or pairs of what makes no tensors.
@@ -78,14 +85,15 @@ def in_memory(name: str, data: Data) -> tuple[Tensor, Tensor]:
         >>> [t.shape[0] for t in in_memory("f", [(torch.zeros(2, 3), [0, 1]), (torch.zeros(1, 3), [0])])]
         [3, 3]
     """
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
-        parts: list[Any] = [(data[0], data[1])]
+    opened: Any = _opened(data)
+    if _is_pair(opened):
+        parts: list[Any] = [opened]
     else:
         expected = "(inputs, labels), or an iterable of such batches"
-        if isinstance(data, Tensor):
+        if isinstance(opened, Tensor):
             raise TypeError(f"{name}: data must be {expected}, got {shown(data)}")
-        _check_iterable(name, data, expected)
-        parts = [_pair(name, batch) for batch in data]
+        _check_iterable(name, opened, expected)
+        parts = [_pair(name, batch) for batch in opened]
     if not parts:
         raise ValueError(f"{name}: data must hold at least one batch, got none")
     for x, y in parts:
@@ -130,6 +138,28 @@ def check_classes(name: str, scores: Any, labels: Tensor) -> None:
     check_labels(name, scores, labels)
 
 
+def _opened(data: Any, size: int = 1024) -> Any:
+    """Arrays as tensors, two of them as a pair, and a data set of rows as batches of so many."""
+    if isinstance(data, np.ndarray) and data.dtype.kind in "biuf":
+        return torch.as_tensor(data)
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor | np.ndarray) for t in data):
+        return tuple(map(_opened, data))
+    if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
+        return data.tensors if len(data.tensors) == 2 else data.tensors[0]
+    return DataLoader(data, batch_size=size) if isinstance(data, Dataset) else data
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
+
+
+def _refuse_named(name: str, batch: Any) -> None:
+    """Of a batch whose parts have names it is not known which are inputs and which are labels."""
+    if isinstance(batch, Mapping):
+        keys = ", ".join(map(repr, batch))
+        raise TypeError(f"{name}: a batch of data must be (inputs, labels), got a dict of {keys}: give these two alone")
+
+
 def _check_iterable(name: str, data: Any, expected: str) -> None:
     if isinstance(data, str | bytes | Mapping | type) or not isinstance(data, Iterable):
         raise TypeError(f"{name}: data must be {expected}, got {shown(data)}")
@@ -137,6 +167,7 @@ def _check_iterable(name: str, data: Any, expected: str) -> None:
 
 def _pair(name: str, batch: Any) -> tuple[Tensor, Tensor]:
     """Inputs and labels of a batch."""
+    _refuse_named(name, batch)
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise TypeError(f"{name}: each batch of data must be a pair (inputs, labels), got {shown(batch)}")
     made = []

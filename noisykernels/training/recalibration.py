@@ -38,14 +38,16 @@ def recalibrate_bn(
 
     Args:
         model: injected, with noisy layers, or without noise.
-        data: inputs or (inputs, labels), tensors; or any other iterable of batches, each likewise. The labels are
-            not used. Rows are numbered through all batches, so that no two share their noise.
+        data: inputs or (inputs, labels), tensors or arrays; a torch ``Dataset``; or any other iterable of batches, each
+            likewise. The labels are not used, nor are batches with one value per channel, such as a last row. Rows are
+            numbered through all batches, so that no two share their noise.
         seed: 64-bit seed of the noise; None draws from torch's default generator.
         batch_size: rows of a batch, where `data` are tensors.
 
     Raises:
         TypeError: a batch that is no tensor.
-        ValueError: no batch norm with running statistics is called, no data, or a batch with one value per channel.
+        ValueError: no batch norm with running statistics is called, no data, or no batch with more than one value per
+            channel.
 
     Source: Tsai et al., Robust Processing-In-Memory Neural Networks via Noise-Aware Normalization
     (arXiv 2007.03230).
@@ -70,16 +72,27 @@ def recalibrate_bn(
                     continue
                 rows = torch.arange(first, first + len(x))
                 with noise_state(target, seed=seed, rows=rows) if noisy else contextlib.nullcontext():
-                    target(x.to(place))
+                    _run(target, x.to(place))
                 first += len(x)
         if first == 0:
             raise ValueError("recalibrate_bn: data must hold at least one row, got none")
+        if single := next((a.single for a in averages if a.single is not None and not a.count), None):
+            raise ValueError(f"recalibrate_bn: a batch must have more than one value per channel, got {single} alone")
         if not any(average.count for average in averages):
             raise ValueError("recalibrate_bn: no batch reached a batch norm with running statistics")
         done = True
     finally:
         for average in averages:
             average.close(done)
+
+
+def _run(model: nn.Module, x: Tensor) -> None:
+    """A batch through the model, or as far as a batch norm without running statistics, which one row ends."""
+    try:
+        model(x)
+    except ValueError as error:
+        if len(x) > 1 or "more than 1 value per channel" not in str(error):
+            raise
 
 
 class _Average:
@@ -92,13 +105,15 @@ class _Average:
         self.mean: Tensor | float = 0.0
         self.var: Tensor | float = 0.0
         self.count = 0
+        self.single: list[int] | None = None  # shape of a batch with one value per channel
         self.hook = layer.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["input"]
         n = x.numel() // max(1, x.shape[1])
-        if n < 2:
-            raise ValueError(f"recalibrate_bn: a batch must have more than one value per channel, got {list(x.shape)}")
+        if n < 2:  # has no variance: as a last batch of one row, it is normalised with what was found before
+            self.single = list(x.shape)
+            return
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
         self._write(mean, var)

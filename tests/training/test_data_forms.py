@@ -1,0 +1,103 @@
+"""The forms that data come in mean the same to every function that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import noisykernels as nk
+from noisykernels.training import gradient_norms, m_sharpness, recalibrate_bn, site_statistics
+
+X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 3
+
+
+class Rows(Dataset[tuple[Tensor, int]]):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return X[i], int(Y[i])
+
+
+FORMS: dict[str, Callable[[], Any]] = {
+    "tuple": lambda: (X, Y),
+    "list": lambda: [X, Y],
+    "arrays": lambda: (X.numpy(), Y.numpy()),
+    "list of arrays": lambda: [X.numpy(), Y.numpy()],
+    "tensor and array": lambda: (X, Y.numpy()),
+    "tensors' data set": lambda: TensorDataset(X, Y),
+    "data set": Rows,
+    "loader": lambda: DataLoader(TensorDataset(X, Y), batch_size=20),
+    "batches": lambda: [(X, Y)],
+    "batches of lists": lambda: [[X, Y]],
+    "batches of arrays": lambda: [(X.numpy(), Y.numpy())],
+    "iterator": lambda: iter([(X, Y)]),
+}
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval()
+
+
+def recalibrated(data: Any) -> Any:
+    made = model()
+    recalibrate_bn(made, data, batch_size=20)
+    return made[1].running_mean.tolist(), made[1].running_var.tolist(), made[1].num_batches_tracked.item()
+
+
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "recalibrate_bn": recalibrated,
+    "m_sharpness": lambda data: m_sharpness(model(), data, batch_size=20),
+    "site_statistics": lambda data: site_statistics(model(), data, batch_size=20),
+    "gradient_norms": lambda data: gradient_norms(model(), data, batch_size=20),
+    "chips": lambda data: nk.chips(model(), data, hardware=[nk.WeightNoise(add=1.0)], draws=3, seed=1),
+    "vote": lambda data: nk.vote(model(), data, noise=nk.Noise(add=1.0), draws=3, seed=1),
+    "walk": lambda data: nk.walk(model(), data, noise=nk.Noise(add=1.0), levels=[1.0], draws=2, seed=1).records,
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_form_means_the_same(function: str) -> None:
+    run = FUNCTIONS[function]
+    expected = str(run((X, Y)))
+    for name, form in FORMS.items():
+        assert str(run(form())) == expected, name
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_batches_with_names_are_refused_by_their_names(function: str) -> None:
+    with pytest.raises(TypeError, match=rf"{function}: .* got a dict of 'x', 'labels': give these two alone"):
+        FUNCTIONS[function]([{"x": X, "labels": Y}])
+
+
+def test_two_tensors_are_never_two_batches() -> None:
+    """Also of inputs alone, where nothing asks for labels."""
+    assert recalibrated([X, 100 + X]) == recalibrated(X) == recalibrated(X.numpy()) == recalibrated(TensorDataset(X))
+    with pytest.raises(ValueError, match=r"as many inputs as labels, got 20 and 3 \(two batches of inputs are"):
+        recalibrated([X, X[:3]])
+    assert recalibrated([(X,), (X[:7],)])[2] == 2
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: list(x.split(4)), lambda x: DataLoader(x, batch_size=4)])
+def test_a_last_batch_of_one_row_does_not_end_a_recalibration(form: Callable[[Tensor], Any]) -> None:
+    """It has no variance, and is left out."""
+    found = []
+    for x in (X[:17], X[:16]):
+        made = model()
+        recalibrate_bn(made, form(x), batch_size=4)
+        found.append([*made[1].state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with pytest.raises(ValueError, match=r"a batch must have more than one value per channel, got \[1, 5\] alone"):
+        recalibrated(X[:1])
+
+
+def test_nor_where_a_batch_norm_keeps_no_statistics() -> None:
+    made = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4, track_running_stats=False)).eval()
+    recalibrate_bn(made, X[:17], batch_size=4)
+    assert made[0].num_batches_tracked == 4
