@@ -37,7 +37,7 @@ from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site, path_of
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.modules import NoisyLayer
-from noisykernels.nn.signals import enter_model, enter_module, leave_module, run_quietly, within_model
+from noisykernels.nn.signals import enter_model, enter_module, leave_module, run_quietly, running, within_model
 from noisykernels.noise.arguments import seed_tensor
 
 __all__ = [
@@ -244,7 +244,14 @@ def _told_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
         door = door_of(self)
         if door is None:  # the noise is out, and others have brought this back
             return original(self)(*args, **kwargs)
-        if is_injected(self) or not within_model():
+        within = not is_injected(self)
+        if within and not torch.compiler.is_compiling() and (mode := running()) is not None:  # asked once
+            mode.enter(door.path, self)
+            try:
+                return type(self).forward(self, *args, **kwargs) if door.own is None else door.own(*args, **kwargs)
+            finally:
+                mode.leave(door.path)
+        if not within or not within_model():
             return _outermost(self, door, args, kwargs)
         enter_module(door.path, self)
         try:

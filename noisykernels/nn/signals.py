@@ -23,6 +23,7 @@ __all__ = [
     "leave_module",
     "refuse_another",
     "run_quietly",
+    "running",
     "within_model",
 ]
 
@@ -39,7 +40,7 @@ class ModelMode(TorchFunctionMode):
         raise NotImplementedError
 
 
-def _running() -> ModelMode | None:
+def running() -> ModelMode | None:
     """The mode of the injected model that runs now. Not for compiled code: that sees modes by their effect only."""
     i = torch._C._len_torch_function_stack()
     while i:
@@ -63,7 +64,7 @@ def run_quietly(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     """The forward of an injected model in which nothing draws: no mode sees its operations."""
     if torch.compiler.is_compiling():
         return forward(*args, **kwargs)
-    if _QUIET.running or _running() is not None:
+    if _QUIET.running or running() is not None:
         refuse_another()
     _QUIET.running = True
     try:
@@ -88,7 +89,7 @@ def enter_model() -> None:
     """An injected model begins its forward: not within that of another."""
     if torch.compiler.is_compiling():
         _tell(enter_model)
-    elif _QUIET.running or _running() is not None:
+    elif _QUIET.running or running() is not None:
         refuse_another()
 
 
@@ -101,14 +102,14 @@ def within_model() -> bool:
     """Whether the forward of an injected model runs; its mode says so."""
     if torch.compiler.is_compiling():
         return torch._C._is_torch_function_mode_enabled() and bool(handle_torch_function(within_model, ()))
-    return _QUIET.running or _running() is not None
+    return _QUIET.running or running() is not None
 
 
 def enter_module(path: str, module: nn.Module) -> None:
     """A submodule begins: its path names the sites that follow."""
     if torch.compiler.is_compiling():
         _tell(enter_module, path, module)
-    elif (mode := _running()) is not None:
+    elif (mode := running()) is not None:
         mode.enter(path, module)
 
 
@@ -116,7 +117,7 @@ def leave_module(path: str) -> None:
     """The counterpart of `enter_module`."""
     if torch.compiler.is_compiling():
         _tell(leave_module, path)
-    elif (mode := _running()) is not None:
+    elif (mode := running()) is not None:
         mode.leave(path)
 
 
