@@ -158,7 +158,9 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
         plan = here.described()
         kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
         if targets[0].shares_rows:  # what is on a chip
-            plan["arrays"] = kept["arrays"] = asked.arrays
+            plan["arrays"] = asked.arrays
+            if any(len(site.calls) > 1 for site in session.sites):  # else they are the same
+                kept["arrays"] = asked.arrays
         if identity := asked.metric.identity():
             plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:

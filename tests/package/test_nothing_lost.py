@@ -4,8 +4,9 @@ tests/helpers/recorded.py has the cases; tests/data/v0_1_0 what they gave, and f
 Written anew on purpose since: the first word of five messages (`Compute` and `Search` check themselves), what fourteen
 messages expect (ranges of one table, also of items of lists), the name of the error of a damaged file
 (`ResultFileError`), the code that a report shows (`compute=`) and says of a search that was stopped, and what a
-converter makes of its limit (two digests of `op_hardware`: the limit to the bit, not the number beside it), and the
-plans of four walks (rows of a pass in little memory; a model that cannot be recorded has no chunks).
+converter makes of its limit (two digests of `op_hardware`: the limit to the bit, not the number beside it), the
+plans of four walks (rows of a pass in little memory; a model that cannot be recorded has no chunks), and the words of
+tables and reports of the share of multiply-adds that noise and hardware reach.
 """
 
 from __future__ import annotations
