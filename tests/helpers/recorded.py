@@ -111,7 +111,7 @@ def op(name: str) -> Callable[..., Tensor]:
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "v0_1_0"
 # Entries of a plan, and fields of results, that belong to the machine or that did not exist then.
 OF_THE_MACHINE = ("torch", "cpu_level", "threads", "device", "verification", "ties", "arrays", "covered")
-SINCE = {"metric": "accuracy", "arrays": "module"}  # fields that results did not have then, with what goes without saying
+SINCE = {"metric": "accuracy", "arrays": "module"}  # fields that did not exist then, with what goes without saying
 KINDS_THEN = ("gaussian", "uniform", "laplace")  # there may be more today
 VERBATIM = 3000  # characters of a text that is kept as it is, so that a failure can be read
 
