@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from noisykernels.injection.site import Site, meets, near
 from noisykernels.injection.trace import names_of
 from noisykernels.noise.arguments import ids_tensor
 
-__all__ = ["chosen_sites", "draw_list", "level_list", "refuse_without_rows"]
+__all__ = ["chosen_sites", "draw_list", "level_list", "with_rows"]
 
 
 def level_list(op: str, levels: Sequence[float] | Tensor) -> list[float]:
@@ -69,10 +70,15 @@ def chosen_sites(
     return [site for site in every if any(fits(site, choice) for choice in wanted)]
 
 
-def refuse_without_rows(op: str, chosen: list[Site]) -> None:
-    """Before anything runs: at such a site the walk would end, and lose what it has counted."""
-    if lost := [repr(site.name) for site in chosen if site.row_dim is None]:
+def with_rows(op: str, chosen: list[Site], asked: Any) -> list[Site]:
+    """The sites that noise can enter at; others are left out with a warning, or are an error if they were asked for."""
+    lost = [site.name for site in chosen if site.row_dim is None and not site.alone]
+    if not lost:
+        return chosen
+    if asked is not None or len(lost) == len(chosen):
         raise RuntimeError(
-            f"{op}: rows cannot be told apart at {', '.join(lost)}, so no noise can enter there; "
+            f"{op}: rows cannot be told apart at {', '.join(map(repr, lost))}, so no noise can enter there; "
             "choose other sites with sites="
         )
+    warnings.warn(f"{op}: rows cannot be told apart at {', '.join(map(repr, lost))}: left out", stacklevel=5)
+    return [site for site in chosen if site.name not in lost]

@@ -26,7 +26,6 @@ from noisykernels._graph.tape import Tape
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.hardware.noises import WeightNoise
-from noisykernels.injection.kinds import CONTRACTION_KINDS
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.site import Site, exactly
 from noisykernels.noise.arguments import Key, seed_tensor
@@ -38,7 +37,7 @@ __all__ = ["Activation", "Parameter", "Pass", "Target", "Weight", "Work", "has_w
 
 def has_weight(site: Site) -> bool:
     """Whether a site is that of a contraction with a weight, the first of those with its array."""
-    return site.kind in CONTRACTION_KINDS and bool(site.calls)
+    return bool(site.calls)
 
 
 class Work(NamedTuple):

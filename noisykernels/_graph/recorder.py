@@ -40,7 +40,7 @@ def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
         inputs = inputs.clone()  # a model may write into it
         try:
             runs = [recorded(model, inputs[:n].clone()) for n in SIZES]
-            tape, names = _merged(runs)
+            tape, names, alone = _merged(runs)
             why = find_rows(tape, inputs[: tape.rows], runs[0].scores)
         except NotTraceable:
             raise
@@ -50,18 +50,21 @@ def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
         if why is None and not all(are_close(run.scores[: tape.rows], runs[0].scores) for run in runs):
             why = "the scores of a row depend on the other rows"
         _find_sites(tape, why)
-        tape.idle = set(names) - {name for s in tape.steps for name in s.names}
+        reached = {name for s in tape.steps for name in s.names}
+        tape.refused |= dict.fromkeys(alone, "its value is the same for all rows")
+        tape.idle = set(names) - reached - set(alone)
     return tape
 
 
-def _merged(runs: list[Recording]) -> tuple[Tape, list[str]]:
-    """A tape without rows and sites, and the names of all sites that there are."""
+def _merged(runs: list[Recording]) -> tuple[Tape, list[str], list[str]]:
+    """A tape without rows and sites, the names of all sites that there are, and of those whose values are constant."""
     a, b, c = runs
     if not len(a.steps) == len(b.steps) == len(c.steps):
         raise NotTraceable("the model runs other operations for another number of rows")
     follows = {0}  # values that depend on the input or on the number of rows
     constants: dict[int, Any] = {}
     steps: list[Step] = []
+    alone: list[str] = []
     wanted = _leading_to(a.result, a.steps)
     for i, (s, t, u) in enumerate(zip(a.steps, b.steps, c.steps, strict=True)):
         trees = [pytree.tree_flatten((x.args, x.kwargs), is_leaf=is_symbol) for x in (s, t, u)]
@@ -80,9 +83,10 @@ def _merged(runs: list[Recording]) -> tuple[Tape, list[str]]:
             follows |= set(step.outputs)
         else:
             step.run(constants, 0)  # the same whatever the input is
+            alone += s.names
     if a.result not in follows:
         raise NotTraceable("the model's result does not depend on its input")
-    return Tape(steps, a.result, SIZES[0]), [name for s in a.steps for name in s.names]
+    return Tape(steps, a.result, SIZES[0]), [name for s in a.steps for name in s.names], alone
 
 
 def _leading_to(result: int, steps: list[Step]) -> set[int]:
@@ -123,6 +127,8 @@ def _find_sites(tape: Tape, why: str | None) -> None:
             tape.refused |= dict.fromkeys(step.names, f"{step.name} holds several sites")
         elif step.names and kind_of(step.names[0]) in RECURRENT:
             tape.refused[step.names[0]] = f"{step.name} gives its noisy output in its state as well"
+        elif step.names and step.names[0] in tape.infinite:
+            tape.refused[step.names[0]] = "its values are not all finite"
         elif step.names and why is None and not _holds_rows_alone(tape, number):
             tape.refused[step.names[0]] = "its rows are folded into another dimension"
         elif step.names:

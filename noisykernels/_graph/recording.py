@@ -127,7 +127,7 @@ class _Recorder(SiteMode):
             args = (args[0], args[0]) if kind == "noise" else tuple(args)
             kwargs = {name: a for name, a in kwargs.items() if name != "hardware"}
         if given or self.inside.written:
-            names = tuple(name for name, _ in self.record[before:])
+            names = tuple(name for name, *_ in self.record[before:])
             self._write(func, tuple(args), dict(kwargs), given, tensors, names)
         return out
 
@@ -300,7 +300,7 @@ def recorded(model: nn.Module, inputs: Tensor) -> Recording:
     """
     state = state_of(model)
     mode, (x, *rest), kwargs = begin(model, state, (inputs,), {}, [])
-    recorder = _Recorder(Placement(layers_own=False), mode.key, model, state.site_ids, state.row_dims, mode.record)
+    recorder = _Recorder(Placement(layers_own=False), mode.key, model, state.site_ids, state.places, mode.record)
     inside = _Inside()
     recorder.owner = state
     recorder.start(x, inside)

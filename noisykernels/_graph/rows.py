@@ -45,6 +45,8 @@ def find_rows(tape: Tape, inputs: Tensor, scores: Tensor) -> str | None:
         step.run(values, tape.rows)
         for n in step.outputs:
             tape.shapes[n] = tuple(values[n].shape)
+        if step.names and not all(bool(values[n].isfinite().all()) for n in step.outputs):
+            tape.infinite |= set(step.names)
         why = _find_rows_after(tape, step, values, generator)
         if why is not None:
             return why

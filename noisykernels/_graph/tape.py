@@ -108,6 +108,7 @@ class Tape:
     counted: set[int] = field(default_factory=set)
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # with `rows` rows
     sites: dict[str, int] = field(default_factory=dict)  # the value at each site
+    infinite: set[str] = field(default_factory=set)  # sites whose values are not all finite: no direction is added
     refused: dict[str, str] = field(default_factory=dict)  # sites that cannot be reached alone, and why
     idle: set[str] = field(default_factory=set)  # sites from which no operation leads to the scores
     _made: dict[tuple[int, int], Any] = field(default_factory=dict)  # counted values, for the last numbers of rows

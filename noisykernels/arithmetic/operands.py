@@ -27,7 +27,8 @@ def pieces(contraction: Contraction, x: Tensor, weight: Tensor, laid_out: bool) 
         of_row = x.numel() // x.shape[0]
     of_row *= contraction.features(weight) // contraction.groups if laid_out else 1
     some = max(1, _ELEMENTS // max(1, of_row))
-    if (contraction.geometry is None and not laid_out) or x.shape[0] <= some:  # of any size under torch.compile
+    whole = contraction.of_values or (contraction.geometry is None and not laid_out)  # of any size under torch.compile
+    if whole or x.shape[0] <= some:
         yield 0, x
         return
     for first in range(0, x.shape[0], some):
@@ -46,6 +47,10 @@ def operands_of(contraction: Contraction, x: Tensor, weight: Tensor) -> tuple[Te
     Returns:
         a (Ta, I, K), b (Tb, K, J), and the shape, rows first, into which (T, I, J) is to be put.
     """
+    if contraction.of_values:
+        shape = [*x.shape[:-1], weight.shape[-2]]
+        whole = weight.expand(len(x), *weight.shape[1:]).transpose(-1, -2)
+        return x.flatten(0, 1), whole.flatten(0, 1), shape
     if contraction.geometry is None:
         return x.reshape(1, -1, x.shape[-1]), weight.t().unsqueeze(0), [*x.shape[:-1], weight.shape[0]]
     stride, padding, dilation, transposed, output_padding, groups = contraction.geometry

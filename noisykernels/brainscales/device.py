@@ -86,6 +86,7 @@ class BrainScaleS2(Arithmetic):
 
     operands = ("read",)
     level_names = ("noise_std",)
+    of_array = True
 
     def __init__(
         self,

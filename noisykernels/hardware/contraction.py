@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noisykernels._util.runtime import as_autocast
 
-__all__ = ["Contraction", "Geometry", "largest_of"]
+__all__ = ["Contraction", "Geometry", "Layout", "largest_of"]
 
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of operands
@@ -22,19 +22,65 @@ Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How an array that is not (features, products) is stored, such as one of (products, features).
+
+    Args:
+        order: its dimensions, first those that part it into groups, then those of features, then those of products.
+        groups, features: how many of them these are.
+    """
+
+    order: tuple[int, ...]
+    groups: int
+    features: int
+
+    def matrix(self, stored: Tensor) -> Tensor:
+        """The array as (groups x features, products)."""
+        laid = stored.permute(self.order)
+        sizes = laid.shape
+        return laid.reshape(math.prod(sizes[: self.groups + self.features]), -1)
+
+    def beside(self, values: Tensor, stored: Tensor) -> Tensor:
+        """One value for each feature of each group, in a shape that broadcasts to the array as it is stored."""
+        count = self.groups + self.features
+        sizes = [stored.shape[d] for d in self.order[:count]]
+        laid = values.view(*sizes, *[1] * (len(self.order) - count))
+        return laid.permute([self.order.index(d) for d in range(len(self.order))])
+
+
+@dataclass(frozen=True)
 class Contraction:
-    """A linear layer or a convolution, without its operands.
+    """A linear layer or a convolution, without its operands; or a product of two values, neither of which is an array.
 
     Args:
         name: of the operator, for messages.
-        geometry: of a convolution; None: a linear layer.
+        geometry: of a convolution; None: a linear layer, or a product of values.
+        layout: of an array that is stored in another way.
+        of_values: x (rows, T, I, K) times "weight" (rows, T, J, K), each with a partner of its own: (rows, T, I, J).
     """
 
     name: str
     geometry: Geometry | None = None
+    layout: Layout | None = None
+    of_values: bool = False
+
+    @property
+    def laid_out(self) -> Contraction:
+        """The same of an array in the library's own layout, see `matrix`."""
+        return self if self.layout is None else replace(self, layout=None)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight in the library's layout, from that in which it is stored."""
+        if self.layout is None:
+            return weight
+        matrix = self.layout.matrix(weight)
+        return matrix if self.geometry is None else matrix.unsqueeze(-1)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The exact contraction."""
+        weight = self.matrix(weight)
+        if self.of_values:
+            return x @ weight.transpose(-1, -2)
         if self.geometry is None:
             return F.linear(x, weight, bias)
         if x.device.type == "cpu":  # torch casts for this operator on CUDA only
@@ -54,10 +100,16 @@ class Contraction:
 
     def features(self, weight: Tensor) -> int:
         """Number of output features."""
+        weight = self.matrix(weight)
+        if self.of_values:
+            return weight.shape[-2]
         return weight.shape[1] * self.groups if self.transposed else weight.shape[0]
 
     def steps(self, weight: Tensor) -> int:
         """Products that are added up for an output; those with padding count."""
+        weight = self.matrix(weight)
+        if self.of_values:
+            return weight.shape[-1]
         inputs = weight.shape[0] // self.groups if self.transposed else weight.shape[1]
         return inputs * math.prod(weight.shape[2:])
 
@@ -79,6 +131,8 @@ class Contraction:
         name, shapes = self.name, f"got shapes {list(x.shape)} and {list(weight.shape)}"
         if x.dtype != weight.dtype or x.dtype not in DTYPES:
             raise ValueError(f"{name}: x and weight must have one floating dtype, got {x.dtype} and {weight.dtype}")
+        if self.of_values:
+            return
         if self.geometry is None:
             if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
                 raise ValueError(f"{name}: x must be (..., K) and weight (N, K), {shapes}")
@@ -112,7 +166,9 @@ class Contraction:
 
     def largest(self, weight: Tensor) -> Tensor:
         """The largest magnitude of the weights of each output feature: (N)."""
-        weight = weight.detach()
+        weight = self.matrix(weight.detach())
+        if self.of_values:
+            weight = weight.movedim(-2, 0)
         if self.transposed:
             weight = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
         weight = weight.flatten(1)
@@ -121,7 +177,11 @@ class Contraction:
         return torch.maximum(weight.amax(1), -weight.amin(1))  # the norm of order infinity takes ten times as long
 
     def beside_weight(self, values: Tensor, weight: Tensor) -> Tensor:
-        """One value for each output feature (N), in a shape that broadcasts to the weight."""
+        """One value for each output feature (N), in a shape that broadcasts to the weight as it is stored."""
+        if self.layout is not None:
+            return self.layout.beside(values, weight)
+        if self.of_values:
+            return values.view(-1, 1)
         ones = [1] * (weight.dim() - 2)
         if not self.transposed:
             return values.view(-1, 1, *ones)

@@ -108,6 +108,9 @@ class Device:
     level_names: tuple[str, ...] = ()
     """The attributes that are levels of its noise."""
 
+    of_array: bool = False
+    """Whether it is a property of an array of weights, which a product of two values does not have."""
+
     def scaled(self, factor: float | Tensor) -> Device:
         """This device with the levels of its noise multiplied, as ``noise_state(level=...)`` does."""
         if self.operands and not self.level_names:

@@ -7,6 +7,7 @@ of its own; any other device is a subclass of `Device` in plain torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ def run(
     """
     draws, site = key.draws, key.site
     devices = checked(contraction.name, hardware)
+    if contraction.of_values:
+        devices = tuple(d for d in devices if not d.of_array)
     check_operands(contraction.name, {"x": x, "weight": weight, "bias": bias})
     count = 1 if draws is None else draws.shape[0]
     array = site if array is None else array
@@ -58,7 +61,8 @@ def run(
     )
     noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
     apart = array != site and noise is not None and macs is not None  # the kernel has one id for both
-    if native and not apart and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
+    native = native and not apart and contraction.layout is None and not contraction.of_values
+    if native and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
         for device in devices:
             if isinstance(device, InputNoise):
                 x = device.perturbed(x, key, shared)
@@ -70,19 +74,24 @@ def run(
     for d in range(count):
         draw = Draw(contraction, key if draws is None else key.of_draws(draws.narrow(0, d, 1)), x.device, array)
         value, held = (x if shared or count == 1 else x.narrow(0, d * each, each)), weight
-        for device in devices:
-            value, held = device.input(value, draw), device.weight(held, draw)
+        if contraction.of_values:
+            partner = weight if len(weight) != count * each or count == 1 else weight.narrow(0, d * each, each)
+            value, held = _both_inputs(devices, value, partner, draw)
+        else:
+            for device in devices:
+                value, held = device.input(value, draw), device.weight(held, draw)
+        held, draw = contraction.matrix(held), replace(draw, contraction=contraction.laid_out)
         value, held = as_autocast(value), as_autocast(held)
         with as_given(x.device):
             if macs is not None and macs.explicit:
-                y = explicit_products(macs.levels(contraction, weight), contraction, value, held, draw)
+                y = explicit_products(macs.levels(contraction, weight), draw.contraction, value, held, draw)
             elif arithmetic is not None:
-                contraction.check(value, held)
+                draw.contraction.check(value, held)
                 y = arithmetic.contract(value, held, draw)
             else:
-                y = contraction(value, held)
+                y = draw.contraction(value, held)
                 if macs is not None:
-                    spread = deviation(macs.levels(contraction, weight), contraction, value, held)
+                    spread = deviation(macs.levels(contraction, weight), draw.contraction, value, held)
                     mean = y.to(spread.dtype)
                     y = torch.addcmul(mean, spread, draw.fresh(mean, "per_product")).to(y.dtype)
         for device in devices:
@@ -114,6 +123,21 @@ def _rows_of_draw(op: str, x: Tensor, key: Key, count: int, shared: bool, array:
         if not 0 <= number < SITE_LIMIT:
             raise ValueError(f"{op}: {name} must lie in [0, 2^24), got {number}")
     return each
+
+
+def _both_inputs(devices: Sequence[Device], x: Tensor, y: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Both operands of a product of values (rows, ...), as they go in. What draws noise sees them as one value, x
+    before y, so that each has its own."""
+    for device in devices:
+        if not device.operands:
+            x, y = device.input(x, draw), device.input(y, draw)
+            continue
+        y = y.expand(len(x), *y.shape[1:])
+        x = x.expand(len(y), *x.shape[1:])
+        size = x[:1].numel()
+        both = device.input(torch.cat([x.flatten(1), y.flatten(1)], 1), draw)
+        x, y = both[:, :size].view(x.shape), both[:, size:].view(y.shape)
+    return x, y
 
 
 def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:

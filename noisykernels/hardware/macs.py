@@ -88,6 +88,8 @@ class MacNoise(Device):
         per_product, per_step, read = (
             level_tensor(contraction.name, name, getattr(self, name), weight, False) for name in self.level_names
         )
+        if contraction.of_values:
+            return per_product, per_step, None  # nothing is read
         if read is not None and self.relative is not None:
             largest = contraction.largest(weight)
             read = read.to(largest.device) * (largest.max() if self.relative == "layer" else largest).double()
@@ -203,7 +205,7 @@ def explicit_products(
     clean = contraction(x[:1], weight)
     features, positions = contraction.features(weight), (clean[0].numel() // max(1, contraction.features(weight)))
     steps = contraction.steps(weight)
-    held = _by_feature(contraction, weight)  # (N, K)
+    held = _by_feature(contraction, weight)  # (N, K); of values: (rows, N, positions, K)
     some = max(1, elements // max(1, features * positions * steps))
     linear = contraction.geometry is None
     parts = []
@@ -218,7 +220,10 @@ def explicit_products(
             drawn = here.fresh(zeros, operand).view(*outputs, steps)
             return drawn.transpose(1, 2) if linear else drawn
 
-        clean_products = products = taken * held[:, None, :]
+        beside = held[:, None, :] if held.dim() == 2 else held[first : first + some] if len(held) > 1 else held
+        if contraction.of_values:  # a partner of its own for each position
+            beside = beside.repeat_interleave(positions // beside.shape[2], 2)
+        clean_products = products = taken * beside
         if per_product is not None:
             products = products + per_product * clean_products * eps("per_product")
         if per_step is not None:
@@ -232,6 +237,8 @@ def explicit_products(
 
 def _by_feature(contraction: Contraction, weight: Tensor) -> Tensor:
     """The weights of each output feature: (N, K)."""
+    if contraction.of_values:
+        return weight.movedim(-2, 1)
     if contraction.transposed:
         weight = weight.reshape(contraction.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     return weight.flatten(1)

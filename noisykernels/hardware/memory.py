@@ -61,6 +61,7 @@ class DifferentialPair(Device):
     """
 
     operands = ("g_plus", "g_minus")
+    of_array = True
     level_names = ("sigma",)
 
     def __init__(
@@ -144,6 +145,7 @@ class PCM(Device):
     """
 
     operands = ("programming", "drift", "read")
+    of_array = True
     level_names = ("programming", "drift", "read")
     largest_conductance = 25.0  # microsiemens
     first_reading = 20.0  # seconds after programming

@@ -91,6 +91,7 @@ class WeightNoise(Device):
     """
 
     operands = ("weight",)
+    of_array = True
 
     def __init__(
         self,

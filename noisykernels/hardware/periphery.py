@@ -147,6 +147,7 @@ class ADC(_Converter):
 
 class _Column(Device):
     level_names = ("sigma",)
+    of_array = True
 
     def __init__(self, sigma: float | Tensor) -> None:
         self.sigma = number(type(self).__name__, "sigma", sigma)

@@ -22,8 +22,10 @@ from torch.utils.flop_counter import flop_registry
 from noisykernels._util.runtime import evaluating
 from noisykernels.hardware.device import Device
 from noisykernels.injection.doors import original
+from noisykernels.injection.kinds import LOOKUPS
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
+from noisykernels.injection.rows import apart
 from noisykernels.injection.site import kind_of
 from noisykernels.injection.state import begin, state_of
 from noisykernels.nn.signals import draw_layer, draw_standard, enter_model, enter_module, leave_module
@@ -177,7 +179,8 @@ class _Account(SiteMode):
     def name(self, kind: str) -> str:
         """See `SiteMode`."""
         name = super().name(kind)
-        self.found[name] = Call(name, kind, site=True)
+        why = f"{kind} makes no site" if kind in LOOKUPS else ""
+        self.found[name] = Call(name, kind, site=not why, why=why)
         self.named.append(name)
         return name
 
@@ -186,10 +189,10 @@ class _Account(SiteMode):
         call = self.found.setdefault(name, Call(name, kind_of(name), site=True))
         call.work, self.work, call.shape = call.work + self.work, Work(), tuple(clean.shape)
         if noise is not None:
-            dim = self._row_dim(name) if row_dim is None else row_dim
+            rows = self.rows_at(name, row_dim)
             if not clean.is_floating_point():
                 call.why = "its values are integers or complex"
-            elif dim is None or not -clean.dim() <= dim < clean.dim() or clean.shape[dim] != self.key.batch:
+            elif rows is None or apart(clean, rows, self.key.batch) is None:
                 call.why = "rows cannot be told apart there"
             else:
                 call.noise = True
@@ -223,7 +226,7 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return mode
 
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
-    with evaluating(model), torch.inference_mode(False):  # in which torch takes no operations apart
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():  # in which torch takes no operations apart
         mode, args, kwargs = begin(model, state, args, kwargs, [], make)
         assert isinstance(mode, _Account)
         with mode, _Counting(mode):

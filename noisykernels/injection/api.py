@@ -75,6 +75,9 @@ class inject:
             with the same parameter, whichever module calls; ``"call"``: none, each call has an array of its own. Noise
             that is fresh (of inputs, readings, products, outputs) is each call's own in any case.
 
+        bias: of contractions on hardware: ``"digital"``: added after the outputs have passed the devices;
+            ``"column"``: one more column of the array, driven by an input of 1, noisy and converted like the others.
+
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
             layers with rows along dimension 1 and neither example_input nor row_dims is given; or a
@@ -108,6 +111,7 @@ class inject:
         hardware: Any = None,
         arithmetic: Arithmetic | None = None,
         arrays: Literal["module", "call", "parameter"] = "module",
+        bias: Literal["digital", "column"] = "digital",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"inject: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -119,8 +123,11 @@ class inject:
         _check_model(target)
         dims, names, devices = dict(row_dims or {}), names_of(target), _checked_hardware(hardware)
         asked: Any = dict(noise=noise, where=where, repeats=repeats, row_dims=dims, hardware=devices)
-        switches: Any = dict(in_training=in_training, in_eval=in_eval, normalize_to_input_size=normalize_to_input_size)
-        placement = Placement(**asked, **switches, input_dim=dims.get("input", 0)).understood(names)
+        switches: Any = dict(
+            in_training=in_training, in_eval=in_eval, normalize_to_input_size=normalize_to_input_size,
+            input_dim=dims.get("input", 0), column=bias == "column",
+        )  # fmt: skip
+        placement = Placement(**asked, **switches).understood(names)
         layers = [m for m in target.modules() if isinstance(m, NoisyLayer)]
         state = NoiseState(
             placement,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisykernels.injection.products import PRODUCTS
 from noisykernels.nn.functional import (
     conv1d,
     conv2d,
@@ -20,7 +21,19 @@ from noisykernels.nn.functional import (
     linear,
 )
 
-__all__ = ["CONTRACTION_KINDS", "INPLACE_AT", "KINDS", "RECURRENT", "in_place", "offered"]
+__all__ = [
+    "CELLS",
+    "CONTRACTIONS",
+    "CONTRACTION_KINDS",
+    "INPLACE_AT",
+    "KINDS",
+    "LOOKUPS",
+    "PREPARING",
+    "RECURRENT",
+    "SEVERAL",
+    "in_place",
+    "offered",
+]
 
 
 _ACTIVATIONS = (
@@ -34,7 +47,7 @@ _POOLS = " ".join(
     for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
 )
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-_CELLS = "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+CELLS = ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 CONTRACTION_KINDS = {  # whose noisy result our own operators give in one go
     "linear": linear,
     "conv1d": conv1d,
@@ -45,10 +58,15 @@ CONTRACTION_KINDS = {  # whose noisy result our own operators give in one go
     "conv_transpose3d": conv_transpose3d,
 }
 
+SEVERAL = ("einsum", "multi_dot", "chain_matmul")  # which may multiply more than two operands
+CONTRACTIONS = (*CONTRACTION_KINDS, *PRODUCTS, *SEVERAL)
+PREPARING = (*PRODUCTS, *SEVERAL)  # which make weights of weights, too: without a value that goes in, no hardware
+LOOKUPS = ("embedding", "embedding_bag")  # in an array, which hardware may hold; their results are no sites
+
 
 def offered(name: str) -> list[Any]:
     """Every function, method and overload that torch offers under this name."""
-    places = (F, torch, Tensor, torch._C._nn, torch._VF)
+    places = (F, torch, Tensor, torch._C._nn, torch._VF, torch.linalg)
     found = [function for place in places if (function := getattr(place, name, None)) is not None]
     packet = getattr(torch.ops.aten, name, None)  # what exported programs call
     overloads = packet.overloads() if packet is not None else ()
@@ -57,10 +75,15 @@ def offered(name: str) -> list[Any]:
 
 def _kinds() -> dict[Any, str]:
     """Kind of the site of every function that makes one."""
-    names = f"{_ACTIVATIONS} {_NORMS} {_POOLS} {' '.join(RECURRENT)} {_CELLS}".split()
+    names = f"{_ACTIVATIONS} {_NORMS} {_POOLS} {' '.join((*RECURRENT, *CELLS))}".split()
     kinds = dict.fromkeys(offered("scaled_dot_product_attention"), "attention")
     for name in (*names, *CONTRACTION_KINDS):
         for alias in (name, f"{name}_", f"{name}_with_indices"):
+            kinds.update(dict.fromkeys(offered(alias), name))
+    for name in LOOKUPS:
+        kinds.update(dict.fromkeys(offered(name), name))
+    for name in (*PRODUCTS, *SEVERAL):
+        for alias in (name, f"{name}_", f"linalg_{name}", f"__{name}__", f"__r{name}__"):
             kinds.update(dict.fromkeys(offered(alias), name))
     return kinds
 
@@ -78,7 +101,7 @@ def _flags() -> dict[Any, int]:
     return found
 
 
-_IN_PLACE = frozenset(f for name in _ACTIVATIONS.split() for f in offered(f"{name}_"))
+_IN_PLACE = frozenset(f for name in (*_ACTIVATIONS.split(), *PRODUCTS) for f in offered(f"{name}_"))
 INPLACE_AT = _flags()
 
 

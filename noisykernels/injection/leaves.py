@@ -32,7 +32,7 @@ LEAVES: dict[type[nn.Module], str | None] = {
     nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid",
     nn.MaxPool1d: "max_pool1d", nn.MaxPool2d: "max_pool2d", nn.AvgPool1d: "avg_pool1d", nn.AvgPool2d: "avg_pool2d",
     nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d", nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-    nn.Identity: None, nn.Flatten: None, nn.Dropout: None, nn.Embedding: None,
+    nn.Identity: None, nn.Flatten: None, nn.Dropout: None,
 }  # fmt: skip
 
 

@@ -23,7 +23,8 @@ def check_met(placement: Placement, names: Sequence[str], arrays: Collection[str
     for argument, choice in placement.choices():
         if argument == "row_dims" and choice.word == "input":  # also that of arguments that are no sites
             continue
-        met = [name for name in names if meets(name, choice)]
+        known = list(dict.fromkeys([*names, *arrays])) if argument == "hardware" else names  # look-ups are no sites
+        met = [name for name in known if meets(name, choice)]
         if not met:
             raise ValueError(no_site("inject", choice, names))
         if argument in ("where", "noise", "hardware") and all(map(own, met)):

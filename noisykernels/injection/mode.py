@@ -7,9 +7,10 @@ chosen (`Placement`) and under which key (`ForwardKey`) is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,27 @@ from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.calls import called, perturb_plain
-from noisykernels.injection.kinds import CONTRACTION_KINDS, KINDS, RECURRENT, in_place
+from noisykernels.injection.contracting import Contracting
+from noisykernels.injection.kinds import (
+    CELLS,
+    CONTRACTION_KINDS,
+    CONTRACTIONS,
+    KINDS,
+    LOOKUPS,
+    PREPARING,
+    RECURRENT,
+    SEVERAL,
+    in_place,
+)
+from noisykernels.injection.memory import Array, Memory
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.products import Product, pairs_of, product_of
+from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, together
+from noisykernels.injection.site import kind_of
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
 from noisykernels.nn.functional import linear
 from noisykernels.nn.signals import (
     STANDARD,
-    ModelMode,
     draw_layer,
     draw_standard,
     enter_model,
@@ -50,12 +65,25 @@ class ForwardKey:
     level: Tensor | None = None  # factor of all noise: 0-d, or one for each row
 
 
-Record = list[tuple[str, tuple[int, ...]]]  # names of sites and shapes of their values
+class Entry(NamedTuple):
+    """A site as a trace meets it."""
+
+    name: str
+    shape: tuple[int, ...]
+    operands: tuple[tuple[int, ...], ...] = ()  # shapes, of a product
+    array: Array | None = None  # which of them lies in the memory of the model
+    value: Tensor | None = None  # where it was asked for
+
+
+Record = list[Entry]
 
 
 _perturb = torch.ops.noisykernels.perturb.default._op
 
 WHOLE = "a part of an injected model cannot be compiled, only the whole model"
+
+_WITH_ARRAYS = frozenset((*CONTRACTIONS, *RECURRENT, *CELLS))
+LEFT_OUT = "rows cannot be told apart there, so nothing enters at"
 
 # Functions that the mode answers itself; every other one that makes no site goes its way at once.
 _NOTICES = (
@@ -70,7 +98,7 @@ _NOTICES = (
 _ROLES: dict[Any, str] = KINDS | dict.fromkeys(_NOTICES, "")
 
 
-class SiteMode(ModelMode):
+class SiteMode(Contracting):
     """Runs one forward of a model: names each site as it comes and puts the noise there.
 
     Args:
@@ -78,7 +106,7 @@ class SiteMode(ModelMode):
         key: seed, draws and rows of this forward.
         root: the model.
         ids: numbers of the sites known so far; filled up as names come.
-        row_dims: the dimension that counts rows at each traced site, None where there is none.
+        places: where the value at each traced site holds its rows; None where they are mixed.
         record: if given, sites are listed there, and no noise enters.
     """
 
@@ -88,13 +116,21 @@ class SiteMode(ModelMode):
         key: ForwardKey,
         root: nn.Module,
         ids: dict[str, int],
-        row_dims: Mapping[str, int | None],
+        places: Mapping[str, Rows | None],
         record: Record | None = None,
     ) -> None:
         super().__init__()
-        self.placement, self.key, self.ids, self.row_dims = placement, key, ids, row_dims
+        self.placement, self.key, self.ids, self.places = placement, key, ids, places
         self.owner: Any = None  # the state of the model
+        self.batch, self.column = key.batch, placement.column
+        self.operands: Mapping[str, Array | None] = {}  # of traced products, which is an array
+        self.alone: set[str] = set()  # untraced products of weights: without rows
+        self.left: set[str] = set()  # sites that are left out, of which a warning has told
+        self.memory: Memory | None = None
         self.record = record
+        self.noted: dict[str, Any] = {}  # of a product that is being traced
+        self.lookups: Record = []
+        self.wanted: Collection[str] = ()  # sites whose values the record holds
         self.tracing = record is not None  # sites are only listed: hardware is left out, as noise is
         self.compiled = torch.compiler.is_compiling()
         self.modules: list[tuple[str, nn.Module]] = [("", root)]
@@ -123,13 +159,14 @@ class SiteMode(ModelMode):
     def resumed(self) -> SiteMode:
         """A mode that goes on from here, for a later recomputation of what follows."""
         root = self.modules[0][1]
-        return self.as_far_as_this(SiteMode(self.placement, self.key, root, self.ids, self.row_dims))
+        return self.as_far_as_this(SiteMode(self.placement, self.key, root, self.ids, self.places))
 
     def as_far_as_this(self, mode: SiteMode) -> SiteMode:
         """Another mode, brought to where this one stands."""
         mode.owner = self.owner
         mode.modules, mode.calls, mode.muted = list(self.modules), dict(self.calls), self.muted
         mode.chip = self.chip.copy()
+        mode.operands, mode.left = self.operands, self.left
         return mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -181,7 +218,7 @@ class SiteMode(ModelMode):
         """What is known of the site of this name, whose innermost module is `module`."""
         spot = self.spots.get(name)
         if spot is None:
-            spot = spot_of(self.placement, name, module, self._id, self._row_dim)
+            spot = spot_of(self.placement, name, module, self._id, self.rows_at)
             if not self.compiled:  # a graph would be guarded on the table
                 self.spots[name] = spot
         return spot
@@ -195,7 +232,8 @@ class SiteMode(ModelMode):
 
     def names(self) -> list[str]:
         """The names of all sites so far."""
-        return [*self.inputs, *(f"{stem}#{k}" for stem, count in self.calls.items() for k in range(count))]
+        calls = ((stem, count) for stem, count in self.calls.items() if stem.rpartition(":")[2] not in LOOKUPS)
+        return [*self.inputs, *(f"{stem}#{k}" for stem, count in calls for k in range(count))]
 
     def noise_at(self, name: str) -> Noise | None:
         """The placement's noise at a site of the module that runs now."""
@@ -209,21 +247,60 @@ class SiteMode(ModelMode):
         return self.spot(name, module).hardware if self.always or self.placement.on(module) else None
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
-        """One call of an operation that makes a site."""
-        name = self.name(kind)
+        """One call of an operation that makes a site, or some, or that looks up in an array and makes none."""
+        if kind in LOOKUPS:
+            return self._look_up(self.name(kind), kind, func, args, kwargs)
+        if kind in PREPARING and ".parametrizations." in f".{self.modules[-1][0]}":
+            return func(*args, **kwargs)  # of weights, as spectral norm has it: no value goes in
+        if kind not in SEVERAL:
+            return self._site(self.name(kind), kind, func, args, kwargs, row_dim)
+        pairs = pairs_of(kind, args, kwargs)
+        if pairs is None:
+            return func(*args, **kwargs)
+        names = [self.name(kind) for _ in pairs]
+        if len(names) == 1:
+            return self._site(names[0], kind, func, args, kwargs, row_dim, pairs[0](None))
+        chosen = (self.noise_at(name) is not None or self.hardware_at(name) is not None for name in names)
+        if self.record is None and not any(chosen):
+            return func(*args, **kwargs)
+        value: Any = None
+        for name, pair in zip(names, pairs, strict=True):
+            product = pair(value)
+            value = self._site(name, kind, product.plainly, (), {}, row_dim, product)
+        return value if (out := kwargs.get("out")) is None else out.copy_(value)
+
+    def _look_up(self, name: str, kind: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A look-up in an array, which is no site."""
+        made = self.contracted(name, kind, func, args, kwargs, None, None)
+        made = func(*args, **kwargs) if made is None else made
+        if self.tracing:
+            value = made[0] if isinstance(made, tuple) else made
+            self.lookups.append(Entry(name, tuple(value.shape), value=value.detach()))
+        return made
+
+    def _site(
+        self, name: str, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None,
+        product: Product | None = None,
+    ) -> Any:  # fmt: skip
+        """The call with this name; `product` is what it multiplies, if that is known."""
+        if func is Tensor.__rmatmul__:
+            func, args = torch.matmul, args[::-1]
         noise = self.noise_at(name)
         if kind == "batch_norm":
             self._refuse_mixed_draws(name, args, kwargs)
-        if kind in CONTRACTION_KINDS:
-            if self.on_hardware or self.record is not None:
-                self.chip.first(name, self.modules, args[1] if len(args) > 1 else kwargs["weight"])
-            hardware = self.hardware_at(name)
-            if hardware is not None:
-                return self._on_hardware(name, CONTRACTION_KINDS[kind], noise, hardware, args, kwargs, row_dim)
-        if noise is None and self.record is None:
+        if kind in PREPARING and noise is not None and name not in self.places:
+            product = self._untraced(name, product or product_of(kind, args, kwargs))
+        made = None
+        if kind in _WITH_ARRAYS:
+            made = self.contracted(name, kind, func, args, kwargs, row_dim, product)
+        if made is None and noise is None and self.record is None:
             return func(*args, **kwargs)
         if kind in RECURRENT:
-            return self._recurrent(name, noise, func, args, kwargs)
+            return self._recurrent(name, noise, args, func(*args, **kwargs) if made is None else made)
+        if made is not None:
+            target = args[0] if in_place(func, args, kwargs) else kwargs.get("out")
+            made = self._put(name, noise, made, row_dim)
+            return made if target is None else target.copy_(made)
         if (out := kwargs.get("out")) is not None:
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}
             return out.copy_(self.at(name, noise, func(*args, **kwargs), row_dim))
@@ -234,7 +311,16 @@ class SiteMode(ModelMode):
             fused = self._fused(name, CONTRACTION_KINDS[kind], noise, args, kwargs)
             if fused is not None:
                 return fused
-        out = func(*args, **kwargs)
+        return self._put(name, noise, func(*args, **kwargs), row_dim)
+
+    def _untraced(self, name: str, product: Product | None) -> Product | None:
+        """A product, of which it is found out whether it is one of weights, which has no rows."""
+        if product is not None and self.prepares(name, product):
+            self.alone.add(name)
+        return product
+
+    def _put(self, name: str, noise: Noise | None, out: Any, row_dim: int | None) -> Any:
+        """A result with its noise."""
         if isinstance(out, tuple):  # the noise is on the first: not on indices, not on a cell's memory
             return (self.at(name, noise, out[0], row_dim), *out[1:])
         return self.at(name, noise, out, row_dim)
@@ -242,7 +328,9 @@ class SiteMode(ModelMode):
     def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """The noisy value at a site. `row_dim` overrides what is known of the site's rows."""
         if self.record is not None:
-            self.record.append((name, tuple(clean.shape)))
+            operands, array = self.noted.pop(name, ((), None))
+            value = clean.detach().clone() if name in self.wanted else None
+            self.record.append(Entry(name, tuple(clean.shape), operands, array, value))
             return clean
         if noise is None or not clean.is_floating_point():
             if noise is not None:
@@ -256,16 +344,16 @@ class SiteMode(ModelMode):
                     return noisy
             add, mul, mode, kind = spot.args  # type: ignore[misc]
             return called(_perturb, clean, 0, add, mul, *self.common, spot.id, mode, kind, False)
-        dim = self._row_dim(name) if row_dim is None else row_dim
-        if dim is None or not -clean.dim() <= dim < clean.dim() or clean.shape[dim] != self.key.batch:
-            raise RuntimeError(self._no_rows(name, clean))
-        if dim == 0:
-            return self._noisy(name, noise, clean)
-        return self._noisy(name, noise, clean.movedim(dim, 0)).movedim(0, dim)
+        rows = self.rows_at(name, row_dim)
+        value = None if rows is None else apart(clean, rows, self.key.batch)
+        if value is None or rows is None:
+            self.leave_out(name, clean)
+            return clean
+        return together(self._noisy(name, noise, value, rows), rows, clean)
 
-    def _noisy(self, name: str, noise: Noise, value: Tensor) -> Tensor:
+    def _noisy(self, name: str, noise: Noise, value: Tensor, rows: Rows) -> Tensor:
         noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]), value.dim())
-        key = self._key(name)
+        key = self.key_at(name, rows)
         if repeats == 1:
             return perturb(value, noise, **key)
         if (draws := key.pop("draws")) is None:
@@ -285,9 +373,16 @@ class SiteMode(ModelMode):
         scale, repeats = scale_and_repeats(noise, repeats, scale)
         return (noise if scale == 1.0 else noise.scaled(scale)), repeats
 
-    def _key(self, name: str) -> dict[str, Any]:
-        """The key of a site, as the keywords of our operators say it."""
+    def key_at(self, name: str, rows: Rows = FIRST) -> dict[str, Any]:
+        """The key of a site whose value holds its rows so, as the keywords of our operators say it."""
         key = self.key
+        if rows.outer == 0:
+            if key.draws is not None and key.draws.shape[0] != 1:
+                raise RuntimeError(
+                    f"site {name!r}: its value is the same for all rows: run one draw at a time, or give "
+                    "inject() an example_input"
+                )
+            return {"seed": key.seed, "site": self._id(name), "draws": key.draws, "rows": None}
         return {"seed": key.seed, "site": self._id(name), "draws": key.draws, "rows": key.rows}
 
     def _id(self, name: str) -> int:
@@ -311,12 +406,12 @@ class SiteMode(ModelMode):
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
         weight = rest[0] if rest else kwargs["weight"]
         batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
-        if not batched or x.shape[0] != self.key.batch or self._row_dim(name) != 0:
+        if not batched or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
             return None
         if self.placement.normalize_to_input_size:
             return None
         noise, repeats = self._levels(name, noise, 0, x.dim())
-        return op(x, *rest, **kwargs, noise=noise, **self._key(name)) if repeats == 1 else None
+        return op(x, *rest, **kwargs, noise=noise, **self.key_at(name)) if repeats == 1 else None
 
     def _layer(
         self,
@@ -335,7 +430,9 @@ class SiteMode(ModelMode):
         if kind != "noise" and (hardware is not None or self.on_hardware or self.record is not None):
             self.chip.first(name, self.modules, args[0])
         if hardware is not None and not self.tracing:
-            return self._on_hardware(name, op, chosen, hardware, (x, *args), kwargs)
+            made = self.on_devices(name, kind, hardware, getattr(F, kind), (x, *args), kwargs)
+            if made is not None:
+                return self.at(name, chosen, made)
         alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
         if chosen is not None and self.record is None and not alone:
             scaled, repeats = self._levels(name, chosen, 0, x.dim())
@@ -343,51 +440,34 @@ class SiteMode(ModelMode):
         if self.record is not None or chosen is None or alone:
             clean = x if kind == "noise" else getattr(F, kind)(x, *args, **kwargs)
             return self.at(name, chosen, clean)
-        if x.dim() == 0 or x.shape[0] != self.key.batch or self._row_dim(name) != 0:
+        if x.dim() == 0 or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
             raise RuntimeError(self._no_rows(name, x))
-        return op(x, *args, noise=scaled, **kwargs, **self._key(name))
+        return op(x, *args, noise=scaled, **kwargs, **self.key_at(name))
 
-    def _on_hardware(
-        self,
-        name: str,
-        op: Callable[..., Tensor],
-        noise: Noise | None,
-        hardware: Sequence[Device],
-        args: Any,
-        kwargs: dict[str, Any],
-        row_dim: int | None = None,
-    ) -> Tensor:
-        """A contraction as its hardware makes it, then the noise of the site."""
-        kwargs = dict(kwargs)
-        x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
-        dim = self._row_dim(name) if row_dim is None else row_dim
-        weight = rest[0] if rest else kwargs["weight"]
-        batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
-        if not batched or dim is None or x.shape[dim] != self.key.batch or (dim != 0 and op is not linear):
-            raise RuntimeError(self._no_rows(name, x))
-        if (level := self.key.level) is not None:
-            if level.dim() > 0:
-                raise RuntimeError(f"site {name!r}: hardware has no level for each row; give noise_state() one level")
-            hardware = [device.scaled(level) for device in hardware]
-        key = {**self._key(name), "array": self._id(self.chip.of[name])}
-        y = op(x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, **key).movedim(0, dim)
-        return self.at(name, noise, y, row_dim)
+    def leave_out(self, name: str, value: Tensor) -> None:
+        """What was asked for does not enter: an error where rows were never looked for, or this very site was meant."""
+        known = name in self.places or kind_of(name) in PREPARING  # any value may come out of a product
+        if not known or self.placement.means(name):
+            raise RuntimeError(self._no_rows(name, value))
+        if name not in self.left and not self.compiled:
+            self.left.add(name)
+            warnings.warn(f"inject: {LEFT_OUT} {name!r}", stacklevel=2)
 
     def _standard(self, x: Tensor, name: str) -> Tensor:
         number = self.calls.get(name, 0)
         self.calls[name] = number + 1
-        return perturb(torch.zeros_like(x), STANDARD, **self._key(f"{name}#{number}"))
+        return perturb(torch.zeros_like(x), STANDARD, **self.key_at(f"{name}#{number}"))
 
-    def _recurrent(self, name: str, noise: Noise | None, func: Any, args: Any, kwargs: Any) -> Any:
+    def _recurrent(self, name: str, noise: Noise | None, args: Any, result: Any) -> Any:
         """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""
         if not isinstance(args[3], bool):  # packed: (input, batch_sizes, ...), not (input, state, ...)
-            if self.record is not None:
-                return func(*args, **kwargs)
+            if self.record is not None or noise is None:
+                return result
             raise RuntimeError(
                 f"site {name!r}: packed sequences have no row dimension; "
                 "pad them instead, or leave the site out with where=..."
             )
-        out, hidden, *memory = func(*args, **kwargs)
+        out, hidden, *memory = result
         bidirectional, batch_first = args[-2:]
         noisy = self.at(name, noise, out, 0 if batch_first else 1)
         if noisy is not out:
@@ -408,9 +488,13 @@ class SiteMode(ModelMode):
                 "use model.eval(), or run one draw at a time"
             )
 
-    def _row_dim(self, name: str) -> int | None:
-        declared = self.placement.row_dim_at(name) if self.placement.row_dims else None
-        return self.row_dims.get(name, 0) if declared is None else declared
+    def rows_at(self, name: str, row_dim: int | None = None) -> Rows | None:
+        """Where the value at a site holds its rows; None: they are mixed."""
+        if row_dim is None and self.placement.row_dims:
+            row_dim = self.placement.row_dim_at(name)
+        if row_dim is not None:
+            return Rows(row_dim)
+        return ALONE if name in self.alone else self.places.get(name, FIRST)
 
     def _no_rows(self, name: str, value: Tensor) -> str:
         return (

@@ -17,6 +17,7 @@ from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import inject, noise_state
 from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
+from noisykernels.injection.rows import apart, together
 from noisykernels.injection.state import begin, is_injected, state_of
 from noisykernels.noise.description import Noise
 
@@ -51,20 +52,20 @@ class _Watching(SiteMode):
             return clean
         if self.gradients and not noisy.requires_grad:
             noisy = noisy.detach().requires_grad_()
-        dim = self._row_dim(name) if row_dim is None else row_dim
-        has_rows = dim is not None and -clean.dim() <= dim < clean.dim() and clean.shape[dim] == self.key.batch
-        if self.look is not None and dim is not None and has_rows:
-            first = (clean, noisy) if dim == 0 else (clean.movedim(dim, 0), noisy.movedim(dim, 0))
-            repeats = 1
+        rows = self.rows_at(name, row_dim)
+        first = None if rows is None or rows.outer == 0 else apart(clean, rows, self.key.batch)
+        if self.look is not None and rows is not None and first is not None:
+            repeats, both = 1, apart(noisy, rows, self.key.batch)
+            assert both is not None
             if noise is not None:
-                noise, repeats = self._levels(name, noise, clean.numel() // max(1, self.key.batch), clean.dim())
-            self.look(Seen(name, *first, noise, repeats))
-            noisy = first[1].movedim(0, dim) if dim else first[1]
+                noise, repeats = self._levels(name, noise, first.numel() // max(1, self.key.batch), first.dim())
+            self.look(Seen(name, first, both, noise, repeats))
+            noisy = together(both, rows, noisy)
         return noisy.clone() if self.gradients else noisy
 
     def resumed(self) -> SiteMode:
         make = _watching(None, self.gradients)
-        return self.as_far_as_this(make(self.placement, self.key, self.modules[0][1], self.ids, self.row_dims))
+        return self.as_far_as_this(make(self.placement, self.key, self.modules[0][1], self.ids, self.places))
 
 
 def _watching(look: Look | None, gradients: bool) -> Callable[..., SiteMode]:

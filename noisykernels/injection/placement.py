@@ -62,6 +62,7 @@ class Placement:
     layers_own: bool = True  # False: noisy layers are sites like any other
     hardware: Any = None  # devices, a dict of them, or a function: what is inside contractions
     input_dim: int = 0  # that counts the rows of the model's arguments
+    column: bool = False  # whether a bias is one more column of its array
 
     def understood(self, names: Names) -> Placement:
         """The placement with every word of a user's as what it means in a model of these names."""
@@ -126,6 +127,10 @@ class Placement:
         """The dimension that counts rows at a site, where the caller has said so."""
         dim: int | None = picked(self.row_dims, name, None)
         return dim
+
+    def means(self, name: str) -> bool:
+        """Whether this very site was asked for by its name, with or without its number."""
+        return any(choice.form in ("name", "stem") and meets(name, choice) for _, choice in self.choices())
 
     def choices(self) -> Iterator[tuple[str, Choice]]:
         """All words in use, and the argument of `inject` that each stands in."""

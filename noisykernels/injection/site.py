@@ -36,8 +36,10 @@ __all__ = [
 class Site:
     """One site of a model: `name` is `module.path:kind#k`, or `input`; `index` counts in order.
 
-    `row_dim` is the dimension that counts rows; None: there is no such dimension. `calls` are the names of all calls
-    that use the array of which this is the first call; empty for a later one, and where there is no weight.
+    `row_dim` is the dimension that counts rows; None: there is no such dimension, the value is the same for all rows
+    (`alone`) or mixes them. `outer` is what lies outside of rows where several values of each are folded into that
+    dimension: outer x rows x more. `calls` are the names of all calls that use the array of which this is the first
+    call; empty for a later one, and where there is no weight.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Site:
     shape: tuple[int, ...]
     row_dim: int | None
     calls: tuple[str, ...] = ()
+    outer: int = 1
+    alone: bool = False
 
 
 def is_input(name: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from noisykernels.hardware.device import Device
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.rows import Rows
 from noisykernels.noise.arguments import FLOAT32_MAX
 from noisykernels.noise.description import Noise
 
@@ -23,7 +24,7 @@ class Spot:
     Args:
         noise, hardware: in the modes in which they enter.
         id: of the site; 0 where nothing enters.
-        dim: the dimension that counts rows.
+        dim: the dimension that counts rows, and nothing else.
         args: the noise as operators take it, levels and all: add, mul, mode, kind; None: it depends on the call.
         plain: the same with the id, as kernels take it, where rows come first; None otherwise.
     """
@@ -48,7 +49,7 @@ def spot_of(
     name: str,
     module: nn.Module,
     id_of: Callable[[str], int],
-    dim_of: Callable[[str], int | None],
+    rows_of: Callable[[str], Rows | None],
 ) -> Spot:
     """The spot of the site with this name, whose innermost module is `module`."""
     noise, hardware = placement.at(name, module), placement.hardware_at(name, module)
@@ -61,5 +62,6 @@ def spot_of(
         if repeats == 1:
             same = noise if scale == 1.0 else noise.scaled(scale)
             args = same.add, same.mul, same.mode_index, same.kind_index
-    number, dim = id_of(name), dim_of(name)
+    rows, number = rows_of(name), id_of(name)
+    dim = None if rows is None or rows.outer != 1 or rows.folded else rows.dim
     return Spot(noise, hardware, number, dim, args, None if args is None or dim != 0 else (*args, number))

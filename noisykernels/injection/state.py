@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils import _pytree as pytree
 
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.block import Block
@@ -30,10 +31,12 @@ from noisykernels.injection.doors import (
     standing_in,
 )
 from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
+from noisykernels.injection.memory import Array
 from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_values
 from noisykernels.injection.mode import ForwardKey, Record, SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.rows import Rows
 from noisykernels.injection.site import Site, path_of
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.modules import NoisyLayer
@@ -78,6 +81,7 @@ class NoiseState(nn.Module):
         self, placement: Placement, arrays: str, parameters: tuple[str, ...], draws_noise: bool, for_rows: bool
     ) -> None:
         super().__init__()
+        self.without_rows: list[tuple[str, nn.Module, bool]] = []  # traced sites; whether they are alone, not mixed
         self.placement = placement
         self.arrays = arrays  # what an array is
         self.parameters_of_forward = parameters
@@ -88,7 +92,9 @@ class NoiseState(nn.Module):
         self.others = False  # have put a forward of theirs on a part of the model
         self.announced = False  # submodules tell the running mode of themselves
         self.site_ids: dict[str, int] = {}
-        self.row_dims: dict[str, int | None] = {}  # of the traced sites
+        self.places: dict[str, Rows | None] = {}  # where the traced sites hold their rows
+        self.operands: dict[str, Array | None] = {}  # which one of traced products is an array
+        self.left: set[str] = set()  # sites that are left out, of which a warning has told
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
         self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site
@@ -105,6 +111,11 @@ class NoiseState(nn.Module):
     def placement(self, placement: Placement) -> None:
         self._placement = placement
         self.spots: dict[str, Spot] = {}  # what is known of sites under it
+        # Whether several draws cannot run as one batch, since what enters at a value without rows differs between them.
+        self.each_draw = any(
+            (alone and placement.at(name, module) is not None) or placement.hardware_at(name, module) is not None
+            for name, module, alone in self.without_rows
+        )
 
     def look(self, model: nn.Module) -> None:
         """Takes note of the layers of a model that need the mode also where nothing is placed."""
@@ -278,6 +289,8 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
     given = (*args, *kwargs.values())
     if not door.opens or any(isinstance(a, fx.Proxy) for a in given):  # which is traced: there are no values
         return original(module)(*args, **kwargs)
+    if state.each_draw and state.draws is not None and state.draws.shape[0] > 1:
+        return _each_draw(module, state, args, kwargs)
     mode, args, kwargs = begin(module, state, args, kwargs)
     if mode.compiled or not state.unchecked or not is_injected(module):
         with mode:
@@ -368,9 +381,9 @@ def begin(
         carrying = {n: torch.cat([a] * count, dim) for n, a in carrying.items()}
     first = next(iter(carrying.values()))
     key = _key(state, data, first, dim, count, record is not None)
-    mode = make(placement, key, model, state.site_ids, state.row_dims, record)
+    mode = make(placement, key, model, state.site_ids, state.places, record)
     mode.chip = Arrays(state.arrays)
-    mode.owner = state
+    mode.owner, mode.operands, mode.left = state, state.operands, state.left
     if record is None and not mode.compiled:  # a graph would be guarded on the table
         mode.spots = state.spots
     if part and door is not None:
@@ -415,6 +428,30 @@ def _key(state: NoiseState, data: Tensor, first: Tensor, dim: int, count: int, r
 
 def _on(t: Tensor | None, device: torch.device) -> Tensor | None:
     return t if t is None or t.device == device else t.to(device)
+
+
+def _each_draw(model: Any, state: NoiseState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The forward of every draw by itself, their results one after the other along the rows."""
+    draws, seed, first = state.draws, state.seed, None if state.next_row is None else state.next_row.clone()
+    assert draws is not None
+    dim, found = state.placement.input_dim, []
+    try:
+        if seed is None:
+            state.seed = seed_tensor("noise_state", None, draws.device)
+        for number in range(draws.shape[0]):
+            state.draws = draws.narrow(0, number, 1)
+            if state.next_row is not None and first is not None:
+                state.next_row.copy_(first)
+            found.append(model.forward(*args, **kwargs))
+    finally:
+        state.draws, state.seed = draws, seed
+
+    def joined(*parts: Any) -> Any:
+        if not isinstance(parts[0], Tensor) or parts[0].dim() == 0:
+            return parts[0]
+        return torch.cat(parts, min(dim, parts[0].dim() - 1))
+
+    return pytree.tree_map(joined, *found)
 
 
 def _rows(state: NoiseState, data: Tensor, dim: int) -> Tensor | None:

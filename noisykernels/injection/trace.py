@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch.utils import _pytree as pytree
 
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.doors import original, paths_of
-from noisykernels.injection.kinds import KINDS
+from noisykernels.injection.kinds import KINDS, PREPARING
+from noisykernels.injection.memory import Array
 from noisykernels.injection.met import no_site
-from noisykernels.injection.mode import Record, SiteMode
+from noisykernels.injection.mode import LEFT_OUT, Entry, Record, SiteMode
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.site import Choice, Names, Site, kind_of
-from noisykernels.injection.state import begin, check_asked, following, state_of
+from noisykernels.injection.rows import ALONE, Rows, apart
+from noisykernels.injection.site import Choice, Names, Site, kind_of, path_of
+from noisykernels.injection.state import NoiseState, begin, check_asked, following, state_of
 from noisykernels.noise.contract import site_ids
 
 __all__ = ["arguments_of", "names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]
@@ -32,8 +35,11 @@ def place(model: nn.Module, example_input: Any) -> None:
     """Traces a model that was just injected and looks up among its sites what was asked for."""
     state = state_of(model)
     found, mode = _traced(model, example_input)
+    prepared = {site.name for site in found if site.alone and site.kind in PREPARING}
+    mode.arrays = [name for name in mode.arrays if name not in prepared]
     state.placement = state.placement.understood(names_of(model, found))
     check_asked(model, state.placement, [site.name for site in found], mode)
+    _tell_left_out(state)
 
 
 def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]:
@@ -48,27 +54,46 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
     more = tuple(_one_row_more(a, rows, dim) for a in args)
     more_kwargs = {n: _one_row_more(a, rows, dim) for n, a in kwargs.items()}
     with evaluating(model):
-        (small, mode), (large, _) = _record(model, args, kwargs), _record(model, more, more_kwargs)
-    if [name for name, _ in small] != [name for name, _ in large]:
-        raise ValueError(
-            "sites: the model calls other operations for another number of rows, so its sites have no fixed names"
-        )
-    ids = site_ids(name for name, _ in small)
-    found: list[Site] = []
+        (small, mode), (large, again) = _record(model, args, kwargs), _record(model, more, more_kwargs)
+        places = _places([*small, *mode.lookups], [*large, *again.lookups], rows)
+        unsure = {name for name, where in places.items() if where is UNSURE}
+        if unsure:
+            equal = pytree.tree_map(lambda a: _rows_like_the_first(a, rows, dim), (args, kwargs))
+            runs = [_record(model, a, k, unsure) for a, k in ((args, kwargs), (more, more_kwargs), equal)]
+            first, other, alike = ({e.name: e.value for e in (*run, *m.lookups)} for run, m in runs)
+            for name in unsure:
+                places[name] = _place_of_values(first.get(name), other.get(name), alike.get(name), rows)
+        others = {entry.name: entry for entry in large}
+        entries = others | {entry.name: entry for entry in small}
+        state.operands = {n: _array(entry, others.get(n, entry)) for n, entry in entries.items() if entry.operands}
+        if any(array is not None and entries[n].array is None for n, array in state.operands.items()):
+            _, mode = _record(model, args, kwargs)  # in which they are known to be arrays
+    order = [entry.name for entry in small] + [entry.name for entry in large if entry.name not in places]
+    ids = site_ids(order)
     calls: dict[str, tuple[str, ...]] = {}
-    for call, first in mode.chip.of.items():
-        calls[first] = (*calls.get(first, ()), call)
-    for (name, a), (_, b) in zip(small, large, strict=True):
-        kind, row_dim = kind_of(name), _grown(a, b, rows)
-        if kind != "input" or row_dim is not None:  # an argument without rows is no site
-            found.append(Site(name, len(found), ids[name], kind, a, row_dim, calls.get(name, ())))
+    for call, first_call in mode.chip.of.items():
+        calls[first_call] = (*calls.get(first_call, ()), call)
+    found: list[Site] = []
+    for name in order:
+        kind, place, entry = kind_of(name), places.get(name), entries[name]
+        if kind != "input" or (place is not None and place.outer > 0):  # an argument without rows is no site
+            alone = place is not None and place.outer == 0
+            row_dim, outer = (None, 1) if place is None or alone else (place.dim, place.outer)
+            of_array = () if alone and kind in PREPARING else calls.get(name, ())
+            found.append(Site(name, len(found), ids[name], kind, entry.shape, row_dim, of_array, outer, alone))
     names = state.parameters_of_forward
     given = {names[i] if i < len(names) else i: (a, b) for i, (a, b) in enumerate(zip(args, more, strict=True))}
     given |= {n: (a, more_kwargs[n]) for n, a in kwargs.items()}
     state.carriers = {n: a is not b for n, (a, b) in given.items()}
     state.site_ids = {site.name: site.id for site in found}
-    state.row_dims = {site.name: site.row_dim for site in found}
-    state.traced, state.spots = found, {}
+    state.places = dict.fromkeys(order) | places
+    state.traced = found
+    lost = [(name, where) for name, where in state.places.items() if where is None or where.outer == 0]
+    modules = dict(paths_of(model))
+    state.without_rows = [
+        (name, modules[path_of(name)], where is not None and name in ids) for name, where in lost if ":" in name
+    ]
+    state.placement = state.placement  # of which more is known now
     return list(found), mode
 
 
@@ -79,12 +104,14 @@ def arguments_of(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
 
 
-def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Record, SiteMode]:
-    """The sites of a noiseless forward, and the mode that has found them."""
+def _record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Collection[str] = ()
+) -> tuple[Record, SiteMode]:
+    """The sites of a noiseless forward, some with their values, and the mode that has found them."""
     record: Record = []
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
-    mode.placement = replace(mode.placement, noise=None, hardware=None)
+    mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
     with mode, following(model, state_of(model), mode):
         original(model)(*args, **kwargs)
     return record, mode
@@ -96,12 +123,84 @@ def _one_row_more(a: Any, rows: int, dim: int) -> Any:
     return a
 
 
-def _grown(a: tuple[int, ...], b: tuple[int, ...], rows: int) -> int | None:
-    """The one dimension that has `rows` in one run and one more in the other, all else equal."""
+def _rows_like_the_first(a: Any, rows: int, dim: int) -> Any:
+    if isinstance(a, Tensor) and a.dim() > dim and a.shape[dim] == rows:
+        return a.index_select(dim, torch.zeros(rows, dtype=torch.int64, device=a.device))
+    return a
+
+
+UNSURE = Rows(-1, -1)  # shapes do not tell
+
+
+def _places(small: Record, large: Record, rows: int) -> dict[str, Rows | None]:
+    """Where values hold their rows, as far as shapes tell; None: they mix them, or other operations run for other
+    numbers of rows, so that names do not mean the same."""
+    counts: list[dict[str, int]] = []
+    for record in (small, large):
+        stems = [name.rpartition("#")[0] or name for name, *_ in record]
+        counts.append({stem: stems.count(stem) for stem in stems})
+    others = {entry.name: entry.shape for entry in large}
+    found: dict[str, Rows | None] = {}
+    for name, shape, *_ in small:
+        stem = name.rpartition("#")[0] or name
+        same = counts[0].get(stem) == counts[1].get(stem) and name in others
+        found[name] = _place(shape, others[name], rows) if same else None
+    return found
+
+
+def _place(a: tuple[int, ...], b: tuple[int, ...], rows: int) -> Rows | None:
+    """Of a value with these shapes for `rows` and for one more."""
     if len(a) != len(b):
         return None
     dims = [d for d in range(len(a)) if a[d] != b[d]]
-    return dims[0] if len(dims) == 1 and (a[dims[0]], b[dims[0]]) == (rows, rows + 1) else None
+    if not dims:
+        return UNSURE
+    dim = dims[0]
+    if len(dims) > 1 or a[dim] % rows or a[dim] // rows * (rows + 1) != b[dim]:
+        return None
+    return Rows(dim) if a[dim] == rows else UNSURE
+
+
+def _place_of_values(a: Tensor | None, b: Tensor | None, equal: Tensor | None, rows: int) -> Rows | None:
+    """Of a value that is the same for all rows, or that holds them beside others in one dimension.
+
+    Args:
+        a, b: it for `rows` and for one more.
+        equal: it where all rows are like the first: what only some rows come to differs then, or is not there.
+    """
+    if a is None or b is None or a.dim() != b.dim():
+        return None
+    if a.shape == b.shape:
+        same = equal is not None and a.shape == equal.shape and _close(a, b) and _close(a, equal)
+        return ALONE if same else None
+    dim = next(d for d in range(a.dim()) if a.shape[d] != b.shape[d])
+    several = a.shape[dim] // rows
+    for outer in (n for n in range(1, several + 1) if several % n == 0):
+        place = Rows(dim, outer, folded=True)
+        of_a, of_b = apart(a, place, rows), apart(b, place, rows + 1)
+        if of_a is not None and of_b is not None and _close(of_a, of_b[:rows]):
+            return place
+    return None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether values are those of the same rows, but for roundings of another size of the batch."""
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    finite = b[b.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * size, equal_nan=True)
+
+
+def _array(a: Entry, b: Entry) -> Array | None:
+    """Which operand of a product is an array: one in the model's memory, or one without rows beside one with them."""
+    if a.array is not None:
+        return a.array
+    same = [x == y for x, y in zip(a.operands, b.operands, strict=True)]
+    if same in ([True, False], [False, True]):
+        number = same.index(True)
+        return Array(number, tuple(range(len(a.operands[number]))))
+    return None
 
 
 def names_of(model: nn.Module, traced: list[Site] | None = None) -> Names:
@@ -120,6 +219,15 @@ def refuse_unknown(model: nn.Module, placement: Placement, names: Names) -> None
         form = "stem" if choice.form == "name" else choice.form
         if names.unmet(choice) and not (number.isdecimal() and not names.unmet(Choice(stem, form))):
             raise ValueError(no_site("inject", choice, ["input", *(p for p, _ in paths_of(model) if p)]))
+
+
+def _tell_left_out(state: NoiseState) -> None:
+    """One warning that names the sites that noise was meant for among others, and cannot enter."""
+    for name, module, alone in state.without_rows:
+        if not alone and not state.placement.means(name) and state.placement.at(name, module) is not None:
+            state.left.add(name)
+    if state.left:
+        warnings.warn(f"inject: {LEFT_OUT} {', '.join(map(repr, sorted(state.left)))}", stacklevel=4)
 
 
 def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:

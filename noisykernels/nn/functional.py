@@ -177,7 +177,7 @@ def geometry_of(dims: int, stride: Size, padding: Size, dilation: Size, groups: 
     return stride_, padding_, ints(name, "dilation", dilation, dims), False, [0] * dims, groups
 
 
-def _placed(
+def placed(
     dims: int, x: Tensor, weight: Tensor, sizes: tuple[Size, Size | str, Size, bool, Size, int]
 ) -> tuple[str, Tensor, Geometry]:
     """A convolution's name, its input (padded where the geometry cannot say so), and its geometry from sizes as they
@@ -225,7 +225,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         first_row: int = 0,
         array: int | None = None,
     ) -> Tensor:
-        name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
+        name, x, geometry = placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
         flags(name, relu=relu, shared=shared)
         if array is not None:
             in_range(name, "array", array, PLACE)
@@ -292,7 +292,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         first_row: int = 0,
         array: int | None = None,
     ) -> Tensor:
-        name, x, geometry = _placed(dims, x, weight, (stride, padding, dilation, True, output_padding, groups))
+        name, x, geometry = placed(dims, x, weight, (stride, padding, dilation, True, output_padding, groups))
         flags(name, relu=relu, shared=shared)
         if array is not None:
             in_range(name, "array", array, PLACE)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels._C import STREAM_VERSION
-from noisykernels._engine.arguments import chosen_sites, refuse_without_rows
+from noisykernels._engine.arguments import chosen_sites, with_rows
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.evaluation import evaluation
 from noisykernels._engine.evaluator import Evaluator
@@ -180,8 +180,7 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     if not any(map(opens, session.sites)):
         raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
     chosen = chosen_sites("walk", session.model, session.sites, asked.sites, opens)
-    refuse_without_rows("walk", chosen)
-    return chosen
+    return with_rows("walk", chosen, asked.sites)
 
 
 def _covered(session: Session, asked: Asked, chosen: Sequence[Site]) -> dict[str, float]:

@@ -220,14 +220,17 @@ class Mixing(nn.Module):
         return self.fc(x) + 0.01 * gram.relu().sum()
 
 
-def test_sites_without_rows_are_refused_before_anything_runs() -> None:
+def test_sites_that_mix_rows_are_left_out_or_refused_before_anything_runs() -> None:
     _, pairs = problem()
     seen: list[int] = []
     plan = dict(levels=[1.0], draws=1, progress=lambda done, total: seen.append(done))
-    with pytest.raises(RuntimeError, match=r"^walk: rows .* ':sigmoid#0', ':relu#0', .* sites=") as info:
-        walk(Mixing(), pairs, **plan)
-    assert not seen and "fc" not in str(info.value)
-    assert len(walk(Mixing(), pairs, sites=["input", "fc"], **plan).records) == 2 and seen == [1, 2]
+    for sites in (":sigmoid", ["fc", ":relu#0"]):
+        with pytest.raises(RuntimeError, match=r"^walk: rows .* ':(sigmoid|relu)#0', .* sites=") as info:
+            walk(Mixing(), pairs, sites=sites, **plan)
+        assert not seen and "fc" not in str(info.value)
+    with pytest.warns(UserWarning, match=r"^walk: rows .* ':matmul#0', ':sigmoid#0', ':relu#0': left out"):
+        assert {r.site for r in walk(Mixing(), pairs, **plan).records} == {"input", "fc:linear#0"}
+    assert len(walk(Mixing(), pairs, sites=["input", "fc"], **plan).records) == 2 and seen == [1, 2] * 2
 
 
 def test_progress() -> None:

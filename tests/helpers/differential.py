@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 import noisykernels as nk
 from noisykernels._engine.shared import SharedEngine
-from noisykernels.injection.kinds import CONTRACTION_KINDS
 from noisykernels.injection.site import Site
 from noisykernels.metrics.accuracy import Accuracy
 from noisykernels.walking import walk_parameter
@@ -134,9 +133,9 @@ def sites_of(case: Case) -> list[Site]:
     """Some of the sites at which rows can be told apart."""
     found = [s for s in nk.sites(case.model(), case.data()[:2]) if s.row_dim is not None]
     if case.target != "activation":
-        found = [s for s in found if s.kind in CONTRACTION_KINDS]
+        found = [s for s in found if s.calls]
     if case.by_channel:
-        found = [s for s in found if s.row_dim == 0 and len(s.shape) > 1]
+        found = [s for s in found if s.row_dim == 0 and len(s.shape) > 1 and s.shape[0] == 2]
     some = random.Random(case.seed).sample(found, min(1 if case.by_channel else SITES, len(found)))
     return [site for site in found if site in some]
 
@@ -154,7 +153,7 @@ def loop(case: Case, site: Site) -> dict[Cell, tuple[Tensor, float]]:
         given = noise(level) if case.target == "parameter" else noise.scaled(level)
 
         def here(name: str, module: nn.Module, given: Any = given) -> Any:
-            if name != site.name:
+            if name not in ((site.name,) if case.target == "activation" else site.calls):
                 return None
             return [given] if case.target == "weight" else given
 

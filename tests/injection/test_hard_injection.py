@@ -192,12 +192,18 @@ def test_reshapes_and_mixing_of_rows() -> None:
     model, x = Model(), torch.randn(3, 2, 3)
     found = nk.sites(model, x)
     assert [(s.name, s.row_dim) for s in found] == [
-        ("input", 0), (":tanh#0", None), (":relu#0", 2), (":sigmoid#0", None)
+        ("input", 0), (":tanh#0", 0), (":relu#0", 2), (":matmul#0", None), (":sigmoid#0", None)
     ]  # fmt: skip
     run(model, x, ":relu", example_input=x, draws=[0, 1])
-    for where in (":tanh", ":sigmoid", None):
-        with pytest.raises(RuntimeError, match=r"expected 3 rows .* along the row dimension"):
-            run(model, x, where, example_input=x)
+    with pytest.raises(RuntimeError, match=r"expected 3 rows .* along the row dimension"):
+        run(model, x, ":sigmoid", example_input=x)
+    with pytest.warns(UserWarning, match="':matmul#0', ':sigmoid#0'") as told:
+        everywhere = run(model, x, example_input=x)
+    assert len(told) == 1
+    assert_same_bits(everywhere, run(model, x, ["input", ":tanh", ":relu"], example_input=x))
+    noisy = oracle(torch.tanh(x), ":tanh#0")  # row by row, two values of each
+    similar = torch.sigmoid(x.flatten(1) @ x.flatten(1).T)
+    assert torch.allclose(run(model, x, ":tanh", example_input=x), noisy.relu() + similar.mean(), atol=1e-6)
     x = torch.randn(3, 2, 5)
     y = run(model, x, ":relu", row_dims={":relu": 2})
     assert_same_bits(y, run(model, x, ":relu", example_input=x))

@@ -306,7 +306,7 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
         (NOISES["add"], dict(sites="relu1"), ValueError, "walk: no site 'relu1'; the model has 1 fc1:linear#0, 4 fc2"),
         (NOISES["add"], dict(sites=[0]), ValueError, "walk: no site 0; the model has 1 fc1:linear#0"),
         ([nk.MacNoise(0.1)], {}, TypeError, "walk: noise must be a Noise, or a list of them, got list"),
-        (NOISES["add"], dict(levels=[-1.0]), ValueError, "walk: levels"),
+        (NOISES["add"], dict(levels=[-1.0]), ValueError, "walk: each item of levels"),
     ):  # fmt: skip
         with pytest.raises(kind, match=said):
             nk.walk(model, data, noise=noise, **dict(dict(levels=LEVELS, draws=1, seed=1, target="weight"), **options))
@@ -315,8 +315,15 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     ):
         walk(nn.Sequential(nn.ReLU(), nn.Flatten()), data)
     folded = Folded()
-    with pytest.raises(RuntimeError, match=r"walk: rows cannot be told apart at 'a:linear#0'"):
-        walk(folded, (torch.randn(8, 5, 6), torch.zeros(8, dtype=torch.int64)))
+    pair = torch.randn(8, 5, 6), torch.zeros(8, dtype=torch.int64)
+    study = walk(folded, pair, NOISES["add"], levels=[0.5], draws=2)
+    for r in study.records:  # several values of a row in one dimension: the numbers of the loop
+        placed = {r.site: [NOISES["add"].scaled(r.level)]}
+        with (
+            nk.inject(folded, None, hardware=placed, example_input=pair[0]),
+            nk.noise_state(folded, seed=study.meta.seed, draws=[r.draw]),
+        ):
+            assert int((folded(pair[0]).argmax(1) == pair[1]).sum()) == r.correct
     single = problem("mlp", 10, torch.float32)
     with pytest.raises(ValueError, match=r"`add` of the noise times level 1e\+39 exceeds float32's range"):
         walk(*single, nk.WeightNoise(add=1.0), levels=[1e39])

@@ -1,0 +1,194 @@
+"""What the contractions of a running forward meet of hardware: which devices, which arrays, under which keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from noisykernels.hardware.device import Device
+from noisykernels.injection.arrays import Arrays
+from noisykernels.injection.kinds import CELLS, CONTRACTION_KINDS, LOOKUPS, PREPARING, RECURRENT
+from noisykernels.injection.lookups import lookup_on_hardware, table_of
+from noisykernels.injection.memory import Array, Memory, array_of_views
+from noisykernels.injection.on_hardware import on_hardware
+from noisykernels.injection.products import Product, product_of
+from noisykernels.injection.recurrent import cell_on_hardware, layer_on_hardware
+from noisykernels.injection.rows import FIRST, Rows
+from noisykernels.nn.signals import ModelMode
+from noisykernels.noise.arguments import Key
+from noisykernels.noise.contract import SITE_LIMIT, hashed_id
+
+__all__ = ["Contracting"]
+
+
+class Contracting(ModelMode):
+    """The part of `mode.SiteMode` that puts hardware into contractions."""
+
+    batch: int
+    chip: Arrays
+    column: bool
+    compiled: bool
+    ids: dict[str, int]
+    key: Any
+    memory: Memory | None
+    modules: list[tuple[str, nn.Module]]
+    noted: dict[str, Any]
+    on_hardware: bool
+    operands: Mapping[str, Array | None]
+    places: Mapping[str, Rows | None]
+    record: Any
+    tracing: bool
+
+    def hardware_at(self, name: str) -> Sequence[Device] | None:
+        """See `SiteMode`."""
+        raise NotImplementedError
+
+    def key_at(self, name: str, rows: Rows = FIRST) -> dict[str, Any]:
+        """See `SiteMode`."""
+        raise NotImplementedError
+
+    def rows_at(self, name: str, row_dim: int | None = None) -> Rows | None:
+        """See `SiteMode`."""
+        raise NotImplementedError
+
+    def leave_out(self, name: str, value: Tensor) -> None:
+        """See `SiteMode`."""
+        raise NotImplementedError
+
+    def _id(self, name: str) -> int:
+        raise NotImplementedError
+
+    def contracted(
+        self, name: str, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None,
+        product: Product | None,
+    ) -> Any:  # fmt: skip
+        """An operation with arrays as its hardware makes it; None where there is none."""
+        if self.on_hardware or self.record is not None:
+            product = self._uses_array(name, kind, args, kwargs, product)
+            if kind in PREPARING and product is not None and self.prepares(name, product):
+                return None
+        hardware = self.hardware_at(name)
+        if hardware is None or self.tracing:
+            return None
+        return self.on_devices(name, kind, hardware, func, args, kwargs, row_dim, product)
+
+    def on_devices(
+        self, name: str, kind: str, hardware: Sequence[Device], func: Any, args: Any, kwargs: dict[str, Any],
+        row_dim: int | None = None, product: Product | None = None,
+    ) -> Any:  # fmt: skip
+        """An operation as these devices make it; None where they are left out."""
+        kwargs = {k: v for k, v in kwargs.items() if k != "out"}
+        if kind in RECURRENT:
+            return layer_on_hardware(self, name, kind, hardware, func, args)
+        if kind in CELLS:
+            return cell_on_hardware(self, name, kind, hardware, args)
+        made: Tensor | None
+        if kind in LOOKUPS:
+            made = lookup_on_hardware(self, name, hardware, func, args, kwargs, self.rows_at(name, row_dim))
+        else:
+            made = on_hardware(self, name, kind, hardware, args, kwargs, row_dim, product)
+        if made is None:
+            self.leave_out(name, args[0] if args else func(**kwargs))
+        return made
+
+    def part_key(self, name: str, part: str, step: int | None, like: Tensor) -> tuple[Key, int]:
+        """The key of one of several arrays of a site, in one of several steps, and the id of the array."""
+        told = self.key_at(name)
+        stem, _, number = name.rpartition("#")
+        path, _, _ = stem.rpartition(":")
+        first = self.chip.of.get(name, name).rpartition("#")
+        array = self.chip.of.get(name, name)
+        if part:
+            fresh = f"{path}:{part}#{number}" if step is None else f"{path}:{part}#{number}@{step}"
+            told["site"] = self.part_id(fresh)
+            array = f"{first[0].rpartition(':')[0]}:{part}#{first[2]}"
+        rows = told["rows"] if like is not None else None
+        key = Key.of(name, like.device, told["seed"], told["site"], told["draws"], rows, 0)
+        return key, self.part_id(array) if part else self._id(array)
+
+    def at_level(self, name: str, hardware: Sequence[Device]) -> Sequence[Device]:
+        """Devices with the key's level applied."""
+        level = self.key.level
+        if level is None:
+            return hardware
+        if level.dim() > 0:
+            raise RuntimeError(f"site {name!r}: hardware has no level for each row; give noise_state() one level")
+        return [device.scaled(level) for device in hardware]
+
+    def array_at(self, name: str, product: Product) -> Array | None:
+        """Which operand of a product is an array."""
+        if name in self.operands:
+            return self.operands[name]
+        if self.compiled:
+            return array_of_views(product.operands, self.modules[-1][1])
+        return self._memory().array(product.operands)
+
+    def prepares(self, name: str, product: Product) -> bool:
+        """Whether no value goes into a product: it makes one weight of others, or what is the same for all rows."""
+        rows = self.rows_at(name)
+        if name in self.places:
+            return rows is not None and rows.outer == 0
+        if self.compiled:
+            return all(array_of_views((t,), self.modules[-1][1]) is not None for t in product.operands)
+        return self._memory().holds(product.operands)
+
+    def _memory(self) -> Memory:
+        if self.memory is None:
+            self.memory = Memory(self.modules[0][1])
+        return self.memory
+
+    def _uses_array(
+        self, name: str, kind: str, args: Any, kwargs: dict[str, Any], product: Product | None
+    ) -> Product | None:
+        """What a contraction multiplies, where that had to be found out; takes note of the array."""
+        if kind in RECURRENT or kind in CELLS or kind in LOOKUPS:
+            weights = _weights_of(kind, args, kwargs)
+            self.chip.first(name, self.modules, weights[0])
+            if self.chip.parameters is not None:
+                self.chip.read[name] = self.chip.parameters.of(weights)
+            return product
+        if kind in CONTRACTION_KINDS:
+            self.chip.first(name, self.modules, args[1] if len(args) > 1 else kwargs["weight"])
+            if self.tracing and kind == "linear":
+                self._note(name, product_of(kind, args, kwargs))
+            return product
+        product = product or product_of(kind, args, kwargs)
+        if self.tracing:
+            self._note(name, product)
+        array = None if product is None else self.array_at(name, product)
+        if product is not None and array is not None:
+            self.chip.first(name, self.modules, product.operands[array.operand])
+        return product
+
+    def _note(self, name: str, product: Product | None) -> None:
+        """Tells the trace of the operands of a product."""
+        if product is not None:
+            shapes = tuple(tuple(t.shape) for t in product.operands)
+            self.noted[name] = shapes, self._memory().array(product.operands)
+
+    def chip_at(self, name: str) -> int:
+        """The id of the array that the contraction with this name uses."""
+        return self._id(self.chip.of.get(name, name))
+
+    def part_id(self, name: str) -> int:
+        """The number of one of several arrays or steps of a site: the next one that is free."""
+        number = self.ids.get(name)
+        if number is None:
+            number = hashed_id(name)
+            if not self.compiled:  # a graph would be guarded on the table
+                taken = set(self.ids.values())
+                while number in taken:
+                    number = (number + 1) % SITE_LIMIT
+                self.ids[name] = number
+        return number
+
+
+def _weights_of(kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The weights of an operation that has several arrays; by the first it is told from others of its module."""
+    if kind in LOOKUPS:
+        return [table_of(args, kwargs)[1]]
+    if kind in CELLS:
+        return list(args[2:4])
+    return [w for w in args[2 if isinstance(args[3], bool) else 3] if w.dim() > 1]

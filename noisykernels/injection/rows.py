@@ -1,0 +1,48 @@
+"""Where a value holds its rows: along a dimension, alone or folded into it with what lies around."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["ALONE", "FIRST", "Rows", "apart", "together"]
+
+
+class Rows(NamedTuple):
+    """A dimension that counts rows, or (outer x rows x inner) as where tokens or windows are folded into the batch."""
+
+    dim: int
+    outer: int = 1
+    folded: bool = False
+
+
+FIRST = Rows(0)
+ALONE = Rows(0, 0)  # a value that is the same for all rows, such as a table of positions: one row
+
+
+def apart(value: Tensor, rows: Rows, count: int) -> Tensor | None:
+    """The value with its `count` rows along dimension 0; None: it does not hold them there."""
+    if rows.outer == 0:
+        return value.unsqueeze(0)
+    dim, outer, folded = rows
+    if not -value.dim() <= dim < value.dim():
+        return None
+    if value.shape[dim] == count:
+        return value if dim == 0 else value.movedim(dim, 0)
+    if not folded or count == 0 or value.shape[dim] % (outer * count):
+        return None
+    dim %= value.dim()
+    found: Tensor = value.unflatten(dim, (outer, count, -1))
+    return found.movedim(dim + 1, 0)
+
+
+def together(value: Tensor, rows: Rows, like: Tensor) -> Tensor:
+    """The counterpart of `apart`, for a value of the shape of `like`."""
+    if rows.outer == 0:
+        return value.squeeze(0)
+    dim = rows.dim
+    if value.dim() == like.dim():
+        return value if dim == 0 else value.movedim(0, dim)
+    dim %= like.dim()
+    return value.movedim(0, dim + 1).flatten(dim, dim + 2)
