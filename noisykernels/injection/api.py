@@ -245,6 +245,9 @@ def noise_state(
     calls of a block have the same noise, in a loop over batches for other data each time, of which a warning tells once
     in a block. Give ``rows``, or ``rows="advance"``.
 
+    Under `torch.func.vmap` over samples, as for gradients of each sample, each has ids of its own, as if all were one
+    batch, or those of ``rows``, one for each sample; with ``chunk_size`` take ``rows="advance"``.
+
     Works for injected models and for models that contain noisy layers. With D draws the model's
     input is repeated D times, and its output holds D * B rows, draw by draw.
 

@@ -37,6 +37,7 @@ from noisykernels.injection.mode import ForwardKey, Record, SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.rows import Rows
+from noisykernels.injection.samples import Mapped, mapped_over, without_maps
 from noisykernels.injection.site import Site, path_of
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.modules import NoisyLayer
@@ -464,11 +465,31 @@ def _rows(state: NoiseState, data: Tensor, dim: int) -> Tensor | None:
             raise RuntimeError(
                 "noise_state: rows='advance' would count a forward twice that a checkpoint computes again; give rows"
             )
+        maps = None if compiled else mapped_over(data)
         count = data.shape[dim]
+        if maps is not None:
+            rows = maps.apart(maps.numbered(count, state.next_row.device)) + state.next_row.clone()
+            state.next_row.add_(count * maps.samples)
+            return rows
         rows = state.next_row + torch.arange(count, device=state.next_row.device)
         state.next_row.add_(count)
         return rows
     repeating = state.rows is None and state.seed is not None and state.for_rows
     if repeating and not compiled and state.block is not None:
-        state.block.see(data)
-    return state.rows
+        state.block.see(without_maps(data))
+    maps = None if compiled or (state.rows is None and state.seed is None) else mapped_over(data)
+    return state.rows if maps is None else _rows_of_sample(state, maps, data.shape[dim])
+
+
+def _rows_of_sample(state: NoiseState, maps: Mapped, count: int) -> Tensor:
+    """The ids of the so many rows of a sample, which without ids are numbered through all samples."""
+    every, rows = count * maps.samples, state.rows
+    if rows is None:
+        assert state.seed is not None
+        rows = maps.numbered(count, state.seed.device)
+    elif rows.shape[0] != every:
+        raise RuntimeError(
+            f"noise_state: rows must hold one id for each of the {every} rows of the {maps.samples} samples that vmap "
+            f"maps over, got {rows.shape[0]}: samples of one id would have the same noise"
+        )
+    return maps.apart(rows)

@@ -220,7 +220,9 @@ def register_autograd(
 
         @staticmethod
         def jvp(ctx: Any, *_: Any) -> Tensor:
-            raise NotImplementedError(f"{op}: there is no forward-mode derivative; take reverse mode (torch.func.vjp, jacrev)")
+            raise NotImplementedError(
+                f"{op}: there is no forward-mode derivative; take reverse mode (torch.func.vjp, jacrev)"
+            )
 
     # torch.autograd.Function.apply without its detour through functorch: inside the dispatcher, one
     # level of transforms is being worked on.
