@@ -81,6 +81,7 @@ class Call:
         work: what torch ran in it.
         noise: enters after it.
         devices: that it runs on; None: none were placed there.
+        array: the parameters that its array is made of; none where values are multiplied with values.
         asked: whether the mode asked for hardware there, so that it could run on some.
         why: why noise does not enter, though it was placed there or since nothing can; empty: it does, or was not.
     """
@@ -92,6 +93,7 @@ class Call:
     work: Work = field(default_factory=Work)
     noise: bool = False
     devices: Sequence[Device] | None = None
+    array: frozenset[str] = frozenset()
     asked: bool = False
     why: str = ""
 
@@ -167,14 +169,15 @@ class _Account(SiteMode):
 
     def _close(self, function: str, out: Any) -> None:
         """Puts the work that is left down to the function's last site, or to itself."""
+        shape = next((tuple(t.shape) for t in pytree.tree_leaves(out) if isinstance(t, Tensor)), ())
         if not self.named:
             stem = f"{self.modules[-1][0]}:{function}"
             number = self.others[stem] = self.others.get(stem, -1) + 1
-            shape = next((tuple(t.shape) for t in pytree.tree_leaves(out) if isinstance(t, Tensor)), ())
             why = "it is in a part in which no operation is a site" if self.muted else f"{function} makes no site"
             self.named = [f"{stem}#{number}"]
-            self.found[self.named[0]] = Call(self.named[0], function, shape=shape, why=why)
-        self.found[self.named[-1]].work += self.work
+            self.found[self.named[0]] = Call(self.named[0], function, why=why)
+        call = self.found[self.named[-1]]
+        call.work, call.shape = call.work + self.work, call.shape or shape
 
     def name(self, kind: str) -> str:
         """See `SiteMode`."""
@@ -229,6 +232,8 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     with evaluating(model), torch.inference_mode(False), torch.no_grad():  # in which torch takes no operations apart
         mode, args, kwargs = begin(model, state, args, kwargs, [], make)
         assert isinstance(mode, _Account)
-        with mode, _Counting(mode):
+        with mode, _Counting(mode) as mode.chip.parameters:
             original(model)(*args, **kwargs)
+    for name, array in mode.chip.read.items():
+        mode.found[name].array = array
     return list(mode.found.values())

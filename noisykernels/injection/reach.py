@@ -180,13 +180,12 @@ def coverage(model: nn.Module, example_input: Any) -> Coverage:
 def _of_call(call: Call, asked: Sequence[str]) -> Reach:
     devices = call.devices or ()
     arithmetic = any(isinstance(d, Arithmetic) for d in devices)
-    hardware = any(not isinstance(d, Arithmetic) for d in devices)
+    hardware = any(not isinstance(d, Arithmetic) and (call.array or not d.of_array) for d in devices)
     reached = call.noise or hardware or arithmetic
-    why = (
-        ""
-        if reached
-        else call.why or ("; ".join(f"no {what} was placed there" for what in asked) or "nothing is placed")
-    )
+    left = "; ".join(f"no {what} was placed there" for what in asked) or "nothing is placed there"
+    if devices:
+        left = "values are multiplied with values, so there is no array"
+    why = "" if reached else call.why or left
     return Reach(call.name, "operation", call.shape, call.work.macs, call.noise, hardware, arithmetic, why)
 
 
@@ -195,7 +194,7 @@ def _of_parameters(model: nn.Module, calls: Sequence[Call]) -> list[Reach]:
     for name, p in model.named_parameters():
         reading = [call for call in calls if name in call.work.parameters]
         within = [call for call in reading if name in call.work.multiplied]
-        devices = [d for call in within for d in call.devices or ()]
+        devices = [d for call in reading if name in call.array for d in call.devices or ()]
         macs = sum(call.work.macs for call in within)
         noise = any(call.noise for call in reading)
         arithmetic = any(isinstance(d, Arithmetic) for d in devices)
@@ -215,8 +214,10 @@ def _why(name: str, reading: Sequence[Call]) -> str:
 
 def _why_not(name: str, call: Call) -> str:
     """Why a parameter is not in hardware at an operation that reads it."""
-    if call.devices and name not in call.work.multiplied:
-        return "it is added to the products, not multiplied"
+    if call.devices and name not in call.array:
+        if name not in call.work.multiplied:
+            return "it is added to the products, not multiplied"
+        return "what is multiplied there is computed from it, and so no array"
     if call.asked:
         return "nothing is placed there"
     return call.why or "no array, so it takes no hardware"

@@ -177,3 +177,37 @@ def test_following_parameters_changes_no_bit() -> None:
             second.sum().backward()
             for a, b in zip(grads, (p.grad for p in model.parameters() if p.grad is not None), strict=True):
                 assert_same_bits(a, b)
+
+
+class Products(nn.Module):
+    """A product with an array, with what is computed from one, and of values alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.plain, self.scaled, self.gain = (nn.Parameter(torch.randn(s)) for s in ((6, 6), (6, 6), (6,)))
+
+    def forward(self, x):
+        x = x @ self.plain @ (self.scaled * self.gain)
+        return x @ x.transpose(-1, -2)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_hardware_in_products_is_told_as_it_enters(traced: bool) -> None:
+    """To the bit: what the account says is not reached is as without hardware."""
+    model = Products()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with nk.inject(model, None, hardware=CHIP, **({"example_input": X} if traced else {})):
+            with nk.noise_state(model, seed=SEED):
+                noisy = model(X)
+            found = by_name(model)
+    reached = {name for name, row in found.items() if row.hardware}
+    made = {"scaled", "gain", ":matmul#1"} if traced else set()  # a trace sees that it is the same for all rows
+    assert reached == {"plain", ":matmul#0"} | made
+    assert [w for w in caught if "does not reach scaled" in str(w.message)] == caught and bool(caught) is not traced
+    if not traced:
+        assert found["scaled"].why.endswith(":matmul#1: what is multiplied there is computed from it, and so no array")
+    model.plain.data *= 0
+    with torch.no_grad():
+        assert not torch.equal(noisy, model(X))
