@@ -146,7 +146,7 @@ class SiteMode(Contracting):
         # Where values lie whose noise is known beforehand; None: it depends on the call.
         simple = key.level is None and not placement.normalize_to_input_size and not self.compiled
         self.place = key.seed.device if simple and key.seed is not None else None
-        self.on_hardware = placement.hardware is not None
+        self.on_hardware = "hardware" in placement.pairs or placement.hardware is not None
         self.knows_leaves = type(self) is SiteMode and record is None and not self.compiled
         # The key as kernels take it that are called without torch's dispatcher; None: none is.
         self.plain = (key.batch, key.seed, key.draws, key.rows) if self.knows_leaves and self._is_plain() else None
@@ -490,7 +490,7 @@ class SiteMode(Contracting):
 
     def rows_at(self, name: str, row_dim: int | None = None) -> Rows | None:
         """Where the value at a site holds its rows; None: they are mixed."""
-        if row_dim is None and self.placement.row_dims:
+        if row_dim is None and "row_dims" in self.placement.pairs:
             row_dim = self.placement.row_dim_at(name)
         if row_dim is not None:
             return Rows(row_dim)

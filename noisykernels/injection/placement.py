@@ -63,6 +63,13 @@ class Placement:
     hardware: Any = None  # devices, a dict of them, or a function: what is inside contractions
     input_dim: int = 0  # that counts the rows of the model's arguments
     column: bool = False  # whether a bias is one more column of its array
+    pairs: dict[str, tuple[tuple[Choice, Any], ...]] = field(init=False, repr=False, compare=False)  # of all tables
+
+    def __post_init__(self) -> None:
+        """Keeps tables as pairs beside them: compiled code cannot look into a dict whose keys are choices."""
+        tables = {"noise": self.noise, "hardware": self.hardware, "repeats": self.repeats, "row_dims": self.row_dims}
+        pairs = {name: tuple(table.items()) for name, table in tables.items() if isinstance(table, dict) and table}
+        object.__setattr__(self, "pairs", pairs)
 
     def understood(self, names: Names) -> Placement:
         """The placement with every word of a user's as what it means in a model of these names."""
@@ -90,15 +97,15 @@ class Placement:
     @property
     def silent(self) -> bool:
         """Whether nothing enters anywhere, but for what layers have of their own."""
-        return self.noise is None and self.hardware is None
+        return not ("noise" in self.pairs or "hardware" in self.pairs) and self.noise is None and self.hardware is None
 
     def at(self, name: str, module: nn.Module) -> Noise | None:
         """The noise of the site with this name, whose innermost module is `module`, where it is on."""
-        if self.noise is None:
-            return None
-        if isinstance(self.noise, dict):
-            noise: Noise | None = picked(self.noise, name, None)
+        if "noise" in self.pairs:
+            noise: Noise | None = picked(self.pairs["noise"], name, None)
             return noise
+        if self.noise is None or isinstance(self.noise, dict):
+            return None
         where = self.where
         if callable(where):
             found: Noise | None = where(name, module)
@@ -107,13 +114,16 @@ class Placement:
 
     def hardware_at(self, name: str, module: nn.Module) -> Sequence[Device] | None:
         """The devices of the contraction with this name, whose innermost module is `module`, where they are on."""
-        if self.hardware is None:
+        if "hardware" in self.pairs:
+            found: Sequence[Device] | None = picked(self.pairs["hardware"], name, None)
+            return found
+        if self.hardware is None or isinstance(self.hardware, dict):
             return None
-        if isinstance(self.hardware, dict):
-            found: Sequence[Device] | None = picked(self.hardware, name, None)
-        else:
-            found = self.hardware(name, module) if callable(self.hardware) else self.hardware
-        return found
+        if callable(self.hardware):
+            asked: Sequence[Device] | None = self.hardware(name, module)
+            return asked
+        devices: Sequence[Device] = self.hardware
+        return devices
 
     def on(self, module: nn.Module) -> bool:
         """Whether noise and hardware enter in the mode that a module is in."""
@@ -121,11 +131,13 @@ class Placement:
 
     def repeats_at(self, name: str) -> int:
         """How often the noisy operation at a site is repeated and averaged."""
-        return self.repeats if isinstance(self.repeats, int) else int(picked(self.repeats, name, 1))
+        if "repeats" in self.pairs:
+            return int(picked(self.pairs["repeats"], name, 1))
+        return self.repeats if isinstance(self.repeats, int) else 1
 
     def row_dim_at(self, name: str) -> int | None:
         """The dimension that counts rows at a site, where the caller has said so."""
-        dim: int | None = picked(self.row_dims, name, None)
+        dim: int | None = picked(self.pairs.get("row_dims", ()), name, None)
         return dim
 
     def means(self, name: str) -> bool:

@@ -131,7 +131,15 @@ def closeness(name: str, choice: Choice) -> int | None:
     if choice.form != "pattern":
         depth = None if is_input(name) else choice.inside.get(path)
         return None if depth is None else 2 + depth
-    return _FAR if any(n and fnmatch.fnmatchcase(n, choice.text) for n in (name, stem, path)) else None
+    return _FAR if _fits(name, choice.text) or _fits(stem, choice.text) or _fits(path, choice.text) else None
+
+
+def _fits(text: str, pattern: str) -> bool:
+    return bool(text) and fnmatch.fnmatchcase(text, pattern)
+
+
+# As torch.compiler.assume_constant_result does it, which would import the whole compiler.
+_fits._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def meets(name: str, choice: Choice) -> bool:
@@ -157,10 +165,14 @@ def closest(choices: Iterable[Choice], name: str) -> Choice | None:
     return found
 
 
-def picked(table: Mapping[Choice, Any], name: str, otherwise: Any) -> Any:
-    """Of a table, the value of the choice that means a site most exactly."""
-    found = closest(table, name)
-    return otherwise if found is None else table[found]
+def picked(table: Iterable[tuple[Choice, Any]], name: str, otherwise: Any) -> Any:
+    """Of a table's pairs, the value of the choice that means a site most exactly, of several the first."""
+    best, value = None, otherwise
+    for choice, given in table:
+        how = closeness(name, choice)
+        if how is not None and (best is None or how < best):
+            best, value = how, given
+    return value
 
 
 class Names:

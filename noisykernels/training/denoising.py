@@ -243,7 +243,7 @@ def _chosen(names: Names, known: list[Site], where: Any) -> list[tuple[Site, nn.
         if module is not None and len(fit) > 1:
             raise ValueError(f"insert_denoising: one module for several sites: {pattern!r} matches {', '.join(fit)}")
     table, nothing = names.table(given), object()
-    chosen = ((site, picked(table, site.name, nothing)) for site in known)
+    chosen = ((site, picked(table.items(), site.name, nothing)) for site in known)
     return [(site, module) for site, module in chosen if module is not nothing]
 
 
