@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,7 +86,7 @@ def _kinds() -> dict[Any, str]:
     for name in (*PRODUCTS, *SEVERAL):
         for alias in (name, f"{name}_", f"linalg_{name}", f"__{name}__", f"__r{name}__"):
             kinds.update(dict.fromkeys(offered(alias), name))
-    return kinds
+    return kinds | {operator.matmul: "matmul"}  # which export shows for `@`
 
 
 KINDS = _kinds()
