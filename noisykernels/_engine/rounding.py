@@ -39,7 +39,7 @@ from noisykernels.injection.doors import original
 from noisykernels.injection.kinds import in_place
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import SILENT, Placement
-from noisykernels.injection.state import begin
+from noisykernels.injection.running import begin
 from noisykernels.noise.functional import eps
 
 __all__ = ["Rounding", "tied"]

@@ -23,10 +23,11 @@ from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
 from noisykernels._util.data import in_memory
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
-from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.api import inject
 from noisykernels.injection.api import sites as sites_of
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.reach import coverage
+from noisykernels.injection.setting import noise_state
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import state_of
 from noisykernels.metrics.accuracy import ACCURACY

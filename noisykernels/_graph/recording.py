@@ -25,7 +25,8 @@ from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.state import begin, state_of
+from noisykernels.injection.running import begin
+from noisykernels.injection.state import state_of
 from noisykernels.nn.signals import draw_layer
 from noisykernels.noise.description import Noise
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.macs import deviation
-from noisykernels.noise.arguments import Key
+from noisykernels.noise.arguments import OF_THE_CALL, Key
 from noisykernels.noise.autograd import (
     NO_FOLD,
     NO_LEVEL,
@@ -118,7 +118,7 @@ def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
     if shared and not noisy:
         grad, eps = (None if g is None else g.view(count, -1, *g.shape[1:]).sum(0) for g in (grad, eps))  # type: ignore[assignment]
     held = [weight]
-    of_weight = (a["add"], a["mul"], *key.of_chip(), a["mode"], a["kind"], True)
+    of_weight = (a["add"], a["mul"], *key.of_chip(OF_THE_CALL), a["mode"], a["kind"], True)
     if noisy:
         held = _ops.perturb(weight, _WEIGHT, *of_weight).chunk(count)
     contraction, clean = _contraction(a), convolution_gradients if "stride" in a else linear_gradients

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noisykernels._util.checks import Range, in_range
 from noisykernels.hardware.contraction import Contraction, largest_of
-from noisykernels.noise.arguments import Key
+from noisykernels.noise.arguments import OF_THE_CALL, Chip, Key
 from noisykernels.noise.contract import KINDS, OPERANDS
 
 __all__ = ["Arithmetic", "Device", "Draw"]
@@ -37,7 +37,7 @@ class Draw:
     contraction: Contraction
     key: Key  # of this draw and its rows
     device: torch.device  # of the operands
-    array: int | None = None  # id of what holds the weight; None: that of the call
+    array: Chip = OF_THE_CALL  # what holds the weight
 
     @property
     def id(self) -> Tensor | None:

@@ -18,7 +18,7 @@ from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.macs import MacNoise, deviation, explicit_products
 from noisykernels.hardware.noises import InputNoise, WeightNoise
-from noisykernels.noise.arguments import Key, word
+from noisykernels.noise.arguments import Chip, Key, word
 from noisykernels.noise.contract import ID_LIMIT, SITE_LIMIT
 from noisykernels.noise.operands import check_operands
 
@@ -38,19 +38,17 @@ def run(
     hardware: Sequence[Device],
     key: Key,
     shared: bool,
-    array: int | None = None,
+    array: Chip,
 ) -> Tensor:
-    """A contraction of x (rows, ...) as the devices make it: (D * B, ...) with D draws; `array` is the id of what holds
-    the weight, if that is not the call's own.
-    """
+    """A contraction of x (rows, ...) as the devices make it: (D * B, ...) with D draws."""
     draws, site = key.draws, key.site
     devices = checked(contraction.name, hardware)
     if contraction.of_values:
         devices = tuple(d for d in devices if not d.of_array)
     check_operands(contraction.name, {"x": x, "weight": weight, "bias": bias})
     count = 1 if draws is None else draws.shape[0]
-    array = site if array is None else array
-    each = _rows_of_draw(contraction.name, x, key, count, shared, array)
+    array_id = site if array.id is None else array.id
+    each = _rows_of_draw(contraction.name, x, key, count, shared, array_id)
     macs = next((d for d in devices if isinstance(d, MacNoise) and d.noisy), None)
     native = macs is None or (
         contraction.geometry is None
@@ -60,14 +58,16 @@ def run(
         and not torch.is_autocast_enabled("cpu")
     )
     noise = next((d for d in devices if isinstance(d, WeightNoise)), None)
-    apart = array != site and noise is not None and macs is not None  # the kernel has one id for both
+    own = array_id != site or array.seed is not None
+    apart = own and noise is not None and macs is not None  # the kernel has one key for both
     native = native and not apart and contraction.layout is None and not contraction.of_values
     if native and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
         for device in devices:
             if isinstance(device, InputNoise):
                 x = device.perturbed(x, key, shared)
                 shared = False
-        key = key._replace(site=site if noise is None else array)
+        if noise is not None:
+            key = key._replace(site=array_id, seed=array.seed_of(key))
         return _analog(contraction, x, weight, bias, noise, macs, key, shared)
     arithmetic = next((d for d in devices if isinstance(d, Arithmetic)), None)
     parts = []

@@ -26,8 +26,9 @@ from noisykernels.injection.kinds import LOOKUPS
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.rows import apart
+from noisykernels.injection.running import begin
 from noisykernels.injection.site import kind_of
-from noisykernels.injection.state import begin, state_of
+from noisykernels.injection.state import state_of
 from noisykernels.nn.signals import draw_layer, draw_standard, enter_model, enter_module, leave_module
 from noisykernels.noise.description import Noise
 

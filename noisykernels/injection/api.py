@@ -1,4 +1,4 @@
-"""Noise in any existing model: `inject` and `remove`, its `sites`, and `noise_state`.
+"""Noise in any existing model: `inject` and `remove`, and its `sites`.
 
 The forward of the model, and of its modules, is one that runs under a `SiteMode`; classes, parameters and hooks stay,
 and `remove` puts the forwards back.
@@ -6,31 +6,28 @@ and `remove` puts the forwards back.
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range, shown, whole
-from noisykernels._util.runtime import place_of, unwrap
+from noisykernels._util.runtime import unwrap
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import checked, draws_for_rows, with_arithmetic
-from noisykernels.injection.block import Block
 from noisykernels.injection.doors import door_of, parameters_of
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.running import hear, set_up, take_down
 from noisykernels.injection.site import Choice, Site
-from noisykernels.injection.state import NoiseState, hear, hold, is_injected, set_up, state_of, take_down
+from noisykernels.injection.state import NoiseState, injected_in, is_injected, state_of
 from noisykernels.injection.torch_patches import keep_noise
 from noisykernels.injection.trace import names_of, place, refuse_hidden_rows, refuse_unknown, trace
 from noisykernels.nn.modules import NoisyLayer
-from noisykernels.noise.arguments import factor_tensor, ids_tensor, seed_tensor
 from noisykernels.noise.description import Noise
 
-__all__ = ["inject", "noise_state", "remove", "sites"]
+__all__ = ["inject", "remove", "sites"]
 
 DIMENSIONS = whole(-64, 63)  # of a tensor, from its end too
 
@@ -221,111 +218,13 @@ def remove(model: nn.Module) -> nn.Module:
         True
     """
     check_arguments(remove, locals())
-    target = unwrap(model)
-    if is_injected(target):
-        take_down(target)
+    found = injected_in(model)
+    for path, module in found:
+        if not is_injected(module) and state_of(module).is_alive:
+            raise ValueError(f"remove: {path or 'the model'!r} is a part of an injected model; remove() that")
+    for _, module in found:
+        take_down(module if is_injected(module) else model)
     return model
-
-
-_CHANGING = threading.Lock()  # held while a block of `noise_state` begins or ends
-
-
-@contextlib.contextmanager
-def noise_state(
-    model: nn.Module,
-    *,
-    seed: int | Tensor | None = None,
-    draws: Tensor | Sequence[int] | None = None,
-    rows: Tensor | Sequence[int] | str | None = None,
-    level: float | Tensor | Sequence[float] | None = None,
-) -> Iterator[NoiseState]:
-    """Sets seed, draws, rows and level of a model for the length of a block.
-
-    **A row's noise belongs to its id, and without** ``rows`` **ids are places in the batch**: under one ``seed`` all
-    calls of a block have the same noise, in a loop over batches for other data each time, of which a warning tells once
-    in a block. Give ``rows``, or ``rows="advance"``.
-
-    Under `torch.func.vmap` over samples, as for gradients of each sample, each has ids of its own, as if all were one
-    batch, or those of ``rows``, one for each sample; with ``chunk_size`` take ``rows="advance"``.
-
-    Works for injected models and for models that contain noisy layers. With D draws the model's
-    input is repeated D times, and its output holds D * B rows, draw by draw.
-
-    Args:
-        model: a model that `inject` was called on, or one that contains noisy layers.
-        seed: 64-bit seed; None draws a fresh one from torch's default generator for every forward.
-        draws: int64 vector (D) of draw ids; None is the one draw 0.
-        rows: int64 vector (B), the data-set index of each row; ``"advance"``: the first call of the block has the rows
-            from 0 on, each later one those that follow, as if all were one batch; None numbers them by their place in
-            the batch.
-        level: factor by which all noise of the model is multiplied, at every site: a number, or a vector (B) with one
-            for each row (image), whatever the draw; None is 1. A compiled model sees its value change without a
-            recompilation.
-
-    Raises:
-        ValueError: an id or seed out of range, a negative or NaN level, no draw, or a model in which nothing draws
-            noise.
-        TypeError: a level that is neither a number nor a floating-point tensor.
-        RuntimeError: another thread is within such a block of the same model, or a thread calls it that is not within
-            the block; give each its own copy. (A compiled call does not see whose thread it is.)
-
-    Note:
-        ``"advance"`` counts calls of the model; one that as a whole is checkpointed is computed twice, which is refused
-        (compiled, it is not seen).
-
-    Example:
-        >>> model = nn.Linear(4, 2)
-        >>> with inject(model, Noise(add=1.0)), noise_state(model, seed=1, draws=[0, 1, 2]):
-        ...     model(torch.ones(5, 4)).shape
-        torch.Size([15, 2])
-        >>> x = torch.ones(6, 4)
-        >>> with inject(model, Noise(add=1.0)):
-        ...     with noise_state(model, seed=1, rows="advance"):
-        ...         parts = [model(part) for part in x.split(2)]
-        ...     with noise_state(model, seed=1):
-        ...         torch.equal(torch.cat(parts), model(x))
-        True
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"noise_state: model must be a torch.nn.Module, got {shown(model)}")
-    target = unwrap(model)
-    place = place_of(target)
-    new_seed = None if seed is None else seed_tensor("noise_state", seed, place).to(place)  # a graph reads it anew
-    new_draws = ids_tensor("noise_state", "draws", draws, place)
-    new_rows = next_row = None
-    if isinstance(rows, str):
-        if rows != "advance":
-            raise ValueError(f"noise_state: rows must be a vector of ids or 'advance', got {rows!r}")
-        with torch.inference_mode(False):  # counted on inside and outside of inference mode
-            next_row = torch.zeros((), dtype=torch.int64, device=place)
-    else:
-        new_rows = ids_tensor("noise_state", "rows", rows, place)
-    new_level = factor_tensor("noise_state", level, place)
-    if new_draws is not None and len(new_draws) == 0:
-        raise ValueError("noise_state: draws must hold at least one id")
-    me = threading.get_ident()
-    with _CHANGING:
-        temporary = not is_injected(target)
-        if temporary:
-            if not any(isinstance(m, NoisyLayer) for m in target.modules()):
-                raise ValueError("noise_state: the model is not injected and contains no noisy layer")
-            inject(target, None)
-        state = state_of(target)
-        hold(target, state)
-        if state.block is not None and state.block.thread not in (None, me):
-            raise RuntimeError(
-                "noise_state: another thread is within a noise_state block of this model; give each thread a copy of it"
-            )
-        before = (state.seed, state.draws, state.rows, state.next_row, state.level, state.block)
-        state.seed, state.draws, state.rows, state.next_row = new_seed, new_draws, new_rows, next_row
-        state.level, state.block = new_level, Block(me)
-    try:
-        yield state
-    finally:
-        with _CHANGING:
-            state.seed, state.draws, state.rows, state.next_row, state.level, state.block = before
-            if temporary:
-                remove(target)
 
 
 def sites(model: nn.Module, example_input: Any = None) -> list[Site]:

@@ -22,7 +22,9 @@ class Block:
 
     def __init__(self, thread: int | None = None) -> None:
         self.thread = thread
-        self.last: Any = None  # of the last call's data: the tensor, its version, a sample of its values
+        # Of the last call of the model (None) or of each part: the tensor, its version, a sample of its values.
+        self.last: dict[str | None, Any] = {}
+        self.rows: int | None = None  # of the first call of a part with several draws
         self.warned = False
 
     def __reduce__(self) -> Any:
@@ -36,18 +38,24 @@ class Block:
                 "this thread's; give each thread a copy of the model"
             )
 
-    def see(self, data: Tensor) -> None:
-        """Warns, once, if the data differ from those of the last call, whose noise they get. On a device, where looking
-        would wait for it, another tensor is other data.
+    def holds(self, rows: int, count: int) -> bool:
+        """Whether so many rows of a part's input may be those of the first call of a part, once for every draw."""
+        if self.rows is None:
+            self.rows = rows
+        return rows == self.rows * count
+
+    def see(self, data: Tensor, path: str | None = None) -> None:
+        """Warns, once, if the data differ from those of the last call, whose noise they get, of the model or of a part.
+        On a device, where looking would wait for it, another tensor is other data.
         """
         if self.warned or not (can_look(data) or (type(data) is Tensor and data.is_cuda)):
             return
-        before = self.last
+        before = self.last.get(path)
         version = None if data.is_inference() else data._version  # without one, what is refilled passes for the same
         if before is not None and before[0]() is data and before[1] == version:
             return
         sample = _sample(data.detach()) if data.is_cpu else None
-        self.last = weakref.ref(data), version, (data.shape, sample)
+        self.last[path] = weakref.ref(data), version, (data.shape, sample)
         if before is None:
             return
         shape, old = before[2]

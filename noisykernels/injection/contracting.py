@@ -17,7 +17,7 @@ from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.recurrent import cell_on_hardware, layer_on_hardware
 from noisykernels.injection.rows import FIRST, Rows
 from noisykernels.nn.signals import ModelMode
-from noisykernels.noise.arguments import Key
+from noisykernels.noise.arguments import Chip, Key
 from noisykernels.noise.contract import SITE_LIMIT, hashed_id
 
 __all__ = ["Contracting"]
@@ -93,8 +93,8 @@ class Contracting(ModelMode):
             self.leave_out(name, args[0] if args else func(**kwargs))
         return made
 
-    def part_key(self, name: str, part: str, step: int | None, like: Tensor) -> tuple[Key, int]:
-        """The key of one of several arrays of a site, in one of several steps, and the id of the array."""
+    def part_key(self, name: str, part: str, step: int | None, like: Tensor) -> tuple[Key, Chip]:
+        """The key of one of several arrays of a site, in one of several steps, and the array."""
         told = self.key_at(name)
         stem, _, number = name.rpartition("#")
         path, _, _ = stem.rpartition(":")
@@ -106,7 +106,7 @@ class Contracting(ModelMode):
             array = f"{first[0].rpartition(':')[0]}:{part}#{first[2]}"
         rows = told["rows"] if like is not None else None
         key = Key.of(name, like.device, told["seed"], told["site"], told["draws"], rows, 0)
-        return key, self.part_id(array) if part else self._id(array)
+        return key, Chip(self.part_id(array) if part else self._id(array), self.key.array_seed)
 
     def at_level(self, name: str, hardware: Sequence[Device]) -> Sequence[Device]:
         """Devices with the key's level applied."""
@@ -168,9 +168,9 @@ class Contracting(ModelMode):
             shapes = tuple(tuple(t.shape) for t in product.operands)
             self.noted[name] = shapes, self._memory().array(product.operands)
 
-    def chip_at(self, name: str) -> int:
-        """The id of the array that the contraction with this name uses."""
-        return self._id(self.chip.of.get(name, name))
+    def chip_at(self, name: str) -> Chip:
+        """The array that the contraction with this name uses."""
+        return Chip(self._id(self.chip.of.get(name, name)), self.key.array_seed)
 
     def part_id(self, name: str) -> int:
         """The number of one of several arrays or steps of a site: the next one that is free."""

@@ -61,7 +61,7 @@ class Door:
 def door_of(module: nn.Module) -> Door | None:
     """The door of a module, if it is part of an injected model."""
     door: Door | None = module.__dict__.get(_KEY)
-    return door if door is not None and door.state is not None else None
+    return door if door is not None and door.state is not None and not door.state.gone else None
 
 
 def paths_of(model: nn.Module, prefix: str = "", every: bool = False) -> Iterator[tuple[str, nn.Module]]:

@@ -21,6 +21,7 @@ from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.calls import called, perturb_plain
 from noisykernels.injection.contracting import Contracting
+from noisykernels.injection.doors import door_of
 from noisykernels.injection.kinds import (
     CELLS,
     CONTRACTION_KINDS,
@@ -63,6 +64,7 @@ class ForwardKey:
     rows: Tensor | None
     batch: int  # rows of every draw together
     level: Tensor | None = None  # factor of all noise: 0-d, or one for each row
+    array_seed: Tensor | None = None  # of what belongs to the chip, where the seed is that of one call
 
 
 class Entry(NamedTuple):
@@ -194,6 +196,9 @@ class SiteMode(Contracting):
 
     def enter(self, path: str, module: nn.Module) -> None:
         """A submodule begins."""
+        door = door_of(module)
+        if door is not None and door.state is not self.owner:
+            refuse_another()
         self.modules.append((path, module))
         self.muted += getattr(type(module), "noiseless", False)
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from noisykernels._util.data import Data, batches
 from noisykernels._util.runtime import evaluating, place_of, unwrap
-from noisykernels.injection.api import inject, noise_state
+from noisykernels.injection.api import inject
 from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.rows import apart, together
-from noisykernels.injection.state import begin, is_injected, state_of
+from noisykernels.injection.running import begin
+from noisykernels.injection.setting import noise_state
+from noisykernels.injection.state import is_injected, state_of
 from noisykernels.noise.description import Noise
 
 __all__ = ["Seen", "watch"]

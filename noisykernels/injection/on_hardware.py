@@ -20,7 +20,7 @@ from noisykernels.injection.memory import Array
 from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.rows import ALONE, Rows, apart, together
 from noisykernels.nn.functional import placed
-from noisykernels.noise.arguments import Key
+from noisykernels.noise.arguments import Chip, Key
 
 __all__ = ["on_hardware"]
 
@@ -40,7 +40,7 @@ class Running(Protocol):
 
     def array_at(self, name: str, product: Product) -> Array | None: ...
 
-    def chip_at(self, name: str) -> int: ...
+    def chip_at(self, name: str) -> Chip: ...
 
     def key_at(self, name: str, rows: Rows) -> dict[str, Any]: ...
 
@@ -91,9 +91,9 @@ def _plain(
     batched = x.dim() > 1 if kind == "linear" else x.dim() == weight.dim()
     if not batched or rows.outer == 0 or x.shape[dim] != mode.batch or (dim != 0 and kind != "linear"):
         return None
-    y: Tensor = op(
-        x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, array=mode.chip_at(name), **mode.key_at(name, rows)
-    )
+    chip = mode.chip_at(name)
+    held = {"array": chip.id, "array_seed": chip.seed}
+    y: Tensor = op(x.movedim(dim, 0), *rest, **kwargs, hardware=hardware, **held, **mode.key_at(name, rows))
     return y.movedim(0, dim)
 
 

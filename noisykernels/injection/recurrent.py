@@ -17,7 +17,7 @@ from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.execute import run
 from noisykernels.hardware.macs import MacNoise
 from noisykernels.injection.columns import wider
-from noisykernels.noise.arguments import Key
+from noisykernels.noise.arguments import Chip, Key
 
 __all__ = ["cell_on_hardware", "held_by", "layer_on_hardware", "only_weights"]
 
@@ -33,7 +33,7 @@ class Running(Protocol):
 
     def at_level(self, name: str, hardware: Sequence[Device]) -> Sequence[Device]: ...
 
-    def part_key(self, name: str, part: str, step: int | None, like: Tensor) -> tuple[Key, int]: ...
+    def part_key(self, name: str, part: str, step: int | None, like: Tensor) -> tuple[Key, Chip]: ...
 
 
 class _Weights(NamedTuple):

@@ -1,75 +1,42 @@
-"""An injected model: its state, what its modules tell the mode that runs, and how a forward begins.
-
-Knows nothing of how sites are chosen or found.
-"""
+"""An injected model: its state, and where it is found. Knows nothing of how sites are chosen, found or run."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
-from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.block import Block
 from noisykernels.injection.doors import (
     Door,
     door_of,
-    give_back,
-    original,
-    parameters_of,
-    paths_of,
-    settle,
-    stand_in,
-    standing_in,
 )
-from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
 from noisykernels.injection.memory import Array
-from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_values
-from noisykernels.injection.mode import ForwardKey, Record, SiteMode
-from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.rows import Rows
-from noisykernels.injection.samples import Mapped, mapped_over, without_maps
-from noisykernels.injection.site import Site, path_of
+from noisykernels.injection.site import Site
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.modules import NoisyLayer
-from noisykernels.nn.signals import enter_model, enter_module, leave_module, run_quietly, running, within_model
-from noisykernels.noise.arguments import seed_tensor
 
 __all__ = [
+    "KEY",
     "NoiseState",
-    "announce",
-    "begin",
-    "check_asked",
-    "following",
-    "hear",
-    "hold",
+    "injected_in",
     "is_injected",
-    "mark",
-    "set_up",
-    "silence",
     "state_of",
-    "take_down",
 ]
 
-_KEY = "_noise_state"
+KEY = "_noise_state"
 
 
 class NoiseState(nn.Module):
     """Seed, draws, rows and level of an injected model, and its placement of noise.
 
-    The tensors are non-persistent buffers: they follow the model to its device, never enter its
-    state dict, and may change between compiled calls without a recompilation. Held beside the
-    model's submodules, not among them, so that the model's length, children and keys stay as they
-    were.
+    The tensors are non-persistent buffers: they may change between compiled calls without a recompilation. Held beside
+    the model's submodules, not among them, so that the model's length, children and keys stay as they were.
     """
 
     seed: Tensor | None
@@ -77,6 +44,7 @@ class NoiseState(nn.Module):
     rows: Tensor | None
     next_row: Tensor | None
     level: Tensor | None
+    calls: Tensor | None
 
     def __init__(
         self, placement: Placement, arrays: str, parameters: tuple[str, ...], draws_noise: bool, for_rows: bool
@@ -89,6 +57,7 @@ class NoiseState(nn.Module):
         self.draws_noise = draws_noise  # False: nothing in the model can draw
         self.for_rows = for_rows  # False: chips alone, the same for all rows, as far as is known
         self.needs_mode = False  # layers draw, or attention is taken apart, wherever noise is placed
+        self.gone = False  # the noise is out again, of what was taken out of the model in between too
         self.told_of_part = False  # that it was called by itself
         self.others = False  # have put a forward of theirs on a part of the model
         self.announced = False  # submodules tell the running mode of themselves
@@ -100,8 +69,19 @@ class NoiseState(nn.Module):
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
         self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site
         self.block: Block | None = None  # the block of `noise_state` that is entered
-        for name in ("seed", "draws", "rows", "next_row", "level"):  # next_row: where rows count on from call to call
+        self.holder: weakref.ref[nn.Module] | None = None  # the model; of a copy it is not known
+        self.parts: dict[str, Tensor] = {}  # next_row of parts that are called by themselves
+        # next_row: where rows count on from call to call; calls: the number of the next call, where each has its noise
+        for name in ("seed", "draws", "rows", "next_row", "level", "calls"):
             self.register_buffer(name, None, persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "holder": None}  # type: ignore[no-untyped-call]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the model that was injected is known to be, and to be it still."""
+        return not self.gone and self.holder is not None and self.holder() is not None
 
     @property
     def placement(self) -> Placement:
@@ -124,6 +104,13 @@ class NoiseState(nn.Module):
             isinstance(m, NoisyLayer | nn.MultiheadAttention) or getattr(type(m), "noiseless", False)
             for m in model.modules()
         )
+
+    def set_block(self, told: dict[str, Any]) -> dict[str, Any]:
+        """Begins or ends a block of `noise_state`, which says this by name; gives back what was said before."""
+        before = {name: getattr(self, name) for name in told}
+        for name, value in told.items():
+            setattr(self, name, value)
+        return before
 
     def tell_of_part(self, door: Door | None) -> None:
         """Warns once that a part is called by itself, where not all of the noise can enter."""
@@ -152,344 +139,22 @@ class NoiseState(nn.Module):
 
 def is_injected(model: Any) -> bool:
     """Whether noise was injected into a model, of which it may be a copy."""
-    return isinstance(model, nn.Module) and _KEY in model.__dict__
+    return isinstance(model, nn.Module) and KEY in model.__dict__
 
 
 def state_of(model: nn.Module) -> NoiseState:
-    """The state of an injected model."""
-    state: NoiseState = model.__dict__[_KEY]
+    """The state of an injected model, or of that which a module is a part of."""
+    door = door_of(model)
+    assert door is not None
+    state: NoiseState = door.state
     return state
 
 
-def set_up(model: nn.Module, state: NoiseState) -> None:
-    """Makes a model an injected one, which tells of its submodules as soon as something is placed."""
-    model.__dict__[_KEY] = state
-    mark(model, state)
-    stand_in(model, _told_forward)
-
-
-def take_down(model: nn.Module) -> None:
-    """The counterpart of `set_up`; of a copied part of an injected model, too."""
-    model.__dict__.pop(_KEY, None)
-    for module in model.modules():
-        give_back(module, for_good=True)
-        unhook(module)
-
-
-def mark(model: nn.Module, state: NoiseState, prefix: str = "") -> None:
-    """Tells every submodule its path, by which others see that it is part of an injected model."""
-    for path, module in paths_of(model, prefix):
-        settle(module, path, state)
-
-
-def _taken_apart(module: nn.Module, args: Any) -> None:
-    """Forward pre-hook of an encoder layer, which without any runs as one fused operation where compiled."""
-
-
-def unhook(module: nn.Module) -> None:
-    """Takes the hooks of `_taken_apart` away."""
-    hooks = module._forward_pre_hooks
-    for number in [n for n, hook in hooks.items() if hook is _taken_apart]:
-        del hooks[number]
-
-
-def announce(model: nn.Module) -> None:
-    """Makes every submodule tell the running mode when it begins and ends."""
-    # What makes a weight is asked for it from outside too, by optimizers and whoever looks at it.
-    makers = {id(m) for p in model.modules() if isinstance(p, ParametrizationList) for m in p.modules()}
-    for module in model.modules():
-        door = door_of(module)
-        if door is None or is_injected(module):
-            continue
-        if is_leaf(module):
-            own: Any = type(module)
-            kind = LEAVES[own]
-            door.leaf = door.path, kind, f"{door.path}:{kind}", f"{door.path}:{kind}#0"
-            stand_in(module, _leaf_forward)
-        else:
-            stand_in(module, _told_forward)
-        door.parameters, door.opens = parameters_of(module), id(module) not in makers
-        door.state.others |= door.own is not None
-        if isinstance(module, nn.TransformerEncoderLayer) and _taken_apart not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_taken_apart)
-
-
-def silence(model: nn.Module) -> None:
-    """The counterpart of `announce`."""
-    for module in model.modules():
-        if not is_injected(module):
-            give_back(module, for_good=False)
-        unhook(module)
-
-
-def hold(model: nn.Module, state: NoiseState) -> None:
-    """Puts back what others have taken away with a forward of theirs that was there before the noise."""
-    stand_in(model, _told_forward)
-    if state.announced and state.others:
-        announce(model)
-
-
-def hear(model: nn.Module, state: NoiseState, wanted: bool) -> None:
-    """Announces a model's submodules, or silences them, where that is not so yet; compiled code leaves them alone."""
-    if state.announced is not wanted and not torch.compiler.is_compiling():
-        (announce if wanted else silence)(model)
-        state.announced = wanted
-
-
-def _kept(made: Callable[..., Any]) -> Callable[..., Any]:
-    """Remembers the methods of classes, so that compiled code knows them again; what is on an object has its own."""
-    kept = functools.cache(made)
-
-    @functools.wraps(made)
-    def make(plain: Callable[..., Any]) -> Callable[..., Any]:
-        return kept(plain) if inspect.isfunction(plain) else made(plain)  # type: ignore[no-any-return]
-
-    return make
-
-
-@_kept
-def _told_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a module while its model is injected, in the place of `plain`."""
-
-    @standing_in(plain)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        door = door_of(self)
-        if door is None:  # the noise is out, and others have brought this back
-            return original(self)(*args, **kwargs)
-        within = not is_injected(self)
-        if within and not torch.compiler.is_compiling() and (mode := running()) is not None:  # asked once
-            mode.enter(door.path, self)
-            try:
-                return type(self).forward(self, *args, **kwargs) if door.own is None else door.own(*args, **kwargs)
-            finally:
-                mode.leave(door.path)
-        if not within or not within_model():
-            return _outermost(self, door, args, kwargs)
-        enter_module(door.path, self)
-        try:
-            return original(self)(*args, **kwargs)
-        finally:
-            leave_module(door.path)
-
-    return forward
-
-
-@_kept
-def _leaf_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The same of a layer of torch's."""
-    return leaf_forward(plain, _told_forward(plain))
-
-
-def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The forward of a model, or of a part of it that is called by itself, inside the mode that injects."""
-    state = door.state
-    if state.quiet:
-        if state.announced and is_injected(module):
-            hear(module, state, False)
-        return run_quietly(original(module), args, kwargs)
-    given = (*args, *kwargs.values())
-    if not door.opens or any(isinstance(a, fx.Proxy) for a in given):  # which is traced: there are no values
-        return original(module)(*args, **kwargs)
-    if state.each_draw and state.draws is not None and state.draws.shape[0] > 1:
-        return _each_draw(module, state, args, kwargs)
-    mode, args, kwargs = begin(module, state, args, kwargs)
-    if mode.compiled or not state.unchecked or not is_injected(module):
-        with mode:
-            return original(module)(*args, **kwargs)
-    with mode, following(module, state, mode):
-        out = original(module)(*args, **kwargs)
-    check_first(module, state, mode)
-    return out
-
-
-def following(model: nn.Module, state: NoiseState, mode: SiteMode) -> contextlib.AbstractContextManager[Any]:
-    """Where hardware is placed: has a mode note of which parameters the weights of its forward are made."""
-    if state.placement.hardware is None or torch._C._functorch.peek_interpreter_stack() is not None:
-        return contextlib.nullcontext()
-    mode.chip.parameters = Parameters(model)
-    return mode.chip.parameters
-
-
-def check_first(model: nn.Module, state: NoiseState, mode: SiteMode) -> None:
-    """After the first forward in which noise is on: what was asked for has met a site, and values that take noise."""
-    if not state.placement.on(model):
-        return
-    if not state.traced:
-        check_asked(model, state.placement, mode.names(), mode)
-    warn_of_values(mode.valueless)
-    state.unchecked = False
-
-
-def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], mode: SiteMode) -> None:
-    """Refuses words and functions that met nothing in a forward, of which these are the sites, and tells of parameters
-    that hardware did not meet."""
-    modules = dict(paths_of(model))
-    own = {n for n in names if placement.layers_own and isinstance(modules.get(path_of(n)), NoisyLayer)}
-    placed = []  # hardware
-    for name in names:
-        if name not in own and (module := modules.get(path_of(name))) is not None:
-            placement.at(name, module)
-            if name in mode.arrays and placement.hardware_at(name, module):
-                placed.append(name)
-    check_met(placement, names, mode.arrays, own.__contains__)
-    if mode.chip.parameters is not None:
-        large = [name for name, p in model.named_parameters() if p.dim() > 1]
-        warn_of_parameters(placement, large, mode.chip.read, placed)
-
-
-def begin(
-    model: nn.Module,
-    state: NoiseState,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    record: Record | None = None,
-    make: Callable[..., SiteMode] = SiteMode,
-) -> tuple[SiteMode, tuple[Any, ...], dict[str, Any]]:
-    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`.
-
-    `model` may be a part that is called by itself: its sites have the names that they have in the whole.
-    """
-    enter_model()
-    door, part = door_of(model), not is_injected(model)
-    if part:
-        state.tell_of_part(door)
-    else:
-        hear(model, state, True)
-    placement, dim = state.placement, state.placement.input_dim
-    names = door.parameters if part and door is not None else state.parameters_of_forward
-    positional = [names[i] if i < len(names) else i for i in range(len(args))]
-    given: dict[Any, Any] = {**dict(zip(positional, args, strict=True)), **kwargs}
-    tensors = {n: a for n, a in given.items() if isinstance(a, Tensor) and a.dim() > dim}
-    carriers = state.carriers if record is None and not part else None
-    carrying = {n: a for n, a in tensors.items() if carriers is None or carriers.get(n, False)}
-    if not carrying:  # as where other arguments are given than in the example
-        carrying = {n: a for n, a in tensors.items() if carriers is None or n not in carriers}
-    if not carrying:
-        raise RuntimeError(
-            f"an injected model needs a tensor argument whose dimension {dim} counts the rows, got "
-            f"{', '.join(type(a).__name__ for a in given.values()) or 'nothing'}"
-        )
-    data = next(iter(carrying.values()))
-    draws = state.draws if record is None else None
-    count = 1 if draws is None else draws.shape[0]
-    # Ids of rows say how many there are: so many times more are those of every draw already.
-    if count != 1 and (state.rows is None or data.shape[dim] != len(state.rows) * count):
-        if len(tensors) > 1 and (carriers is None or any(n not in carriers for n in tensors)):
-            raise RuntimeError(
-                f"the model takes {len(tensors)} tensors, and which of them carry the rows is not "
-                "known: give inject() an example_input with all of them to run several draws"
-            )
-        carrying = {n: torch.cat([a] * count, dim) for n, a in carrying.items()}
-    first = next(iter(carrying.values()))
-    key = _key(state, data, first, dim, count, record is not None)
-    mode = make(placement, key, model, state.site_ids, state.places, record)
-    mode.chip = Arrays(state.arrays)
-    mode.owner, mode.operands, mode.left = state, state.operands, state.left
-    if record is None and not mode.compiled:  # a graph would be guarded on the table
-        mode.spots = state.spots
-    if part and door is not None:
-        mode.modules = []
-        mode.enter(door.path, model)
-    else:
-        _noise_on_inputs(mode, names, tensors, carrying, dim)
-    given.update(carrying)
-    kwargs = {n: a for n, a in given.items() if n in kwargs}
-    return mode, tuple(given[n] for n in positional), kwargs
-
-
-def _noise_on_inputs(
-    mode: SiteMode, names: tuple[str, ...], tensors: dict[Any, Tensor], carrying: dict[Any, Tensor], dim: int
-) -> None:
-    """Puts noise on those arguments of the model that are sites."""
-    floats = [n for n, a in tensors.items() if a.is_floating_point()]
-    in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]
-    for number, n in enumerate(in_order):
-        if n in carrying:
-            name = "input" if number == 0 else f"input#{number}"
-            mode.inputs.append(name)
-            carrying[n] = mode.at(name, mode.noise_at(name), carrying[n], row_dim=dim)
-
-
-def _key(state: NoiseState, data: Tensor, first: Tensor, dim: int, count: int, record: bool) -> ForwardKey:
-    """The key of a forward on data, which `first` holds once for each of so many draws."""
-    seed, device = state.seed, first.device
-    if seed is None and not record and (state.draws_noise or not state.placement.silent):
-        seed = seed_tensor("noise_state", None, device)
-    level = state.level
-    if level is not None and level.dim() == 1 and level.shape[0] * count != first.shape[dim]:
-        raise RuntimeError(
-            f"noise_state: level must be 0-d or one for each of the {first.shape[dim] // count} rows, "
-            f"got {level.shape[0]}"
-        )
-    rows = None if record else _rows(state, data, dim)
-    draws = None if record else state.draws
-    # What the block holds stays where the model was when it began; the model may have been moved, or be a replica.
-    return ForwardKey(_on(seed, device), _on(draws, device), _on(rows, device), first.shape[dim], _on(level, device))
-
-
-def _on(t: Tensor | None, device: torch.device) -> Tensor | None:
-    return t if t is None or t.device == device else t.to(device)
-
-
-def _each_draw(model: Any, state: NoiseState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The forward of every draw by itself, their results one after the other along the rows."""
-    draws, seed, first = state.draws, state.seed, None if state.next_row is None else state.next_row.clone()
-    assert draws is not None
-    dim, found = state.placement.input_dim, []
-    try:
-        if seed is None:
-            state.seed = seed_tensor("noise_state", None, draws.device)
-        for number in range(draws.shape[0]):
-            state.draws = draws.narrow(0, number, 1)
-            if state.next_row is not None and first is not None:
-                state.next_row.copy_(first)
-            found.append(model.forward(*args, **kwargs))
-    finally:
-        state.draws, state.seed = draws, seed
-
-    def joined(*parts: Any) -> Any:
-        if not isinstance(parts[0], Tensor) or parts[0].dim() == 0:
-            return parts[0]
-        return torch.cat(parts, min(dim, parts[0].dim() - 1))
-
-    return pytree.tree_map(joined, *found)
-
-
-def _rows(state: NoiseState, data: Tensor, dim: int) -> Tensor | None:
-    """The ids of the rows of a call, which are along a dimension of the data; None: their places in the batch."""
-    compiled = torch.compiler.is_compiling()
-    if not compiled and state.block is not None:
-        state.block.check_thread()
-    if state.next_row is not None:
-        if not compiled and torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                "noise_state: rows='advance' would count a forward twice that a checkpoint computes again; give rows"
-            )
-        maps = None if compiled else mapped_over(data)
-        count = data.shape[dim]
-        if maps is not None:
-            rows = maps.apart(maps.numbered(count, state.next_row.device)) + state.next_row.clone()
-            state.next_row.add_(count * maps.samples)
-            return rows
-        rows = state.next_row + torch.arange(count, device=state.next_row.device)
-        state.next_row.add_(count)
-        return rows
-    repeating = state.rows is None and state.seed is not None and state.for_rows
-    if repeating and not compiled and state.block is not None:
-        state.block.see(without_maps(data))
-    maps = None if compiled or (state.rows is None and state.seed is None) else mapped_over(data)
-    return state.rows if maps is None else _rows_of_sample(state, maps, data.shape[dim])
-
-
-def _rows_of_sample(state: NoiseState, maps: Mapped, count: int) -> Tensor:
-    """The ids of the so many rows of a sample, which without ids are numbered through all samples."""
-    every, rows = count * maps.samples, state.rows
-    if rows is None:
-        assert state.seed is not None
-        rows = maps.numbered(count, state.seed.device)
-    elif rows.shape[0] != every:
-        raise RuntimeError(
-            f"noise_state: rows must hold one id for each of the {every} rows of the {maps.samples} samples that vmap "
-            f"maps over, got {rows.shape[0]}: samples of one id would have the same noise"
-        )
-    return maps.apart(rows)
+def injected_in(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The injected models in a module (itself, what it wraps, parts that were injected each by itself), or that which
+    it is a part of, of each of which this is the name and one module."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for path, module in model.named_modules():
+        if (door := door_of(module)) is not None:
+            found.setdefault(id(door.state), (path, module))
+    return list(found.values())

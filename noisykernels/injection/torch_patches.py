@@ -19,7 +19,8 @@ from torch.utils import checkpoint
 from noisykernels.injection.doors import door_of, keep_copies
 from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.mode import SiteMode
-from noisykernels.injection.state import announce, is_injected, mark, silence, take_down
+from noisykernels.injection.running import announce, mark, silence, take_down
+from noisykernels.injection.state import is_injected
 
 __all__ = ["keep_noise"]
 
@@ -46,6 +47,7 @@ def _again(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             if gone:
                 take_down(root)
+                start.owner.gone = True
             elif silent:
                 silence(root)
 

@@ -19,8 +19,9 @@ from noisykernels.injection.met import no_site
 from noisykernels.injection.mode import LEFT_OUT, Entry, Record, SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.rows import ALONE, Rows, apart
+from noisykernels.injection.running import begin, check_asked, following
 from noisykernels.injection.site import Choice, Names, Site, kind_of, path_of
-from noisykernels.injection.state import NoiseState, begin, check_asked, following, state_of
+from noisykernels.injection.state import NoiseState, state_of
 from noisykernels.noise.contract import site_ids
 
 __all__ = ["arguments_of", "names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]

@@ -16,6 +16,7 @@ from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import run, with_arithmetic
 from noisykernels.noise.arguments import (
     PLACE,
+    Chip,
     Ids,
     Key,
     Seed,
@@ -51,6 +52,7 @@ def linear(
     rows: Ids = None,
     first_row: int = 0,
     array: int | None = None,
+    array_seed: Seed = None,
 ) -> Tensor:
     """Linear layer with noise on its output: ``relu?(noise(x @ weight.T + bias))``.
 
@@ -63,7 +65,8 @@ def linear(
         arithmetic: how products are added up: `Serial`; the same as at the end of the list ``hardware``.
         relu: apply a rectifier after the noise.
         {common}
-        array: id of what holds the weight, in [0, 2^24): what belongs to the chip is drawn for it; None: ``site``.
+        array, array_seed: id of what holds the weight, in [0, 2^24), and its seed: what belongs to the chip is drawn
+            for them; None: ``site``, ``seed``.
 
     Returns:
         (B, ..., N), or (D * B, ..., N).
@@ -82,12 +85,13 @@ def linear(
         in_range("linear", "array", array, PLACE)
     if bias is not None:
         tensors("linear", bias=bias)
+    held = Chip.of("linear", x.device, array, array_seed)
     hardware = with_arithmetic("linear", hardware, arithmetic)
     # Before the key: where the noise is refused, no seed is drawn.
     of_noise: tuple[Any, ...] = noise_args("linear", x, noise) if hardware is None else ()
     key = Key.of("linear", x.device, seed, site, draws, rows, first_row)
     if hardware is not None:
-        return with_hardware(Contraction("linear"), x, weight, bias, hardware, noise, relu, key, shared, array)
+        return with_hardware(Contraction("linear"), x, weight, bias, hardware, noise, relu, key, shared, held)
     add, mul, mode, kind = of_noise
     out: Tensor = _ops.linear.default(x, weight, bias, relu, add, mul, *key, mode, kind, shared)
     return out
@@ -103,7 +107,7 @@ def with_hardware(
     relu: bool,
     key: Key,
     shared: bool,
-    array: int | None,
+    array: Chip,
 ) -> Tensor:
     """A contraction as hardware makes it, then noise and a rectifier on its output."""
     batched = x.dim() > 1 if contraction.geometry is None else x.dim() == weight.dim()
@@ -224,6 +228,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         rows: Ids = None,
         first_row: int = 0,
         array: int | None = None,
+        array_seed: Seed = None,
     ) -> Tensor:
         name, x, geometry = placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
         flags(name, relu=relu, shared=shared)
@@ -231,12 +236,13 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
             in_range(name, "array", array, PLACE)
         if bias is not None:
             tensors(name, bias=bias)
+        held = Chip.of(name, x.device, array, array_seed)
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)
         if hardware is not None:
             inside = Contraction(name, geometry)
-            return with_hardware(inside, x, weight, bias, hardware, noise, relu, key, shared, array)
+            return with_hardware(inside, x, weight, bias, hardware, noise, relu, key, shared, held)
         add, mul, mode, kind = of_noise
         out: Tensor = _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
         return out
@@ -253,7 +259,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         stride, padding, dilation, groups: as for `torch.nn.functional.conv{dims}d`.
         relu: apply a rectifier after the noise.
         {{common}}
-        array: as for `linear`.
+        array, array_seed: as for `linear`.
 
     Returns:
         (B, N, ...), or (D * B, N, ...).
@@ -291,6 +297,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         rows: Ids = None,
         first_row: int = 0,
         array: int | None = None,
+        array_seed: Seed = None,
     ) -> Tensor:
         name, x, geometry = placed(dims, x, weight, (stride, padding, dilation, True, output_padding, groups))
         flags(name, relu=relu, shared=shared)
@@ -298,12 +305,13 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
             in_range(name, "array", array, PLACE)
         if bias is not None:
             tensors(name, bias=bias)
+        held = Chip.of(name, x.device, array, array_seed)
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)
         if hardware is not None:
             inside = Contraction(name, geometry)
-            return with_hardware(inside, x, weight, bias, hardware, noise, relu, key, shared, array)
+            return with_hardware(inside, x, weight, bias, hardware, noise, relu, key, shared, held)
         add, mul, mode, kind = of_noise
         out: Tensor = _ops.convolution.default(x, weight, bias, *geometry, relu, add, mul, *key, mode, kind, shared)
         return out
@@ -322,7 +330,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         stride, padding, output_padding, groups, dilation: as for `torch.nn.functional.conv_transpose{dims}d`.
         relu: apply a rectifier after the noise.
         {{common}}
-        array: as for `linear`.
+        array, array_seed: as for `linear`.
 
     Returns:
         (B, N, ...), or (D * B, N, ...).

@@ -20,6 +20,7 @@ __all__ = [
     "draw_standard",
     "enter_model",
     "enter_module",
+    "is_quiet",
     "leave_module",
     "refuse_another",
     "run_quietly",
@@ -103,6 +104,11 @@ def within_model() -> bool:
     if torch.compiler.is_compiling():
         return torch._C._is_torch_function_mode_enabled() and bool(handle_torch_function(within_model, ()))
     return _QUIET.running or running() is not None
+
+
+def is_quiet() -> bool:
+    """Whether an injected model runs in which nothing draws."""
+    return not torch.compiler.is_compiling() and _QUIET.running
 
 
 def enter_module(path: str, module: nn.Module) -> None:

@@ -15,7 +15,9 @@ from noisykernels.noise.contract import ID_LIMIT, OPERANDS
 from noisykernels.noise.description import Noise
 
 __all__ = [
+    "OF_THE_CALL",
     "PLACE",
+    "Chip",
     "Ids",
     "Key",
     "Seed",
@@ -28,6 +30,7 @@ __all__ = [
     "level_tensor",
     "noise_args",
     "operand_number",
+    "seed_of",
     "seed_tensor",
     "tensors",
     "word",
@@ -70,7 +73,7 @@ def level_tensor(op: str, name: str, t: Tensor | None, x: Tensor, trusted: bool)
     return t.to(device=x.device, dtype=torch.float64)
 
 
-def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Tensor:
+def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device, name: str = "seed") -> Tensor:
     """A seed as the operators take it: one int64. None draws one from torch's default generator of the device; one that
     is on the CPU stays there, as a level does.
     """
@@ -78,13 +81,35 @@ def seed_tensor(op: str, seed: int | Tensor | None, device: torch.device) -> Ten
         return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise ValueError(f"{op}: seed must be one int64, got {seed.dtype} of shape {list(seed.shape)}")
+            raise ValueError(f"{op}: {name} must be one int64, got {seed.dtype} of shape {list(seed.shape)}")
         return seed if seed.is_cpu or seed.device == device else seed.to(device)
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"{op}: seed must be an int, an int64 tensor or None, got {type(seed).__name__}")
+        raise TypeError(f"{op}: {name} must be an int, an int64 tensor or None, got {type(seed).__name__}")
     if not 0 <= seed < 2**64:
-        raise ValueError(f"{op}: seed must lie in [0, 2^64), got {shown(seed)}")
+        raise ValueError(f"{op}: {name} must lie in [0, 2^64), got {shown(seed)}")
     return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device="cpu")
+
+
+_MIX = (30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1)  # SplitMix64's, as signed numbers
+
+
+def seed_of(seed: Tensor, number: Tensor) -> Tensor:
+    """The seed with a number: ``seed XOR mix(number)``, of which 0 has the seed itself and no two have the same one.
+
+    ``mix(z)``: thrice ``z = (z XOR (z >> shift)) * factor`` modulo 2^64, with the shifts and factors of SplitMix64.
+
+    Args:
+        seed, number: int64, 64 bits each.
+
+    Source: the finalizer of SplitMix64, Steele et al., OOPSLA'14.
+
+    Example:
+        >>> seed_of(torch.tensor(7), torch.tensor([0, 1, 2])).tolist()
+        [7, 6238072747940578790, 7937930163744414434]
+    """
+    for shift, factor in _MIX:
+        number = (number ^ ((number >> shift) & (2 ** (64 - shift) - 1))) * factor  # what is shifted in is 0
+    return seed ^ number
 
 
 def factor_tensor(op: str, level: float | Tensor | Sequence[float] | None, device: torch.device) -> Tensor | None:
@@ -144,6 +169,25 @@ Ids = Tensor | Sequence[int] | None
 Size = int | Sequence[int]
 
 
+class Chip(NamedTuple):
+    """What holds the weight of a call, where that is keyed by itself."""
+
+    id: int | None = None  # None: the call's
+    seed: Tensor | None = None  # None: the call's
+
+    @classmethod
+    def of(cls, op: str, device: torch.device, array: int | None, array_seed: Seed) -> Chip:
+        """What the keywords of an operator say, for values on a device."""
+        return cls(array, None if array_seed is None else seed_tensor(op, array_seed, device, "array_seed"))
+
+    def seed_of(self, key: Key) -> Tensor:
+        """The seed of what is drawn for the array."""
+        return key.seed if self.seed is None else self.seed
+
+
+OF_THE_CALL = Chip()
+
+
 class Key(NamedTuple):
     """What the noise of one call is a function of, besides its kind and element: checked, and in the order of the
     operators' schemas, so that they take it as ``*key``.
@@ -179,13 +223,9 @@ class Key(NamedTuple):
         """The draws as numbers, which waits for their device."""
         return [0] if self.draws is None else self.draws.tolist()
 
-    def of_chip(self, array: int | None = None) -> Key:
-        """The key of what is the same for all rows of the data, and for all calls with one array: a weight, a column.
-
-        Args:
-            array: its id; None: the call's.
-        """
-        return Key(self.seed, self.draws, None, 0, self.site if array is None else array)
+    def of_chip(self, array: Chip) -> Key:
+        """The key of what is the same for all rows of the data and all calls with one array: a weight, a column."""
+        return Key(array.seed_of(self), self.draws, None, 0, self.site if array.id is None else array.id)
 
     def of_rows(self, first: int, count: int) -> Key:
         """The key of some of the rows, those at first ... first + count - 1."""

@@ -18,6 +18,7 @@ __all__ = [
     "STREAM_VERSION",
     "build_info",
     "hashed_id",
+    "hashed_number",
     "largest_eps",
     "site_ids",
 ]
@@ -48,6 +49,11 @@ def hashed_id(name: str) -> int:
     """24 bits of BLAKE2b of a site's name."""
     digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") % SITE_LIMIT
+
+
+def hashed_number(name: str) -> int:
+    """64 bits of BLAKE2b of a name, as a signed number."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 # As torch.compiler.assume_constant_result does it, which would import the whole compiler.

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data, batches
 from noisykernels._util.runtime import evaluating, place_of, unwrap
-from noisykernels.injection.api import noise_state
+from noisykernels.injection.setting import noise_state
 from noisykernels.injection.state import is_injected
 from noisykernels.nn.modules import NoisyLayer
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, in_range, one_of, shown
-from noisykernels.injection.api import noise_state
+from noisykernels.injection.setting import noise_state
 from noisykernels.injection.state import NoiseState
 from noisykernels.noise.arguments import factor_tensor, seed_tensor
 from noisykernels.noise.contract import hashed_id

@@ -39,7 +39,7 @@ def convolution(n: int) -> Callable[[], dict[str, Any]]:
     """Arguments of a convolution of n dimensions."""
     return lambda: sequence(
         x=VALUES[n - 1], weight=KERNELS[n - 1], bias=None, stride=1, padding=0, dilation=1, groups=1, hardware=None,
-        arithmetic=None, relu=False, array=None,
+        arithmetic=None, relu=False, array=None, array_seed=None,
     )  # fmt: skip
 
 
@@ -83,7 +83,14 @@ OPERATORS: Good = {
     nk.perturb: lambda: sequence(x=X, operand="add"),
     nk.perturb_relu_max_pool2d: lambda: sequence(x=VALUES[1], kernel_size=2, stride=None, padding=0),
     nk.linear: lambda: sequence(
-        x=X, weight=torch.randn(3, 4), bias=None, hardware=None, arithmetic=None, relu=False, array=None
+        x=X,
+        weight=torch.randn(3, 4),
+        bias=None,
+        hardware=None,
+        arithmetic=None,
+        relu=False,
+        array=None,
+        array_seed=None,
     ),
     nk.conv1d: convolution(1),
     nk.conv2d: convolution(2),
@@ -118,7 +125,7 @@ OPERATORS: Good = {
         normalize_to_input_size=False,
         arrays="module",
     ),
-    nk.noise_state: lambda: dict(model=injected(), seed=1, draws=[0], rows=None, level=None),
+    nk.noise_state: lambda: dict(model=injected(), seed=1, draws=[0], rows=None, level=None, advance=False),
     nk.remove: lambda: dict(model=injected()),
     nk.sites: lambda: dict(model=net(), example_input=X),
     nk.injection.Coverage.share: lambda: dict(self=nk.coverage(injected(), X), what="noise"),

@@ -22,6 +22,7 @@ import noisykernels as nk
 from noisykernels.injection import state as injected_state
 from noisykernels.injection.leaves import LEAVES
 from noisykernels.injection.mode import SiteMode
+from noisykernels.injection.placement import Placement
 from noisykernels.training import insert_denoising
 from noisykernels.zoo import MLP, LeNet5
 
@@ -163,7 +164,7 @@ def test_noise_that_comes_and_goes() -> None:
             assert torch.equal(model(x), clean) and not state.announced
             nk.sites(model, x)
             assert state.announced and torch.equal(model(x), clean) and not state.announced
-            state.placement = injected_state.Placement(noise=NOISE)
+            state.placement = Placement(noise=NOISE)
             assert torch.equal(model(x), noisy) and state.announced
             state.placement = silent
         with nk.noise_state(model, draws=[0, 1]):
