@@ -62,6 +62,8 @@ def chosen_sites(
     def fits(site: Site, choice: str | int) -> bool:
         return meets(site.name, names.meant(choice)) if isinstance(choice, str) else site.index == choice
 
+    if not wanted:
+        raise ValueError(f"{op}: sites must choose at least one site, got an empty list: None means all sites")
     for choice in wanted:
         if not any(fits(site, choice) for site in every):
             close = ", ".join(near(str(choice), [s.name for s in every]))

@@ -78,7 +78,7 @@ class inject:
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
             layers with rows along dimension 1 and neither example_input nor row_dims is given; or a
-            word, a type or a function meets no site. Without example_input some of that is seen only by the
+            word, a type or a function meets no site, or where= has no noise. Without example_input some of that is seen only by the
             first forward in which noise is on, which then raises it.
         TypeError: not a model, not a noise, not a choice of sites, or another argument of a wrong type.
 
@@ -162,6 +162,10 @@ def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
             raise TypeError(f"inject: noise must be a Noise, a dict of them or None, got {type(n).__name__}")
     if isinstance(noise, dict) and where is not None:
         raise ValueError("inject: a dict of noises says where they enter; leave out where=")
+    if noise is None and where is not None:
+        raise ValueError("inject: where says where the noise enters, and noise is None: give a noise")
+    if where is not None and isinstance(where, list | tuple) and not where:
+        raise ValueError("inject: where must choose at least one site, got an empty list: None means all sites")
     for w in where if isinstance(where, list | tuple) else (where,):
         if not (w is None or isinstance(w, str | type) or (callable(w) and w is where)):
             raise TypeError(
@@ -175,6 +179,8 @@ def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
 def _check_tables(**tables: Any) -> None:
     """Refuses dicts whose keys are no names or patterns, and rows along what is no dimension."""
     for name, table in tables.items():
+        if name in ("noise", "hardware") and isinstance(table, dict) and not table:
+            raise ValueError(f"inject: {name} must hold at least one entry, got an empty dict: None means no {name}")
         for key in table if isinstance(table, dict) else ():
             if not (isinstance(key, str | Choice) or (isinstance(key, type) and issubclass(key, nn.Module))):
                 raise TypeError(f"inject: {name} must have names, patterns or module types as keys, got {shown(key)}")

@@ -257,3 +257,24 @@ def test_keys_that_others_cover_are_told_of() -> None:
         with pytest.warns(UserWarning, match=r"of noise 'a\.\*', 'b\*' counts nowhere"):
             with nk.inject(Net(), {"*": NOISE, "a.*": LOUD, "b*": QUIET}, **traced) as model:
                 model(X)
+
+
+def test_what_asks_for_nothing_is_a_mistake() -> None:
+    """A place without a noise, a noise without a place."""
+    data = X, torch.arange(5) % 3
+    mistakes: list[tuple[Callable[[], Any], str]] = [
+        (lambda: nk.inject(Net(), None, "head"), "where says where the noise enters, and noise is None"),
+        (lambda: nk.inject(Net(), None, lambda name, module: NOISE), "where says where the noise enters"),
+        (lambda: nk.inject(Net(), NOISE, []), "where must choose at least one site, got an empty list"),
+        (lambda: nk.inject(Net(), {}), "noise must hold at least one entry, got an empty dict"),
+        (lambda: nk.inject(Net(), None, hardware={}), "hardware must hold at least one entry"),
+        (lambda: nk.chips(Net(), data, hardware=CHIP, sites="head", draws=2, seed=1), "and noise is None"),
+        (
+            lambda: nk.chips(Net(), data, noise=NOISE, sites=[], draws=2, seed=1),
+            "chips: sites must choose at least one",
+        ),
+        (lambda: nk.walk(Net(), data, noise=NOISE, sites=[], levels=[1.0], draws=1, seed=1), "walk: sites must choose"),
+    ]
+    for mistake, message in mistakes:
+        with pytest.raises(ValueError, match=message):
+            mistake()
