@@ -78,8 +78,8 @@ class inject:
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
             layers with rows along dimension 1 and neither example_input nor row_dims is given; or a
-            word, a type or a function meets no site, or where= has no noise. Without example_input some of that is seen only by the
-            first forward in which noise is on, which then raises it.
+            word, a type or a function meets no site, or where= has no noise. Without example_input some
+            of that is seen only by the first forward in which noise is on, which then raises it.
         TypeError: not a model, not a noise, not a choice of sites, or another argument of a wrong type.
 
     Note:
