@@ -29,12 +29,12 @@ from noisykernels.injection.rows import apart
 from noisykernels.injection.running import begin
 from noisykernels.injection.site import kind_of
 from noisykernels.injection.state import state_of
-from noisykernels.nn.signals import draw_layer, draw_standard, enter_model, enter_module, leave_module
+from noisykernels.nn.signals import draw_layer, draw_standard, enter_model, enter_module, give_output, leave_module
 from noisykernels.noise.description import Noise
 
 __all__ = ["Call", "calls_of"]
 
-_NOTICES = frozenset((enter_module, leave_module, enter_model, draw_standard))
+_NOTICES = frozenset((enter_module, leave_module, give_output, enter_model, draw_standard))
 
 # What torch runs to move values, or to make them of none.
 _MOVES = frozenset(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisykernels.injection.products import PRODUCTS
 from noisykernels.nn.functional import (
@@ -28,6 +28,7 @@ __all__ = [
     "CONTRACTION_KINDS",
     "INPLACE_AT",
     "KINDS",
+    "LEAVES",
     "LOOKUPS",
     "PREPARING",
     "RECURRENT",
@@ -114,3 +115,17 @@ def in_place(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> boo
     if position is None:
         return False
     return bool(args[position] if len(args) > position else kwargs.get("inplace"))
+
+
+# The kind of the one site that a layer's forward makes, which is its result; None: it makes none.
+LEAVES: dict[type[nn.Module], str | None] = {
+    nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d",
+    nn.BatchNorm1d: "batch_norm", nn.BatchNorm2d: "batch_norm", nn.BatchNorm3d: "batch_norm",
+    nn.LayerNorm: "layer_norm", nn.GroupNorm: "group_norm", nn.RMSNorm: "rms_norm",
+    nn.ReLU: "relu", nn.ReLU6: "hardtanh", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu", nn.SELU: "selu", nn.GELU: "gelu",
+    nn.SiLU: "silu", nn.Mish: "mish", nn.Softplus: "softplus", nn.Hardtanh: "hardtanh", nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid",
+    nn.MaxPool1d: "max_pool1d", nn.MaxPool2d: "max_pool2d", nn.AvgPool1d: "avg_pool1d", nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d", nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.Identity: None, nn.Flatten: None, nn.Dropout: None,
+}  # fmt: skip

@@ -15,25 +15,12 @@ from torch import Tensor, nn
 
 from noisykernels.injection.calls import call_leaf, called
 from noisykernels.injection.doors import door_of, is_own, standing_in
-from noisykernels.injection.kinds import CONTRACTION_KINDS
+from noisykernels.injection.kinds import CONTRACTION_KINDS, LEAVES
 from noisykernels.injection.mode import WHOLE, SiteMode
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.functional import geometry_of
 
 __all__ = ["LEAVES", "is_leaf", "leaf_forward"]
-
-# The kind of the one site that a layer's forward makes, which is its result; None: it makes none.
-LEAVES: dict[type[nn.Module], str | None] = {
-    nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d",
-    nn.BatchNorm1d: "batch_norm", nn.BatchNorm2d: "batch_norm", nn.BatchNorm3d: "batch_norm",
-    nn.LayerNorm: "layer_norm", nn.GroupNorm: "group_norm", nn.RMSNorm: "rms_norm",
-    nn.ReLU: "relu", nn.ReLU6: "hardtanh", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu", nn.SELU: "selu", nn.GELU: "gelu",
-    nn.SiLU: "silu", nn.Mish: "mish", nn.Softplus: "softplus", nn.Hardtanh: "hardtanh", nn.Hardswish: "hardswish",
-    nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid",
-    nn.MaxPool1d: "max_pool1d", nn.MaxPool2d: "max_pool2d", nn.AvgPool1d: "avg_pool1d", nn.AvgPool2d: "avg_pool2d",
-    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d", nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-    nn.Identity: None, nn.Flatten: None, nn.Dropout: None,
-}  # fmt: skip
 
 
 def _special_convolution(mode: SiteMode, told: dict[str, Any]) -> bool:

@@ -46,6 +46,7 @@ from noisykernels.nn.signals import (
     draw_standard,
     enter_model,
     enter_module,
+    give_output,
     leave_module,
     refuse_another,
     within_model,
@@ -91,6 +92,7 @@ LEFT_OUT = "rows cannot be told apart there, so nothing enters at"
 _NOTICES = (
     enter_module,
     leave_module,
+    give_output,
     enter_model,
     within_model,
     draw_layer,
@@ -136,6 +138,7 @@ class SiteMode(Contracting):
         self.tracing = record is not None  # sites are only listed: hardware is left out, as noise is
         self.compiled = torch.compiler.is_compiling()
         self.modules: list[tuple[str, nn.Module]] = [("", root)]
+        self.last: Any = None  # what the last site gave
         self.muted = 0  # of the modules that run, how many say that no operation in them is a site
         self.calls: dict[str, int] = {}
         self.inputs: list[str] = []  # sites that are arguments of the model
@@ -149,7 +152,7 @@ class SiteMode(Contracting):
         simple = key.level is None and not placement.normalize_to_input_size and not self.compiled
         self.place = key.seed.device if simple and key.seed is not None else None
         self.on_hardware = "hardware" in placement.pairs or placement.hardware is not None
-        self.knows_leaves = type(self) is SiteMode and record is None and not self.compiled
+        self.knows_leaves = type(self) is SiteMode and record is None and not self.compiled and not placement.outputs
         # The key as kernels take it that are called without torch's dispatcher; None: none is.
         self.plain = (key.batch, key.seed, key.draws, key.rows) if self.knows_leaves and self._is_plain() else None
 
@@ -182,6 +185,8 @@ class SiteMode(Contracting):
             return func(*args, **kwargs) if self.muted else self.site(role, func, args, kwargs)
         if func is enter_module:
             return self.enter(*args)
+        if func is give_output:
+            return self.give(*args)
         if func is leave_module:
             return self.leave(*args)
         if func is within_model:
@@ -208,6 +213,32 @@ class SiteMode(Contracting):
             self.chip.leave(len(self.modules))
             _, module = self.modules.pop()
             self.muted -= getattr(type(module), "noiseless", False)
+
+    def give(self, path: str, output: Any) -> Any:
+        """The result of a submodule that was asked for, with noise, if it is not that of the last site inside."""
+        values = [output] if isinstance(output, Tensor) else list(output) if isinstance(output, tuple) else []
+        number = next((i for i, v in enumerate(values) if isinstance(v, Tensor) and v.is_floating_point()), None)
+        if self.muted or number is None:
+            return output
+        name = self.name("module")
+        known = (name not in self.places) if self.places else self.is_last(values[number])
+        if (known and not self.tracing) or self.is_last(values[number]):
+            self.calls[name.rpartition("#")[0]] -= 1
+            return output
+        noise = self.noise_at(name)
+        if noise is None and self.record is None:
+            return output
+        values[number] = self.at(name, noise, values[number])
+        if isinstance(output, Tensor):
+            return values[0]
+        return type(output)(*values) if hasattr(output, "_fields") else tuple(values)
+
+    def is_last(self, value: Tensor) -> bool:
+        """Whether a value is that of the last site, or a view of all of it."""
+        last = self.last[0] if isinstance(self.last, tuple) and self.last else self.last
+        if not isinstance(last, Tensor) or last.numel() != value.numel():
+            return False
+        return value is last or (value._base is not None and (value._base is last or value._base is last._base))
 
     def is_known(self, spot: Spot, value: Tensor) -> bool:
         """Whether all about the noise of a value is known beforehand: levels, place, and that its rows come first."""
@@ -255,6 +286,10 @@ class SiteMode(Contracting):
         """One call of an operation that makes a site, or some, or that looks up in an array and makes none."""
         if kind in LOOKUPS:
             return self._look_up(self.name(kind), kind, func, args, kwargs)
+        self.last = self._sites(kind, func, args, kwargs, row_dim)
+        return self.last
+
+    def _sites(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None) -> Any:
         if kind in PREPARING and ".parametrizations." in f".{self.modules[-1][0]}":
             return func(*args, **kwargs)  # of weights, as spectral norm has it: no value goes in
         if kind not in SEVERAL:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
-from noisykernels.injection.site import Choice, Names, meets, picked
+from noisykernels.injection.kinds import LEAVES
+from noisykernels.injection.site import Choice, Names, closeness, kind_of, meets, path_of, picked
 from noisykernels.noise.description import Noise
 
 __all__ = ["SILENT", "Asked", "Placement"]
@@ -63,6 +64,7 @@ class Placement:
     hardware: Any = None  # devices, a dict of them, or a function: what is inside contractions
     input_dim: int = 0  # that counts the rows of the model's arguments
     column: bool = False  # whether a bias is one more column of its array
+    outputs: frozenset[str] = frozenset()  # paths of modules whose results are asked for
     pairs: dict[str, tuple[tuple[Choice, Any], ...]] = field(init=False, repr=False, compare=False)  # of all tables
 
     def __post_init__(self) -> None:
@@ -89,10 +91,25 @@ class Placement:
             hardware = meant(hardware)
         elif callable(hardware) and not isinstance(hardware, Asked | Device):
             hardware = Asked(hardware, _check_devices)
-        return replace(
+        made = replace(
             self, noise=meant(self.noise), where=where, repeats=meant(self.repeats), row_dims=meant(self.row_dims),
             hardware=hardware,
         )  # fmt: skip
+        return replace(made, outputs=made.asked_outputs(names.modules))
+
+    def asked_outputs(self, modules: Mapping[str, Any]) -> frozenset[str]:
+        """Paths of the modules that were asked for, but for those layers whose result is that of their own site."""
+        found = set()
+        for argument, choice in self.choices():
+            if argument not in ("where", "noise"):
+                continue
+            if choice.form in ("path", "type"):
+                found |= {path for path, depth in choice.inside.items() if depth == 0}
+            elif kind_of(choice.text) == "module":
+                found |= {
+                    p for p in modules if closeness(f"{p}:module#0", choice) is not None or p == path_of(choice.text)
+                }
+        return frozenset(p for p in found if LEAVES.get(type(modules.get(p))) is None)
 
     @property
     def silent(self) -> bool:
@@ -107,6 +124,10 @@ class Placement:
         if self.noise is None or isinstance(self.noise, dict):
             return None
         where = self.where
+        if (where is None or callable(where)) and kind_of(
+            name
+        ) == "module":  # a block's result is only meant by its name
+            return None
         if callable(where):
             found: Noise | None = where(name, module)
             return found

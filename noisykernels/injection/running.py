@@ -38,6 +38,7 @@ from noisykernels.nn.modules import NoisyLayer
 from noisykernels.nn.signals import (
     enter_model,
     enter_module,
+    give_output,
     is_quiet,
     leave_module,
     refuse_another,
@@ -166,7 +167,8 @@ def _told_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
         if within and not torch.compiler.is_compiling() and (mode := running()) is not None:  # asked once
             mode.enter(door.path, self)
             try:
-                return type(self).forward(self, *args, **kwargs) if door.own is None else door.own(*args, **kwargs)
+                out = type(self).forward(self, *args, **kwargs) if door.own is None else door.own(*args, **kwargs)
+                return give_output(door.path, out) if door.path in door.state.placement.outputs else out
             finally:
                 mode.leave(door.path)
         if not within or not within_model():
@@ -175,7 +177,8 @@ def _told_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
             refuse_another()
         enter_module(door.path, self)
         try:
-            return original(self)(*args, **kwargs)
+            out = original(self)(*args, **kwargs)
+            return give_output(door.path, out) if door.path in door.state.placement.outputs else out
         finally:
             leave_module(door.path)
 

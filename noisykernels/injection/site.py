@@ -128,6 +128,10 @@ def closeness(name: str, choice: Choice) -> int | None:
     stem, path = _stem_of(name), path_of(name)
     if choice.form == "stem":
         return 1 if stem == choice.word else None
+    if kind_of(name) == "module":  # only of a block that was itself asked for
+        if choice.form == "pattern":
+            return _FAR if ":module" in choice.text and (_fits(name, choice.text) or _fits(stem, choice.text)) else None
+        return 2 if choice.inside.get(path) == 0 else None
     if choice.form != "pattern":
         depth = None if is_input(name) else choice.inside.get(path)
         return None if depth is None else 2 + depth

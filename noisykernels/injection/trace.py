@@ -209,7 +209,7 @@ def names_of(model: nn.Module, traced: list[Site] | None = None) -> Names:
     modules = list(paths_of(model, every=True))
     if traced is not None:
         return Names([site.name for site in traced], modules)
-    kinds = dict.fromkeys((*KINDS.values(), "noise"))
+    kinds = dict.fromkeys((*KINDS.values(), "noise", "module"))
     return Names(["input", *(f"{path}:{kind}#0" for path, _ in paths_of(model) for kind in kinds)], modules)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "draw_standard",
     "enter_model",
     "enter_module",
+    "give_output",
     "is_quiet",
     "leave_module",
     "refuse_another",
@@ -38,6 +39,10 @@ class ModelMode(TorchFunctionMode):
 
     def leave(self, path: str) -> None:
         """A submodule has ended."""
+        raise NotImplementedError
+
+    def give(self, path: str, output: Any) -> Any:
+        """A submodule whose result is asked for is about to end."""
         raise NotImplementedError
 
 
@@ -117,6 +122,16 @@ def enter_module(path: str, module: nn.Module) -> None:
         _tell(enter_module, path, module)
     elif (mode := running()) is not None:
         mode.enter(path, module)
+
+
+def give_output(path: str, output: Any) -> Any:
+    """What a submodule that was asked for gives, before it has ended: its result, with noise."""
+    if torch.compiler.is_compiling():
+        if torch._C._is_torch_function_mode_enabled():
+            return handle_torch_function(give_output, (), path, output)
+    elif (mode := running()) is not None:
+        return mode.give(path, output)
+    return output
 
 
 def leave_module(path: str) -> None:
