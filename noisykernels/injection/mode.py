@@ -205,6 +205,8 @@ class SiteMode(Contracting):
         if door is not None and door.state is not self.owner:
             refuse_another()
         self.modules.append((path, module))
+        if path in self.placement.outputs:
+            self.last = None  # of those inside
         self.muted += getattr(type(module), "noiseless", False)
 
     def leave(self, path: str) -> None:
@@ -228,7 +230,7 @@ class SiteMode(Contracting):
         noise = self.noise_at(name)
         if noise is None and self.record is None:
             return output
-        values[number] = self.at(name, noise, values[number])
+        self.last = values[number] = self.at(name, noise, values[number])
         if isinstance(output, Tensor):
             return values[0]
         return type(output)(*values) if hasattr(output, "_fields") else tuple(values)

@@ -106,10 +106,9 @@ class Placement:
             if choice.form in ("path", "type"):
                 found |= {path for path, depth in choice.inside.items() if depth == 0}
             elif kind_of(choice.text) == "module":
-                found |= {
-                    p for p in modules if closeness(f"{p}:module#0", choice) is not None or p == path_of(choice.text)
-                }
-        return frozenset(p for p in found if LEAVES.get(type(modules.get(p))) is None)
+                fits = (closeness(f"{p}:module#0", choice) is not None or p == path_of(choice.text) for p in modules)
+                found |= {p for p, fit in zip(modules, fits, strict=True) if fit}
+        return frozenset(p for p in found if p not in modules or LEAVES.get(type(modules[p])) is None)
 
     @property
     def silent(self) -> bool:
@@ -124,9 +123,7 @@ class Placement:
         if self.noise is None or isinstance(self.noise, dict):
             return None
         where = self.where
-        if (where is None or callable(where)) and kind_of(
-            name
-        ) == "module":  # a block's result is only meant by its name
+        if (where is None or callable(where)) and kind_of(name) == "module":  # only meant by its name
             return None
         if callable(where):
             found: Noise | None = where(name, module)
