@@ -47,6 +47,8 @@ class inject:
             without its number (``"input"``, ``"fc1:linear#0"``, ``"fc1:linear"``), a module's path
             (``"fc1"``, ``"layer1"``: everything in it), or a pattern of these (``"conv*"``), which is
             only what is no name of this model; a module type or several (everything in such modules);
+            the result of a block asked for in one of these ways is a site too, ``path:module#0``, if no
+            site inside makes it;
             or a function ``(name, module) -> Noise | None``, which is asked once for each site.
         example_input: an input with at least one row: a tensor, a tuple of positional arguments or
             a dict of keyword arguments. The model is run on it twice, with B and with B + 1 rows,
