@@ -22,6 +22,7 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
 from noisykernels._util.data import in_memory
+from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels.injection.api import inject
 from noisykernels.injection.api import sites as sites_of
@@ -149,6 +150,7 @@ class Session:
         placed = {"noise": None, "arrays": self.problem.arrays} | self._placed
         with self._stack as stack:  # taken back if something fails
             stack.enter_context(torch_threads(compute.threads))
+            stack.enter_context(keeping_state(self.problem.model))
             stack.enter_context(evaluation_mode(self.problem.model))
             given = inject(self.problem.model, example_input=self.inputs[:2].clone(), **placed)
             self.model: nn.Module = stack.enter_context(given)

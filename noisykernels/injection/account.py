@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import flop_registry
 
+from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels.hardware.device import Device
 from noisykernels.injection.doors import original
@@ -230,7 +231,12 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return mode
 
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
-    with evaluating(model), torch.inference_mode(False), torch.no_grad():  # in which torch takes no operations apart
+    with (
+        keeping_state(model),
+        evaluating(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):  # in which torch takes no operations apart
         mode, args, kwargs = begin(model, state, args, kwargs, [], make)
         assert isinstance(mode, _Account)
         with mode, _Counting(mode) as mode.chip.parameters:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels._util.data import Data, batches
+from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import inject
 from noisykernels.injection.doors import original
@@ -105,6 +106,7 @@ def watch(
     place = place_of(target)
     make = _watching(look, backward is not None)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(keeping_state(target))
         dim = state_of(target).placement.input_dim if is_injected(target) else 0
         for x, labels in batches(name, data, batch_size, dim):
             if x.numel() == 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.doors import original, paths_of
 from noisykernels.injection.kinds import KINDS, PREPARING
@@ -54,7 +55,7 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
     rows = candidates[0].shape[dim]
     more = tuple(_one_row_more(a, rows, dim) for a in args)
     more_kwargs = {n: _one_row_more(a, rows, dim) for n, a in kwargs.items()}
-    with evaluating(model):
+    with keeping_state(model), evaluating(model):
         (small, mode), (large, again) = _record(model, args, kwargs), _record(model, more, more_kwargs)
         places = _places([*small, *mode.lookups], [*large, *again.lookups], rows)
         unsure = {name for name, where in places.items() if where is UNSURE}

@@ -1,0 +1,101 @@
+"""A model is left as it was, to the bit: buffers, counters, caches, whatever its modules hold beside parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+__all__ = ["keeping_state"]
+
+# Of a module, what no forward writes, or what others put back: methods of injected models, hooks, modes.
+_NOT_KEPT = ("_parameters", "_modules", "forward", "__prepare_scriptable__", "training", "_compiled_call_impl")
+_LIBRARIES = ("torch", "builtins", "noisykernels", "functools", "types")  # objects of theirs are not looked into
+
+
+@contextlib.contextmanager
+def keeping_state(model: nn.Module) -> Iterator[None]:
+    """What a model's forwards write into its modules meanwhile is as it was afterwards, and so are torch's random
+    numbers on the CPU. Parameters are not looked at.
+    """
+    kept = _Kept()
+    for module in model.modules():
+        if not isinstance(module, LazyModuleMixin):  # whose first forward makes it another module
+            kept.note_named(module.__dict__)
+    generator = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(generator)
+        kept.put_back()
+
+
+def _is_kept(name: Any) -> bool:
+    return not isinstance(name, str) or not (name in _NOT_KEPT or name.startswith("_noise") or "hook" in name)
+
+
+class _Kept:
+    """Containers with what they held, tensors with their values; each once."""
+
+    def __init__(self) -> None:
+        self.named: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+        self.listed: dict[int, tuple[Any, list[Any]]] = {}
+        self.tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self.generators: list[tuple[torch.Generator, Tensor]] = []
+
+    def note_named(self, told: dict[Any, Any]) -> None:
+        """Takes note of attributes or of a dict."""
+        if id(told) not in self.named:
+            self.named[id(told)] = told, {name: value for name, value in told.items() if _is_kept(name)}
+            for value in self.named[id(told)][1].values():
+                self.note(value)
+
+    def note(self, value: Any) -> None:
+        """Takes note of a value and of all that it holds."""
+        if isinstance(value, nn.Parameter | nn.Module | type):
+            return
+        if isinstance(value, Tensor):
+            if value.layout is torch.strided and not value.is_meta:
+                self.tensors.setdefault(id(value), (value, value.detach().clone()))
+        elif isinstance(value, torch.Generator):
+            self.generators.append((value, value.get_state()))
+        elif isinstance(value, dict):
+            self.note_named(value)
+        elif isinstance(value, list | set | deque | tuple):
+            if id(value) not in self.listed:
+                self.listed[id(value)] = value, list(value)
+                for inner in value:
+                    self.note(inner)
+        elif type(value).__module__.partition(".")[0] not in _LIBRARIES:  # such as a cache of keys and values
+            told = getattr(value, "__dict__", None)
+            if isinstance(told, dict):
+                self.note_named(told)
+
+    def put_back(self) -> None:
+        """Everything as it was; what has not changed is not written."""
+        for told, before in self.named.values():
+            for name in [n for n in told if _is_kept(n) and n not in before]:
+                del told[name]
+            for name, value in before.items():
+                if name not in told or told[name] is not value:
+                    told[name] = value
+        for held, items in self.listed.values():
+            if isinstance(held, tuple) or (
+                len(held) == len(items) and all(a is b for a, b in zip(held, items, strict=True))
+            ):
+                continue
+            held.clear()
+            (held.update if isinstance(held, set) else held.extend)(items)
+        for generator, state in self.generators:
+            generator.set_state(state)
+        for tensor, value in self.tensors.values():
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                if tensor.shape != value.shape or tensor.dtype != value.dtype:
+                    tensor.data = value
+                elif not torch.equal(tensor, value):
+                    tensor.data.copy_(value)
