@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisykernels._util.checks import Range
 
-__all__ = ["can_look", "kept_type", "number", "or_one", "shown", "straight_through"]
+__all__ = ["can_look", "dequantized", "is_plain", "kept_type", "number", "or_one", "shown", "straight_through"]
 
 
 def kept_type(value: Tensor) -> torch.dtype:
@@ -59,6 +59,18 @@ def number(owner: str, name: str, value: float | Tensor, positive: bool = False)
             f"{owner}: {name} must be finite and {'positive' if positive else 'not negative'}, got {t.item()}"
         )
     return t
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether a tensor is one of torch's own, which every operator of ours takes."""
+    return type(t) is Tensor or type(t) is nn.Parameter
+
+
+def dequantized(value: Any) -> Any:
+    """A quantised tensor of somebody's class as the values that it stands for; anything else as it is."""
+    if not isinstance(value, Tensor) or is_plain(value) or type(value).dequantize is Tensor.dequantize:
+        return value
+    return value.dequantize()
 
 
 def shown(owner: str, parts: dict[str, Any]) -> str:

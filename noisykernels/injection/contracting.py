@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from noisykernels._util.tensors import dequantized
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.kinds import CELLS, CONTRACTION_KINDS, LOOKUPS, PREPARING, RECURRENT
@@ -80,6 +82,10 @@ class Contracting(ModelMode):
     ) -> Any:  # fmt: skip
         """An operation as these devices make it; None where they are left out."""
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}
+        args, kwargs = tuple(map(dequantized, args)), {k: dequantized(v) for k, v in kwargs.items()}
+        if product is not None:
+            a, b = map(dequantized, product.operands)
+            product = replace(product, operands=(a, b))
         if kind in RECURRENT:
             return layer_on_hardware(self, name, kind, hardware, func, args)
         if kind in CELLS:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisykernels._util.tensors import is_plain
 from noisykernels.injection.calls import call_leaf, called
 from noisykernels.injection.doors import door_of, is_own, standing_in
 from noisykernels.injection.kinds import CONTRACTION_KINDS, LEAVES
@@ -86,7 +87,7 @@ def _in_one(mode: SiteMode, told: dict[str, Any], kind: str, spot: Spot, x: Tens
     """A contraction with its noise in one operator, from a layer's attributes; None where the noise must come after."""
     parameters = told["_parameters"]
     weight, rank = parameters.get("weight"), x.dim()  # which is not there if it is made of others
-    if weight is None or "bias" not in parameters or rank < 2 or not mode.is_known(spot, x):
+    if weight is None or not is_plain(weight) or "bias" not in parameters or rank < 2 or not mode.is_known(spot, x):
         return None
     add, mul, order, of_kind = spot.args  # type: ignore[misc]
     noise = (False, add, mul, *mode.common, spot.id, order, of_kind, False)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisykernels._util.tensors import is_plain
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.attention import multi_head_attention_forward
@@ -448,7 +449,8 @@ class SiteMode(Contracting):
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
         weight = rest[0] if rest else kwargs["weight"]
         batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
-        if not batched or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
+        plain = is_plain(weight) or torch.compiler.is_compiling()
+        if not (batched and plain) or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
             return None
         if self.placement.normalize_to_input_size:
             return None
