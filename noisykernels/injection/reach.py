@@ -207,7 +207,7 @@ def _of_parameters(model: nn.Module, calls: Sequence[Call]) -> list[Reach]:
 def _why(name: str, reading: Sequence[Call]) -> str:
     """Why nothing reaches a parameter: what the operations that read it are."""
     if not reading:
-        return "no operation of the forward reads it"
+        return "nothing computes with it: it is not used, or moved into other values"
     said = [f"{call.name}: {_why_not(name, call)}" for call in reading]
     return "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
 

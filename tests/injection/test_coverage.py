@@ -58,7 +58,7 @@ def test_what_noise_and_hardware_reach() -> None:
         "made.parametrizations.weight.original1", "low", "up", "base.weight", "conv.weight", "own.weight",
     }  # fmt: skip
     assert found[":mul#0"].why == "mul makes no site" == found["gate"].why.removeprefix(":mul#0: ")
-    assert found["spare.weight"].why == "no operation of the forward reads it"
+    assert found["spare.weight"].why == "nothing computes with it: it is not used, or moved into other values"
     assert found["base.bias"].why.endswith("it is added to the products, not multiplied")
     assert all(bool(row.why) is not row.reached for row in found.values())
     assert not any(row.arithmetic for row in found.values())

@@ -128,6 +128,11 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         ways = script.run(tmp_path / "e.png", model="mlp", data="digits", epochs=5, rows=60, draws=2, ballots=20)
         assert (tmp_path / "e.png").exists() and "executions needed for" in capsys.readouterr().out
         assert len(ways) == 6 and all(values[-1] > values[0] for values in ways.values())  # more help more
+    elif path.stem == "coverage":
+        for name, account in script.run().items():
+            left = [r.name for r in account.parameters if len(r.shape) > 1 and not r.hardware]
+            assert left == (["token", "positions"] if name == "ViT" else []) and account.share("noise") == 1.0
+            assert account.table() in (ROOT / "docs" / "results" / "coverage.md").read_text()
     elif path.stem == "cupy_noise":
         assert script.run() == 0
         text = capsys.readouterr().out
