@@ -1,8 +1,8 @@
 """What hardware and noise reach of five networks: GPT-2, Llama, a vision transformer, an LSTM tagger, a ResNet.
 
-Small networks written as their owners write them (transposed weights and `addmm`, RMSNorm written out, rotary positions,
-tied heads, torch's own attention), with random weights. Each is injected with noisy weights and noise at every site;
-the account says of each parameter and each operation what reaches it, and why not. A few seconds on one core.
+Small networks written as their owners write them (transposed weights and `addmm`, RMSNorm written out, rotary
+positions, tied heads, torch's own attention), with random weights. Each is injected with noisy weights and noise at
+every site; the account says of each parameter and each operation what reaches it, and why not. A few seconds.
 """
 
 from __future__ import annotations
