@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_runs import environment, interrupt, small_walk
 
 from noisykernels.cli.main import main
 
-ROOT = Path(__file__).parents[2]
 # Runs the program in a child for each moment at which the signal comes, once or twice: a share of all that the
 # interpreter reports to audit hooks (imports, files, ...) in a first run, which is not interrupted; or seconds.
 DRIVER = """
@@ -77,11 +78,10 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def driven(folder: Path, words: list[str], *, warm: bool, shares: list[Any], times: Any = (), total: Any = None) -> Any:
     """What came of each run: moments, status, standard output and error, files left half-written."""
-    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     code = json.dumps([warm, shares, times, total, words])
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, code], stdout=subprocess.PIPE, text=True, check=True,
-        env=os.environ | settings, cwd=folder,
+        env=environment() | {"PYTHONWARNINGS": "ignore"}, cwd=folder,
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -118,3 +118,44 @@ def test_interrupted_at_many_moments(walk: list[str], more: list[str], tmp_path:
     times = [(0.01 * 1.1**k, 0.0 if k % 2 else 0.02) for k in range(40)]  # the second: again and again
     check(driven(tmp_path, words, warm=True, shares=spread(60), times=times), 50)
     check(driven(tmp_path, words, warm=False, shares=spread(30), times=times), 30)
+
+
+def test_interrupted_exits_with_130_and_writes_nothing(cache: str, tmp_path: Path) -> None:
+    out = tmp_path / "walk.json"
+    command = [sys.executable, "-m", "noisykernels", "walk", "--epochs", "1", "--cache", cache]
+    command += ["--draws", "50", "--levels", "log:0.001:1000:1001", "--out", str(out)]
+    # A child inherits that SIGINT is ignored, as in a background job of a shell; a handler of ours it does not inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.stderr is not None
+    first = process.stderr.read(1)  # the bar appears: the walk runs
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130 and (first + rest).endswith("interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_while_drawing_says_what_was_written(cache: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The table is there already, and the study if one was asked for."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", interrupt)
+    picture, out = tmp_path / "walk.png", tmp_path / "walk.json"
+    assert small_walk(cache, "--picture", picture) == 130
+    text = capsys.readouterr()
+    assert "midpoint" in text.out and text.err == "interrupted; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
+    assert small_walk(cache, "--picture", picture, "--out", out) == 130
+    assert capsys.readouterr().err == f"interrupted; written: {out}\n"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_interrupted_after_the_training_names_the_checkpoint(tmp_path: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("noisykernels.walk", interrupt)
+    assert main(["walk", "--epochs", "0", "--cache", str(tmp_path), "--quiet"]) == 130
+    (checkpoint,) = tmp_path.iterdir()
+    assert capsys.readouterr().err == f"interrupted; written: {checkpoint}\n"
