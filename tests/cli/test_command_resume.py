@@ -69,6 +69,14 @@ def test_interrupted_says_how_to_go_on(cache: str, tmp_path: Path, monkeypatch, 
     assert capsys.readouterr().err.endswith(f"{go_on}\n")
 
 
+def test_with_yes_what_is_not_here_is_trained(cache: str, tmp_path: Path) -> None:
+    """Nobody is asked, and the study is the same."""
+    store, new, files = tmp_path / "s.db", tmp_path / "new", [tmp_path / "a.json", tmp_path / "b.json"]
+    assert small_walk(cache, "--sites", "fc1", "--store", store, "--out", files[0]) == 0
+    assert main(["resume", str(store), "--cache", str(new), "--yes", "--quiet", "--out", str(files[1])]) == 0
+    assert nk.Study.load(files[0]) == nk.Study.load(files[1]) and any(new.iterdir())
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
