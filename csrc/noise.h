@@ -228,7 +228,10 @@ inline constexpr const char* kOperandNames[] = {
     "add",  "mul",           "input",       "weight",      "g_plus",   "g_minus",          "programming",  "drift",
     "read", "column_offset", "column_gain", "per_product", "per_step", "rounding_product", "rounding_sum", "spare"};
 static_assert(sizeof(kOperandNames) / sizeof(kOperandNames[0]) == static_cast<int>(Operand::kCount));
-static_assert(static_cast<int>(Operand::kCount) <= 256, "the operand has eight bits of counter word 3");
+// The operand has eight bits of counter word 3; those from here on are for streams with names of their own.
+inline constexpr int kFirstOwnOperand = 128;
+inline constexpr int kOperands = 256;
+static_assert(static_cast<int>(Operand::kCount) <= kFirstOwnOperand);
 
 NK_HD uint32_t counter_word3(uint32_t site, Operand operand) { return site << 8 | static_cast<uint32_t>(operand); }
 

@@ -144,6 +144,11 @@ inline DType dtype_of(const char* op, const char* argument, const Tensor& t) {
   return DType::kFloat32;
 }
 
+inline void check_operand(const char* op, int64_t operand) {
+  const bool listed = operand >= 0 && operand < static_cast<int64_t>(Operand::kCount);
+  NK_CHECK(listed || (operand >= kFirstOwnOperand && operand < kOperands), op, ": unknown operand ", operand);
+}
+
 inline void check_same_place(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
   const ScalarType type = x.scalar_type();
   NK_CHECK(weight.device() == x.device() && (!bias || bias->device() == x.device()), op,

@@ -92,7 +92,7 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
            int64_t first_row) {
   const char* op = "eps";
   NK_CHECK(kind >= 0 && kind < Kinds::kSize, op, ": unknown kind of noise ", kind);
-  NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), op, ": unknown operand ", operand);
+  check_operand(op, operand);
   NK_CHECK(site >= 0 && site < (1 << 24), op, ": site must lie in [0, 2^24), got ", site);
   for (int64_t size : shape) NK_CHECK(size >= 0, op, ": shape must not be negative, got ", size);
   Epilogue e;
@@ -117,7 +117,7 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
 }
 
 Tensor perturb(Tensor x, int64_t operand, NK_NOISE_PARAMETERS) {
-  NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), "perturb: unknown operand ", operand);
+  check_operand("perturb", operand);
   NK_CHECK(operand == static_cast<int64_t>(Operand::kAdd) || mode < static_cast<int64_t>(Mode::kMulAdd) ||
                mode == static_cast<int64_t>(Mode::kFold),
            "perturb: noise of two terms needs the two streams of operand 'add', got operand ", operand);

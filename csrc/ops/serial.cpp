@@ -73,7 +73,7 @@ Tensor quantize(Tensor x, Numbers format, Tensor seed, OptTensor draws, OptTenso
   Quantize q;
   q.dtype = dtype_of(op, "x", x);
   q.format = format_of(op, "format", format);
-  NK_CHECK(operand >= 0 && operand < static_cast<int64_t>(Operand::kCount), op, ": unknown operand ", operand);
+  check_operand(op, operand);
   const int64_t count = x.dim() == 0 ? 1 : x.size(0);
   q.noise = noise_of(op, seed, draws, rows, first_row, site, count, x.device());
   q.noise.operand = static_cast<Operand>(operand);

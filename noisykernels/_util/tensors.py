@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from noisykernels._util.checks import Range
 
-__all__ = ["can_look", "dequantized", "is_plain", "kept_type", "number", "or_one", "shown", "straight_through"]
+__all__ = [
+    "can_look",
+    "dequantized",
+    "is_plain",
+    "kept_type",
+    "number",
+    "only_looked_at",
+    "or_one",
+    "shown",
+    "straight_through",
+    "unseen",
+]
 
 
 def kept_type(value: Tensor) -> torch.dtype:
@@ -39,8 +52,18 @@ def can_look(t: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and type(t) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        and torch._C._len_torch_dispatch_stack() == 0
+        and only_looked_at()
     )
+
+
+def only_looked_at() -> bool:
+    """Whether no mode below torch's functions does more than to look at what runs."""
+    return all(getattr(mode, "only_looks", False) for mode in _get_current_dispatch_mode_stack())
+
+
+def unseen() -> contextlib.AbstractContextManager[Any]:
+    """A block whose operations are not shown to modes that only look, which would keep what is made there."""
+    return _disable_current_modes() if only_looked_at() else contextlib.nullcontext()
 
 
 def number(owner: str, name: str, value: float | Tensor, positive: bool = False) -> Tensor:

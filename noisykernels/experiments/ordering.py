@@ -23,6 +23,7 @@ from noisykernels._util.text import aligned, covers, printable
 from noisykernels.arithmetic.order import ORDERS as NAMES
 from noisykernels.arithmetic.order import random_order
 from noisykernels.hardware.device import Arithmetic, Device, Draw
+from noisykernels.hardware.execute import with_arithmetic
 from noisykernels.injection.placement import SILENT
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
@@ -323,7 +324,8 @@ def order_sensitivity(
     def hardware(name: str, module: nn.Module) -> list[Device] | None:
         own = module.hardware if isinstance(module, NoisyLayer) else None
         if arithmetic is not None:
-            return [_Watched(arithmetic, name, study), *(d for d in own or () if not isinstance(d, Arithmetic))]
+            others = [d for d in own or () if not isinstance(d, Arithmetic)]
+            return list(with_arithmetic(op, others, _Watched(arithmetic, name, study)))
         return None if own is None else [
             _Watched(_check(d), name, study) if isinstance(d, Arithmetic) else d for d in own
         ]  # fmt: skip

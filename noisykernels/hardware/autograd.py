@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisykernels.hardware import panels
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.macs import deviation
 from noisykernels.noise.arguments import OF_THE_CALL, Key
@@ -113,6 +114,8 @@ def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
         return tuple(
             grad.new_zeros(s) if need else None for s, need in zip(shapes, ctx.needs_input_grad[:3], strict=True)
         )
+    if noisy and eps is None and _goes_in_panels(a):
+        return _in_panels(ctx, a, grad, key)
     # Draws that share their weights are one contraction.
     parts = count if noisy else 1
     if shared and not noisy:
@@ -143,6 +146,47 @@ def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
     if dw is not None and noisy:
         dw = noise_gradient(dw, of_weight, len(weight), _WEIGHT)  # without draws there is one, and nothing to add up
     return dx, dw, sum(dbs[1:], dbs[0]) if dbs else None
+
+
+def _goes_in_panels(a: dict[str, Any]) -> bool:
+    """Whether the noisy weight is large, and nothing looks at how its gradient is made."""
+    return (
+        a["weight"].numel() >= panels.LARGE
+        and not a.get("transposed")
+        and a.get("groups", 1) == 1
+        and not torch.is_grad_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _in_panels(ctx: Any, a: dict[str, Any], grad: Tensor, key: Key) -> Grads:
+    """See `_gradients`, of noisy weights alone: they are made again in panels of output features."""
+    x, weight, shared = a["x"], a["weight"], a["shared"]
+    linear, count = "stride" not in a, 1 if a["draws"] is None else len(a["draws"])
+    clean = linear_gradients if linear else convolution_gradients
+    need_x, need_w, need_b = ctx.needs_input_grad[:3]
+    dx = torch.zeros_like(x) if need_x else None
+    dw = torch.empty_like(weight) if need_w else None
+    db = grad.new_empty(len(weight)) if need_b else None
+    inputs = [x] * count if shared else x.chunk(count)
+    sums = None if dx is None else [dx] * count if shared else dx.chunk(count)
+    size = panels.rows_of_panel(weight)
+    for first in range(0, len(weight), size):
+        rows = weight[first : first + size]
+        levels = (None if a[n] is None else panels.level_of_rows(a[n], first, len(rows)) for n in ("add", "mul"))
+        of_rows = (*levels, *key.of_chip(OF_THE_CALL).of_rows(first, len(rows)), a["mode"], a["kind"], True)
+        held = _ops.perturb(rows, _WEIGHT, *of_rows).chunk(count)
+        part = grad.narrow(-1 if linear else 1, first, len(rows)).chunk(count)
+        found: list[Any] = [clean(ctx, part[d], inputs[d], held[d]) for d in range(count)]
+        for d, (of_x, _, of_b) in enumerate(found):
+            if sums is not None:
+                sums[d].add_(of_x)
+            if db is not None:
+                db[first : first + size] = of_b if d == 0 else db[first : first + size] + of_b
+        if dw is not None:
+            drawn = torch.cat([of_w for _, of_w, _ in found])
+            dw[first : first + size] = noise_gradient(drawn, of_rows, len(rows), _WEIGHT)
+    return dx, dw, db
 
 
 def _register_all() -> torch.library.Library:

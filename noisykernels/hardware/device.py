@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels._util.checks import Range, in_range
+from noisykernels._util.checks import Range, in_range, one_of
+from noisykernels._util.tensors import can_look
 from noisykernels.hardware.contraction import Contraction, largest_of
 from noisykernels.noise.arguments import OF_THE_CALL, Chip, Key
-from noisykernels.noise.contract import KINDS, OPERANDS
+from noisykernels.noise.contract import KINDS, OPERANDS, stream_number
 
 __all__ = ["Arithmetic", "Device", "Draw"]
 
@@ -38,6 +39,8 @@ class Draw:
     key: Key  # of this draw and its rows
     device: torch.device  # of the operands
     array: Chip = OF_THE_CALL  # what holds the weight
+    own: tuple[str, ...] = ()  # streams that devices of the list name, besides those of the contract
+    first: int = 0  # of some rows of a weight, the first
 
     @property
     def id(self) -> Tensor | None:
@@ -55,16 +58,30 @@ class Draw:
 
         Args:
             shape: of the values; dimension 0 counts what the contract calls rows: of a weight, as it is stored.
-            operand: which stream, such as ``"programming"`` or ``"column_offset"``.
+            operand: which stream, such as ``"programming"`` or ``"column_offset"``, or one that the device names in its
+                `operands`.
             kind: of noise.
             dtype: of the result.
         """
         zeros = torch.zeros(tuple(shape), dtype=dtype, device=self.device)
-        return _standard(zeros, self.chip, operand, kind)
+        return self._standard(zeros, self.chip.of_rows(self.first, len(zeros)), operand, kind)
 
     def fresh(self, x: Tensor, operand: str, kind: str = "gaussian") -> Tensor:
         """Standardised values for each element of a value (rows, ...) of this draw: new for every row of the data."""
-        return _standard(torch.zeros_like(x.detach()), self.key, operand, kind)
+        return self._standard(torch.zeros_like(x.detach()), self.key, operand, kind)
+
+    def _standard(self, zeros: Tensor, key: Key, operand: str, kind: str) -> Tensor:
+        if operand not in OPERANDS and operand not in self.own:
+            named = f", or {', '.join(map(repr, self.own))}" if self.own else ""
+            raise ValueError(
+                f"Draw: operand must be one of {', '.join(OPERANDS)}, or a name that a device has among its `operands`"
+                f"{named}, got {operand!r}"
+            )
+        one_of("Draw", "kind", kind, KINDS)
+        one = torch.ones((), dtype=torch.float64)
+        number = stream_number(operand)
+        out: Tensor = _ops.perturb.default(zeros, number, one, None, *key, 0, KINDS.index(kind), False)
+        return out
 
     def largest(self, weight: Tensor, over: str) -> Tensor:
         """max |W| over the ``"layer"``, or for each output ``"channel"`` in a shape that broadcasts to the weight; it
@@ -76,12 +93,6 @@ class Draw:
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         """One value for each output feature (N), in a shape that broadcasts to the output ``y``."""
         return self.contraction.beside_output(values, y)
-
-
-def _standard(zeros: Tensor, key: Key, operand: str, kind: str) -> Tensor:
-    one = torch.ones((), dtype=torch.float64)
-    out: Tensor = _ops.perturb.default(zeros, OPERANDS.index(operand), one, None, *key, 0, KINDS.index(kind), False)
-    return out
 
 
 class Device:
@@ -103,20 +114,34 @@ class Device:
     """
 
     operands: tuple[str, ...] = ()
-    """The streams it draws from; two devices of a list may not share one."""
+    """The streams it draws from: those of the contract, such as ``"programming"``, or names of its own, such as
+    ``"stuck cells"``. Two devices of a list may not share one.
+    """
 
     level_names: tuple[str, ...] = ()
-    """The attributes that are levels of its noise."""
+    """The attributes that are levels of its noise; without any it can have no other level than 1."""
+
+    unseen: Tensor | None = None
+    """A level that only the graph or the device knows: where it is not 1, for which the device has no rule, results are
+    NaN."""
 
     of_array: bool = False
     """Whether it is a property of an array of weights, which a product of two values does not have."""
 
     def scaled(self, factor: float | Tensor) -> Device:
         """This device with the levels of its noise multiplied, as ``noise_state(level=...)`` does."""
+        name, seen = type(self).__name__, can_look(factor) if isinstance(factor, Tensor) else True
         if self.operands and not self.level_names:
-            raise RuntimeError(f"{type(self).__name__}: a level needs `level_names` or `scaled` of a device that draws")
+            if seen and factor != 1:
+                raise RuntimeError(
+                    f"{name}: a level other than 1 needs the names of the device's levels in `level_names`, or a "
+                    f"method `scaled`, got level {float(factor)}"
+                )
+            made = copy.copy(self)
+            made.unseen = None if seen else factor  # type: ignore[assignment]
+            return made
         if not isinstance(factor, Tensor):
-            in_range(f"{type(self).__name__}.scaled", "factor", factor, Range(0))
+            in_range(f"{name}.scaled", "factor", factor, Range(0))
         made = copy.copy(self)
         for name in self.level_names:
             level = getattr(self, name)

@@ -6,6 +6,7 @@ of its own; any other device is a subclass of `Device` in plain torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,10 +17,11 @@ from torch import Tensor
 from noisykernels._util.runtime import as_autocast, as_given
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Arithmetic, Device, Draw
-from noisykernels.hardware.macs import MacNoise, deviation, explicit_products
+from noisykernels.hardware.macs import Levels, MacNoise, deviation, explicit_products
 from noisykernels.hardware.noises import InputNoise, WeightNoise
+from noisykernels.hardware.panels import held_by, through_cells
 from noisykernels.noise.arguments import Chip, Key, word
-from noisykernels.noise.contract import ID_LIMIT, SITE_LIMIT
+from noisykernels.noise.contract import ID_LIMIT, OPERANDS, SITE_LIMIT, stream_number
 from noisykernels.noise.operands import check_operands
 
 __all__ = ["checked", "draws_for_rows", "run", "with_arithmetic"]
@@ -70,32 +72,32 @@ def run(
             key = key._replace(site=array_id, seed=array.seed_of(key))
         return _analog(contraction, x, weight, bias, noise, macs, key, shared)
     arithmetic = next((d for d in devices if isinstance(d, Arithmetic)), None)
+    streams = tuple(name for device in devices for name in device.operands if name not in OPERANDS)
     parts = []
     for d in range(count):
-        draw = Draw(contraction, key if draws is None else key.of_draws(draws.narrow(0, d, 1)), x.device, array)
-        value, held = (x if shared or count == 1 else x.narrow(0, d * each, each)), weight
+        draw = Draw(
+            contraction, key if draws is None else key.of_draws(draws.narrow(0, d, 1)), x.device, array, streams
+        )
+        value, held, y = (x if shared or count == 1 else x.narrow(0, d * each, each)), None, None
         if contraction.of_values:
             partner = weight if len(weight) != count * each or count == 1 else weight.narrow(0, d * each, each)
             value, held = _both_inputs(devices, value, partner, draw)
         else:
             for device in devices:
-                value, held = device.input(value, draw), device.weight(held, draw)
-        held, draw = contraction.matrix(held), replace(draw, contraction=contraction.laid_out)
-        value, held = as_autocast(value), as_autocast(held)
-        with as_given(x.device):
-            if macs is not None and macs.explicit:
-                y = explicit_products(macs.levels(contraction, weight), draw.contraction, value, held, draw)
-            elif arithmetic is not None:
-                draw.contraction.check(value, held)
-                y = arithmetic.contract(value, held, draw)
-            else:
-                y = draw.contraction(value, held)
-                if macs is not None:
-                    spread = deviation(macs.levels(contraction, weight), draw.contraction, value, held)
-                    mean = y.to(spread.dtype)
-                    y = torch.addcmul(mean, spread, draw.fresh(mean, "per_product")).to(y.dtype)
+                value = device.input(value, draw)
+        value = as_autocast(value)
+        if held is None and macs is None and arithmetic is None:
+            y = through_cells(devices, value, weight, draw)
+        if y is None:
+            held = held_by(devices, weight, draw) if held is None else held
+            held, draw = as_autocast(contraction.matrix(held)), replace(draw, contraction=contraction.laid_out)
+            with as_given(x.device):
+                levels = None if macs is None else macs.levels(contraction, weight)
+                y = _contracted(arithmetic, levels, macs is not None and macs.explicit, value, held, draw)
         for device in devices:
             y = device.output(y, draw)
+            if device.unseen is not None:
+                y = y * torch.where(device.unseen == 1, 1.0, math.nan).to(y.device, y.dtype)
         if bias is not None:
             given = bias.to(y.dtype)  # autocast: y is of a half type
             y = y + draw.channels(given, y) if arithmetic is None else arithmetic.add_bias(y, given, draw)
@@ -103,6 +105,24 @@ def run(
     if not parts:
         return contraction(x[:0], weight, bias)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _contracted(
+    arithmetic: Arithmetic | None, levels: Levels | None, explicit: bool, x: Tensor, held: Tensor, draw: Draw
+) -> Tensor:
+    """The sums of products of x with what is held, which have noise of these levels, drawn one by one or together."""
+    contraction = draw.contraction
+    if levels is not None and explicit:
+        return explicit_products(levels, contraction, x, held, draw)
+    if arithmetic is not None:
+        contraction.check(x, held)
+        return arithmetic.contract(x, held, draw)
+    y = contraction(x, held)
+    if levels is None:
+        return y
+    spread = deviation(levels, contraction, x, held)
+    mean = y.to(spread.dtype)
+    return torch.addcmul(mean, spread, draw.fresh(mean, "per_product")).to(y.dtype)
 
 
 def _rows_of_draw(op: str, x: Tensor, key: Key, count: int, shared: bool, array: int) -> int:
@@ -145,15 +165,59 @@ def checked(op: str, hardware: Sequence[Device]) -> tuple[Device, ...]:
     devices = (hardware,) if isinstance(hardware, Device) else hardware
     if not isinstance(devices, list | tuple) or not all(isinstance(d, Device) for d in devices):
         raise TypeError(f"{op}: hardware must be a list of devices, got {hardware!r}")
+    _check_streams(op, devices)
+    ways = [d for d in devices if isinstance(d, Arithmetic | MacNoise)]
+    if len(ways) > 1:
+        raise ValueError(f"{op}: hardware must say at most once how products are added up, got {ways!r}")
+    _check_order(op, devices)
+    return tuple(devices)
+
+
+def _is_sum(device: Device) -> bool:
+    """Whether a device is about products and their sums."""
+    return isinstance(device, Arithmetic | MacNoise)
+
+
+def _acts_before(device: Device) -> bool:
+    """Whether a device is about what goes into the products: inputs, weights."""
+    made = type(device)
+    return not _is_sum(device) and (made.input is not Device.input or made.weight is not Device.weight)
+
+
+def _acts_after(device: Device) -> bool:
+    """Whether a device is about the sums that come out."""
+    return not _is_sum(device) and type(device).output is not Device.output
+
+
+def _check_order(op: str, devices: Sequence[Device]) -> None:
+    """Refuses a list in an order in which no signal can pass: it would be run in another."""
+    latest: Device | None = None  # of those that nothing before the products can follow
+    for device in devices:
+        before, after = _acts_before(device), _acts_after(device)
+        if latest is not None and (_is_sum(device) or (before and (not after or _is_sum(latest)))):
+            raise ValueError(
+                f"{op}: hardware must list devices in the order in which a signal passes them: those of inputs and "
+                f"weights, the arithmetic or `MacNoise`, those of outputs; got {device!r} after {latest!r}"
+            )
+        if _is_sum(device) or (after and not before):
+            latest = device
+
+
+def _check_streams(op: str, devices: Sequence[Device]) -> None:
+    """Refuses devices that would have the same noise: that draw from one stream, or from two of one number."""
     drawn = [name for device in devices for name in device.operands]
     if len(set(drawn)) < len(drawn):
         twice = next(name for name in drawn if drawn.count(name) > 1)
         sharing = [d for d in devices if twice in d.operands]
         raise ValueError(f"{op}: hardware must have at most one device that draws {twice!r}, got {sharing!r}")
-    ways = [d for d in devices if isinstance(d, Arithmetic | MacNoise)]
-    if len(ways) > 1:
-        raise ValueError(f"{op}: hardware must say at most once how products are added up, got {ways!r}")
-    return tuple(devices)
+    numbers: dict[int, str] = {}
+    for name in drawn:
+        other = numbers.setdefault(stream_number(name), name)
+        if other != name:
+            raise ValueError(
+                f"{op}: hardware must draw from streams of different numbers, got {other!r} and {name!r}, which have "
+                f"{stream_number(name)}: name one of them otherwise"
+            )
 
 
 def draws_for_rows(devices: Sequence[Device]) -> bool:
@@ -171,7 +235,9 @@ def with_arithmetic(op: str, hardware: Any, arithmetic: Arithmetic | None) -> An
         return (arithmetic,)
     if isinstance(hardware, dict) or (callable(hardware) and not isinstance(hardware, Device)):
         raise ValueError(f"{op}: put the arithmetic into the lists of hardware, where these differ from layer to layer")
-    return checked(op, (*checked(op, hardware), arithmetic))
+    devices = checked(op, hardware)
+    place = next((i for i, d in enumerate(devices) if _acts_after(d) and not _acts_before(d)), len(devices))
+    return checked(op, (*devices[:place], arithmetic, *devices[place:]))
 
 
 def _analog(

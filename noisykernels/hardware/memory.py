@@ -5,13 +5,16 @@ Each is a few lines of plain torch over `Draw`. Arithmetic is float32 for half t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from noisykernels._util.checks import flag, in_range, one_of, whole
 from noisykernels._util.tensors import kept_type, number, or_one, shown, straight_through
-from noisykernels.hardware.device import Device, Draw
+from noisykernels.hardware.device import Draw
 from noisykernels.hardware.grid import ROUNDINGS, Grid
+from noisykernels.hardware.panels import Cells, Parts, largest_of_all
 
 __all__ = ["PCM", "DifferentialPair"]
 
@@ -23,7 +26,7 @@ ALMOST = 1e-6  # of a step: a weight that is on the grid but for its last bits i
 # ------------------------------------------------------------------------------------------- weights
 
 
-class DifferentialPair(Device):
+class DifferentialPair(Cells):
     r"""Each weight as the difference of two noisy conductances that cannot be negative.
 
     .. math::
@@ -81,11 +84,20 @@ class DifferentialPair(Device):
         self.rounding = one_of("DifferentialPair", "rounding", rounding, ROUNDINGS)
         self.clip = flag("DifferentialPair", "clip", clip)
 
-    def weight(self, weight: Tensor, draw: Draw) -> Tensor:
+    @property
+    def by_channel(self) -> bool:
+        """See `Cells`."""
+        return bool(self.over == "channel")
+
+    def measure(self, parts: Parts) -> Tensor | None:
+        """See `Cells`."""
+        return largest_of_all(parts) if self.over == "layer" else None
+
+    def cells(self, weight: Tensor, draw: Draw, known: Tensor | None) -> Tensor:
         """The weight as its pairs hold it. Everything is in units of weights: conductances divided by c."""
         kept = kept_type(weight)
         held = weight.to(kept)
-        largest = draw.largest(held, self.over)
+        largest = draw.largest(held, self.over) if known is None else known.to(kept)
         if self.levels is not None:
             steps = held.double() / or_one(largest) * self.levels
             steps = torch.floor(steps + ALMOST) if self.rounding == "floor" else torch.round(steps)
@@ -102,7 +114,7 @@ class DifferentialPair(Device):
         return shown("DifferentialPair", vars(self))
 
 
-class PCM(Device):
+class PCM(Cells):
     r"""Weights in phase-change memory: programmed inexactly, drifting, and read with 1/f noise.
 
     With :math:`g = G_T / 25\,\mu S = |W| / \max|W|` the target of a device, in microsiemens, and *t* the seconds since
@@ -115,14 +127,16 @@ class PCM(Device):
             &\quad s^2 &= \ln \frac{t + 20 + t_r}{2 t_r}, \quad t_r = 250\,\text{ns}
 
     with :math:`\mu_\nu` = -0.0155 ln g + 0.0244 in [0.049, 0.1], :math:`\sigma_\nu` = -0.0125 ln g - 0.0059 in
-    [0.008, 0.045], and Q = 0.0088 / (G_P / 25)^0.65, at most 0.2. The weight becomes
-    :math:`\mathrm{sign}(W)\, G_R \max|W| / 25`: one device for each weight, the other of its pair being left at zero. A
-    weight of zero is not programmed and stays zero.
+    [0.008, 0.045], and Q = 0.0088 / (G_P / 25)^0.65, at most 0.2. A weight is the difference of two such devices, both
+    programmed and read: :math:`(G_R^+ - G_R^-) \max|W| / 25` with the targets max(0, W) and max(0, -W). So a weight of
+    zero is noisy, too. With ``pair=False`` it is one device with the weight's sign: the other one is left alone, and a
+    weight of zero stays zero.
 
     Args:
         time: *t* in seconds; 0: the first reading, nothing has drifted, but there is the noise of reading.
         over: ``"layer"`` or output ``"channel"``: what max|W| is taken over.
         programming, drift, read: factors of :math:`\sigma_P`, :math:`\nu` and Q; 0 switches a stage off.
+        pair: whether both devices of each weight are programmed, or only the one that holds it.
         compensate: multiply all weights by :math:`\sum G_P / \sum G_R`, what all devices of the layer together
             conducted when programmed over what they conduct now.
 
@@ -159,6 +173,7 @@ class PCM(Device):
         programming: float | Tensor = 1.0,
         drift: float | Tensor = 1.0,
         read: float | Tensor = 1.0,
+        pair: bool = True,
         compensate: bool = False,
     ) -> None:
         self.time = number("PCM", "time", time)
@@ -166,39 +181,76 @@ class PCM(Device):
         self.programming = number("PCM", "programming", programming)
         self.drift = number("PCM", "drift", drift)
         self.read = number("PCM", "read", read)
-        self.compensate = flag("PCM", "compensate", compensate)
+        self.pair, self.compensate = flag("PCM", "pair", pair), flag("PCM", "compensate", compensate)
 
-    def weight(self, weight: Tensor, draw: Draw) -> Tensor:
+    @property
+    def by_channel(self) -> bool:
+        """See `Cells`."""
+        return bool(self.over == "channel")
+
+    def measure(self, parts: Parts) -> tuple[Tensor | None, Tensor | None]:
+        """See `Cells`: max|W| of the layer, and the factor that makes up for the drift."""
+        largest = largest_of_all(parts) if self.over == "layer" else None
+        if not self.compensate:
+            return largest, None
+        sums = []  # of each row, so that they do not depend on how many are added up together
+        for weight, draw in parts():
+            target, of_each = self._targets(weight, draw, largest)
+            share = ((target != 0) | self.pair) / or_one(of_each)
+            found = self._devices(target, of_each, draw)
+            sums.append(torch.stack([(share * g).flatten(1).sum(1, dtype=torch.float64) for g in found]))
+        before, now = torch.cat(sums, 1).sum(1)
+        return largest, before / or_one(now)
+
+    def cells(self, weight: Tensor, draw: Draw, known: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """The weight as it is read. Conductances are in units of weights: times max|W| / 25."""
+        largest, factor = known
+        target, of_each = self._targets(weight, draw, largest)
+        _, found = self._devices(target, of_each, draw)
+        if factor is not None:
+            found = found * factor.to(found.dtype)
+        if self.pair:
+            return (found[:, 0] - found[:, 1]).to(weight.dtype)
+        return (found[:, 0] * weight.detach().sign()).to(weight.dtype)
+
+    def _targets(self, weight: Tensor, draw: Draw, largest: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the devices of each row are to hold, (rows, 1 or 2, ...), and the weight that is their largest."""
         kept = kept_type(weight)
-        # Contiguous: a logarithm's last bit may depend on the order in memory.
-        held = weight.to(kept, memory_format=torch.contiguous_format)
-        place = held.device
+        held = weight.to(kept)
+        of_all = draw.largest(held, self.over).unsqueeze(1) if largest is None else largest.to(kept)
+        if not self.pair:
+            return held.abs().unsqueeze(1), of_all
+        return torch.stack([torch.where(held >= 0, held, 0), torch.where(held < 0, -held, 0)], 1), of_all
+
+    def _devices(self, target: Tensor, largest: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Conductances of devices with these targets as they were programmed, and as they are read."""
+        place, kept = target.device, target.dtype
 
         def eps(operand: str) -> Tensor:
-            return draw.fixed(held.shape, operand, dtype=kept)
+            return draw.fixed(target.shape, operand, dtype=kept)
 
-        largest = draw.largest(held, self.over)
         unit, g_max = or_one(largest), self.largest_conductance
-        target = held.abs()
         g = target / unit
         sigma = (0.26348 + g * (1.9650 - 1.1731 * g)) / g_max * self.programming.to(place, kept)
         programmed = (target + largest * sigma * eps("programming")).clamp(min=0)
 
-        log_g = g.clamp(min=1e-7).log()  # beyond the bounds of mu and sigma long before
+        log_g = _exact(torch.log, g.clamp(min=1e-7))  # beyond the bounds of mu and sigma long before
         mu, sigma = (-0.0155 * log_g + 0.0244).clamp(0.049, 0.1), (-0.0125 * log_g - 0.0059).clamp(0.008, 0.045)
         nu = (mu + sigma * eps("drift")).abs() * self.drift.to(place, kept)
-        drifted = programmed * torch.exp(-nu * (self.time / self.first_reading).log1p().to(place, kept))
+        drifted = programmed * _exact(torch.exp, -nu * (self.time / self.first_reading).log1p().to(place, kept))
 
         since = self.time + self.first_reading
         s = ((since + self.reading) / (2 * self.reading)).log().sqrt()
-        q = (0.0088 / (programmed / unit).clamp(min=1e-7) ** 0.65).clamp(max=0.2) * (self.read * s).to(place, kept)
-        found = (drifted + drifted * q * eps("read")).clamp(min=0)
-        if self.compensate:
-            share = (held.detach() != 0) / unit
-            before, now = ((share * value.detach()).sum(dtype=torch.float64) for value in (programmed, found))
-            found = found * (before / or_one(now)).to(kept)
-        return (found * held.detach().sign()).to(weight.dtype)
+        root = _exact(lambda share: share**0.65, (programmed / unit).clamp(min=1e-7))
+        q = (0.0088 / root).clamp(max=0.2) * (self.read * s).to(place, kept)
+        return programmed, (drifted + drifted * q * eps("read")).clamp(min=0)
 
     def __repr__(self) -> str:
         return shown("PCM", vars(self))
+
+
+def _exact(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function that is rounded once: in float32 its last bit depends on where a value lies in memory and on
+    the number of threads, since vectors and what is left over have code of their own.
+    """
+    return function(x.double()).to(x.dtype)

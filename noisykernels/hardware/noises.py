@@ -10,6 +10,7 @@ from torch import Tensor
 from noisykernels._util.arguments import check_arguments
 from noisykernels.hardware.contraction import Contraction, largest_of
 from noisykernels.hardware.device import Device, Draw
+from noisykernels.hardware.panels import Cells, Parts, largest_of_all, level_of_rows
 from noisykernels.noise.arguments import Key, level_tensor
 from noisykernels.noise.contract import OPERANDS
 from noisykernels.noise.description import Noise
@@ -63,7 +64,7 @@ class InputNoise(Device):
         return f"Input{self.noise!r}"
 
 
-class WeightNoise(Device):
+class WeightNoise(Cells):
     r"""Noise on the weights, drawn once for each draw and shared by all rows and positions: a draw is a chip.
 
     .. math:: W + a s \epsilon \qquad\text{or}\qquad W (1 + m \epsilon)
@@ -132,20 +133,36 @@ class WeightNoise(Device):
 
     def levels(self, contraction: Contraction, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Levels as the operators take them for a weight."""
+        return self._levels(contraction, weight, largest_of(weight) if self.relative == "layer" else None)
+
+    def _levels(
+        self, contraction: Contraction, weight: Tensor, largest: Tensor | None, first: int = 0
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See `levels`; for the rows of a weight from `first` on, the largest of which is known."""
         noise = self.noise
         add = level_tensor(contraction.name, "add", noise.add, weight, noise.trusted)
         mul = level_tensor(contraction.name, "mul", noise.mul, weight, noise.trusted)
+        add, mul = (None if level is None else level_of_rows(level, first, len(weight)) for level in (add, mul))
         if add is None or self.relative is None:
             return add, mul
-        if self.relative == "layer":
-            return add * largest_of(weight).double(), mul
+        if largest is not None:
+            return add * largest.double(), mul
         of_each = contraction.beside_weight(contraction.largest(weight), weight)
         return add * of_each.to(torch.float64).unsqueeze(0), mul
 
-    def weight(self, weight: Tensor, draw: Draw) -> Tensor:
+    @property
+    def by_channel(self) -> bool:
+        """See `Cells`."""
+        return self.relative == "channel"
+
+    def measure(self, parts: Parts) -> Tensor | None:
+        """See `Cells`: max|W| of the layer, for levels that are relative to it."""
+        return largest_of_all(parts) if self.relative == "layer" else None
+
+    def cells(self, weight: Tensor, draw: Draw, known: Tensor | None) -> Tensor:
         """The weight with noise."""
-        levels = self.levels(draw.contraction, weight)
-        return _perturb(weight, self.noise, "weight", levels, draw.chip, True)
+        levels = self._levels(draw.contraction, weight, known, draw.first)
+        return _perturb(weight, self.noise, "weight", levels, draw.chip.of_rows(draw.first, len(weight)), True)
 
     def __repr__(self) -> str:
         inner = repr(self.noise).removeprefix("Noise(").removesuffix(")")

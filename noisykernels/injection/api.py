@@ -67,8 +67,8 @@ class inject:
         hardware: what is inside linear layers and convolutions, such as ``[WeightNoise(add=0.05, relative="layer")]``:
             a list of devices for all of them; a dict from words as in ``where`` to lists; or a function ``(name,
             module) -> list | None``. It comes before the noise of the site, which ``repeats`` and ``where`` are about.
-        arithmetic: how linear layers and convolutions add up their products: `Serial`; the same as at the end of the
-            list ``hardware``.
+        arithmetic: how linear layers and convolutions add up their products: `Serial`; the same as in the list
+            ``hardware``, before the devices of outputs.
         arrays: which calls share what belongs to the chip (weights, conductances, programming, drift, columns):
             ``"module"``: those of one module with the same weight, however often it is called; ``"parameter"``: those
             with the same parameter, whichever module calls; ``"call"``: none, each call has an array of its own. Noise

@@ -87,7 +87,8 @@ def _in_one(mode: SiteMode, told: dict[str, Any], kind: str, spot: Spot, x: Tens
     """A contraction with its noise in one operator, from a layer's attributes; None where the noise must come after."""
     parameters = told["_parameters"]
     weight, rank = parameters.get("weight"), x.dim()  # which is not there if it is made of others
-    if weight is None or not is_plain(weight) or "bias" not in parameters or rank < 2 or not mode.is_known(spot, x):
+    known = "bias" in parameters and mode.is_known(spot, x) and not x.is_complex()
+    if weight is None or not is_plain(weight) or rank < 2 or not known:
         return None
     add, mul, order, of_kind = spot.args  # type: ignore[misc]
     noise = (False, add, mul, *mode.common, spot.id, order, of_kind, False)

@@ -449,7 +449,7 @@ class SiteMode(Contracting):
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
         weight = rest[0] if rest else kwargs["weight"]
         batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
-        plain = is_plain(weight) or torch.compiler.is_compiling()
+        plain = (is_plain(weight) or torch.compiler.is_compiling()) and not x.is_complex()
         if not (batched and plain) or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
             return None
         if self.placement.normalize_to_input_size:

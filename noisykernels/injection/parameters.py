@@ -24,6 +24,8 @@ class Parameters(TorchDispatchMode):
         (frozenset({'weight'}), frozenset())
     """
 
+    only_looks = True  # see `can_look`
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         tensors = [*((n, p) for n, p in model.named_parameters()), *(("", b) for b in model.buffers())]

@@ -61,8 +61,9 @@ def linear(
         weight: (N, K), the dtype of ``x``.
         bias: (N) or None.
         noise, seed, site, ...: see below; noise None: none, with hardware.
-        hardware: what happens inside: `WeightNoise`, `InputNoise`, `MacNoise` and other devices, in order.
-        arithmetic: how products are added up: `Serial`; the same as at the end of the list ``hardware``.
+        hardware: what happens inside: `WeightNoise`, `InputNoise`, `MacNoise` and other devices, in the order in which
+            a signal passes them: those of inputs and weights, of products, of outputs.
+        arithmetic: how products are added up: `Serial`; the same as in the list, before the devices of outputs.
         relu: apply a rectifier after the noise.
         {common}
         array, array_seed: id of what holds the weight, in [0, 2^24), and its seed: what belongs to the chip is drawn

@@ -13,6 +13,7 @@ from noisykernels._util.checks import ID, LARGEST, flag, is_number, shown, whole
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import ID_LIMIT, OPERANDS
 from noisykernels.noise.description import Noise
+from noisykernels.noise.operands import refuse_complex
 
 __all__ = [
     "OF_THE_CALL",
@@ -261,10 +262,11 @@ def word(op: str, name: str, value: int) -> None:
 
 
 def tensors(op: str, **values: Any) -> None:
-    """Refuses what is no tensor."""
+    """Refuses what is no tensor, and complex values."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {shown(value)}")
+        refuse_complex(op, name, value)
 
 
 def flags(op: str, **values: bool) -> None:

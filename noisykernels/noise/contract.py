@@ -21,6 +21,7 @@ __all__ = [
     "hashed_number",
     "largest_eps",
     "site_ids",
+    "stream_number",
 ]
 
 
@@ -58,6 +59,26 @@ def hashed_number(name: str) -> int:
 
 # As torch.compiler.assume_constant_result does it, which would import the whole compiler.
 hashed_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+OWN_STREAMS = 128  # `kFirstOwnOperand` of noise.h: from here to 255, streams that are not listed
+
+
+def stream_number(name: str) -> int:
+    """The number of a stream: its place among `OPERANDS`; of a name of one's own, the lower seven bits of its BLAKE2b,
+    counted from 128. Two names may have one number, which is refused for devices of one list.
+
+    Example:
+        >>> stream_number("weight"), stream_number("stuck cells")
+        (3, 228)
+    """
+    if name in OPERANDS:
+        return OPERANDS.index(name)
+    return OWN_STREAMS + hashlib.blake2b(name.encode(), digest_size=1).digest()[0] % OWN_STREAMS
+
+
+# As for `hashed_id`.
+stream_number._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def site_ids(names: Iterable[str]) -> dict[str, int]:

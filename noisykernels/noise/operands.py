@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_operands", "refuse_layouts", "register_fake"]
+__all__ = ["check_operands", "refuse_complex", "refuse_layouts", "register_fake"]
 
 _KEYS = (
     *(f"{kind}{place}" for kind in ("Sparse", "SparseCsr", "NestedTensor") for place in ("CPU", "CUDA", "Meta")),
@@ -35,6 +35,7 @@ def check_operands(op: str, given: Mapping[str, Any]) -> None:
         if t.is_nested or t.is_quantized or t.layout is not torch.strided:
             kind = "nested" if t.is_nested else "quantized" if t.is_quantized else str(t.layout).removeprefix("torch.")
             raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one")
+        refuse_complex(op, name, t)
         if first is None:
             first = name, t
         elif t.device != first[1].device and not (
@@ -44,6 +45,13 @@ def check_operands(op: str, given: Mapping[str, Any]) -> None:
                 f"{op}: all tensors must be on the same device, got {first[0]} on {first[1].device} and {name} on "
                 f"{t.device}"
             )
+
+
+def refuse_complex(op: str, name: str, t: Tensor) -> None:
+    """Noise and hardware are of real values: of complex ones they would reach a part, or fail halfway."""
+    if t.is_complex():
+        kind = str(t.dtype).removeprefix("torch.")
+        raise TypeError(f"{op}: {name} must be real, got {kind}: make real and imaginary parts values of their own")
 
 
 def _named(name: str, args: tuple[Any, ...]) -> dict[str, Any]:

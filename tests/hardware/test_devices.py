@@ -111,7 +111,7 @@ def test_two_devices_may_not_draw_from_one_stream() -> None:
     alone = nk.linear(torch.eye(3), w, hardware=[memory], seed=1).T
     together = nk.linear(x, w, hardware=[memory, explicit], seed=1)
     assert torch.equal(together, nk.linear(x, alone, hardware=[explicit], seed=1))
-    nk.linear(x, w, hardware=[nk.MacNoise(read=0.1), nk.hardware.PCM(), nk.WeightNoise(add=0.1)], seed=0)
+    nk.linear(x, w, hardware=[nk.hardware.PCM(), nk.WeightNoise(add=0.1), nk.MacNoise(read=0.1)], seed=0)
 
 
 # ------------------------------------------------------------------------------------------- torch

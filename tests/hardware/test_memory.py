@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,13 @@ def test_without_noise_the_weight_comes_back(op: str, over: str) -> None:
         nk.hardware.DifferentialPair(0.0, over=over, clip=False),
         nk.hardware.PCM(1e7, programming=0.0, drift=0.0, read=0.0, over=over),
         nk.hardware.PCM(programming=0.0, read=0.0, over=over, compensate=True),
+        nk.hardware.PCM(programming=0.0, read=0.0, over=over, compensate=True, pair=False),
     ):
         assert torch.equal(held(device, weight, op), weight), device
     for device in (
         nk.hardware.DifferentialPair(0.1, levels=4, over=over),
         nk.hardware.PCM(100.0, over=over, compensate=True),
+        nk.hardware.PCM(100.0, over=over, compensate=True, pair=False),
     ):
         assert torch.equal(held(device, torch.zeros_like(weight), op), torch.zeros_like(weight)), device
 
@@ -100,9 +103,8 @@ def test_gradient_of_a_pair_by_hand() -> None:
 # ------------------------------------------------------------------------------------------- phase-change memory
 
 
-def pcm(w: np.ndarray, size: np.ndarray, t: float, compensate: bool, e: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Conductances in microsiemens."""
-    target = np.abs(w) / size * 25
+def pcm(target: np.ndarray, t: float, e: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Conductances of devices in microsiemens, as programmed and as read; aihwkit's formulas, written anew."""
     g = target / 25
     made = np.maximum(0, target + (0.26348 + 1.9650 * g - 1.1731 * g**2) * e[0])
     log_g = np.log(np.maximum(g, 1e-30))
@@ -110,23 +112,46 @@ def pcm(w: np.ndarray, size: np.ndarray, t: float, compensate: bool, e: tuple[np
     nu = np.abs(mu + np.clip(-0.0125 * log_g - 0.0059, 0.008, 0.045) * e[1])
     drifted = made * ((t + 20) / 20) ** -nu
     q = np.minimum(0.0088 / np.maximum(made / 25, 1e-30) ** 0.65, 0.2)
-    found = np.maximum(0, drifted * (1 + q * np.sqrt(np.log((t + 20 + 250e-9) / 500e-9)) * e[2]))
-    if compensate:
-        found = found * made[w != 0].sum() / found[w != 0].sum()
-    return np.sign(w) * found * size / 25
+    return made, np.maximum(0, drifted * (1 + q * np.sqrt(np.log((t + 20 + 250e-9) / 500e-9)) * e[2]))
 
 
 @every_op
 @pytest.mark.parametrize("over", ["layer", "channel"])
+@pytest.mark.parametrize("pair", [True, False])
 @pytest.mark.parametrize(("time", "compensate"), [(0.0, False), (3600.0, False), (3.15e7, True)])
-def test_pcm_is_the_published_model(op: str, over: str, time: float, compensate: bool) -> None:
-    stages = ("programming", "drift", "read")
+def test_pcm_is_the_published_model(op: str, over: str, time: float, compensate: bool, pair: bool) -> None:
     for dtype, roundings in ((torch.float64, 1000), (torch.float32, 100)):
         weight = weights(op, dtype)
-        e = tuple(eps(weight.shape, stage, 1) for stage in stages)
-        found = held(nk.hardware.PCM(time, over=over, compensate=compensate), weight, op, draw=1)
+        w, size = weight.double().numpy(), largest(op, weight, over)
+        signs = (1, -1) if pair else (np.sign(w),)
+        shape = (len(w), len(signs), *w.shape[1:])  # the devices of a row: first all that hold positive weights
+        e = [eps(shape, stage, 1).transpose(1, 0, *range(2, len(shape))) for stage in ("programming", "drift", "read")]
+        devices = [pcm((w * s).clip(0) / size * 25, time, [each[k] for each in e]) for k, s in enumerate(signs)]
+        read = [found for _, found in devices]
+        if compensate:
+            live = np.ones_like(w, bool) if pair else w != 0
+            factor = sum(made[live].sum() for made, _ in devices) / sum(found[live].sum() for found in read)
+            read = [found * factor for found in read]
+        right = sum(s * found for s, found in zip(signs, read, strict=True)) * size / 25
+        found = held(nk.hardware.PCM(time, over=over, compensate=compensate, pair=pair), weight, op, draw=1)
         # the largest values are about 4; with 1e-7 a logarithm's argument, and Q, are bounded a little earlier
-        close(found, pcm(weight.double().numpy(), largest(op, weight, over), time, compensate, e), 4.0, roundings)
+        close(found, right, 4.0, roundings)
+
+
+@pytest.mark.parametrize("time", [1.0, 3600.0, 3.15e7])
+def test_weights_in_pcm_are_aihwkits(time: float) -> None:
+    """Mean and deviation of each weight, of `PCMLikeNoiseModel.apply_noise` with a `SinglePairConductanceConverter`:
+    its formulas, with normal numbers of their own."""
+    n, rng = 40_000, np.random.default_rng(7)
+    levels = torch.tensor([0.0, 0.02, 0.25, -0.5, -1.0])
+    found = held(nk.hardware.PCM(time), levels[:, None].expand(-1, n).contiguous()).double().numpy()
+    for w, values in zip(levels.tolist(), found, strict=True):
+        plus, minus = (pcm(np.full(n, max(0, s * w) * 25), time, rng.normal(size=(3, n)))[1] / 25 for s in (1, -1))
+        right = plus - minus
+        assert values.mean() == pytest.approx(right.mean(), abs=SIGMAS * right.std() * math.sqrt(2 / n)), w
+        tails = ((right - right.mean()) ** 4).mean() / right.var() ** 2
+        assert values.std() == pytest.approx(right.std(), rel=SIGMAS * math.sqrt((tails - 1) / (2 * n))), w
+        assert right.std() > 0.003  # a weight of zero, too
 
 
 def test_moments_of_pcm() -> None:
@@ -137,7 +162,7 @@ def test_moments_of_pcm() -> None:
     off = {"programming": 0.0, "drift": 0.0, "read": 0.0}
 
     def values(time: float, **on: float) -> np.ndarray:
-        return -held(nk.hardware.PCM(time, **(off | on)), weight).double().flatten()[1:].numpy()
+        return -held(nk.hardware.PCM(time, **(off | on), pair=False), weight).double().flatten()[1:].numpy()
 
     def check(found: np.ndarray, mean: float, std: float) -> None:
         assert found.mean() == pytest.approx(mean, abs=SIGMAS * std / math.sqrt(n))
@@ -155,14 +180,15 @@ def test_moments_of_pcm() -> None:
 def test_a_chip_ages() -> None:
     """At a later time it is the same chip: what was programmed and the coefficients of the drift are the same."""
     weight = weights("linear")
-    fresh, hour, year = (held(nk.hardware.PCM(t, read=0.0), weight).double() for t in (0.0, 3600.0, 3.15e7))
+    one: Any = dict(pair=False)
+    fresh, hour, year = (held(nk.hardware.PCM(t, read=0.0, **one), weight).double() for t in (0.0, 3600.0, 3.15e7))
     some = fresh != 0
     slope = (hour / fresh)[some].log() / math.log(3620 / 20)
     assert torch.allclose((year / fresh)[some].log(), slope * math.log(3.150002e7 / 20), atol=1e-5)  # float32
     assert (slope <= 0).all() and len(slope.unique()) > 50
-    restored = held(nk.hardware.PCM(3.15e7, compensate=True), weight)
+    restored = held(nk.hardware.PCM(3.15e7, compensate=True, **one), weight)
     assert restored.abs().sum() == pytest.approx(float(fresh.abs().sum()), rel=1e-6)
-    by_channel = held(nk.hardware.PCM(3.15e7, compensate=True, over="channel"), weight).double().numpy()
-    made = held(nk.hardware.PCM(0.0, read=0.0, over="channel"), weight).double().numpy()
+    by_channel = held(nk.hardware.PCM(3.15e7, compensate=True, over="channel", **one), weight).double().numpy()
+    made = held(nk.hardware.PCM(0.0, read=0.0, over="channel", **one), weight).double().numpy()
     size = largest("linear", weight, "channel")
     assert np.abs(by_channel / size).sum() == pytest.approx(np.abs(made / size).sum(), rel=1e-6)

@@ -141,10 +141,10 @@ def test_a_list_is_applied_in_order() -> None:
     """Inputs, then weights, the contraction, outputs, the bias after all."""
     x, w, bias = torch.tensor([[2.6]]), torch.tensor([[10.0]]), torch.tensor([0.25])
     hardware = [
-        nk.hardware.ADC(8, 127.0),
         nk.hardware.DAC(4, 7.0),
-        nk.hardware.ADC(3, 3.0),
         nk.hardware.DifferentialPair(0.0),
+        nk.hardware.ADC(8, 127.0),
+        nk.hardware.ADC(3, 3.0),
     ]
     assert nk.linear(x, w, bias, hardware=hardware).item() == 3.25  # 3 * 10 -> 30 -> 3
     assert nk.linear(x, w, bias, hardware=[nk.hardware.DAC(4, 7.0), nk.hardware.DAC(2, 1.0)]).item() == 10.25  # 3 -> 1
