@@ -218,6 +218,28 @@ def test_names_do_not_depend_on_wrappers_at_any_depth(how: str) -> None:
         torch.testing.assert_close(run(model, X, "encoder.0"), run(Auto(), X, "encoder.0"), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["wrapped", "in place", "whole graph", "a function"])
+def test_compiled_parts_have_the_names_and_noise_of_eager_ones(how: str) -> None:
+    torch._dynamo.reset()
+    act = torch.compile(torch.relu, backend="eager") if how == "a function" else torch.relu
+
+    class Model(Auto):
+        def encode(self, x: Tensor) -> Tensor:
+            return act(self.encoder(x))
+
+    model = Model().eval()
+    if how == "wrapped":
+        model.encoder = torch.compile(model.encoder, backend="eager")
+    elif how != "a function":
+        model.encoder.compile(backend="eager", fullgraph=how == "whole graph")
+    if how == "whole graph":  # where nothing may run as it is
+        with pytest.raises(RuntimeError, match="a part of an injected model cannot be compiled, only the whole model"):
+            names(model, X)
+        return
+    assert names(model, X) == names(Auto(), X)
+    torch.testing.assert_close(run(model, X), run(Auto(), X), rtol=0, atol=1e-6)
+
+
 def test_a_users_own_module_keeps_its_name() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
