@@ -971,7 +971,7 @@ def op_hardware() -> Parts:
         parts[f"weights {name} conv_transpose2d"] = op("conv_transpose2d")(
             sparse.view(4, 9, 1, 1), w.T.reshape(9, 6, 1, 1), b, stride=2, hardware=[device], **key
         )
-    parts["weights drift"] = six(op("linear")(sparse, w, b, hardware=[PCM(time=86400.0)], **key))
+    parts["weights drift"] = six(op("linear")(sparse, w, b, hardware=[PCM(time=86400.0, pair=False)], **key))
     of_inputs = {
         "noise": InputNoise(add=0.5), "mul": InputNoise(mul=0.25, kind="uniform"), "converter": DAC(3, 4.0),
         "converter by row": DAC(4, "row"), "unsigned": DAC(3, 4.0, signed=False, rounding="floor"),
