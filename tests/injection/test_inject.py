@@ -232,7 +232,7 @@ def noisy_sites(model: nn.Module, x: Tensor, where, noise=NOISE, **options) -> l
         (models.LeNet5, "conv1:conv2d#0 relu1:relu#0 pool1:max_pool2d#0 conv2:conv2d#0 relu2:relu#0 "
                         "pool2:max_pool2d#0 fc1:linear#0 relu3:relu#0 fc2:linear#0 relu4:relu#0 fc3:linear#0"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )  # fmt: skip
 def test_where(where, expected: str) -> None:
     model = models.LeNet5().eval()
