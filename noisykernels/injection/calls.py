@@ -1,4 +1,8 @@
-"""How noise is called from a running forward: past torch's dispatcher, without the detour to a gradient, or in full."""
+"""How noise is called from a running forward: past torch's dispatcher, without the detour to a gradient, or in full.
+
+`call_leaf` and `perturb_plain` go from Python to the kernel in one step (csrc/ops/plain.cpp); they return
+NotImplemented or None where they cannot.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from noisykernels import _C
+from noisykernels._C import call_leaf, perturb_plain
 
 __all__ = ["call_leaf", "called", "perturb_plain"]
-
-# From Python to the kernel in one step, past torch's dispatcher (csrc/ops/plain.cpp); NotImplemented or None: not so.
-# A compiled module from before has neither.
-call_leaf: Callable[..., Any] = getattr(_C, "call_leaf", lambda *_: NotImplemented)
-perturb_plain: Callable[..., Tensor | None] = getattr(_C, "perturb_plain", lambda *_: None)
 
 
 def called(op: Callable[..., Tensor], *args: Any) -> Tensor:

@@ -382,7 +382,7 @@ class SiteMode(Contracting):
         spot = self.spots.get(name)
         if spot is not None and spot.noise is noise and row_dim is None and self.is_known(spot, clean):
             if self.plain is not None and spot.plain is not None:
-                noisy = perturb_plain(clean, *self.plain, *spot.plain)
+                noisy = perturb_plain(clean, *self.plain, *spot.plain)  # type: ignore[arg-type]
                 if noisy is not None:
                     return noisy
             add, mul, mode, kind = spot.args  # type: ignore[misc]

@@ -59,7 +59,7 @@ def test_every_study_refuses_bad_data_and_models_alike(name: str) -> None:
     for data, said in (
         ((x, y[:3]), f"{op}: data must be inputs (rows, ...) and whole-number labels (rows), not empty, "
                      "got [20, 6] and torch.int64 [3]"),
-        ([(x, y), (x, x)], f"{op}: data must be"),
+        ([(x, y), (x, x)], f"{op}: each batch of data must be as the first but for its rows, got torch.float32"),
     ):  # fmt: skip
         with pytest.raises(ValueError) as caught:
             study(d=data, seed=1)
@@ -188,7 +188,8 @@ def test_what_cannot_be_repeated_or_measured_is_refused(name: str) -> None:
     [
         (dict(axis="lin"), ValueError, "walk: axis must be 'log' or 'linear' or None, got 'lin'"),
         (dict(floor="a"), TypeError, "walk: floor must be a finite number or None, got 'a'"),
-        (dict(description="net"), TypeError, "walk: description must be two texts"),
+        (dict(description="net"), TypeError, "walk: description must be a list, got 'net'"),
+        (dict(description=("net",)), TypeError, "walk: description must be two texts"),
     ],
 )
 def test_a_walk_is_checked_before_the_work(options: dict[str, Any], error: type[Exception], said: str) -> None:

@@ -158,7 +158,11 @@ CASES: Table = {
         ("batch_first=False, rows unknown", lambda _: nk.inject(recurrent(), NOISE), ValueError),
         ("example without rows", lambda _: injected(example_input=torch.zeros(0, 4)), ValueError),
         ("example that is no tensor", lambda _: injected(example_input=3), ValueError),
-        ("operations depend on the number of rows", lambda _: nk.sites(Counts(), X), ValueError),
+        (
+            "operations depend on the number of rows",
+            lambda _: injected(model=Counts(), example_input=X, where=":relu#5"),
+            RuntimeError,
+        ),
         ("sites without an example", lambda _: nk.sites(net()), ValueError),
         (
             "input without rows",
@@ -167,7 +171,7 @@ CASES: Table = {
         ),
         (
             "value that mixes rows",
-            lambda _: injected(model=Mixing(), example_input=X),
+            lambda _: injected(model=Mixing(), example_input=X, where=":sigmoid#0"),
             RuntimeError,
         ),
         ("packed sequence", lambda _: packed(), RuntimeError),
