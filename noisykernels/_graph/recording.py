@@ -132,6 +132,10 @@ class _Recorder(SiteMode):
             self._write(func, tuple(args), dict(kwargs), given, tensors, names)
         return out
 
+    def part(self, name: str, part: str, a: Tensor, b: Tensor, row_dim: int | None = None) -> Tensor:
+        """See `Attending`: a product of a layer that is recorded call by call."""
+        return torch.matmul(a, b)
+
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
         """A call of an operation that makes a site; within attention, it comes back to this mode as it is."""
         if not self.in_attention:

@@ -28,7 +28,7 @@ from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.rows import apart
 from noisykernels.injection.running import begin
-from noisykernels.injection.site import kind_of
+from noisykernels.injection.site import kind_of, whole_of
 from noisykernels.injection.state import state_of
 from noisykernels.nn.signals import draw_layer, draw_standard, enter_model, enter_module, give_output, leave_module
 from noisykernels.noise.description import Noise
@@ -205,8 +205,8 @@ class _Account(SiteMode):
 
     def hardware_at(self, name: str) -> Sequence[Device] | None:
         """See `SiteMode`: hardware is only told of."""
-        call = self.found[name]
-        call.asked, call.devices = True, super().hardware_at(name)
+        call = self.found[whole_of(name) or name]
+        call.asked, call.devices = True, super().hardware_at(name) or call.devices
         return None
 
     def _layer(self, op: Any, kind: str, noise: Noise | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -242,5 +242,5 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         with mode, _Counting(mode) as mode.chip.parameters:
             original(model)(*args, **kwargs)
     for name, array in mode.chip.read.items():
-        mode.found[name].array = array
+        mode.found[whole_of(name) or name].array |= array
     return list(mode.found.values())

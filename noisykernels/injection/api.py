@@ -67,6 +67,7 @@ class inject:
         hardware: what is inside linear layers and convolutions, such as ``[WeightNoise(add=0.05, relative="layer")]``:
             a list of devices for all of them; a dict from words as in ``where`` to lists; or a function ``(name,
             module) -> list | None``. It comes before the noise of the site, which ``repeats`` and ``where`` are about.
+            Attention's own products are ``path:scores#k`` and ``path:weighted_sum#k``, or both ``path:attention#k``.
         arithmetic: how linear layers and convolutions add up their products: `Serial`; the same as in the list
             ``hardware``, before the devices of outputs.
         arrays: which calls share what belongs to the chip (weights, conductances, programming, drift, columns):

@@ -1,8 +1,8 @@
-"""Multi-head attention taken apart, so that noise can enter at its projections and at its output.
+"""Attention taken apart, so that noise and hardware can enter at its projections, its own two products and its output.
 
-Stands in for `torch.nn.functional.multi_head_attention_forward` while an injected model runs: the
-same arguments, the same result up to rounding. Its tensors are (length, batch, features): rows lie
-along dimension 1.
+Stands in for `torch.nn.functional.multi_head_attention_forward` while an injected model runs, and for
+`scaled_dot_product_attention` where something enters inside of it: the same arguments, the same result up to rounding.
+The tensors of the former are (length, batch, features): rows lie along dimension 1.
 """
 
 from __future__ import annotations
@@ -16,9 +16,17 @@ from torch import Tensor
 
 from noisykernels.noise.description import Noise
 
+__all__ = ["multi_head_attention_forward", "scaled_dot_product_attention"]
 
-class Sites(Protocol):
-    """What attention asks of the mode that runs it; see `mode.SiteMode`."""
+
+class Parts(Protocol):
+    """What attention asks of the mode that runs it for its own products; see `attending.Attending`."""
+
+    def part(self, name: str, part: str, a: Tensor, b: Tensor, row_dim: int | None = None) -> Tensor: ...
+
+
+class Sites(Parts, Protocol):
+    """What a layer asks, too; see `mode.SiteMode`."""
 
     def name(self, kind: str) -> str: ...
 
@@ -95,10 +103,10 @@ def multi_head_attention_forward(
     if add_zero_attn:
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         extra += 1
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    name = mode.name("attention")
+    scores = mode.part(name, "scores", q, k.transpose(-1, -2), 0) / math.sqrt(q.shape[-1])
     if causal:  # torch then takes the hint for the mask, also for keys that are not in the mask
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~allowed, -math.inf)
+        scores = _causal(scores)
     if mask is not None:
         mask = F.pad(mask, (0, extra))
         if mask.dim() == 3:  # one for each row and head
@@ -106,11 +114,11 @@ def multi_head_attention_forward(
         scores = scores + mask
     if padding is not None:
         scores = scores + F.pad(padding, (0, extra))[:, None, None, :]
-    attention = scores.softmax(-1)
+    masked = mask is not None or padding is not None
+    attention = scores.softmax(-1) if need_weights or not masked else _softmax(scores)
     if training and dropout_p > 0:
         attention = F.dropout(attention, dropout_p)
-    out = (attention @ v).permute(2, 0, 1, 3).reshape(length, rows, -1)
-    name = mode.name("attention")
+    out = mode.part(name, "weighted_sum", attention, v, 0).permute(2, 0, 1, 3).reshape(length, rows, -1)
     out = mode.at(name, mode.noise_at(name), out, row_dim=1)
     out = linear(out, out_proj_weight, out_proj_bias)
     if average_attn_weights:
@@ -118,3 +126,47 @@ def multi_head_attention_forward(
     if not batched:
         out, attention = out.squeeze(1), attention.squeeze(0)
     return out, attention if need_weights else None
+
+
+def scaled_dot_product_attention(
+    mode: Parts,
+    name: str,
+    row_dim: int | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As torch's, written out: its products are parts of the attention with this name."""
+    if is_causal and attn_mask is not None:
+        raise RuntimeError("scaled_dot_product_attention: attn_mask must be None where is_causal is True")
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = mode.part(name, "scores", query, key.transpose(-1, -2), row_dim) * (factor)
+    if is_causal:
+        scores = _causal(scores)
+    if attn_mask is not None:
+        of_bits = attn_mask.dtype is torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if of_bits else scores + attn_mask
+    attention = _softmax(scores).to(query.dtype)
+    if dropout_p > 0:
+        attention = F.dropout(attention, dropout_p)
+    return mode.part(name, "weighted_sum", attention, value, row_dim)
+
+
+def _causal(scores: Tensor) -> Tensor:
+    """Scores in which no key after a query counts."""
+    allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    return scores.masked_fill(~allowed, -math.inf)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """As torch's attention has it: what no key counts for is 0, with gradients that are 0."""
+    empty = (scores == -math.inf).all(-1, keepdim=True)
+    kind = torch.float32 if scores.element_size() < 4 else scores.dtype
+    return scores.masked_fill(empty, 0.0).softmax(-1, kind).masked_fill(empty, 0.0).to(scores.dtype)

@@ -62,11 +62,17 @@ class Contracting(ModelMode):
     def _id(self, name: str) -> int:
         raise NotImplementedError
 
+    def attended(self, name: str, args: Any, kwargs: dict[str, Any], row_dim: int | None) -> Tensor | None:
+        """See `attending.Attending`."""
+        raise NotImplementedError
+
     def contracted(
         self, name: str, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None,
         product: Product | None,
     ) -> Any:  # fmt: skip
-        """An operation with arrays as its hardware makes it; None where there is none."""
+        """An operation with products as its hardware makes it; None where there is none."""
+        if kind == "attention":
+            return self.attended(name, args, kwargs, row_dim)
         if self.on_hardware or self.record is not None:
             product = self._uses_array(name, kind, args, kwargs, product)
             if kind in PREPARING and product is not None and self.prepares(name, product):

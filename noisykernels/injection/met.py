@@ -38,7 +38,7 @@ def check_met(placement: Placement, names: Sequence[str], arrays: Collection[str
     if hardware is not None and not isinstance(hardware, dict) and not arrays:
         raise ValueError(_no_array("", arrays))
     _check_functions(placement, arrays)
-    _warn_of_overridden(placement, names)
+    _warn_of_overridden(placement, names, arrays)
 
 
 def _check_functions(placement: Placement, arrays: Iterable[str]) -> None:
@@ -48,13 +48,13 @@ def _check_functions(placement: Placement, arrays: Iterable[str]) -> None:
             raise ValueError(f"inject: the function {argument}= gave None for every site: {', '.join(asked)}")
 
 
-def _warn_of_overridden(placement: Placement, names: Sequence[str]) -> None:
+def _warn_of_overridden(placement: Placement, names: Sequence[str], arrays: Collection[str]) -> None:
     """Tells of keys of tables that count nowhere."""
     for argument in ("noise", "hardware", "repeats", "row_dims"):
         table = getattr(placement, argument)
         if not isinstance(table, dict):
             continue
-        counting = {closest(table, name) for name in names}
+        counting = {closest(table, name) for name in (*names, *(arrays if argument == "hardware" else ()))}
         idle = [choice.text for choice in table if choice not in counting and choice.word != "input"]
         if idle:
             warnings.warn(
@@ -71,7 +71,7 @@ def no_site(op: str, choice: Choice, known: Sequence[str]) -> str:
 
 
 def _no_array(which: str, arrays: Collection[str]) -> str:
-    known = ", ".join(arrays) or "none"
+    known = ", ".join(dict.fromkeys(arrays)) or "none"
     return f"inject: hardware needs a linear layer or convolution {which}; the model has {known}"
 
 

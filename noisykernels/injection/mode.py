@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from noisykernels._util.tensors import is_plain
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
+from noisykernels.injection.attending import Attending
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.calls import called, perturb_plain
-from noisykernels.injection.contracting import Contracting
 from noisykernels.injection.doors import door_of
 from noisykernels.injection.kinds import (
     CELLS,
@@ -38,7 +38,7 @@ from noisykernels.injection.memory import Array, Memory
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Product, pairs_of, product_of
 from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, together
-from noisykernels.injection.site import kind_of
+from noisykernels.injection.site import PARTS, kind_of
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
 from noisykernels.nn.functional import linear
 from noisykernels.nn.signals import (
@@ -86,7 +86,7 @@ _perturb = torch.ops.noisykernels.perturb.default._op
 
 WHOLE = "a part of an injected model cannot be compiled, only the whole model"
 
-_WITH_ARRAYS = frozenset((*CONTRACTIONS, *RECURRENT, *CELLS))
+_WITH_ARRAYS = frozenset((*CONTRACTIONS, *RECURRENT, *CELLS, "attention"))
 LEFT_OUT = "rows cannot be told apart there, so nothing enters at"
 
 # Functions that the mode answers itself; every other one that makes no site goes its way at once.
@@ -103,7 +103,7 @@ _NOTICES = (
 _ROLES: dict[Any, str] = KINDS | dict.fromkeys(_NOTICES, "")
 
 
-class SiteMode(Contracting):
+class SiteMode(Attending):
     """Runs one forward of a model: names each site as it comes and puts the noise there.
 
     Args:
@@ -490,7 +490,7 @@ class SiteMode(Contracting):
 
     def leave_out(self, name: str, value: Tensor) -> None:
         """What was asked for does not enter: an error where rows were never looked for, or this very site was meant."""
-        known = name in self.places or kind_of(name) in PREPARING  # any value may come out of a product
+        known = name in self.places or kind_of(name) in (*PREPARING, *PARTS)  # any value may come out of a product
         if not known or self.placement.means(name):
             raise RuntimeError(self._no_rows(name, value))
         if name not in self.left and not self.compiled:

@@ -12,7 +12,7 @@ from torch import nn
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.injection.kinds import LEAVES
-from noisykernels.injection.site import Choice, Names, closeness, kind_of, meets, path_of, picked
+from noisykernels.injection.site import PARTS, Choice, Names, closeness, kind_of, meets, path_of, picked, whole_of
 from noisykernels.noise.description import Noise
 
 __all__ = ["SILENT", "Asked", "Placement"]
@@ -117,6 +117,8 @@ class Placement:
 
     def at(self, name: str, module: nn.Module) -> Noise | None:
         """The noise of the site with this name, whose innermost module is `module`, where it is on."""
+        if kind_of(name) in PARTS:  # which are no sites
+            return None
         if "noise" in self.pairs:
             noise: Noise | None = picked(self.pairs["noise"], name, None)
             return noise
@@ -131,15 +133,17 @@ class Placement:
         return self.noise if where is None or any(meets(name, choice) for choice in _each(where)) else None
 
     def hardware_at(self, name: str, module: nn.Module) -> Sequence[Device] | None:
-        """The devices of the contraction with this name, whose innermost module is `module`, where they are on."""
+        """The devices of the contraction with this name, whose innermost module is `module`, where they are on: of a
+        product of attention, those of its own name or of the attention's."""
+        whole = whole_of(name)
         if "hardware" in self.pairs:
-            found: Sequence[Device] | None = picked(self.pairs["hardware"], name, None)
+            found: Sequence[Device] | None = picked(self.pairs["hardware"], name, None, whole)
             return found
         if self.hardware is None or isinstance(self.hardware, dict):
             return None
         if callable(self.hardware):
             asked: Sequence[Device] | None = self.hardware(name, module)
-            return asked
+            return self.hardware(whole, module) if asked is None and whole is not None else asked
         devices: Sequence[Device] = self.hardware
         return devices
 

@@ -266,10 +266,11 @@ def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], mo
     that hardware did not meet."""
     modules = dict(paths_of(model))
     own = {n for n in names if placement.layers_own and isinstance(modules.get(path_of(n)), NoisyLayer)}
-    placed = []  # hardware
-    for name in names:
+    placed, sites = [], set(names)  # at which there is hardware
+    for name in dict.fromkeys((*names, *mode.arrays)):
         if name not in own and (module := modules.get(path_of(name))) is not None:
-            placement.at(name, module)
+            if name in sites:
+                placement.at(name, module)
             if name in mode.arrays and placement.hardware_at(name, module):
                 placed.append(name)
     check_met(placement, names, mode.arrays, own.__contains__)

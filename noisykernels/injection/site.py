@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
+    "PARTS",
     "Choice",
     "Names",
     "Site",
@@ -27,8 +28,10 @@ __all__ = [
     "kind_of",
     "meets",
     "near",
+    "part_of",
     "path_of",
     "picked",
+    "whole_of",
 ]
 
 
@@ -81,6 +84,30 @@ def path_of(name: str) -> str:
         ('x:relu#0', '')
     """
     return name.rpartition(":")[0]
+
+
+PARTS = ("scores", "weighted_sum")  # attention's own products
+
+
+def part_of(name: str, part: str) -> str:
+    """The name of a product of the attention with this name.
+
+    Example:
+        >>> part_of("block:attention#2", "scores")
+        'block:scores#2'
+    """
+    stem, _, number = name.rpartition("#")
+    return f"{stem.rpartition(':')[0]}:{part}#{number}"
+
+
+def whole_of(name: str) -> str | None:
+    """The name of the attention of which a name is that of a product; None: of none.
+
+    Example:
+        >>> whole_of("block:scores#2"), whole_of("block:matmul#2")
+        ('block:attention#2', None)
+    """
+    return part_of(name, "attention") if kind_of(name) in PARTS else None
 
 
 def _stem_of(name: str) -> str:
@@ -169,13 +196,15 @@ def closest(choices: Iterable[Choice], name: str) -> Choice | None:
     return found
 
 
-def picked(table: Iterable[tuple[Choice, Any]], name: str, otherwise: Any) -> Any:
-    """Of a table's pairs, the value of the choice that means a site most exactly, of several the first."""
+def picked(table: Iterable[tuple[Choice, Any]], name: str, otherwise: Any, whole: str | None = None) -> Any:
+    """Of a table's pairs, the value of the choice that means a site most exactly, of several the first; or `whole`, of
+    which the site is a part."""
     best, value = None, otherwise
     for choice, given in table:
-        how = closeness(name, choice)
-        if how is not None and (best is None or how < best):
-            best, value = how, given
+        for one in (name, whole):
+            how = None if one is None else closeness(one, choice)
+            if how is not None and (best is None or how < best):
+                best, value = how, given
     return value
 
 

@@ -21,7 +21,7 @@ from noisykernels.injection.mode import LEFT_OUT, Entry, Record, SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.rows import ALONE, Rows, apart
 from noisykernels.injection.running import begin, check_asked, following
-from noisykernels.injection.site import Choice, Names, Site, kind_of, path_of
+from noisykernels.injection.site import PARTS, Choice, Names, Site, kind_of, path_of, whole_of
 from noisykernels.injection.state import NoiseState, state_of
 from noisykernels.noise.contract import site_ids
 
@@ -67,6 +67,10 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
                 places[name] = _place_of_values(first.get(name), other.get(name), alike.get(name), rows)
         others = {entry.name: entry for entry in large}
         entries = others | {entry.name: entry for entry in small}
+        for name, (operands, array) in mode.noted.items():  # of attention's own products, which are no sites
+            other = again.noted.get(name, (operands, None))[0]
+            others[name], entries[name] = (Entry(name, (), shapes, array) for shapes in (other, operands))
+            places[name] = ALONE if operands == other else places.get(whole_of(name) or name)
         state.operands = {n: _array(entry, others.get(n, entry)) for n, entry in entries.items() if entry.operands}
         if any(array is not None and entries[n].array is None for n, array in state.operands.items()):
             _, mode = _record(model, args, kwargs)  # in which they are known to be arrays
@@ -210,7 +214,7 @@ def names_of(model: nn.Module, traced: list[Site] | None = None) -> Names:
     modules = list(paths_of(model, every=True))
     if traced is not None:
         return Names([site.name for site in traced], modules)
-    kinds = dict.fromkeys((*KINDS.values(), "noise", "module"))
+    kinds = dict.fromkeys((*KINDS.values(), *PARTS, "noise", "module"))
     return Names(["input", *(f"{path}:{kind}#0" for path, _ in paths_of(model) for kind in kinds)], modules)
 
 
