@@ -1,9 +1,21 @@
 """Noise in a model that exists already: sites, placement, the running mode; knows of no study."""
 
 from noisykernels.injection.api import inject, remove, sites
+from noisykernels.injection.chip import programmed
 from noisykernels.injection.reach import Coverage, Reach, coverage
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import NoiseState
 
-__all__ = ["Coverage", "NoiseState", "Reach", "Site", "coverage", "inject", "noise_state", "remove", "sites"]
+__all__ = [
+    "Coverage",
+    "NoiseState",
+    "Reach",
+    "Site",
+    "coverage",
+    "inject",
+    "noise_state",
+    "programmed",
+    "remove",
+    "sites",
+]

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels._util.checks import one_of, shown
+from noisykernels._util.checks import one_of
 from noisykernels._util.optional import optional
 from noisykernels._util.runtime import unwrap
 from noisykernels._util.text import aligned, printable
@@ -17,7 +17,7 @@ from noisykernels.hardware.device import Arithmetic
 from noisykernels.injection.account import Call, calls_of
 from noisykernels.injection.api import inject
 from noisykernels.injection.state import is_injected, state_of
-from noisykernels.injection.trace import arguments_of
+from noisykernels.injection.trace import checked_example
 
 __all__ = ["Coverage", "Reach", "coverage"]
 
@@ -159,11 +159,7 @@ def coverage(model: nn.Module, example_input: Any) -> Coverage:
         1:softmax#0 False softmax makes no site
     """
     check_arguments(coverage, locals())
-    args, kwargs = arguments_of(example_input)
-    if not any(isinstance(a, Tensor) and a.dim() and len(a) for a in (*args, *kwargs.values())):
-        raise ValueError(
-            f"coverage: example_input must hold a tensor with at least one row, got {shown(example_input)}"
-        )
+    args, kwargs = checked_example("coverage", example_input)
     target = unwrap(model)
     if not is_injected(target):
         with inject(target, None):

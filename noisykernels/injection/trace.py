@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from noisykernels._util.checks import shown
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.doors import original, paths_of
@@ -25,7 +26,7 @@ from noisykernels.injection.site import PARTS, Choice, Names, Site, kind_of, pat
 from noisykernels.injection.state import NoiseState, state_of
 from noisykernels.noise.contract import site_ids
 
-__all__ = ["arguments_of", "names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]
+__all__ = ["arguments_of", "checked_example", "names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Site]:
@@ -108,6 +109,14 @@ def arguments_of(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
+
+
+def checked_example(op: str, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an example that is run as it is, with at least one row."""
+    args, kwargs = arguments_of(example_input)
+    if not any(isinstance(a, Tensor) and a.dim() and len(a) for a in (*args, *kwargs.values())):
+        raise ValueError(f"{op}: example_input must hold a tensor with at least one row, got {shown(example_input)}")
+    return args, kwargs
 
 
 def _record(

@@ -130,6 +130,7 @@ OPERATORS: Good = {
     nk.sites: lambda: dict(model=net(), example_input=X),
     nk.injection.Coverage.share: lambda: dict(self=nk.coverage(injected(), X), what="noise"),
     nk.coverage: lambda: dict(model=injected(), example_input=X),
+    nk.injection.programmed: lambda: dict(model=injected(), example_input=X, seed=1, draw=0),
 }
 
 HARDWARE: Good = {
