@@ -51,10 +51,10 @@ def draw_list(op: str, draws: Any) -> list[int]:
 
 def chosen_sites(
     op: str, model: nn.Module, known: list[Site], sites: Sequence[str | int] | str | None,
-    opens: Callable[[Site], bool] = lambda _: True,
+    opens: Callable[[Site], bool] = lambda _: True, root: str = "",
 ) -> list[Site]:  # fmt: skip
     """The sites of a model that a user's names, patterns and indices choose among those that are open."""
-    every, names = [site for site in known if opens(site)], names_of(unwrap(model), known)
+    every, names = [site for site in known if opens(site)], names_of(unwrap(model), known, root)
     if sites is None:
         return every
     wanted: Any = [sites] if isinstance(sites, str) or is_number(sites) else list(sites)

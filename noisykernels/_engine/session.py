@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,7 @@ class Problem:
         targets: what is walked, at level 1; none for studies that walk nothing.
         metric: what is measured.
         arrays: what an array is, see `inject`.
+        root: the part at which names begin, see `inject`.
     """
 
     model: nn.Module
@@ -60,29 +61,29 @@ class Problem:
     targets: tuple[Target, ...] = ()
     metric: Metric = ACCURACY
     arrays: str = "module"
+    root: str = ""
 
     @classmethod
     def of(
         cls, op: str, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
         targets: Sequence[Target] = (), metric: Metric = ACCURACY, arrays: str = "module",
-        shuffled: bool = False,
+        root: str = "",
     ) -> Problem:  # fmt: skip
-        """A problem from what a study is given: checked, and where the model is.
-
-        Args:
-            op: of the study, for errors.
-            shuffled: puts rows into an order of their own, fixed by the seed: the first ones are a random part of all.
-        """
+        """A problem from what a study is given: checked, and where the model is; `op` is of the study, for errors."""
         _check_metric(op, metric)
         device = place_of(model)
         if seed is None:  # which operators take for a seed drawn now: no study could be repeated
             raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
         inputs, labels, ids = (part.to(device) for part in _in_memory(op, data, rows, metric))
-        if shuffled:
-            order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed % 2**63)).to(device)
-            inputs, labels, ids = inputs[order], labels[order], ids[order]
-        return cls(model, (inputs, labels, ids), seed, tuple(targets), metric, arrays)
+        return cls(model, (inputs, labels, ids), seed, tuple(targets), metric, arrays, root)
+
+    def shuffled(self) -> Problem:
+        """With the rows in an order of their own, fixed by the seed: the first ones are a random part of all."""
+        generator = torch.Generator().manual_seed(self.seed % 2**63)
+        order = torch.randperm(len(self.data[0]), generator=generator).to(self.device)
+        inputs, labels, ids = (part[order] for part in self.data)
+        return replace(self, data=(inputs, labels, ids))
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +99,8 @@ def places_of(
         return None
     if isinstance(noise, dict):
         raise ValueError(f"{op}: a dict of noises says where they enter; leave out sites=")
-    return [site.name for site in chosen_sites(op, model, sites_of(model, problem.data[0][:2]), sites)]
+    known = sites_of(model, problem.data[0][:2], root=problem.root)
+    return [site.name for site in chosen_sites(op, model, known, sites, root=problem.root)]
 
 
 def _check_metric(op: str, metric: Metric) -> None:
@@ -147,7 +149,7 @@ class Session:
 
     def __enter__(self) -> Session:
         compute, device = self.compute, self.problem.device
-        placed = {"noise": None, "arrays": self.problem.arrays} | self._placed
+        placed = {"noise": None, "arrays": self.problem.arrays, "root": self.problem.root} | self._placed
         with self._stack as stack:  # taken back if something fails
             stack.enter_context(torch_threads(compute.threads))
             stack.enter_context(keeping_state(self.problem.model))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data
+from noisykernels._engine.session import Data, Problem
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
@@ -136,6 +136,8 @@ def layer_formats(
     arithmetic: Callable[[Format], Device] = Serial,
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
+    arrays: Literal["module", "call", "parameter"] = "module",
+    root: str = "",
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> LayerFormats:
@@ -146,7 +148,7 @@ def layer_formats(
     only measured, never predicted, and always of the whole network; the formats fit the data that they were chosen on.
 
     Args:
-        model, data, seed, arithmetic, rows, metric, compute: as for `sweep_formats`.
+        model, data, seed, arithmetic, rows, metric, arrays, root, compute: as for `sweep_formats`.
         progress: show a progress bar, if tqdm is installed; or a function (done, total), which counts layers.
         start: the format of all layers, such as `search_format` finds.
         target: share of the accuracy in float32 to keep.
@@ -175,7 +177,8 @@ def layer_formats(
     cost = CostModel() if cost is None else cost
     begin = as_format(start)
     cost.cost(begin)  # before any work: a table may lack a format
-    with FormatRuns("layer_formats", model, data, 1, seed, compute, metric, rows) as runs:
+    problem = Problem.of("layer_formats", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root)
+    with FormatRuns("layer_formats", problem, 1, compute) as runs:
         macs = operations(runs)
         found: dict[str, Format] = dict.fromkeys(macs, begin)
 

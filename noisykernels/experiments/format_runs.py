@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data, Problem, Session
+from noisykernels._engine.session import Problem, Session
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.checks import in_range
 from noisykernels.arithmetic.serial import Serial
 from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import exactly
-from noisykernels.metrics.accuracy import ACCURACY
-from noisykernels.metrics.base import Metric
 
 __all__ = ["FormatRuns", "r_squared"]
 
@@ -28,19 +25,14 @@ class FormatRuns:
     """A model whose contractions can be put on any hardware, for the length of a block.
 
     Args:
-        model, data, metric, rows: as for `sweep_formats`.
+        problem: the model and its data; the seed is also that of the choice of rows, and of what the hardware draws.
         inputs: number of rows whose last layer is compared, or the inputs themselves.
-        seed: of the choice of these rows, and of what the hardware draws.
         compute: sizes of passes.
     """
 
-    def __init__(
-        self, op: str, model: nn.Module, data: Data, inputs: int | Tensor, seed: int, compute: Compute | None,
-        metric: Metric = ACCURACY, rows: Tensor | Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, op: str, problem: Problem, inputs: int | Tensor, compute: Compute | None) -> None:
         compute = Compute.of(op, compute, "batch_rows", "memory", "threads")
-        problem = Problem.of(op, model, data, seed=seed, rows=rows, metric=metric)
-        self.op, self.metric = op, metric
+        self.op, self.metric = op, problem.metric
         self.session = Session(op, problem, replace(compute, draws_per_pass=1))
         all_inputs, device = problem.data[0], problem.device
         if isinstance(inputs, Tensor):
@@ -50,7 +42,7 @@ class FormatRuns:
             self.few, self.few_rows = inputs.to(device), torch.arange(len(inputs), device=device)
         else:
             count = min(in_range(op, "inputs", inputs), len(all_inputs))
-            order = torch.randperm(len(all_inputs), generator=torch.Generator().manual_seed(seed % 2**63))
+            order = torch.randperm(len(all_inputs), generator=torch.Generator().manual_seed(problem.seed % 2**63))
             picked = order[:count].to(device)
             self.few, self.few_rows = all_inputs[picked], problem.data[2][picked]
         self.evaluations = 0  # of hardware on all rows

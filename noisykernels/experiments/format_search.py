@@ -6,13 +6,14 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data
+from noisykernels._engine.session import Data, Problem
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import whole
 from noisykernels._util.progress import progress_of
@@ -144,6 +145,8 @@ def search_format(
     arithmetic: Callable[[Format], Device] = Serial,
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
+    arrays: Literal["module", "call", "parameter"] = "module",
+    root: str = "",
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> FormatChoice:
@@ -155,7 +158,7 @@ def search_format(
     enough. Of formats of which none is expected to reach the target, that of the highest expectation is taken.
 
     Args:
-        model, data, inputs, seed, arithmetic, rows, metric, compute, progress: as for `sweep_formats`.
+        model, data, inputs, seed, arithmetic, rows, metric, arrays, root, compute, progress: as for `sweep_formats`.
         predictor: fitted on other networks.
         formats: to choose from; None: `design_space()`.
         target: share of the accuracy in float32 to keep.
@@ -188,8 +191,11 @@ def search_format(
     cost = CostModel() if cost is None else cost
     for fmt in made:
         cost.cost(fmt)  # before any work: a table may lack a format
+    problem = Problem.of(
+        "search_format", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root
+    )  # fmt: skip
     with (
-        FormatRuns("search_format", model, data, inputs, seed, compute, metric, rows) as runs,
+        FormatRuns("search_format", problem, inputs, compute) as runs,
         progress_of("search_format", progress, len(made)) as advance,
     ):
         agreement = {}

@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data, Session
+from noisykernels._engine.session import Data, Problem, Session
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import identity, study_key
 from noisykernels._util.arguments import check_arguments
@@ -196,6 +196,8 @@ def sweep_formats(
     arithmetic: Callable[[Format], Device] = Serial,
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
+    arrays: Literal["module", "call", "parameter"] = "module",
+    root: str = "",
     compute: Compute | None = None,
     store: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[int, int], object] = False,
@@ -214,6 +216,8 @@ def sweep_formats(
         arithmetic: what is in every contraction for a format; another order of the operands, say.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
+        arrays: which calls share what an arithmetic draws for a chip, as for `inject`.
+        root: the part at which names of sites begin, as for `inject`.
         compute: `batch_rows`, `memory` and `threads` of `Compute`; other settings are refused.
         store: a file that keeps what is found: a sweep that was stopped goes on from there, and other formats or costs
             evaluate only what is new. It belongs to this model, data, seed and arithmetic, and refuses others; data in
@@ -246,8 +250,9 @@ def sweep_formats(
         raise ValueError("sweep_formats: formats must hold at least one format, got none")
     costs = [(cost.speedup(fmt), cost.saving(fmt)) for fmt in made]  # before any work: a table may lack a format
     results = []
+    problem = Problem.of("sweep_formats", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root)
     with contextlib.ExitStack() as stack:
-        runs = FormatRuns("sweep_formats", model, data, inputs, seed, compute, metric, rows)
+        runs = FormatRuns("sweep_formats", problem, inputs, compute)
         kept = None
         if store is not None:
             kept = stack.enter_context(Store(store, _store_key(runs.session, inputs, arithmetic)))
@@ -288,6 +293,10 @@ def _store_key(session: Session, inputs: int | Tensor, arithmetic: Callable[[For
         "torch": torch.__version__,
         "threads": session.compute.threads or torch.get_num_threads(),
     }
+    if problem.arrays != "module":
+        plan["arrays"] = problem.arrays
+    if problem.root:
+        plan["root"] = problem.root
     if session.compute.memory is not None:
         plan["memory"] = session.compute.memory
     if named := problem.metric.identity():

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -264,6 +264,8 @@ def order_sensitivity(
     seed: int,
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
+    arrays: Literal["module", "call", "parameter"] = "module",
+    root: str = "",
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> OrderStudy:
@@ -287,6 +289,8 @@ def order_sensitivity(
         seed: 64-bit seed of permutations and noise.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of the network.
+        arrays: which calls share what the devices beside the arithmetic draw for a chip, as for `inject`.
+        root: the part at which names of sites begin, as for `inject`.
         compute: `batch_rows` and `threads` of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total), which counts runs of the data.
 
@@ -318,7 +322,7 @@ def order_sensitivity(
     with_labels = not isinstance(data, Tensor)
     pair = (data, torch.zeros(len(data), dtype=torch.int64)) if isinstance(data, Tensor) else data
     compute = Compute.of(op, compute, "batch_rows", "threads")
-    problem = Problem.of(op, model, pair, seed=seed, rows=rows, metric=metric)
+    problem = Problem.of(op, model, pair, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root)
     study = _Study(seed, permutations, tuple(orders))
 
     def hardware(name: str, module: nn.Module) -> list[Device] | None:

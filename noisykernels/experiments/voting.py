@@ -97,6 +97,7 @@ def vote(
     subsets: int = 20,
     rows: Sequence[int] | torch.Tensor | None = None,
     arrays: Literal["module", "call", "parameter"] = "module",
+    root: str = "",
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Votes:
@@ -119,6 +120,7 @@ def vote(
         subsets: random subsets for the mean scores, see `mean_scores`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         arrays: which calls share an array of the chip, as for `inject`.
+        root: the part at which names of sites begin, as for `inject`.
         compute: sizes of passes, memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
@@ -150,7 +152,7 @@ def vote(
     ids = draw_list("vote", draws)
     if "majority" in wanted and len(ids) > MOST_DRAWS:  # which counting would say after all the work
         raise ValueError(f"vote: draws must be at most {MOST_DRAWS} for a majority, got {len(ids)}")
-    problem = Problem.of("vote", model, data, seed=seed, rows=rows, arrays=arrays)
+    problem = Problem.of("vote", model, data, seed=seed, rows=rows, arrays=arrays, root=root)
     means = Means("vote", None, subsets, seed)
     labels = problem.data[1]
     where = places_of("vote", model, problem, noise, sites)

@@ -157,6 +157,7 @@ def chips(
     rows: Sequence[int] | Tensor | None = None,
     metric: Metric = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
+    root: str = "",
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Chips:
@@ -174,6 +175,7 @@ def chips(
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
         arrays: which calls share an array of the chip, as for `inject`.
+        root: the part at which names of sites begin, as for `inject`.
         compute: sizes of passes (a draw is a chip), memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
@@ -197,7 +199,7 @@ def chips(
         raise ValueError("chips: give hardware, or noise, or both: without them all chips are the same")
     compute = Compute.of("chips", compute, *SIZES)
     ids = draw_list("chips", draws)
-    problem = Problem.of("chips", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays)
+    problem = Problem.of("chips", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root)
     _, labels, _ = problem.data
     where = places_of("chips", model, problem, noise, sites)
     with Session("chips", problem, compute, noise=noise, where=where, hardware=hardware) as session:

@@ -17,17 +17,17 @@ from noisykernels._util.checks import in_range, shown, whole
 from noisykernels._util.runtime import unwrap
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import checked, draws_for_rows, with_arithmetic
-from noisykernels.injection.doors import door_of, parameters_of
+from noisykernels.injection.doors import door_of, parameters_of, paths_of
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.running import hear, set_up, take_down
-from noisykernels.injection.site import Choice, Site
+from noisykernels.injection.site import Choice, Site, near
 from noisykernels.injection.state import NoiseState, injected_in, is_injected, state_of
 from noisykernels.injection.torch_patches import keep_noise
 from noisykernels.injection.trace import names_of, place, refuse_hidden_rows, refuse_unknown, trace
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 
-__all__ = ["inject", "remove", "sites"]
+__all__ = ["inject", "of_root", "remove", "sites"]
 
 DIMENSIONS = whole(-64, 63)  # of a tensor, from its end too
 
@@ -77,10 +77,15 @@ class inject:
 
         bias: of contractions on hardware: ``"digital"``: added after the outputs have passed the devices;
             ``"column"``: one more column of the array, driven by an input of 1, noisy and converted like the others.
+        root: the path of the part at which names begin, where the model is a wrapper by hand around it (``"net"``,
+            ``"a.net"``; ``""``: the model itself). What is in it has the names, and so the noise, that it has without
+            the wrapper; what is beside it keeps its path, and operations of the wrapper's own forward are
+            ``..:relu#0``. Parameters keep their names.
 
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
-            layers with rows along dimension 1 and neither example_input nor row_dims is given; or a
+            layers with rows along dimension 1 and neither example_input nor row_dims is given; root names
+            no part, or one with names that parts beside it have too; or a
             word, a type or a function meets no site, or where= has no noise. Without example_input some
             of that is seen only by the first forward in which noise is on, which then raises it.
         TypeError: not a model, not a noise, not a choice of sites, or another argument of a wrong type.
@@ -112,6 +117,7 @@ class inject:
         arithmetic: Arithmetic | None = None,
         arrays: Literal["module", "call", "parameter"] = "module",
         bias: Literal["digital", "column"] = "digital",
+        root: str = "",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"inject: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -121,7 +127,8 @@ class inject:
         hardware = with_arithmetic("inject", hardware, arithmetic)
         self.model = target = unwrap(model)
         _check_model(target)
-        dims, names, devices = dict(row_dims or {}), names_of(target), _checked_hardware(hardware)
+        _check_root(target, root)
+        dims, names, devices = dict(row_dims or {}), names_of(target, root=root), _checked_hardware(hardware)
         asked: Any = dict(noise=noise, where=where, repeats=repeats, row_dims=dims, hardware=devices)
         switches: Any = dict(
             in_training=in_training, in_eval=in_eval, normalize_to_input_size=normalize_to_input_size,
@@ -137,6 +144,7 @@ class inject:
             for_rows=noise is not None
             or any(m.noise is not None or draws_for_rows(m.hardware or ()) for m in layers)
             or any(draws_for_rows(devices or ()) for devices in _lists(placement.hardware)),
+            root=root,
         )
         state.look(target)
         keep_noise()
@@ -144,7 +152,7 @@ class inject:
         try:
             if example_input is None:
                 refuse_hidden_rows(target, placement)
-                refuse_unknown(target, placement, names)
+                refuse_unknown(placement, names)
             else:
                 place(target, example_input)
             hear(target, state, not state.quiet)
@@ -217,6 +225,29 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f"inject: {part} is TorchScript, whose operations cannot be seen")
 
 
+def _check_root(model: nn.Module, root: str) -> None:
+    """Refuses names that begin at no part of a model, or that mean two parts."""
+    if not root:
+        return
+    known = [path for path, _ in paths_of(model, every=True) if path]
+    if root not in known:
+        close = ", ".join(near(root, known))
+        raise ValueError(
+            f"inject: root must be the path of a part of the model, got {root!r}; "
+            + (f"near it are {close}" if close else f"the model has {', '.join(known[:12]) or 'no parts'}")
+        )
+    found: dict[str, nn.Module] = {}
+    for path, module in paths_of(model, every=True, root=root):
+        if found.setdefault(path, module) is not module:
+            raise ValueError(f"inject: with root={root!r} a part in it and one beside it are both called {path!r}")
+
+
+def of_root(op: str, model: nn.Module, root: str) -> None:
+    """Refuses a root other than that of an injected model, whose sites have their names already."""
+    if root and root != (own := state_of(model).root):
+        raise ValueError(f"{op}: the model is injected with root={own!r}, got root={root!r}")
+
+
 def remove(model: nn.Module) -> nn.Module:
     """Takes the noise out and returns the model as it was; one without noise is left alone.
 
@@ -236,7 +267,7 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
-def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
+def sites(model: nn.Module, example_input: Any = None, *, root: str = "") -> list[Site]:
     """The sites of a model in execution order: ``input``, then one for every call of an operation
     after which noise can enter.
 
@@ -246,12 +277,13 @@ def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
     Args:
         model: any model; it is run in evaluation mode without gradients, and left as it was.
         example_input: as for `inject`; may be left out for an injected model that was given one.
+        root: as for `inject`; of an injected model that of the injection.
 
     Returns:
         A list of `Site` (name, index, id, kind, shape of the example's value, row dimension).
 
     Raises:
-        ValueError: no example input is known.
+        ValueError: no example input is known; an injected model has another root.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
@@ -260,6 +292,8 @@ def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
     """
     check_arguments(sites, locals())
     target = unwrap(model)
+    if is_injected(target):
+        of_root("sites", target, root)
     if example_input is None:
         known = state_of(target).traced if is_injected(target) else []
         if not known:
@@ -267,5 +301,5 @@ def sites(model: nn.Module, example_input: Any = None) -> list[Site]:
         return list(known)
     if is_injected(target):
         return trace(target, example_input)
-    with inject(target, None, example_input=example_input):
+    with inject(target, None, example_input=example_input, root=root):
         return list(state_of(target).traced)

@@ -18,6 +18,7 @@ from torch import nn
 from noisykernels._util.runtime import wrapped
 
 __all__ = [
+    "ABOVE",
     "Door",
     "door_of",
     "give_back",
@@ -31,6 +32,7 @@ __all__ = [
     "standing_in",
 ]
 
+ABOVE = ".."  # the path of a model whose names begin at a part of it
 _KEY = "_noise_door"
 _SCRIPT = "__prepare_scriptable__"  # which torch.jit.script calls before it looks for the source of `forward`
 
@@ -64,8 +66,26 @@ def door_of(module: nn.Module) -> Door | None:
     return door if door is not None and door.state is not None and not door.state.gone else None
 
 
-def paths_of(model: nn.Module, prefix: str = "", every: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of a model with its name, once or under each; without wrappers, of which no name depends."""
+def paths_of(
+    model: nn.Module, prefix: str = "", every: bool = False, root: str = ""
+) -> Iterator[tuple[str, nn.Module]]:  # fmt: skip
+    """Every module of a model with its name, once or under each; without wrappers, of which no name depends.
+
+    Args:
+        root: the part at which names begin: a wrapper by hand. It comes first, as if it were the model.
+    """
+    if root:
+        part = next(m for path, m in paths_of(model, every=True) if path == root)
+        inside = {}
+        for path, module in paths_of(part, every=every):
+            inside[id(module)] = module
+            yield path, module
+        for path, module in paths_of(model, every=every):
+            if id(module) not in inside:
+                yield path or ABOVE, module
+            elif every and path != root and not path.startswith(f"{root}."):
+                yield path, module
+        return
     seen: set[int] = set()
     waiting = [(prefix, model)]
     while waiting:

@@ -108,7 +108,7 @@ class Placement:
             elif kind_of(choice.text) == "module":
                 fits = (closeness(f"{p}:module#0", choice) is not None or p == path_of(choice.text) for p in modules)
                 found |= {p for p, fit in zip(modules, fits, strict=True) if fit}
-        return frozenset(p for p in found if p not in modules or LEAVES.get(type(modules[p])) is None)
+        return frozenset(p for p in found if p and (p not in modules or LEAVES.get(type(modules[p])) is None))
 
     @property
     def silent(self) -> bool:

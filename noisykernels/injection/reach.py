@@ -15,7 +15,7 @@ from noisykernels._util.runtime import unwrap
 from noisykernels._util.text import aligned, printable
 from noisykernels.hardware.device import Arithmetic
 from noisykernels.injection.account import Call, calls_of
-from noisykernels.injection.api import inject
+from noisykernels.injection.api import inject, of_root
 from noisykernels.injection.state import is_injected, state_of
 from noisykernels.injection.trace import checked_example
 
@@ -132,7 +132,7 @@ class Coverage:
         return self.table()
 
 
-def coverage(model: nn.Module, example_input: Any) -> Coverage:
+def coverage(model: nn.Module, example_input: Any, *, root: str = "") -> Coverage:
     """What reaches each parameter and each operation of a model as it is: noise, devices, an arithmetic, or nothing.
 
     The model is run once in evaluation mode, without noise; it is left as it was. Noise and hardware that switches
@@ -141,6 +141,7 @@ def coverage(model: nn.Module, example_input: Any) -> Coverage:
     Args:
         model: injected, with noisy layers, or neither.
         example_input: as for `inject`.
+        root: as for `inject`; of an injected model that of the injection. Parameters keep their names.
 
     Returns:
         A `Coverage`, which prints as a table.
@@ -161,8 +162,10 @@ def coverage(model: nn.Module, example_input: Any) -> Coverage:
     check_arguments(coverage, locals())
     args, kwargs = checked_example("coverage", example_input)
     target = unwrap(model)
-    if not is_injected(target):
-        with inject(target, None):
+    if is_injected(target):
+        of_root("coverage", target, root)
+    else:
+        with inject(target, None, root=root):
             return coverage(target, example_input)
     calls = calls_of(target, args, kwargs)
     placement = state_of(target).placement

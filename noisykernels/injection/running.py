@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.doors import (
+    ABOVE,
     Door,
     door_of,
     give_back,
@@ -33,7 +34,7 @@ from noisykernels.injection.mode import ForwardKey, Record, SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import path_of
-from noisykernels.injection.state import KEY, NoiseState, is_injected
+from noisykernels.injection.state import KEY, NoiseState, is_injected, state_of
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.nn.signals import (
     enter_model,
@@ -66,7 +67,7 @@ def set_up(model: nn.Module, state: NoiseState) -> None:
     """Makes a model an injected one, which tells of its submodules as soon as something is placed."""
     model.__dict__[KEY] = state
     state.holder = weakref.ref(model)
-    mark(model, state)
+    mark(model, state, ABOVE if state.root else "")
     stand_in(model, _told_forward)
 
 
@@ -79,10 +80,11 @@ def take_down(model: nn.Module) -> None:
         unhook(module)
 
 
-def mark(model: nn.Module, state: NoiseState, prefix: str = "") -> None:
+def mark(model: nn.Module, state: NoiseState, prefix: str) -> None:
     """Tells every submodule its path, by which others see that it is part of an injected model."""
     state.gone = False
-    for path, module in paths_of(model, prefix):
+    whole = prefix == (ABOVE if state.root else "")
+    for path, module in paths_of(model, root=state.root) if whole else paths_of(model, prefix):
         settle(module, path, state)
 
 
@@ -264,7 +266,7 @@ def check_first(model: nn.Module, state: NoiseState, mode: SiteMode) -> None:
 def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], mode: SiteMode) -> None:
     """Refuses words and functions that met nothing in a forward, of which these are the sites, and tells of parameters
     that hardware did not meet."""
-    modules = dict(paths_of(model))
+    modules = dict(paths_of(model, root=state_of(model).root))
     own = {n for n in names if placement.layers_own and isinstance(modules.get(path_of(n)), NoisyLayer)}
     placed, sites = [], set(names)  # at which there is hardware
     for name in dict.fromkeys((*names, *mode.arrays)):
@@ -333,6 +335,8 @@ def begin(
         mode.modules = []
         mode.enter(door.path, model)
     else:
+        if state.root:
+            mode.modules = [(ABOVE, model)]
         _noise_on_inputs(mode, names, tensors, carrying, dim)
     given.update(carrying)
     kwargs = {n: a for n, a in given.items() if n in kwargs}

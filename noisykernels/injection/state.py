@@ -47,12 +47,19 @@ class NoiseState(nn.Module):
     calls: Tensor | None
 
     def __init__(
-        self, placement: Placement, arrays: str, parameters: tuple[str, ...], draws_noise: bool, for_rows: bool
+        self,
+        placement: Placement,
+        arrays: str,
+        parameters: tuple[str, ...],
+        draws_noise: bool,
+        for_rows: bool,
+        root: str = "",
     ) -> None:
         super().__init__()
         self.without_rows: list[tuple[str, nn.Module, bool]] = []  # traced sites; whether they are alone, not mixed
         self.placement = placement
         self.arrays = arrays  # what an array is
+        self.root = root  # the part at which names begin; empty: the model
         self.parameters_of_forward = parameters
         self.draws_noise = draws_noise  # False: nothing in the model can draw
         self.for_rows = for_rows  # False: chips alone, the same for all rows, as far as is known
@@ -117,8 +124,9 @@ class NoiseState(nn.Module):
         if self.told_of_part or door is None or torch.compiler.is_compiling():
             return
         self.told_of_part = True
+        path = door.path or self.root
         warnings.warn(
-            f"an injected model's part {door.path!r} is called outside of the model's forward, as by encode() or "
+            f"an injected model's part {path!r} is called outside of the model's forward, as by encode() or "
             "generate(): noise enters in its modules, but not at operations that no module runs, nor on the model's "
             "input",
             stacklevel=5,

@@ -40,7 +40,7 @@ def place(model: nn.Module, example_input: Any) -> None:
     found, mode = _traced(model, example_input)
     prepared = {site.name for site in found if site.alone and site.kind in PREPARING}
     mode.arrays = [name for name in mode.arrays if name not in prepared]
-    state.placement = state.placement.understood(names_of(model, found))
+    state.placement = state.placement.understood(names_of(model, found, state.root))
     check_asked(model, state.placement, [site.name for site in found], mode)
     _tell_left_out(state)
 
@@ -96,7 +96,7 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
     state.places = dict.fromkeys(order) | places
     state.traced = found
     lost = [(name, where) for name, where in state.places.items() if where is None or where.outer == 0]
-    modules = dict(paths_of(model))
+    modules = dict(paths_of(model, root=state.root))
     state.without_rows = [
         (name, modules[path_of(name)], where is not None and name in ids) for name, where in lost if ":" in name
     ]
@@ -218,22 +218,22 @@ def _array(a: Entry, b: Entry) -> Array | None:
     return None
 
 
-def names_of(model: nn.Module, traced: list[Site] | None = None) -> Names:
+def names_of(model: nn.Module, traced: list[Site] | None = None, root: str = "") -> Names:
     """What the sites of a model are called; untraced, any module may call any operation."""
-    modules = list(paths_of(model, every=True))
+    modules = list(paths_of(model, every=True, root=root))
     if traced is not None:
         return Names([site.name for site in traced], modules)
     kinds = dict.fromkeys((*KINDS.values(), *PARTS, "noise", "module"))
-    return Names(["input", *(f"{path}:{kind}#0" for path, _ in paths_of(model) for kind in kinds)], modules)
+    return Names(["input", *(f"{path}:{kind}#0" for path, _ in paths_of(model, root=root) for kind in kinds)], modules)
 
 
-def refuse_unknown(model: nn.Module, placement: Placement, names: Names) -> None:
+def refuse_unknown(placement: Placement, names: Names) -> None:
     """A word that can choose no site is a mistake, which is seen before anything runs; of untraced models."""
     for _, choice in placement.choices():
         stem, _, number = choice.text.rpartition("#")  # a pattern of later calls, of which untraced models show none
         form = "stem" if choice.form == "name" else choice.form
         if names.unmet(choice) and not (number.isdecimal() and not names.unmet(Choice(stem, form))):
-            raise ValueError(no_site("inject", choice, ["input", *(p for p, _ in paths_of(model) if p)]))
+            raise ValueError(no_site("inject", choice, ["input", *filter(None, names.modules)]))
 
 
 def _tell_left_out(state: NoiseState) -> None:
@@ -249,7 +249,7 @@ def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:
     """Around a (length, batch, features) layer, dimension 0 only looks like rows."""
     if (placement.noise is None and placement.hardware is None) or placement.row_dims:
         return
-    for path, module in paths_of(model):
+    for path, module in paths_of(model, root=state_of(model).root):
         if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
             raise ValueError(
                 f"inject: {path or 'the model'!r} has batch_first=False, so rows may not lie along "

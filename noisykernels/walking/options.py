@@ -35,6 +35,7 @@ class Asked:
     floor: float | None = None
     axis: Axis | None = None
     arrays: str = "module"
+    root: str = ""
     compute: Compute | None = None
     store: str | os.PathLike[str] | None = None
     progress: Progress = False

@@ -88,6 +88,7 @@ def walk_parameter(
     larger: Literal["better", "worse"] = "better",
     axis: Literal["log", "linear"] = "log",
     arrays: Literal["module", "call", "parameter"] = "module",
+    root: str = "",
     draws: int | Sequence[int] = 1,
     seed: int,
     sites: Sequence[str | int] | str | None = None,
@@ -115,6 +116,7 @@ def walk_parameter(
         larger: ``"better"``: accuracy rises with the parameter, as with a limit or bits; ``"worse"``: it falls, as
             with noise.
         arrays: which calls share an array, as for `inject`; they have the hardware together.
+        root: the part at which names of sites begin, as for `inject`.
         axis: that the midpoint is fitted on: ``"log"``, or ``"linear"`` (for bits).
         draws: number of draws (ids 0, 1, ...), or the ids, of what the hardware draws; one is enough where it draws
             nothing.
@@ -157,7 +159,8 @@ def walk_parameter(
     grid = Grid(tuple(level_list("walk_parameter", values)), tuple(draw_list("walk_parameter", draws)))
     asked = Asked(
         targets=(Parameter(make, name, larger),), strategy=grid, seed=seed, sites=sites, rows=rows, metric=metric,
-        floor=floor, axis=axis, arrays=arrays, compute=compute, store=store, progress=progress, description=description,
+        floor=floor, axis=axis, arrays=arrays, root=root, compute=compute, store=store,
+        progress=progress, description=description,
     )  # fmt: skip
     (study,) = run(model, data, asked)
     return study

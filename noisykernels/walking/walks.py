@@ -56,6 +56,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     sites: Sequence[str | int] | str | None = None,
     target: Literal["activation", "weight"] = "activation",
     arrays: Literal["module", "call", "parameter"] = "module",
+    root: str = "",
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
     floor: float | None = None,
@@ -90,6 +91,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             `WeightNoise`, such as ``WeightNoise(add=1.0, relative="layer")``, or a `Noise` of one term.
             (`walk_parameter` walks hardware.) A weight that several calls use is walked once, as the site of the first.
         arrays: which calls share a weight's noise, as for `inject`.
+        root: the part at which names of sites begin, as for `inject`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
         floor: its value under unbounded noise; None: the metric's own, 1 / classes for the accuracy.
@@ -130,7 +132,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(
         targets=targets, strategy=strategy, seed=seed, sites=sites, rows=rows, metric=metric, floor=floor, axis=axis,
-        arrays=arrays, compute=compute, store=store, progress=progress, description=description,
+        arrays=arrays, root=root, compute=compute, store=store, progress=progress, description=description,
     )  # fmt: skip
     studies = run(model, data, asked)
     return studies if isinstance(noise, list | tuple) else studies[0]
@@ -141,8 +143,10 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     targets, strategy = asked.targets, asked.strategy
     problem = Problem.of(
         "walk", model, data, seed=asked.seed, rows=asked.rows, targets=targets, metric=asked.metric,
-        arrays=asked.arrays, shuffled=strategy.shuffled,
+        arrays=asked.arrays, root=asked.root,
     )  # fmt: skip
+    if strategy.shuffled:
+        problem = problem.shuffled()
     computed = torch.float64 if problem.data[0].dtype == torch.float64 else torch.float32
     for target in targets:
         for level in strategy.levels:
@@ -161,6 +165,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
             plan["arrays"] = asked.arrays
             if any(len(site.calls) > 1 for site in session.sites):  # else they are the same
                 kept["arrays"] = asked.arrays
+        if asked.root:
+            plan["root"], kept["root"] = asked.root, asked.root
         if identity := asked.metric.identity():
             plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
@@ -179,7 +185,7 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     opens = asked.targets[0].opens
     if not any(map(opens, session.sites)):
         raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
-    chosen = chosen_sites("walk", session.model, session.sites, asked.sites, opens)
+    chosen = chosen_sites("walk", session.model, session.sites, asked.sites, opens, asked.root)
     return with_rows("walk", chosen, asked.sites)
 
 

@@ -12,6 +12,7 @@ from format_networks import COST, SAME, Problem, made_sweep, made_up
 from torch import nn
 
 import noisykernels as nk
+from noisykernels._engine import session
 from noisykernels.arithmetic import CostModel, FixedFormat, FloatFormat, Format, Serial, as_format
 from noisykernels.experiments import (
     FormatChoice,
@@ -136,7 +137,7 @@ def test_operations_of_lenet5() -> None:
     """Known sizes: 24 x 24 outputs of 25 products for each of 6 channels, and so on."""
     model = LeNet5()
     x = torch.randn(3, 1, 28, 28)
-    with FormatRuns("test", model, (x, model(x).argmax(1)), 1, 0, None) as runs:
+    with FormatRuns("test", session.Problem.of("test", model, (x, model(x).argmax(1)), seed=0), 1, None) as runs:
         found = operations(runs)
     assert list(found.values()) == [24 * 24 * 6 * 25, 8 * 8 * 16 * 150, 256 * 120, 120 * 84, 84 * 10]
 
