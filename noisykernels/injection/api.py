@@ -95,7 +95,7 @@ class inject:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-        >>> with inject(model, Noise(add=0.1)), noise_state(model, seed=1):
+        >>> with inject(model, Noise(add=0.1)), nk.noise_state(model, seed=1):
         ...     y = model(torch.ones(2, 4))
         >>> [site.name for site in sites(model, torch.ones(2, 4))]
         ['input', '0:linear#0', '1:relu#0']

@@ -83,11 +83,11 @@ def noise_state(
 
     Example:
         >>> model = nn.Linear(4, 2)
-        >>> with inject(model, Noise(add=1.0)), noise_state(model, seed=1, draws=[0, 1, 2]):
+        >>> with inject(model, nk.Noise(add=1.0)), noise_state(model, seed=1, draws=[0, 1, 2]):
         ...     model(torch.ones(5, 4)).shape
         torch.Size([15, 2])
         >>> x = torch.ones(6, 4)
-        >>> with inject(model, Noise(add=1.0)):
+        >>> with inject(model, nk.Noise(add=1.0)):
         ...     with noise_state(model, seed=1, rows="advance"):
         ...         parts = [model(part) for part in x.split(2)]
         ...     with noise_state(model, seed=1):

@@ -357,7 +357,8 @@ def test_what_belongs_to_the_chip_stays(chip: Any, fresh: Any) -> None:
     layer = nn.Linear(6, 4)
     with nk.inject(layer, None, hardware=[chip]), nk.noise_state(layer, seed=SEED):
         alone = layer(X)
-    with nk.inject(layer, None, hardware=[chip] if fresh is None else [fresh, chip]):
+    in_order = (fresh, chip) if isinstance(chip, nk.hardware.ColumnOffset) else (chip, fresh)
+    with nk.inject(layer, None, hardware=[device for device in in_order if device is not None]):
         with nk.noise_state(layer, seed=SEED):
             once = layer(X)
         with nk.noise_state(layer, seed=SEED, advance=True):
