@@ -53,6 +53,7 @@ class Problem:
         metric: what is measured.
         arrays: what an array is, see `inject`.
         root: the part at which names begin, see `inject`.
+        detail: what else is a site, see `inject`.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Problem:
     metric: Metric = ACCURACY
     arrays: str = "module"
     root: str = ""
+    detail: str | None = None
 
     @classmethod
     def of(
@@ -149,7 +151,9 @@ class Session:
 
     def __enter__(self) -> Session:
         compute, device = self.compute, self.problem.device
-        placed = {"noise": None, "arrays": self.problem.arrays, "root": self.problem.root} | self._placed
+        placed = {
+            "noise": None, "arrays": self.problem.arrays, "root": self.problem.root, "detail": self.problem.detail,
+        } | self._placed  # fmt: skip
         with self._stack as stack:  # taken back if something fails
             stack.enter_context(torch_threads(compute.threads))
             stack.enter_context(keeping_state(self.problem.model))

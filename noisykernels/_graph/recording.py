@@ -23,6 +23,7 @@ from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.doors import original
+from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.running import begin
@@ -100,11 +101,15 @@ class _Recorder(SiteMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         assert self.record is not None
-        if func is F.multi_head_attention_forward:  # one call, of which each part becomes a step
+        of_layer = func is F.multi_head_attention_forward
+        kernel = not self.in_attention and self.placement.detail and KINDS.get(func) == "attention"
+        if of_layer or (kernel and not self.muted):  # one call, of which each part becomes a step
             with self:
                 self.in_attention = True
                 try:
-                    return multi_head_attention_forward(self, *args, **kwargs)
+                    return (
+                        multi_head_attention_forward(self, *args, **kwargs) if of_layer else self._kernel(args, kwargs)
+                    )
                 finally:
                     self.in_attention = False
         tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
@@ -133,8 +138,17 @@ class _Recorder(SiteMode):
         return out
 
     def part(self, name: str, part: str, a: Tensor, b: Tensor, row_dim: int | None = None) -> Tensor:
-        """See `Attending`: a product of a layer that is recorded call by call."""
-        return torch.matmul(a, b)
+        """See `Attending`: a product of an attention that is recorded call by call."""
+        product = torch.matmul(a, b)
+        return self.at(self.name(part), None, product, row_dim) if self.placement.detail else product
+
+    def _kernel(self, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """torch's attention, written out."""
+        name = self.name("attention")
+        made = self.attended(name, args, kwargs, None)
+        if made is None:
+            raise NotTraceable(f"{name} cannot be written out")
+        return self.at(name, None, made)
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
         """A call of an operation that makes a site; within attention, it comes back to this mode as it is."""
@@ -146,6 +160,7 @@ class _Recorder(SiteMode):
     def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """The value at a site; within attention, that of the last step."""
         if self.in_attention:
+            clean = clean.view_as(clean) if self.steps[-1].names else clean  # the value of another site
             self.steps[-1].names = (name,)
         return super().at(name, noise, clean, row_dim)
 
@@ -305,7 +320,8 @@ def recorded(model: nn.Module, inputs: Tensor) -> Recording:
     """
     state = state_of(model)
     mode, (x, *rest), kwargs = begin(model, state, (inputs,), {}, [])
-    recorder = _Recorder(Placement(layers_own=False), mode.key, model, state.site_ids, state.places, mode.record)
+    silent = Placement(layers_own=False, detail=state.detail)
+    recorder = _Recorder(silent, mode.key, model, state.site_ids, state.places, mode.record)
     inside = _Inside()
     recorder.owner = state
     recorder.start(x, inside)

@@ -203,9 +203,13 @@ class _Account(SiteMode):
                 call.noise = True
         return clean
 
+    def operation(self, name: str) -> Call:
+        """The operation of this name, or the attention that a product of this name is a part of."""
+        return self.found[name if name in self.found else whole_of(name) or name]
+
     def hardware_at(self, name: str) -> Sequence[Device] | None:
         """See `SiteMode`: hardware is only told of."""
-        call = self.found[whole_of(name) or name]
+        call = self.operation(name)
         call.asked, call.devices = True, super().hardware_at(name) or call.devices
         return None
 
@@ -242,5 +246,5 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         with mode, _Counting(mode) as mode.chip.parameters:
             original(model)(*args, **kwargs)
     for name, array in mode.chip.read.items():
-        mode.found[whole_of(name) or name].array |= array
+        mode.operation(name).array |= array
     return list(mode.found.values())

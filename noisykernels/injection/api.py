@@ -81,6 +81,9 @@ class inject:
             ``"a.net"``; ``""``: the model itself). What is in it has the names, and so the noise, that it has without
             the wrapper; what is beside it keeps its path, and operations of the wrapper's own forward are
             ``..:relu#0``. Parameters keep their names.
+        detail: ``"attention"``: steps inside of torch's attention, kernel and layer, are sites, too: ``path:scores#k``
+            (the first product, before scale and mask), ``path:softmax#k`` and ``path:weighted_sum#k``, before
+            ``path:attention#k``. It then runs written out.
 
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has
@@ -118,6 +121,7 @@ class inject:
         arrays: Literal["module", "call", "parameter"] = "module",
         bias: Literal["digital", "column"] = "digital",
         root: str = "",
+        detail: Literal["attention"] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"inject: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -132,7 +136,7 @@ class inject:
         asked: Any = dict(noise=noise, where=where, repeats=repeats, row_dims=dims, hardware=devices)
         switches: Any = dict(
             in_training=in_training, in_eval=in_eval, normalize_to_input_size=normalize_to_input_size,
-            input_dim=dims.get("input", 0), column=bias == "column",
+            input_dim=dims.get("input", 0), column=bias == "column", detail=detail is not None,
         )  # fmt: skip
         placement = Placement(**asked, **switches).understood(names)
         layers = [m for m in target.modules() if isinstance(m, NoisyLayer)]
@@ -267,7 +271,9 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
-def sites(model: nn.Module, example_input: Any = None, *, root: str = "") -> list[Site]:
+def sites(
+    model: nn.Module, example_input: Any = None, *, root: str = "", detail: Literal["attention"] | None = None
+) -> list[Site]:
     """The sites of a model in execution order: ``input``, then one for every call of an operation
     after which noise can enter.
 
@@ -278,6 +284,7 @@ def sites(model: nn.Module, example_input: Any = None, *, root: str = "") -> lis
         model: any model; it is run in evaluation mode without gradients, and left as it was.
         example_input: as for `inject`; may be left out for an injected model that was given one.
         root: as for `inject`; of an injected model that of the injection.
+        detail: as for `inject`, of a model that is not injected; an injected one has those that it was given.
 
     Returns:
         A list of `Site` (name, index, id, kind, shape of the example's value, row dimension).
@@ -301,5 +308,5 @@ def sites(model: nn.Module, example_input: Any = None, *, root: str = "") -> lis
         return list(known)
     if is_injected(target):
         return trace(target, example_input)
-    with inject(target, None, example_input=example_input, root=root):
+    with inject(target, None, example_input=example_input, root=root, detail=detail):
         return list(state_of(target).traced)

@@ -1,4 +1,4 @@
-"""What the attentions of a running forward meet: devices at their own two products, which are value times value."""
+"""What the attentions of a running forward meet inside: devices at their own two products, noise at their details."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from noisykernels.injection.attention import scaled_dot_product_attention
 from noisykernels.injection.contracting import Contracting
 from noisykernels.injection.placement import Placement
-from noisykernels.injection.products import product_of
+from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.site import PARTS, part_of
+from noisykernels.noise.description import Noise
 
 __all__ = ["Attending"]
 
@@ -25,9 +26,28 @@ class Attending(Contracting):
     arrays: list[str]
     placement: Placement
 
+    def name(self, kind: str) -> str:
+        """See `SiteMode`."""
+        raise NotImplementedError
+
+    def noise_at(self, name: str) -> Noise | None:
+        """See `SiteMode`."""
+        raise NotImplementedError
+
+    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+        """See `SiteMode`."""
+        raise NotImplementedError
+
+    def _site(
+        self, name: str, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None,
+        product: Product | None = None,
+    ) -> Any:  # fmt: skip
+        raise NotImplementedError
+
     def attended(self, name: str, args: Any, kwargs: dict[str, Any], row_dim: int | None) -> Tensor | None:
         """An attention written out; None where nothing enters in it, so that torch's own kernel runs."""
-        if not (self.on_hardware or self.tracing):
+        detail = self.placement.detail
+        if not (self.on_hardware or self.tracing or detail):
             return None
         given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
         query, key, value = (given[n] for n in _NAMES[:3])
@@ -39,6 +59,10 @@ class Attending(Contracting):
         if given.pop("enable_gqa", False):
             key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
             given |= {"key": key, "value": value}
+        if "row_dims" in self.placement.pairs and row_dim is None:
+            row_dim = self.placement.row_dim_at(name)
+        if detail:
+            return scaled_dot_product_attention(self, name, row_dim, **given)
         batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
         weights = query.new_empty((*batch, query.shape[-2], key.shape[-2]), device="meta")  # not known yet
         operands = {"scores": (query, key.mT), "weighted_sum": (weights, value)}
@@ -47,8 +71,6 @@ class Attending(Contracting):
                 self._uses_array(part_of(name, part), "matmul", pair, {}, None)
         if not self._meets(name, operands):
             return None
-        if "row_dims" in self.placement.pairs and row_dim is None:
-            row_dim = self.placement.row_dim_at(name)
         return scaled_dot_product_attention(self, name, row_dim, **given)
 
     def _meets(self, name: str, operands: Mapping[str, tuple[Tensor, Tensor]]) -> bool:
@@ -65,5 +87,15 @@ class Attending(Contracting):
     def part(self, name: str, part: str, a: Tensor, b: Tensor, row_dim: int | None = None) -> Tensor:
         """One of the two products of the attention with this name."""
         self.arrays.append(name)  # by which both products are meant
+        if self.placement.detail:
+            value: Tensor = self._site(self.name(part), "matmul", torch.matmul, (a, b), {}, row_dim)
+            return value
         made: Tensor | None = self.contracted(part_of(name, part), "matmul", torch.matmul, (a, b), {}, row_dim, None)
         return torch.matmul(a, b) if made is None else made
+
+    def weighted(self, attention: Tensor, row_dim: int | None = None) -> Tensor:
+        """The weights that the values are summed with, which are a site where details are asked for."""
+        if not self.placement.detail:
+            return attention
+        name = self.name("softmax")
+        return self.at(name, self.noise_at(name), attention, row_dim)

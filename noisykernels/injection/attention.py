@@ -24,6 +24,8 @@ class Parts(Protocol):
 
     def part(self, name: str, part: str, a: Tensor, b: Tensor, row_dim: int | None = None) -> Tensor: ...
 
+    def weighted(self, attention: Tensor, row_dim: int | None = None) -> Tensor: ...
+
 
 class Sites(Parts, Protocol):
     """What a layer asks, too; see `mode.SiteMode`."""
@@ -116,6 +118,7 @@ def multi_head_attention_forward(
         scores = scores + F.pad(padding, (0, extra))[:, None, None, :]
     masked = mask is not None or padding is not None
     attention = scores.softmax(-1) if need_weights or not masked else _softmax(scores)
+    attention = mode.weighted(attention, 0)
     if training and dropout_p > 0:
         attention = F.dropout(attention, dropout_p)
     out = mode.part(name, "weighted_sum", attention, v, 0).permute(2, 0, 1, 3).reshape(length, rows, -1)
@@ -154,6 +157,7 @@ def scaled_dot_product_attention(
         of_bits = attn_mask.dtype is torch.bool
         scores = scores.masked_fill(~attn_mask, -math.inf) if of_bits else scores + attn_mask
     attention = _softmax(scores).to(query.dtype)
+    attention = mode.weighted(attention, row_dim)
     if dropout_p > 0:
         attention = F.dropout(attention, dropout_p)
     return mode.part(name, "weighted_sum", attention, value, row_dim)

@@ -64,6 +64,7 @@ class Placement:
     hardware: Any = None  # devices, a dict of them, or a function: what is inside contractions
     input_dim: int = 0  # that counts the rows of the model's arguments
     column: bool = False  # whether a bias is one more column of its array
+    detail: bool = False  # whether scores, softmax and weighted sum of attention are sites
     outputs: frozenset[str] = frozenset()  # paths of modules whose results are asked for
     pairs: dict[str, tuple[tuple[Choice, Any], ...]] = field(init=False, repr=False, compare=False)  # of all tables
 
@@ -117,7 +118,7 @@ class Placement:
 
     def at(self, name: str, module: nn.Module) -> Noise | None:
         """The noise of the site with this name, whose innermost module is `module`, where it is on."""
-        if kind_of(name) in PARTS:  # which are no sites
+        if not self.detail and kind_of(name) in PARTS:  # which are no sites
             return None
         if "noise" in self.pairs:
             noise: Noise | None = picked(self.pairs["noise"], name, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class NoiseState(nn.Module):
         root: str = "",
     ) -> None:
         super().__init__()
+        self.detail = placement.detail  # of whatever is placed later
         self.without_rows: list[tuple[str, nn.Module, bool]] = []  # traced sites; whether they are alone, not mixed
         self.placement = placement
         self.arrays = arrays  # what an array is
@@ -97,6 +99,8 @@ class NoiseState(nn.Module):
 
     @placement.setter
     def placement(self, placement: Placement) -> None:
+        if placement.detail is not self.detail:
+            placement = replace(placement, detail=self.detail)
         self._placement = placement
         self.spots: dict[str, Spot] = {}  # what is known of sites under it
         # Whether several draws cannot run as one batch, since what enters at a value without rows differs between them.

@@ -223,7 +223,7 @@ def names_of(model: nn.Module, traced: list[Site] | None = None, root: str = "")
     modules = list(paths_of(model, every=True, root=root))
     if traced is not None:
         return Names([site.name for site in traced], modules)
-    kinds = dict.fromkeys((*KINDS.values(), *PARTS, "noise", "module"))
+    kinds = dict.fromkeys((*KINDS.values(), *PARTS, "softmax", "noise", "module"))
     return Names(["input", *(f"{path}:{kind}#0" for path, _ in paths_of(model, root=root) for kind in kinds)], modules)
 
 

@@ -36,6 +36,7 @@ class Asked:
     axis: Axis | None = None
     arrays: str = "module"
     root: str = ""
+    detail: str | None = None
     compute: Compute | None = None
     store: str | os.PathLike[str] | None = None
     progress: Progress = False

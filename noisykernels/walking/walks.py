@@ -57,6 +57,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     target: Literal["activation", "weight"] = "activation",
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
+    detail: Literal["attention"] | None = None,
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
     floor: float | None = None,
@@ -92,6 +93,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             (`walk_parameter` walks hardware.) A weight that several calls use is walked once, as the site of the first.
         arrays: which calls share a weight's noise, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
+        detail: ``"attention"``: walks what is inside of torch's attention, too, as for `inject`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
         floor: its value under unbounded noise; None: the metric's own, 1 / classes for the accuracy.
@@ -132,7 +134,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(
         targets=targets, strategy=strategy, seed=seed, sites=sites, rows=rows, metric=metric, floor=floor, axis=axis,
-        arrays=arrays, root=root, compute=compute, store=store, progress=progress, description=description,
+        arrays=arrays, root=root, detail=detail, compute=compute, store=store, progress=progress,
+        description=description,
     )  # fmt: skip
     studies = run(model, data, asked)
     return studies if isinstance(noise, list | tuple) else studies[0]
@@ -147,6 +150,7 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     )  # fmt: skip
     if strategy.shuffled:
         problem = problem.shuffled()
+    problem = replace(problem, detail=asked.detail)
     computed = torch.float64 if problem.data[0].dtype == torch.float64 else torch.float32
     for target in targets:
         for level in strategy.levels:
@@ -167,6 +171,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
                 kept["arrays"] = asked.arrays
         if asked.root:
             plan["root"], kept["root"] = asked.root, asked.root
+        if asked.detail is not None:
+            plan["detail"] = kept["detail"] = asked.detail
         if identity := asked.metric.identity():
             plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:

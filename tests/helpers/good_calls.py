@@ -124,10 +124,11 @@ OPERATORS: Good = {
         row_dims=None,
         normalize_to_input_size=False,
         arrays="module",
+        detail=None,
     ),
     nk.noise_state: lambda: dict(model=injected(), seed=1, draws=[0], rows=None, level=None, advance=False),
     nk.remove: lambda: dict(model=injected()),
-    nk.sites: lambda: dict(model=net(), example_input=X),
+    nk.sites: lambda: dict(model=net(), example_input=X, detail=None),
     nk.injection.Coverage.share: lambda: dict(self=nk.coverage(injected(), X), what="noise"),
     nk.coverage: lambda: dict(model=injected(), example_input=X),
     nk.injection.programmed: lambda: dict(model=injected(), example_input=X, seed=1, draw=0),
@@ -187,7 +188,9 @@ STUDIES: Good = {
         arrays="module",
     ),
     nk.chips: lambda: measured(noise=NOISE, hardware=None, draws=2, sites=None, arrays="module"),
-    nk.walk: lambda: walked(noise=NOISE, levels=[1.0], target="activation", search=None, plateaus=None),
+    nk.walk: lambda: walked(
+        noise=NOISE, levels=[1.0], target="activation", search=None, plateaus=None, detail=None
+    ),
     nk.walk_mixed: lambda: dict(
         model=net(), data=DATA, ratios=[0.5], order="mul_add", kind="gaussian", seed=1, levels=[1.0], draws=1
     ),

@@ -266,3 +266,89 @@ def test_no_warning_where_all_enters() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         put(Layer(), (torch.randn(B, L, E),), hardware=[nk.InputNoise(add=0.1)])
+
+
+# ----------------------------------------------------------------------------------------------- details as sites
+
+DETAILS = ["scores", "softmax", "weighted_sum", "attention"]
+
+
+def test_details_are_no_sites_unless_asked_for() -> None:
+    given = data()
+    assert [s.name for s in nk.sites(Sdpa(), given)][3:] == [":attention#0"]
+    found = nk.sites(Sdpa(), given, detail="attention")[3:]
+    assert [s.name for s in found] == [f":{part}#0" for part in DETAILS]
+    assert [s.shape for s in found] == [(B, H, L, S), (B, H, L, S), (B, H, L, E), (B, H, L, E)]
+    assert all(s.row_dim == 0 and s.id == hashed_id(s.name) for s in found)
+    of_layer = nk.sites(Layer(), torch.randn(B, L, E), detail="attention")
+    names = [f"linear#{k}" for k in range(3)] + [f"{part}#0" for part in DETAILS] + ["linear#3"]
+    assert [s.name for s in of_layer] == ["input", *(f"attention:{name}" for name in names)]
+    assert [s.row_dim for s in of_layer] == [0, 1, 1, 1, 0, 0, 0, 1, 1]
+    with pytest.raises(ValueError, match="':scores#0' matches no site"):
+        nk.inject(Sdpa(), nk.Noise(add=0.1), ":scores#0", example_input=given)
+
+
+def noisy_at(name: str, value: Tensor, at: str) -> Tensor:
+    noise = nk.Noise(add=0.3)
+    return nk.perturb(value, noise, seed=1, site=hashed_id(name)) if name == at else value
+
+
+@pytest.mark.parametrize("part", DETAILS)
+@pytest.mark.parametrize("options", ["plain", "causal", "boolean mask", "added mask"])
+@pytest.mark.parametrize("traced", [True, False])
+def test_noise_enters_at_a_detail(part: str, options: str, traced: bool) -> None:
+    given, at = data(), f":{part}#0"
+    model = Sdpa(**OPTIONS[options])
+    with (
+        nk.inject(model, nk.Noise(add=0.3), at, example_input=given if traced else None, detail="attention"),
+        nk.noise_state(model, seed=1),
+    ):
+        noisy = model(*given)
+    expected = written_out(
+        *given,
+        **OPTIONS[options],
+        first=lambda a, b: noisy_at(":scores#0", a @ b, at),
+        second=lambda a, b: noisy_at(
+            ":attention#0", noisy_at(":weighted_sum#0", noisy_at(":softmax#0", a, at) @ b, at), at
+        ),
+    )
+    assert torch.allclose(noisy, expected, atol=1e-5)
+
+
+def test_hardware_is_the_same_with_details() -> None:
+    given, devices = data(), [nk.InputNoise(add=0.1), nk.Serial()]
+    detailed = put(Sdpa(), given, hardware=devices, detail="attention")
+    assert torch.allclose(detailed, put(Sdpa(), given, hardware=devices), atol=1e-6)
+    with nk.inject(Sdpa(), None, hardware={":scores#0": devices}, example_input=given, detail="attention") as model:
+        rows = {row.name: row for row in nk.coverage(model, given)}
+    assert rows[":scores#0"].arithmetic and rows[":scores#0"].macs == B * H * L * S * E
+    assert not rows[":weighted_sum#0"].reached and rows[":weighted_sum#0"].macs == B * H * L * S * E
+
+
+class Both(nn.Module):
+    """torch's layer, then its kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.attention, self.last = nn.MultiheadAttention(E, 2, batch_first=True), nn.Linear(L * E, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.last(F.scaled_dot_product_attention(x, x, x, is_causal=True).flatten(1))
+
+
+def test_details_are_walked_by_both_engines() -> None:
+    model, x = Both().eval(), torch.randn(64, L, E, generator=torch.Generator().manual_seed(6))
+    told = {"noise": nk.Noise(add=1.0), "levels": [0.1, 1.0], "draws": 2, "seed": 1, "detail": "attention"}
+    shared = nk.walk(model, (x, model(x).argmax(1)), **told)
+    plain = nk.walk(model, (x, model(x).argmax(1)), **told, compute=nk.Compute(engine="plain"))
+    assert "why" not in shared.meta.plan and shared.meta.plan["detail"] == "attention"
+    assert shared.records == plain.records
+    assert len({r.site for r in shared.records}) == 1 + 3 + 4 + 1 + 4 + 1
+    with nk.inject(model, nk.Noise(add=1.0), "attention:scores", example_input=x[:2], detail="attention"):
+        with nk.noise_state(model, seed=1, draws=range(2)):
+            scores = model(x).view(2, 64, -1)
+    correct = int((scores.argmax(-1) == model(x).argmax(1)).sum())
+    mine = [r for r in shared.records if r.site == "attention:scores#0" and r.level == 1.0]
+    assert sum(r.correct for r in mine) == correct
