@@ -96,6 +96,7 @@ def run_walk(args: argparse.Namespace) -> None:
             noise=noise,
             target=args.target,
             plateaus=plateaus,
+            arrays=args.arrays if args.target == "weight" else "module",
             search=nk.Search(args.rel_ci, args.most) if args.levels is None else None,
             **_options(args, len(labels)),
         )
@@ -112,7 +113,9 @@ def run_parameter(args: argparse.Namespace) -> None:
     data = load(args.data, "test", root=args.root, limit=args.rows)
     options = _options(args, len(data[1]))
     with noting(NOTE, note(args)):
-        study = walk_parameter(model, data, values=options.pop("levels"), **known._asdict(), **options)
+        study = walk_parameter(
+            model, data, values=options.pop("levels"), arrays=args.arrays, **known._asdict(), **options
+        )
     _tell_study(args, study, known.name)
 
 
@@ -208,7 +211,9 @@ def run_chips(args: argparse.Namespace) -> None:
     noise = nk.WeightNoise(**{args.noise: args.level}, relative=args.relative)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
-    chips = nk.chips(model, data, hardware=[noise], draws=args.draws, seed=args.seed, progress=not args.quiet)
+    chips = nk.chips(
+        model, data, hardware=[noise], draws=args.draws, seed=args.seed, arrays=args.arrays, progress=not args.quiet
+    )
     found = {"clean": chips.clean, "mean": chips.mean, "std": chips.std, "accuracy": chips.accuracy.tolist()}
     found["covered"] = chips.covered
     found |= {"yields": [{"limit": v, "share": chips.yield_at(v)[0]} for v in args.limits]} if args.limits else {}

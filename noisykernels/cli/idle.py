@@ -15,6 +15,7 @@ NEEDS: dict[str, tuple[Callable[[argparse.Namespace], bool], str]] = {
     "ratio": (lambda args: args.noise == "mixed", "--noise mixed"),
     "order": (lambda args: getattr(args, "noise", "mixed") == "mixed", "--noise mixed"),
     "relative": (lambda args: getattr(args, "target", "weight") == "weight", "--target weight"),
+    "arrays": (lambda args: getattr(args, "target", "weight") == "weight", "--target weight"),
     "spreadsheet": (lambda args: any(path.suffix == ".csv" for path in args.export), "--export of a .csv"),
 }
 

@@ -147,6 +147,12 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument("--store", type=a_path, help="keep results in this file as they come, and go on from it")
     work.add_argument("--memory", type=Number(GIB), help="GiB that a pass may take (default: 1; a quarter of a GPU's)")
 
+    shares = _Parser(add_help=False)
+    shares.add_argument(
+        "--arrays", default="module", choices=("module", "call", "parameter"),
+        help="calls that share an array of the chip: of one module, none, with one parameter (default: %(default)s)",
+    )  # fmt: skip
+
     files = _Parser(add_help=False)
     files.add_argument("--out", type=a_path, help="write the study (JSON) to this file")
     files.add_argument(
@@ -158,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     )
     files.add_argument("--report", type=a_path, help="write one HTML file that shows and explains the study")
 
-    study = _Parser(add_help=False, parents=[noisy, terms, work, files])
+    study = _Parser(add_help=False, parents=[noisy, terms, work, shares, files])
     study.add_argument(
         "--target",
         default="activation",
@@ -196,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     mixed.add_argument("--out", type=a_path, help="write a study (JSON) for each ratio to this folder")
 
     parameter = command(
-        "parameter", commands.run_parameter, parents=[shared, passes, work, files],
+        "parameter", commands.run_parameter, parents=[shared, passes, work, shares, files],
         help="midpoint of a limit, of bits, of a leak in each layer",
     )  # fmt: skip
     parameter.add_argument("parameter", choices=PARAMETERS, help="what is walked, in one contraction at a time")
@@ -218,7 +224,7 @@ def parser() -> argparse.ArgumentParser:
     vote.add_argument("--out", type=a_path, help="write the result (JSON) to this file")
 
     chips = command(
-        "chips", commands.run_chips, parents=[shared], help="spread of accuracy over chips with noisy weights"
+        "chips", commands.run_chips, parents=[shared, shares], help="spread of accuracy over chips with noisy weights"
     )
     chips.add_argument("--noise", default="add", choices=("add", "mul"), help="kind of noise (default: %(default)s)")
     chips.add_argument("--level", type=Number(LEVELS), default=0.05, help="of all weights (default: %(default)s)")

@@ -118,6 +118,7 @@ def test_the_note_holds_the_study_and_no_file(cache: str, place: Path) -> None:
         "grid --levels 1 --plateaus 0.03 --target weight --relative layer --noise mul --kind uniform",
         "mixed --ratios 0,0.1 --order add_mul", "parameter leak --values 0.2,0.3 --seed 18446744073709551615",
         "walk --sites 'a b' 'c*' 3 -1", "parameter leak --values 1 --sites fc1",
+        "grid --levels 1 --target weight --arrays call", "parameter leak --values 1 --arrays parameter",
         "walk --sites=--out=x", "walk --rel-ci 0.1 --memory 0.5 --engine plain",
     ],
 )  # fmt: skip
