@@ -11,12 +11,14 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def warn_user(text: str) -> None:
-    """Warns of the line that has called the package: how deep within it depends on engines, decorators and workers."""
+    """Warns of the line that has called the package, or a model of torch's that runs it: how deep within it depends on
+    engines, decorators and workers."""
     level, found = 1, 1
     frame = sys._getframe()
     while frame.f_back is not None:
         level += 1
-        if frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        owner = frame.f_globals.get("__name__", "").partition(".")[0]
+        if owner == PACKAGE or (owner == "torch" and level == found + 1):
             found = level
         frame = frame.f_back
     warnings.warn(text, stacklevel=found)

@@ -363,7 +363,9 @@ def order_sensitivity(
             measure()
             advance(1)
             if not study.moments and arithmetic is not None:
-                raise ValueError(f"{op}: hardware needs a linear layer or convolution; the model has none")
+                raise ValueError(
+                    f"{op}: hardware needs a linear layer, convolution or other contraction; the model has none"
+                )
             if not study.moments:
                 raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
             covered = session.covered(session.state.placement, tell=arithmetic is not None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.tensors import can_look
+from noisykernels._util.warning import warn_user
 
 __all__ = ["Block"]
 
@@ -61,10 +61,9 @@ class Block:
         shape, old = before[2]
         if shape != data.shape or sample is None or old is None or not torch.equal(old, sample):
             self.warned = True
-            warnings.warn(
+            warn_user(
                 "noise_state: other data get the noise of the call before: rows are numbered by their place in the "
-                "batch; give their ids (rows=...), or count on from call to call (rows='advance')",
-                stacklevel=7,
+                "batch; give their ids (rows=...), or count on from call to call (rows='advance')"
             )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.placement import Asked, Placement
 from noisykernels.injection.site import Choice, closest, meets, near
 
@@ -33,7 +33,7 @@ def check_met(placement: Placement, names: Sequence[str], arrays: Collection[str
                 f"hardware: {', '.join(met)}"
             )
         if argument == "hardware" and not any(name in arrays for name in met):
-            raise ValueError(_no_array(f"that {choice.text!r} matches ", arrays))
+            raise ValueError(_no_array(f" that {choice.text!r} matches", arrays))
     hardware = placement.hardware
     if hardware is not None and not isinstance(hardware, dict) and not arrays:
         raise ValueError(_no_array("", arrays))
@@ -57,10 +57,9 @@ def _warn_of_overridden(placement: Placement, names: Sequence[str], arrays: Coll
         counting = {closest(table, name) for name in (*names, *(arrays if argument == "hardware" else ()))}
         idle = [choice.text for choice in table if choice not in counting and choice.word != "input"]
         if idle:
-            warnings.warn(
+            warn_user(
                 f"inject: of {argument} {', '.join(map(repr, idle))} counts nowhere: other keys mean the same sites "
-                "more exactly, or come before",
-                stacklevel=6,
+                "more exactly, or come before"
             )
 
 
@@ -72,7 +71,7 @@ def no_site(op: str, choice: Choice, known: Sequence[str]) -> str:
 
 def _no_array(which: str, arrays: Collection[str]) -> str:
     known = ", ".join(dict.fromkeys(arrays)) or "none"
-    return f"inject: hardware needs a linear layer or convolution {which}; the model has {known}"
+    return f"inject: hardware needs a linear layer, convolution or other contraction{which}; the model has {known}"
 
 
 def warn_of_parameters(
@@ -90,17 +89,13 @@ def warn_of_parameters(
         parameters = [p for p in parameters if closest(hardware, f"{p.rpartition('.')[0]}:parameter#0") is not None]
     known = {p for names in read.values() for p in names}
     if lost := [p for p in parameters if placed and p not in known]:
-        warnings.warn(
+        warn_user(
             f"inject: hardware does not reach {', '.join(lost)}: of no contraction the weight; nk.coverage(model, "
-            "example_input) says why",
-            stacklevel=6,
+            "example_input) says why"
         )
 
 
 def warn_of_values(names: Iterable[str]) -> None:
     """Tells of sites whose values take no noise."""
     if found := list(dict.fromkeys(names)):
-        warnings.warn(
-            f"inject: noise does not enter at {', '.join(found)}: the values there are integers or complex",
-            stacklevel=5,
-        )
+        warn_user(f"inject: noise does not enter at {', '.join(found)}: the values there are integers or complex")

@@ -7,7 +7,6 @@ chosen (`Placement`) and under which key (`ForwardKey`) is decided elsewhere.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisykernels._util.tensors import is_plain
+from noisykernels._util.warning import warn_user
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.attending import Attending
@@ -130,7 +130,8 @@ class SiteMode(Attending):
         self.batch, self.column = key.batch, placement.column
         self.operands: Mapping[str, Array | None] = {}  # of traced products, which is an array
         self.alone: set[str] = set()  # untraced products of weights: without rows
-        self.left: set[str] = set()  # sites that are left out, of which a warning has told
+        self.left: set[str] = set()  # sites that are left out
+        self.untold: list[str] = []  # those of them of which no warning has told yet
         self.memory: Memory | None = None
         self.record = record
         self.noted: dict[str, Any] = {}  # of a product that is being traced
@@ -172,7 +173,7 @@ class SiteMode(Attending):
         mode.owner = self.owner
         mode.modules, mode.calls, mode.muted = list(self.modules), dict(self.calls), self.muted
         mode.chip = self.chip.copy()
-        mode.operands, mode.left = self.operands, self.left
+        mode.operands, mode.left, mode.untold = self.operands, self.left, self.untold
         return mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -495,7 +496,14 @@ class SiteMode(Attending):
             raise RuntimeError(self._no_rows(name, value))
         if name not in self.left and not self.compiled:
             self.left.add(name)
-            warnings.warn(f"inject: {LEFT_OUT} {name!r}", stacklevel=2)
+            self.untold.append(name)
+
+    def tell_left_out(self) -> None:
+        """One warning of the sites that this forward was the first to leave out."""
+        if self.untold:
+            hint = "" if self.places else "; with example_input=... rows are looked for"
+            warn_user(f"inject: {LEFT_OUT} {', '.join(map(repr, self.untold))}{hint}")
+            self.untold.clear()
 
     def _standard(self, x: Tensor, name: str) -> Tensor:
         number = self.calls.get(name, 0)

@@ -120,6 +120,7 @@ def watch(
                 mode, args, kwargs = begin(target, state_of(target), (x.to(place),), {}, make=make)
                 with mode:
                     out = original(target)(*args, **kwargs)
+                mode.tell_left_out()
                 if backward is not None:
                     if labels is None:
                         raise ValueError(f"{name}: data must hold labels, got inputs alone")

@@ -210,12 +210,17 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
     if state.each_draw and state.draws is not None and state.draws.shape[0] > 1:
         return _each_draw(module, state, args, kwargs)
     mode, args, kwargs = begin(module, state, args, kwargs)
-    if mode.compiled or not state.unchecked or not is_injected(module):
+    if mode.compiled:
         with mode:
             return original(module)(*args, **kwargs)
-    with mode, following(module, state, mode):
-        out = original(module)(*args, **kwargs)
-    check_first(module, state, mode)
+    if not state.unchecked or not is_injected(module):
+        with mode:
+            out = original(module)(*args, **kwargs)
+    else:
+        with mode, following(module, state, mode):
+            out = original(module)(*args, **kwargs)
+        check_first(module, state, mode)
+    mode.tell_left_out()
     return out
 
 

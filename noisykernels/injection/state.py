@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.block import Block
 from noisykernels.injection.doors import (
     Door,
@@ -73,7 +73,7 @@ class NoiseState(nn.Module):
         self.site_ids: dict[str, int] = {}
         self.places: dict[str, Rows | None] = {}  # where the traced sites hold their rows
         self.operands: dict[str, Array | None] = {}  # which one of traced products is an array
-        self.left: set[str] = set()  # sites that are left out, of which a warning has told
+        self.left: set[str] = set()  # sites that are left out
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
         self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site
@@ -129,11 +129,10 @@ class NoiseState(nn.Module):
             return
         self.told_of_part = True
         path = door.path or self.root
-        warnings.warn(
+        warn_user(
             f"an injected model's part {path!r} is called outside of the model's forward, as by encode() or "
             "generate(): noise enters in its modules, but not at operations that no module runs, nor on the model's "
-            "input",
-            stacklevel=5,
+            "input"
         )
 
     @property

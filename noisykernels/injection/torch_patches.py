@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import fx
 from torch.overrides import _get_current_function_mode_stack, get_overridable_functions
 from torch.utils import checkpoint
 
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.doors import door_of, keep_copies
 from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.mode import SiteMode
@@ -100,10 +100,9 @@ def _patch_tracer() -> None:
     @functools.wraps(trace)
     def telling_trace(self: fx.Tracer, root: Any, *args: Any, **kwargs: Any) -> fx.Graph:
         if is_injected(root):
-            warnings.warn(
+            warn_user(
                 "fx.symbolic_trace writes down the forward of the model's class: noise enters in its modules, but not "
-                "at operations that no module runs; inject() the traced module instead",
-                stacklevel=3,
+                "at operations that no module runs; inject() the traced module instead"
             )
         return trace(self, root, *args, **kwargs)
 

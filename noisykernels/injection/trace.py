@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 from noisykernels._util.checks import shown
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.doors import original, paths_of
 from noisykernels.injection.kinds import KINDS, PREPARING
 from noisykernels.injection.memory import Array
@@ -242,7 +242,7 @@ def _tell_left_out(state: NoiseState) -> None:
         if not alone and not state.placement.means(name) and state.placement.at(name, module) is not None:
             state.left.add(name)
     if state.left:
-        warnings.warn(f"inject: {LEFT_OUT} {', '.join(map(repr, sorted(state.left)))}", stacklevel=4)
+        warn_user(f"inject: {LEFT_OUT} {', '.join(map(repr, sorted(state.left)))}")
 
 
 def refuse_hidden_rows(model: nn.Module, placement: Placement) -> None:

@@ -198,7 +198,7 @@ def test_hardware_that_nothing_gets_is_a_mistake() -> None:
         (torch.nn.Sequential(torch.nn.ReLU()), noise),
         (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), {"1": noise}),
     ):
-        with pytest.raises(ValueError, match="hardware needs a linear layer or convolution"):
+        with pytest.raises(ValueError, match="hardware needs a linear layer, convolution or other contraction"):
             nk.inject(model, None, hardware=hardware, example_input=x)
     for wrong in (
         lambda: nk.WeightNoise(mul=0.1, relative="layer"),

@@ -175,7 +175,7 @@ def test_what_met_nothing_is_a_mistake(asked: dict[str, Any], message: str, trac
 @pytest.mark.parametrize("hardware", [CHIP, lambda name, module: CHIP], ids=["list", "function"])
 def test_hardware_in_a_model_without_arrays_is_a_mistake(hardware: Any) -> None:
     with nk.inject(nn.Sequential(nn.ReLU()), None, hardware=hardware) as model:
-        with pytest.raises(ValueError, match="hardware needs a linear layer or convolution"):
+        with pytest.raises(ValueError, match="hardware needs a linear layer, convolution or other contraction"):
             model(X)
 
 

@@ -382,3 +382,24 @@ def test_columns_of_stored_and_recurrent_arrays() -> None:
     )
     assert torch.allclose(fast, slow, atol=1e-3)
     assert not torch.allclose(fast, put(Out(), steps, hardware=noise_of), atol=1e-2)
+
+
+def test_one_warning_tells_of_all_that_was_left_out() -> None:
+    class ByRow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.w @ row for row in x])
+
+    model, x = ByRow(), torch.randn(5, 6)
+    with nk.inject(model, None, hardware=[nk.WeightNoise(add=1.0)]):
+        with pytest.warns(UserWarning, match="nothing enters") as told:
+            model(x)
+        names = ", ".join(f"':matmul#{k}'" for k in range(5))
+        said = f"inject: rows cannot be told apart there, so nothing enters at {names}; with example_input=..."
+        assert [str(w.message).startswith(said) for w in told] == [True] and told[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(x)  # once
