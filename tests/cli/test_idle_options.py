@@ -23,8 +23,9 @@ VALUES: dict[str, list[str]] = {
     "draws_per_pass": ["7"], "order": ["add_mul"], "kind": ["uniform"], "workers": ["2"], "engine": ["plain"],
     "store": ["s.db"], "memory": ["0.5"], "noise": ["mul"], "ratio": ["0.25"], "out": ["a.out"], "export": ["a.csv"],
     "report": ["a.html"], "picture": ["a.png"], "target": ["weight"], "relative": ["layer"], "arrays": ["call"],
-    "rel_ci": ["0.2"], "most": ["900"], "levels": ["0.1,1"], "draws": ["7"], "plateaus": ["0.03"], "ratios": ["0.5"], "level": ["0.25"],
-    "limits": ["0.5"], "title": ["a"], "names": ["a", "b"], "json": [], "quiet": [], "spreadsheet": [],
+    "rel_ci": ["0.2"], "most": ["900"], "levels": ["0.1,1"], "draws": ["7"], "plateaus": ["0.03"], "ratios": ["0.5"],
+    "level": ["0.25"], "limits": ["0.5"], "title": ["a"], "names": ["a", "b"], "json": [], "quiet": [],
+    "spreadsheet": [],
 }  # fmt: skip
 # Settings beside which an option may do nothing.
 BESIDE: dict[str, list[list[str]]] = {
