@@ -28,6 +28,7 @@ from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.running import begin
 from noisykernels.injection.state import state_of
+from noisykernels.injection.values import Change
 from noisykernels.nn.signals import draw_layer
 from noisykernels.noise.description import Noise
 
@@ -157,7 +158,7 @@ class _Recorder(SiteMode):
         name = self.name(kind)
         return self.at(name, None, func(*args, **kwargs), row_dim)
 
-    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """The value at a site; within attention, that of the last step."""
         if self.in_attention:
             clean = clean.view_as(clean) if self.steps[-1].names else clean  # the value of another site

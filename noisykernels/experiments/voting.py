@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
@@ -87,7 +87,7 @@ def vote(
     model: nn.Module,
     data: Data,
     *,
-    noise: Noise | dict[str, Noise] | None,
+    noise: Noise | Callable[..., Tensor] | dict[str, Noise | Callable[..., Tensor]] | None,
     hardware: Any = None,
     draws: int | Sequence[int],
     seed: int,
@@ -109,8 +109,8 @@ def vote(
     Args:
         model: a classifier, (rows, ...) -> (rows, classes), not injected; it is left as it was.
         data: (inputs, labels), or an iterable of such batches; held in memory.
-        noise: the noise of all chosen sites, or a dict from name patterns to noises; None: that of the model's own
-            noisy layers, which keep theirs in any case.
+        noise: the noise of all chosen sites, or a function of the value, as for `inject`; or a dict from name patterns
+            to these; None: that of the model's own noisy layers, which keep theirs in any case.
         hardware: what is inside contractions, as for `inject`.
         draws: number D of draws (ids 0, 1, ...), or the ids.
         seed: 64-bit seed of the noise; also of the random subsets.

@@ -150,7 +150,7 @@ def chips(
     data: Data,
     *,
     hardware: Any = None,
-    noise: Noise | dict[str, Noise] | None = None,
+    noise: Noise | Callable[..., Tensor] | dict[str, Noise | Callable[..., Tensor]] | None = None,
     draws: int | Sequence[int] = 100,
     seed: int,
     sites: Sequence[str | int] | str | None = None,
@@ -168,7 +168,7 @@ def chips(
         data: (inputs, labels), or an iterable of such batches; held in memory.
         hardware: what is inside contractions, as for `inject`: what is fixed on a chip, such as `WeightNoise`, is drawn
             once for each and stays over the whole data.
-        noise: of the sites, as for `inject`; new for each row and chip.
+        noise: of the sites, or a function of the value, as for `inject`; new for each row and chip.
         draws: number D of chips (ids 0, 1, ...), or the ids.
         seed: 64-bit seed.
         sites: names, name patterns or indices of the sites where `noise` enters; None: all. Not with a dict.

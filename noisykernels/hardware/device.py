@@ -16,9 +16,17 @@ from noisykernels.hardware.contraction import Contraction, largest_of
 from noisykernels.noise.arguments import OF_THE_CALL, Chip, Key
 from noisykernels.noise.contract import KINDS, OPERANDS, stream_number
 
-__all__ = ["Arithmetic", "Device", "Draw"]
+__all__ = ["Arithmetic", "Device", "Draw", "standardised"]
 
 _ops = torch.ops.noisykernels
+
+
+def standardised(zeros: Tensor, key: Key, number: int, kind: str) -> Tensor:
+    """Values of mean 0 and variance 1 of the stream with this number, added to zeros."""
+    one_of("Draw", "kind", kind, KINDS)
+    one = torch.ones((), dtype=torch.float64)
+    out: Tensor = _ops.perturb.default(zeros, number, one, None, *key, 0, KINDS.index(kind), False)
+    return out
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,7 @@ class Draw:
                 f"Draw: operand must be one of {', '.join(OPERANDS)}, or a name that a device has among its `operands`"
                 f"{named}, got {operand!r}"
             )
-        one_of("Draw", "kind", kind, KINDS)
-        one = torch.ones((), dtype=torch.float64)
-        number = stream_number(operand)
-        out: Tensor = _ops.perturb.default(zeros, number, one, None, *key, 0, KINDS.index(kind), False)
-        return out
+        return standardised(zeros, key, stream_number(operand), kind)
 
     def largest(self, weight: Tensor, over: str) -> Tensor:
         """max |W| over the ``"layer"``, or for each output ``"channel"`` in a shape that broadcasts to the weight; it

@@ -6,12 +6,14 @@ from noisykernels.injection.reach import Coverage, Reach, coverage
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import NoiseState
+from noisykernels.injection.values import SiteDraw
 
 __all__ = [
     "Coverage",
     "NoiseState",
     "Reach",
     "Site",
+    "SiteDraw",
     "coverage",
     "inject",
     "noise_state",

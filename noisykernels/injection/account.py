@@ -30,6 +30,7 @@ from noisykernels.injection.rows import apart
 from noisykernels.injection.running import begin
 from noisykernels.injection.site import kind_of, whole_of
 from noisykernels.injection.state import state_of
+from noisykernels.injection.values import Change
 from noisykernels.nn.signals import draw_layer, draw_standard, enter_model, enter_module, give_output, leave_module
 from noisykernels.noise.description import Noise
 
@@ -189,7 +190,7 @@ class _Account(SiteMode):
         self.named.append(name)
         return name
 
-    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """See `SiteMode`: noise is only told of."""
         call = self.found.setdefault(name, Call(name, kind_of(name), site=True))
         call.work, self.work, call.shape = call.work + self.work, Work(), tuple(clean.shape)

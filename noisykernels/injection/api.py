@@ -24,6 +24,7 @@ from noisykernels.injection.site import Choice, Site, near
 from noisykernels.injection.state import NoiseState, injected_in, is_injected, state_of
 from noisykernels.injection.torch_patches import keep_noise
 from noisykernels.injection.trace import names_of, place, refuse_hidden_rows, refuse_unknown, trace
+from noisykernels.injection.values import Change
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 
@@ -41,8 +42,10 @@ class inject:
             FSDP, AveragedModel, checkpoints) are looked through, around the model and inside of it.
         noise: the noise of every chosen site; or a dict from words as in ``where`` to noises (a name
             counts before a block, an inner block before an outer one, both before a pattern; then the
-            first match); or None for no noise yet. Noisy layers of the model keep their own noise and
-            switches.
+            first match); or None for no noise yet. In place of a `Noise` a function ``f(x, draw) -> x`` of the value at
+            the site, such as of dead neurons: x, a copy, holds the rows of one draw along dimension 0, and ``draw`` is
+            a `SiteDraw`, of whose ``fixed`` and ``fresh`` values all randomness comes.
+            Noisy layers of the model keep their own noise and switches.
         where: which sites: None for all; a name, a pattern or a list of them: a site's name with or
             without its number (``"input"``, ``"fc1:linear#0"``, ``"fc1:linear"``), a module's path
             (``"fc1"``, ``"layer1"``: everything in it), or a pattern of these (``"conv*"``), which is
@@ -107,7 +110,7 @@ class inject:
     def __init__(
         self,
         model: nn.Module,
-        noise: Noise | dict[str, Noise] | None,
+        noise: Noise | Change | dict[str, Noise | Change] | None,
         where: Any = None,
         *,
         example_input: Any = None,
@@ -173,8 +176,10 @@ class inject:
 
 def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
     for n in noise.values() if isinstance(noise, dict) else (noise,):
-        if n is not None and not isinstance(n, Noise):
-            raise TypeError(f"inject: noise must be a Noise, a dict of them or None, got {type(n).__name__}")
+        if not (n is None or isinstance(n, Noise) or (callable(n) and not isinstance(n, type))):
+            raise TypeError(
+                f"inject: noise must be a Noise, a function (x, draw) -> x, a dict of them or None, got {shown(n)}"
+            )
     if isinstance(noise, dict) and where is not None:
         raise ValueError("inject: a dict of noises says where they enter; leave out where=")
     if noise is None and where is not None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisykernels.injection.values import Change
 from noisykernels.noise.description import Noise
 
 __all__ = ["multi_head_attention_forward", "scaled_dot_product_attention"]
@@ -32,9 +33,9 @@ class Sites(Parts, Protocol):
 
     def name(self, kind: str) -> str: ...
 
-    def noise_at(self, name: str) -> Noise | None: ...
+    def noise_at(self, name: str) -> Noise | Change | None: ...
 
-    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor: ...
+    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor: ...
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any: ...
 

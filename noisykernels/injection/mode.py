@@ -37,9 +37,10 @@ from noisykernels.injection.kinds import (
 from noisykernels.injection.memory import Array, Memory
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Product, pairs_of, product_of
-from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, together
+from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, no_rows, together
 from noisykernels.injection.site import PARTS, kind_of
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
+from noisykernels.injection.values import Change, changed
 from noisykernels.nn.functional import linear
 from noisykernels.nn.signals import (
     STANDARD,
@@ -275,7 +276,7 @@ class SiteMode(Attending):
         calls = ((stem, count) for stem, count in self.calls.items() if stem.rpartition(":")[2] not in LOOKUPS)
         return [*self.inputs, *(f"{stem}#{k}" for stem, count in calls for k in range(count))]
 
-    def noise_at(self, name: str) -> Noise | None:
+    def noise_at(self, name: str) -> Noise | Change | None:
         """The placement's noise at a site of the module that runs now."""
         module = self.modules[-1][1]
         return self.spot(name, module).noise if self.always or self.placement.on(module) else None
@@ -351,7 +352,7 @@ class SiteMode(Attending):
         if in_place(func, args, kwargs):  # autograd may keep the noiseless value, so that gets memory of its own
             target = args[0] if args else kwargs.pop("input")
             return target.copy_(self.at(name, noise, func(target.clone(), *args[1:], **kwargs), row_dim))
-        if kind in CONTRACTION_KINDS and noise is not None and self.record is None and row_dim is None:
+        if kind in CONTRACTION_KINDS and isinstance(noise, Noise) and self.record is None and row_dim is None:
             fused = self._fused(name, CONTRACTION_KINDS[kind], noise, args, kwargs)
             if fused is not None:
                 return fused
@@ -363,13 +364,13 @@ class SiteMode(Attending):
             self.alone.add(name)
         return product
 
-    def _put(self, name: str, noise: Noise | None, out: Any, row_dim: int | None) -> Any:
+    def _put(self, name: str, noise: Noise | Change | None, out: Any, row_dim: int | None) -> Any:
         """A result with its noise."""
         if isinstance(out, tuple):  # the noise is on the first: not on indices, not on a cell's memory
             return (self.at(name, noise, out[0], row_dim), *out[1:])
         return self.at(name, noise, out, row_dim)
 
-    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """The noisy value at a site. `row_dim` overrides what is known of the site's rows."""
         if self.record is not None:
             operands, array = self.noted.pop(name, ((), None))
@@ -395,7 +396,9 @@ class SiteMode(Attending):
             return clean
         return together(self._noisy(name, noise, value, rows), rows, clean)
 
-    def _noisy(self, name: str, noise: Noise, value: Tensor, rows: Rows) -> Tensor:
+    def _noisy(self, name: str, noise: Noise | Change, value: Tensor, rows: Rows) -> Tensor:
+        if not isinstance(noise, Noise):
+            return changed(self, name, noise, value, rows)
         noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]), value.dim())
         key = self.key_at(name, rows)
         if repeats == 1:
@@ -478,22 +481,23 @@ class SiteMode(Attending):
             made = self.on_devices(name, kind, hardware, getattr(F, kind), (x, *args), kwargs)
             if made is not None:
                 return self.at(name, chosen, made)
-        alone = self.placement.normalize_to_input_size  # the size is known when the clean value is
-        if chosen is not None and self.record is None and not alone:
+        # The size is known, and a function asked, when the clean value is there.
+        alone = self.placement.normalize_to_input_size or not isinstance(chosen, Noise)
+        if isinstance(chosen, Noise) and self.record is None and not alone:
             scaled, repeats = self._levels(name, chosen, 0, x.dim())
             alone = repeats > 1
         if self.record is not None or chosen is None or alone:
             clean = x if kind == "noise" else getattr(F, kind)(x, *args, **kwargs)
             return self.at(name, chosen, clean)
         if x.dim() == 0 or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
-            raise RuntimeError(self._no_rows(name, x))
+            raise RuntimeError(no_rows(name, self.key.batch, x))
         return op(x, *args, noise=scaled, **kwargs, **self.key_at(name))
 
     def leave_out(self, name: str, value: Tensor) -> None:
         """What was asked for does not enter: an error where rows were never looked for, or this very site was meant."""
         known = name in self.places or kind_of(name) in (*PREPARING, *PARTS)  # any value may come out of a product
         if not known or self.placement.means(name):
-            raise RuntimeError(self._no_rows(name, value))
+            raise RuntimeError(no_rows(name, self.key.batch, value))
         if name not in self.left and not self.compiled:
             self.left.add(name)
             self.untold.append(name)
@@ -510,7 +514,7 @@ class SiteMode(Attending):
         self.calls[name] = number + 1
         return perturb(torch.zeros_like(x), STANDARD, **self.key_at(f"{name}#{number}"))
 
-    def _recurrent(self, name: str, noise: Noise | None, args: Any, result: Any) -> Any:
+    def _recurrent(self, name: str, noise: Noise | Change | None, args: Any, result: Any) -> Any:
         """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""
         if not isinstance(args[3], bool):  # packed: (input, batch_sizes, ...), not (input, state, ...)
             if self.record is not None or noise is None:
@@ -547,12 +551,3 @@ class SiteMode(Attending):
         if row_dim is not None:
             return Rows(row_dim)
         return ALONE if name in self.alone else self.places.get(name, FIRST)
-
-    def _no_rows(self, name: str, value: Tensor) -> str:
-        return (
-            f"site {name!r}: expected {self.key.batch} rows (draws x batch) along the row "
-            f"dimension, got a value of shape {list(value.shape)}. Where rows do not lie along "
-            "dimension 0, let inject() find them with example_input=..., or give "
-            f"row_dims={{{name!r}: dim}}; a value that mixes rows, or holds a part of them as the model cuts "
-            "its batch, cannot be a site: leave it out with where=..., or run fewer rows at once"
-        )

@@ -22,6 +22,7 @@ from noisykernels.injection.rows import apart, together
 from noisykernels.injection.running import begin
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.state import is_injected, state_of
+from noisykernels.injection.values import Change
 from noisykernels.noise.description import Noise
 
 __all__ = ["Seen", "watch"]
@@ -33,7 +34,7 @@ class Seen(NamedTuple):
     site: str
     clean: Tensor  # (B, *item)
     noisy: Tensor  # (B, *item)
-    noise: Noise | None  # with all factors of its levels
+    noise: Noise | Change | None  # a Noise with all factors of its levels
     repeats: int  # of the noise, averaged
 
 
@@ -47,7 +48,7 @@ class _Watching(SiteMode):
     look: Look | None
     gradients: bool
 
-    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         self.record = None  # which is there only to have every site come here
         noisy = super().at(name, noise, clean, row_dim)
         self.record = []
@@ -60,7 +61,7 @@ class _Watching(SiteMode):
         if self.look is not None and rows is not None and first is not None:
             repeats, both = 1, apart(noisy, rows, self.key.batch)
             assert both is not None
-            if noise is not None:
+            if isinstance(noise, Noise):
                 noise, repeats = self._levels(name, noise, first.numel() // max(1, self.key.batch), first.dim())
             self.look(Seen(name, first, both, noise, repeats))
             noisy = together(both, rows, noisy)

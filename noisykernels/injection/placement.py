@@ -13,6 +13,7 @@ from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.injection.kinds import LEAVES
 from noisykernels.injection.site import PARTS, Choice, Names, closeness, kind_of, meets, path_of, picked, whole_of
+from noisykernels.injection.values import Change
 from noisykernels.noise.description import Noise
 
 __all__ = ["SILENT", "Asked", "Placement"]
@@ -53,7 +54,7 @@ class Placement:
     Sites are said by a `Choice`: by the engine as exact names, by users as words that `understood` has looked up.
     """
 
-    noise: Noise | dict[Choice, Noise] | None = None
+    noise: Noise | Change | dict[Choice, Noise | Change] | None = None
     where: Any = None  # None, a choice, a list of these, or a function
     normalize_to_input_size: bool = False
     repeats: int | dict[Choice, int] = 1
@@ -116,12 +117,12 @@ class Placement:
         """Whether nothing enters anywhere, but for what layers have of their own."""
         return not ("noise" in self.pairs or "hardware" in self.pairs) and self.noise is None and self.hardware is None
 
-    def at(self, name: str, module: nn.Module) -> Noise | None:
+    def at(self, name: str, module: nn.Module) -> Noise | Change | None:
         """The noise of the site with this name, whose innermost module is `module`, where it is on."""
         if not self.detail and kind_of(name) in PARTS:  # which are no sites
             return None
         if "noise" in self.pairs:
-            noise: Noise | None = picked(self.pairs["noise"], name, None)
+            noise: Noise | Change | None = picked(self.pairs["noise"], name, None)
             return noise
         if self.noise is None or isinstance(self.noise, dict):
             return None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["ALONE", "FIRST", "Rows", "apart", "together"]
+__all__ = ["ALONE", "FIRST", "Rows", "apart", "no_rows", "together"]
 
 
 class Rows(NamedTuple):
@@ -46,3 +46,14 @@ def together(value: Tensor, rows: Rows, like: Tensor) -> Tensor:
         return value if dim == 0 else value.movedim(0, dim)
     dim %= like.dim()
     return value.movedim(0, dim + 1).flatten(dim, dim + 2)
+
+
+def no_rows(name: str, count: int, value: Tensor) -> str:
+    """What to say of a value at a site in which its `count` rows are not found."""
+    return (
+        f"site {name!r}: expected {count} rows (draws x batch) along the row "
+        f"dimension, got a value of shape {list(value.shape)}. Where rows do not lie along "
+        "dimension 0, let inject() find them with example_input=..., or give "
+        f"row_dims={{{name!r}: dim}}; a value that mixes rows, or holds a part of them as the model cuts "
+        "its batch, cannot be a site: leave it out with where=..., or run fewer rows at once"
+    )

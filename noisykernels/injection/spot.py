@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from noisykernels.hardware.device import Device
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.rows import Rows
+from noisykernels.injection.values import Change
 from noisykernels.noise.arguments import FLOAT32_MAX
 from noisykernels.noise.description import Noise
 
@@ -29,7 +30,7 @@ class Spot:
         plain: the same with the id, as kernels take it, where rows come first; None otherwise.
     """
 
-    noise: Noise | None
+    noise: Noise | Change | None
     hardware: Sequence[Device] | None
     id: int
     dim: int | None
@@ -57,7 +58,7 @@ def spot_of(
         return Spot(None, None, 0, None, None)
     args = None
     # Levels from numbers have been looked at, and are 0-d and on the CPU whatever the value is.
-    if noise is not None and noise.trusted and noise.largest <= FLOAT32_MAX:
+    if isinstance(noise, Noise) and noise.trusted and noise.largest <= FLOAT32_MAX:
         scale, repeats = scale_and_repeats(noise, placement.repeats_at(name))
         if repeats == 1:
             same = noise if scale == 1.0 else noise.scaled(scale)

@@ -12,6 +12,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data
 from noisykernels.injection.observer import Seen, watch
 from noisykernels.injection.site import kind_of
+from noisykernels.noise.description import Noise
 
 __all__ = ["SiteStatistics", "site_statistics"]
 
@@ -75,6 +76,10 @@ def noise_power(seen: Seen, x: Tensor) -> float:
     """Sum over the values x of the variance that their noise has: a^2 + m^2 x^2, and a^2 m^2 with order `add_mul`."""
     if seen.noise is None:
         return 0.0
+    if not isinstance(seen.noise, Noise):
+        raise ValueError(
+            f"site_statistics: noise must be a Noise, whose power is known, got a function at {seen.site!r}"
+        )
 
     def squared(level: Tensor | None) -> Tensor | float:
         if level is None:
@@ -117,7 +122,7 @@ def site_statistics(
 
     Raises:
         TypeError: a batch that is no tensor and does not begin with one.
-        ValueError: no data.
+        ValueError: no data, or a function of the value in place of a noise.
 
     Source: Walking Noise (arXiv 2212.10430), which logs Var(signal) / sigma^2; the power of multiplicative and mixed
     noise by its definition.

@@ -65,6 +65,11 @@ def targets_of(noise: Any, target: str) -> tuple[Target, ...]:
     if target not in ("activation", "weight"):
         raise ValueError(f"walk: target must be 'activation' or 'weight', got {target!r}")
     given = tuple(noise) if isinstance(noise, list | tuple) else (noise,)
+    if any(callable(n) and not isinstance(n, type) for n in given):
+        raise TypeError(
+            "walk: noise must be a Noise, whose levels are walked, got a function, which has none: with functions of "
+            "the value use inject(), vote() or chips()"
+        )
     if not given or not all(isinstance(n, Noise | WeightNoise) for n in given):
         raise TypeError(f"walk: noise must be a Noise, or a list of them, got {type(noise).__name__}")
     if target == "weight":

@@ -29,7 +29,7 @@ MADE = {
     "Chips", "Comparison", "Curve", "DataInfo", "FormatChoice", "FormatResult", "LayerFormats", "LayerOrder", "Meta",
     "LinearPredictor", "Midpoint", "Mixed", "NoiseState", "OrderStudy", "Pair", "Record", "Recordings", "Site", "Study",
     "Sweep", "VoteCurve", "Votes", "Draw", "Format", "Device", "Arithmetic", "Result", "Law", "Metric", "Binary",
-    "Accuracy", "RayExecutor", "Coverage", "Reach",
+    "Accuracy", "RayExecutor", "Coverage", "Reach", "SiteDraw",
 }  # fmt: skip
 # Methods that the package calls on what it is given: torch's, and those of devices, metrics, searches and executors.
 CALLED = set(
