@@ -59,7 +59,7 @@ LIMITS = dict(low=-1.0, high=1.0)
 
 def study(**more: Any) -> dict[str, Any]:
     """Arguments that all studies share."""
-    return dict(model=net(), data=DATA, seed=1, rows=None, compute=None, progress=False) | more
+    return dict(model=net(), data=DATA, seed=1, rows=None, compute=None, progress=False, root="") | more
 
 
 def measured(**more: Any) -> dict[str, Any]:
@@ -124,13 +124,15 @@ OPERATORS: Good = {
         row_dims=None,
         normalize_to_input_size=False,
         arrays="module",
+        bias="digital",
         detail=None,
+        root="",
     ),
     nk.noise_state: lambda: dict(model=injected(), seed=1, draws=[0], rows=None, level=None, advance=False),
     nk.remove: lambda: dict(model=injected()),
-    nk.sites: lambda: dict(model=net(), example_input=X, detail=None),
+    nk.sites: lambda: dict(model=net(), example_input=X, detail=None, root=""),
     nk.injection.Coverage.share: lambda: dict(self=nk.coverage(injected(), X), what="noise"),
-    nk.coverage: lambda: dict(model=injected(), example_input=X),
+    nk.coverage: lambda: dict(model=net(), example_input=X, root=""),
     nk.injection.programmed: lambda: dict(model=injected(), example_input=X, seed=1, draw=0),
 }
 
@@ -147,7 +149,9 @@ HARDWARE: Good = {
     hardware.ColumnGain: lambda: dict(sigma=0.1),
     hardware.ColumnOffset: lambda: dict(sigma=0.1),
     hardware.DifferentialPair: lambda: dict(sigma=0.1, g_max=1.0, levels=8, over="layer", rounding="floor", clip=True),
-    hardware.PCM: lambda: dict(time=1.0, over="layer", programming=1.0, drift=1.0, read=1.0, compensate=True),
+    hardware.PCM: lambda: dict(
+        time=1.0, over="layer", programming=1.0, drift=1.0, read=1.0, compensate=True, pair=True
+    ),
     nk.Serial: lambda: dict(
         fmt=None, synapse_limit=1.0, step_noise=0.1, gain=1.0, operands=None, product=None, sum=None, **ROUNDING,
         **LIMITS,
@@ -198,17 +202,17 @@ STUDIES: Good = {
         make=lambda v: [nk.Serial(low=-v, high=v)], values=[1.0], name="a", larger="better", axis="log"
     ),
     experiments.sweep_formats: lambda: measured(
-        formats=["M7E6"], cost=None, inputs=2, store=None, name="", arithmetic=nk.Serial
+        formats=["M7E6"], cost=None, inputs=2, store=None, name="", arithmetic=nk.Serial, arrays="module"
     ),
     experiments.layer_formats: lambda: measured(
-        start="M7E6", target=0.5, evaluations=1, cost=None, arithmetic=nk.Serial
+        start="M7E6", target=0.5, evaluations=1, cost=None, arithmetic=nk.Serial, arrays="module"
     ),
     experiments.search_format: lambda: measured(
         predictor=experiments.LinearPredictor(1.0, 0.0, 1.0, 0.0, 3), formats=["M7E6"], target=0.5, evaluations=1,
-        cost=None, inputs=2, arithmetic=nk.Serial,
+        cost=None, inputs=2, arithmetic=nk.Serial, arrays="module",
     ),
     experiments.order_sensitivity: lambda: measured(
-        arithmetic=nk.Serial(**LIMITS), permutations=1, orders=("natural",)
+        arithmetic=nk.Serial(**LIMITS), permutations=1, orders=("natural",), arrays="module"
     ),
     experiments.order_of: lambda: dict(arithmetic=nk.Serial(**LIMITS), x=X[0], weight=X[1]),
     experiments.running_sums: lambda: dict(x=X[0], weight=X[1], arithmetic=None, seed=0),
