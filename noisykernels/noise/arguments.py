@@ -106,7 +106,7 @@ def seed_of(seed: Tensor, number: Tensor) -> Tensor:
 
     Example:
         >>> seed_of(torch.tensor(7), torch.tensor([0, 1, 2])).tolist()
-        [7, 6238072747940578790, 7937930163744414434]
+        [7, 6238072747940578786, -2606959012126976883]
     """
     for shift, factor in _MIX:
         number = (number ^ ((number >> shift) & (2 ** (64 - shift) - 1))) * factor  # what is shifted in is 0
