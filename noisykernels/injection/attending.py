@@ -13,6 +13,7 @@ from noisykernels.injection.contracting import Contracting
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.site import PARTS, part_of
+from noisykernels.injection.values import Change
 from noisykernels.noise.description import Noise
 
 __all__ = ["Attending"]
@@ -30,11 +31,11 @@ class Attending(Contracting):
         """See `SiteMode`."""
         raise NotImplementedError
 
-    def noise_at(self, name: str) -> Noise | None:
+    def noise_at(self, name: str) -> Noise | Change | None:
         """See `SiteMode`."""
         raise NotImplementedError
 
-    def at(self, name: str, noise: Noise | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
+    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """See `SiteMode`."""
         raise NotImplementedError
 

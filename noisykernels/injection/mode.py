@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ from noisykernels.injection.kinds import (
 from noisykernels.injection.memory import Array, Memory
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Product, pairs_of, product_of
+from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, no_rows, together
 from noisykernels.injection.site import PARTS, kind_of
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
@@ -68,19 +69,6 @@ class ForwardKey:
     batch: int  # rows of every draw together
     level: Tensor | None = None  # factor of all noise: 0-d, or one for each row
     array_seed: Tensor | None = None  # of what belongs to the chip, where the seed is that of one call
-
-
-class Entry(NamedTuple):
-    """A site as a trace meets it."""
-
-    name: str
-    shape: tuple[int, ...]
-    operands: tuple[tuple[int, ...], ...] = ()  # shapes, of a product
-    array: Array | None = None  # which of them lies in the memory of the model
-    value: Tensor | None = None  # where it was asked for
-
-
-Record = list[Entry]
 
 
 _perturb = torch.ops.noisykernels.perturb.default._op

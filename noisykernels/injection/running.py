@@ -30,9 +30,10 @@ from noisykernels.injection.doors import (
 from noisykernels.injection.keys import holds_draws, key_of
 from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
 from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_values
-from noisykernels.injection.mode import ForwardKey, Record, SiteMode
+from noisykernels.injection.mode import ForwardKey, SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.record import Record
 from noisykernels.injection.site import path_of
 from noisykernels.injection.state import KEY, NoiseState, is_injected, state_of
 from noisykernels.nn.modules import NoisyLayer

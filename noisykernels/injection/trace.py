@@ -18,8 +18,9 @@ from noisykernels.injection.doors import original, paths_of
 from noisykernels.injection.kinds import KINDS, PREPARING
 from noisykernels.injection.memory import Array
 from noisykernels.injection.met import no_site
-from noisykernels.injection.mode import LEFT_OUT, Entry, Record, SiteMode
+from noisykernels.injection.mode import LEFT_OUT, SiteMode
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, Rows, apart
 from noisykernels.injection.running import begin, check_asked, following
 from noisykernels.injection.site import PARTS, Choice, Names, Site, kind_of, path_of, whole_of

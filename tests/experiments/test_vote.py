@@ -179,7 +179,7 @@ def test_table_frame_and_picture(digits, monkeypatch) -> None:
         ({"kinds": ["logit", "logit"]}, ValueError, "vote: kinds .* each once"),
         ({"kinds": "plurality"}, ValueError, "vote: kinds must be some of .* got 'plurality'"),
         ({"noise": None}, ValueError, "vote: noise is None, there is no hardware, and the model has no noisy layer"),
-        ({"noise": 0.1}, TypeError, "noise must be a Noise, a dict or None, got 0.1"),
+        ({"noise": 0.1}, TypeError, "noise must be a Noise, a function, a dict or None, got 0.1"),
         ({"noise": {"input": nk.Noise(add=1.0)}, "sites": "input"}, ValueError, "vote: a dict of noises .* sites="),
         ({"noise": {"nothing": nk.Noise(add=1.0)}}, ValueError, "'nothing' matches no site"),
         ({"sites": ["nothing"]}, ValueError, "vote: no site 'nothing'; the model has 0 input"),
