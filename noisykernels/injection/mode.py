@@ -362,7 +362,8 @@ class SiteMode(Attending):
         """The noisy value at a site. `row_dim` overrides what is known of the site's rows."""
         if self.record is not None:
             operands, array = self.noted.pop(name, ((), None))
-            value = clean.detach().clone() if name in self.wanted else None
+            within = torch._C._functorch.is_functorch_wrapped_tensor(clean)  # a transform, which has ended by then
+            value = clean.detach().clone() if name in self.wanted and not within else None
             self.record.append(Entry(name, tuple(clean.shape), operands, array, value))
             return clean
         if noise is None or not clean.is_floating_point():

@@ -51,7 +51,7 @@ def test_a_table_of_costs(tmp_path: Path) -> None:
         ({"fp32": (1, 0)}, "costs of fp32 must be positive"),
         ({"fp32": (1,)}, "costs of fp32 must be positive: delay, area and perhaps energy, got"),
         ({"fp32": (1, "a")}, "must be positive"),
-        ({"float": (1, 1)}, "format must be one of"),
+        ({"flot": (1, 1)}, "format must be one of"),
         ([1], "table must be a dict, a DataFrame or the path of a CSV file, got"),
     ],
 )

@@ -47,6 +47,13 @@ def last_token(m: Any, x: Tensor) -> Tensor:
     return m.o(torch.relu(m.b(h))[torch.arange(x.shape[0]), -1])
 
 
+def kept_by_rows(m: Any, x: Tensor) -> Tensor:
+    n = len(x)
+    if n not in m.kept:
+        m.kept[n] = torch.arange(n)
+    return m.o(torch.relu(m.a(x))[m.kept[n], 0])
+
+
 def last_token_of_its_length(m: Any, x: Tensor) -> Tensor:
     h = torch.relu(m.a(x))
     lengths = (x[:, :, 0] > 0).sum(1).clamp(max=4)
@@ -194,7 +201,7 @@ def unused(m: Any, x: Tensor) -> Tensor:
 
 
 UNDERSTOOD = (
-    last_token, last_token_of_its_length, best_tokens, gathered, class_token, masks, windows, steps_first,
+    last_token, kept_by_rows, last_token_of_its_length, best_tokens, gathered, class_token, masks, windows, steps_first,
     state_of_zeros, filled_in, through_a_view, memory_of_two, of_other_type, masked, looked_up, constant_number,
     masked_by_one_row, rows_selected, into_its_input, unused,
     heads_first, chosen_by_all, raw_view, masked_class,
@@ -266,11 +273,11 @@ def quiet_sum(m: Any, x: Tensor) -> Tensor:
     return m.o(m.a(x).mean(1) + torch.relu(m.b(m.a(x)) - 1e9).mean(1).cumsum(0))
 
 
-def kept_by_rows(m: Any, x: Tensor) -> Tensor:
-    n = len(x)
-    if n not in m.kept:
-        m.kept[n] = torch.arange(n)
-    return m.o(torch.relu(m.a(x))[m.kept[n], 0])
+KEPT = {n: torch.arange(n) for n in range(64)}
+
+
+def kept_from_before(m: Any, x: Tensor) -> Tensor:
+    return m.o(torch.relu(m.a(x))[KEPT[len(x)], 0])
 
 
 def pieces(m: Any, x: Tensor) -> Tensor:
@@ -315,7 +322,7 @@ LEFT = {
     diagonal: "goes by the positions of rows", mask_of_the_neighbour: "roll mixes rows",
     neighbour: "goes by the positions of rows",
     running_sum: "cumsum mixes rows", quiet_sum: "cumsum mixes rows",
-    kept_by_rows: "made where it cannot be seen|other operations for another number of rows",
+    kept_from_before: "made where it cannot be seen",
     pieces: "split mixes rows",
     into_a_buffer: "no value of this forward", transformed: "fails while it is recorded|cannot be seen|no value",
     as_many_as_values_say: "__len__ turns values into numbers", kinds_of_tokens: "numel turns values into numbers",

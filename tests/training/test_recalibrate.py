@@ -231,5 +231,4 @@ def test_what_else_is_refused() -> None:
         nk.training.recalibrate_bn(network(), inputs(), batch_size=0)
     inner = network()
     nk.inject(inner[1], nk.Noise(add=1.0))
-    with pytest.raises(ValueError, match="noise_state: the model is not injected"):  # a part of it is
-        nk.training.recalibrate_bn(inner, inputs(), seed=0)
+    nk.training.recalibrate_bn(inner, inputs(), seed=0)  # a part of it is injected: no mistake

@@ -76,6 +76,7 @@ def test_the_state_of_a_base_optimizer_alone_can_be_loaded_and_the_other_way_rou
     base = SGD(model.named_parameters(), lr=0.3, momentum=0.9)
     loss_of(model, batch()).backward()
     base.step()
+    base.zero_grad()
     optimizer = made("asam", model, momentum=0.9)
     optimizer.load_state_dict(base.state_dict())
     assert optimizer.param_groups[0]["rho"] == 0.7 and optimizer.param_groups[0]["lr"] == 0.3
