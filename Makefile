@@ -43,8 +43,9 @@ setup: $(BUILT)
 walk: $(BUILT)
 	$(PY) examples/first_walk.py
 
+# Files of tests are shared among a few processes; `pytest` alone runs them one after the other.
 test: $(BUILT)
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-sanitize:
 	tests/native/cross.sh sanitize
