@@ -43,9 +43,9 @@ setup: $(BUILT)
 walk: $(BUILT)
 	$(PY) examples/first_walk.py
 
-# Files of tests are shared among a few processes; `pytest` alone runs them one after the other.
+# Files of tests are shared by two processes, of which each may take 4 GiB; `pytest` alone runs them one after the other.
 test: $(BUILT)
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PY) -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 
 test-sanitize:
 	tests/native/cross.sh sanitize
