@@ -57,11 +57,11 @@ def test_chips(cache: str, capsys) -> None:
     assert main(["chips", *fixed, "--noise", "mul", "--limits", "0.1,0.99", "--seed", "3"]) == 0
     told = capsys.readouterr().out
     assert "WeightNoise(mul=0.1)" in told and "5 chips, seed 3" in told and "yield at 0.9900: 0.000" in told
-    assert main(["chips", *fixed, "--relative", "channel", "--json"]) == 0
+    assert main(["chips", *fixed, "--relative", "channel", "--arrays", "call", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     model = trained("mlp", "digits", epochs=1, cache=cache)
     noise = nk.WeightNoise(add=0.1, relative="channel")
-    expected = nk.chips(model, load("digits", "test", limit=80), hardware=[noise], draws=5, seed=0)
+    expected = nk.chips(model, load("digits", "test", limit=80), hardware=[noise], draws=5, seed=0, arrays="call")
     assert found["accuracy"] == expected.accuracy.tolist() and found["mean"] == expected.mean
     with pytest.raises(SystemExit):
         main(["chips", *fixed, "--level", "-1"])
