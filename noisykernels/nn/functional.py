@@ -81,12 +81,7 @@ def linear(
         torch.Size([2, 3])
     """
     tensors("linear", x=x, weight=weight)
-    flags("linear", relu=relu, shared=shared)
-    if array is not None:
-        in_range("linear", "array", array, PLACE)
-    if bias is not None:
-        tensors("linear", bias=bias)
-    held = Chip.of("linear", x.device, array, array_seed)
+    held = _checked("linear", x, bias, relu, shared, array, array_seed)
     hardware = with_arithmetic("linear", hardware, arithmetic)
     # Before the key: where the noise is refused, no seed is drawn.
     of_noise: tuple[Any, ...] = noise_args("linear", x, noise) if hardware is None else ()
@@ -96,6 +91,18 @@ def linear(
     add, mul, mode, kind = of_noise
     out: Tensor = _ops.linear.default(x, weight, bias, relu, add, mul, *key, mode, kind, shared)
     return out
+
+
+def _checked(
+    name: str, x: Tensor, bias: Tensor | None, relu: bool, shared: bool, array: int | None, array_seed: Seed
+) -> Chip:
+    """What holds the weight; the switches and the bias of a contraction are looked at beside it."""
+    flags(name, relu=relu, shared=shared)
+    if array is not None:
+        in_range(name, "array", array, PLACE)
+    if bias is not None:
+        tensors(name, bias=bias)
+    return Chip.of(name, x.device, array, array_seed)
 
 
 def with_hardware(
@@ -232,12 +239,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         array_seed: Seed = None,
     ) -> Tensor:
         name, x, geometry = placed(dims, x, weight, (stride, padding, dilation, False, 0, groups))
-        flags(name, relu=relu, shared=shared)
-        if array is not None:
-            in_range(name, "array", array, PLACE)
-        if bias is not None:
-            tensors(name, bias=bias)
-        held = Chip.of(name, x.device, array, array_seed)
+        held = _checked(name, x, bias, relu, shared, array, array_seed)
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)
@@ -301,12 +303,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         array_seed: Seed = None,
     ) -> Tensor:
         name, x, geometry = placed(dims, x, weight, (stride, padding, dilation, True, output_padding, groups))
-        flags(name, relu=relu, shared=shared)
-        if array is not None:
-            in_range(name, "array", array, PLACE)
-        if bias is not None:
-            tensors(name, bias=bias)
-        held = Chip.of(name, x.device, array, array_seed)
+        held = _checked(name, x, bias, relu, shared, array, array_seed)
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)

@@ -231,4 +231,7 @@ def test_what_else_is_refused() -> None:
         nk.training.recalibrate_bn(network(), inputs(), batch_size=0)
     inner = network()
     nk.inject(inner[1], nk.Noise(add=1.0))
-    nk.training.recalibrate_bn(inner, inputs(), seed=0)  # a part of it is injected: no mistake
+    clean = network()
+    nk.training.recalibrate_bn(clean, inputs())
+    nk.training.recalibrate_bn(inner, inputs(), seed=0)  # a part of it is injected: its noise enters
+    assert not torch.equal(statistics(inner), statistics(clean))
