@@ -165,7 +165,7 @@ def test_leases_expire(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_processes_share_the_tasks(path: Path) -> None:
     processes = [start(path, KEYS) for _ in range(2)]  # either may make the file
-    said = [p.communicate(timeout=15)[0].split("\n")[1:-1] for p in processes]
+    said = [p.communicate(timeout=60)[0].split("\n")[1:-1] for p in processes]
     assert [p.returncode for p in processes] == [0, 0]
     assert sorted(said[0] + said[1]) == sorted(KEYS)  # each once
     with Store(path, KEY) as s:
@@ -190,8 +190,8 @@ def test_killed_at_any_moment(path: Path, tmp_path: Path) -> None:
         assert before.items() <= done.items() and set(said) - {"open"} <= set(done)
         before = done
     assert 0 < len(before) < len(KEYS)
-    assert start(path, KEYS, pause=0.001).wait(timeout=10) == 0
-    assert start(tmp_path / "uninterrupted.db", KEYS, pause=0.001).wait(timeout=10) == 0
+    assert start(path, KEYS, pause=0.001).wait(timeout=60) == 0
+    assert start(tmp_path / "uninterrupted.db", KEYS, pause=0.001).wait(timeout=60) == 0
     with Store(path, KEY) as s, Store(tmp_path / "uninterrupted.db", KEY) as u:
         assert list(s.done().items()) == list(u.done().items()) and len(u.done()) == len(KEYS)
 
