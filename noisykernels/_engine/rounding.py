@@ -70,8 +70,9 @@ class _Shaken(SiteMode):
 
         return moved(out) if isinstance(out, Tensor) else pytree.tree_map(moved, out)
 
-    def _layer(self, op: Callable[..., Tensor], kind: str, noise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._shaken(super()._layer(op, kind, noise, x, *args, **kwargs))
+    def drawn(self, op: Callable[..., Tensor], kind: str, noise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """See `SiteMode`."""
+        return self._shaken(super().drawn(op, kind, noise, x, *args, **kwargs))
 
     def _shaken(self, value: Tensor) -> Tensor:
         return value * self.factors.like(value) if value.is_floating_point() else value

@@ -214,9 +214,10 @@ class _Account(SiteMode):
         call.asked, call.devices = True, super().hardware_at(name) or call.devices
         return None
 
-    def _layer(self, op: Any, kind: str, noise: Noise | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def drawn(self, op: Any, kind: str, noise: Noise | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """See `SiteMode`."""
         own = kwargs.pop("hardware", None)
-        out = super()._layer(op, kind, noise, x, *args, **kwargs)
+        out = super().drawn(op, kind, noise, x, *args, **kwargs)
         if self.placement.layers_own:
             call = self.found[self.named[-1]]
             call.asked, call.devices = True, own

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from noisykernels.injection.attention import scaled_dot_product_attention
 from noisykernels.injection.contracting import Contracting
-from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.site import PARTS, part_of
-from noisykernels.injection.values import Change
-from noisykernels.noise.description import Noise
 
 __all__ = ["Attending"]
 
@@ -24,18 +21,7 @@ _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 class Attending(Contracting):
     """The part of `mode.SiteMode` that puts hardware into attention."""
 
-    arrays: list[str]
-    placement: Placement
-
     def name(self, kind: str) -> str:
-        """See `SiteMode`."""
-        raise NotImplementedError
-
-    def noise_at(self, name: str) -> Noise | Change | None:
-        """See `SiteMode`."""
-        raise NotImplementedError
-
-    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """See `SiteMode`."""
         raise NotImplementedError
 

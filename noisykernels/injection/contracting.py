@@ -6,61 +6,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisykernels._util.tensors import dequantized
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
+from noisykernels.injection.drawing import Drawing
 from noisykernels.injection.kinds import CELLS, CONTRACTION_KINDS, LOOKUPS, PREPARING, RECURRENT
 from noisykernels.injection.lookups import lookup_on_hardware, table_of
 from noisykernels.injection.memory import Array, Memory, array_of_views
 from noisykernels.injection.on_hardware import on_hardware
 from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.recurrent import cell_on_hardware, layer_on_hardware
-from noisykernels.injection.rows import FIRST, Rows
-from noisykernels.nn.signals import ModelMode
 from noisykernels.noise.arguments import Chip, Key
 from noisykernels.noise.contract import SITE_LIMIT, hashed_id
 
 __all__ = ["Contracting"]
 
 
-class Contracting(ModelMode):
+class Contracting(Drawing):
     """The part of `mode.SiteMode` that puts hardware into contractions."""
 
+    arrays: list[str]
     batch: int
     chip: Arrays
     column: bool
-    compiled: bool
-    ids: dict[str, int]
-    key: Any
     memory: Memory | None
-    modules: list[tuple[str, nn.Module]]
-    noted: dict[str, Any]
     on_hardware: bool
     operands: Mapping[str, Array | None]
-    places: Mapping[str, Rows | None]
-    record: Any
     tracing: bool
 
     def hardware_at(self, name: str) -> Sequence[Device] | None:
-        """See `SiteMode`."""
-        raise NotImplementedError
-
-    def key_at(self, name: str, rows: Rows = FIRST) -> dict[str, Any]:
-        """See `SiteMode`."""
-        raise NotImplementedError
-
-    def rows_at(self, name: str, row_dim: int | None = None) -> Rows | None:
-        """See `SiteMode`."""
-        raise NotImplementedError
-
-    def leave_out(self, name: str, value: Tensor) -> None:
-        """See `SiteMode`."""
-        raise NotImplementedError
-
-    def _id(self, name: str) -> int:
-        raise NotImplementedError
+        """The placement's devices at a contraction of the module that runs now."""
+        module = self.modules[-1][1]
+        self.arrays.append(name)
+        return self.spot(name, module).hardware if self.always or self.placement.on(module) else None
 
     def attended(self, name: str, args: Any, kwargs: dict[str, Any], row_dim: int | None) -> Tensor | None:
         """See `attending.Attending`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisykernels.injection.mode import ForwardKey
+from noisykernels.injection.drawing import ForwardKey
 from noisykernels.injection.samples import Mapped, mapped_over, without_maps
 from noisykernels.injection.state import NoiseState
 from noisykernels.noise.arguments import seed_of, seed_tensor

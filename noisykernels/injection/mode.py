@@ -7,22 +7,17 @@ chosen (`Placement`) and under which key (`ForwardKey`) is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisykernels._util.tensors import is_plain
-from noisykernels._util.warning import warn_user
-from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
-from noisykernels.injection.attending import Attending
 from noisykernels.injection.attention import multi_head_attention_forward
-from noisykernels.injection.calls import called, perturb_plain
 from noisykernels.injection.doors import door_of
+from noisykernels.injection.drawing import ForwardKey
 from noisykernels.injection.kinds import (
     CELLS,
     CONTRACTION_KINDS,
@@ -35,16 +30,15 @@ from noisykernels.injection.kinds import (
     in_place,
 )
 from noisykernels.injection.memory import Array, Memory
+from noisykernels.injection.noisy_layers import NoisyLayers
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Product, pairs_of, product_of
 from noisykernels.injection.record import Entry, Record
-from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, no_rows, together
-from noisykernels.injection.site import PARTS, kind_of
-from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
-from noisykernels.injection.values import Change, changed
-from noisykernels.nn.functional import linear
+from noisykernels.injection.recurrent import with_noise
+from noisykernels.injection.rows import Rows
+from noisykernels.injection.spot import Spot
+from noisykernels.injection.values import Change
 from noisykernels.nn.signals import (
-    STANDARD,
     draw_layer,
     draw_standard,
     enter_model,
@@ -54,29 +48,11 @@ from noisykernels.nn.signals import (
     refuse_another,
     within_model,
 )
-from noisykernels.noise.contract import hashed_id
 from noisykernels.noise.description import Noise
-from noisykernels.noise.functional import perturb
-
-
-@dataclass
-class ForwardKey:
-    """What the noise of one forward depends on, at all of its sites: a call at one of them has a `Key` of its own."""
-
-    seed: Tensor | None  # None only where no noise is drawn
-    draws: Tensor | None
-    rows: Tensor | None
-    batch: int  # rows of every draw together
-    level: Tensor | None = None  # factor of all noise: 0-d, or one for each row
-    array_seed: Tensor | None = None  # of what belongs to the chip, where the seed is that of one call
-
-
-_perturb = torch.ops.noisykernels.perturb.default._op
 
 WHOLE = "a part of an injected model cannot be compiled, only the whole model"
 
 _WITH_ARRAYS = frozenset((*CONTRACTIONS, *RECURRENT, *CELLS, "attention"))
-LEFT_OUT = "rows cannot be told apart there, so nothing enters at"
 
 # Functions that the mode answers itself; every other one that makes no site goes its way at once.
 _NOTICES = (
@@ -92,7 +68,7 @@ _NOTICES = (
 _ROLES: dict[Any, str] = KINDS | dict.fromkeys(_NOTICES, "")
 
 
-class SiteMode(Attending):
+class SiteMode(NoisyLayers):
     """Runs one forward of a model: names each site as it comes and puts the noise there.
 
     Args:
@@ -183,9 +159,9 @@ class SiteMode(Attending):
         if func is within_model:
             return True
         if func is draw_layer:
-            return self._layer(*args, **kwargs)
+            return self.drawn(*args, **kwargs)
         if func is draw_standard:
-            return self._standard(*args)
+            return self.standard(*args)
         if func is F.multi_head_attention_forward:
             return func(*args, **kwargs) if self.muted else multi_head_attention_forward(self, *args, **kwargs)
         return refuse_another()
@@ -233,25 +209,6 @@ class SiteMode(Attending):
             return False
         return value is last or (value._base is not None and (value._base is last or value._base is last._base))
 
-    def is_known(self, spot: Spot, value: Tensor) -> bool:
-        """Whether all about the noise of a value is known beforehand: levels, place, and that its rows come first."""
-        return (
-            spot.args is not None
-            and spot.dim == 0
-            and value.dim() > 0
-            and len(value) == self.key.batch
-            and value.device == self.place
-        )
-
-    def spot(self, name: str, module: nn.Module) -> Spot:
-        """What is known of the site of this name, whose innermost module is `module`."""
-        spot = self.spots.get(name)
-        if spot is None:
-            spot = spot_of(self.placement, name, module, self._id, self.rows_at)
-            if not self.compiled:  # a graph would be guarded on the table
-                self.spots[name] = spot
-        return spot
-
     def name(self, kind: str) -> str:
         """The name of the call of an operation that begins now."""
         stem = f"{self.modules[-1][0]}:{kind}"
@@ -263,17 +220,6 @@ class SiteMode(Attending):
         """The names of all sites so far."""
         calls = ((stem, count) for stem, count in self.calls.items() if stem.rpartition(":")[2] not in LOOKUPS)
         return [*self.inputs, *(f"{stem}#{k}" for stem, count in calls for k in range(count))]
-
-    def noise_at(self, name: str) -> Noise | Change | None:
-        """The placement's noise at a site of the module that runs now."""
-        module = self.modules[-1][1]
-        return self.spot(name, module).noise if self.always or self.placement.on(module) else None
-
-    def hardware_at(self, name: str) -> Sequence[Device] | None:
-        """The placement's devices at a contraction of the module that runs now."""
-        module = self.modules[-1][1]
-        self.arrays.append(name)
-        return self.spot(name, module).hardware if self.always or self.placement.on(module) else None
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
         """One call of an operation that makes a site, or some, or that looks up in an array and makes none."""
@@ -329,7 +275,7 @@ class SiteMode(Attending):
         if made is None and noise is None and self.record is None:
             return func(*args, **kwargs)
         if kind in RECURRENT:
-            return self._recurrent(name, noise, args, func(*args, **kwargs) if made is None else made)
+            return with_noise(self, name, noise, args, func(*args, **kwargs) if made is None else made)
         if made is not None:
             target = args[0] if in_place(func, args, kwargs) else kwargs.get("out")
             made = self._put(name, noise, made, row_dim)
@@ -358,173 +304,6 @@ class SiteMode(Attending):
             return (self.at(name, noise, out[0], row_dim), *out[1:])
         return self.at(name, noise, out, row_dim)
 
-    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
-        """The noisy value at a site. `row_dim` overrides what is known of the site's rows."""
-        if self.record is not None:
-            operands, array = self.noted.pop(name, ((), None))
-            within = torch._C._functorch.is_functorch_wrapped_tensor(clean)  # a transform, which has ended by then
-            value = clean.detach().clone() if name in self.wanted and not within else None
-            self.record.append(Entry(name, tuple(clean.shape), operands, array, value))
-            return clean
-        if noise is None or not clean.is_floating_point():
-            if noise is not None:
-                self.valueless.append(name)
-            return clean
-        spot = self.spots.get(name)
-        if spot is not None and spot.noise is noise and row_dim is None and self.is_known(spot, clean):
-            if self.plain is not None and spot.plain is not None:
-                noisy = perturb_plain(clean, *self.plain, *spot.plain)  # type: ignore[arg-type]
-                if noisy is not None:
-                    return noisy
-            add, mul, mode, kind = spot.args  # type: ignore[misc]
-            return called(_perturb, clean, 0, add, mul, *self.common, spot.id, mode, kind, False)
-        rows = self.rows_at(name, row_dim)
-        value = None if rows is None else apart(clean, rows, self.key.batch)
-        if value is None or rows is None:
-            self.leave_out(name, clean)
-            return clean
-        return together(self._noisy(name, noise, value, rows), rows, clean)
-
-    def _noisy(self, name: str, noise: Noise | Change, value: Tensor, rows: Rows) -> Tensor:
-        if not isinstance(noise, Noise):
-            return changed(self, name, noise, value, rows)
-        noise, repeats = self._levels(name, noise, value.numel() // max(1, value.shape[0]), value.dim())
-        key = self.key_at(name, rows)
-        if repeats == 1:
-            return perturb(value, noise, **key)
-        if (draws := key.pop("draws")) is None:
-            draws = torch.zeros(1, dtype=torch.int64, device=value.device)
-        parts = [perturb(value, noise, **key, draws=draws * repeats + r) for r in range(repeats)]
-        return torch.stack(parts).mean(0)
-
-    def _levels(self, name: str, noise: Noise, item_size: int, rank: int) -> tuple[Noise, int]:
-        """The noise with the key's level and its published options applied, and the number of explicit repeats left.
-
-        `rank` is that of the value, whose dimension 0 counts rows.
-        """
-        if (level := self.key.level) is not None:
-            noise = noise.scaled(level if level.dim() == 0 else level.reshape(1, -1, *[1] * (rank - 1)))
-        placement, repeats = self.placement, self.placement.repeats_at(name)
-        scale = 1.0 / item_size if placement.normalize_to_input_size and item_size > 0 else 1.0
-        scale, repeats = scale_and_repeats(noise, repeats, scale)
-        return (noise if scale == 1.0 else noise.scaled(scale)), repeats
-
-    def key_at(self, name: str, rows: Rows = FIRST) -> dict[str, Any]:
-        """The key of a site whose value holds its rows so, as the keywords of our operators say it."""
-        key = self.key
-        if rows.outer == 0:
-            if key.draws is not None and key.draws.shape[0] != 1:
-                raise RuntimeError(
-                    f"site {name!r}: its value is the same for all rows: run one draw at a time, or give "
-                    "inject() an example_input"
-                )
-            return {"seed": key.seed, "site": self._id(name), "draws": key.draws, "rows": None}
-        return {"seed": key.seed, "site": self._id(name), "draws": key.draws, "rows": key.rows}
-
-    def _id(self, name: str) -> int:
-        """The number of a site; a collision that was not settled beforehand is an error."""
-        number = self.ids.get(name)
-        if number is None:
-            number = hashed_id(name)
-            if number in self.ids.values():
-                raise RuntimeError(
-                    f"site {name!r} has the same number as another; give inject() an example_input, which settles it"
-                )
-            if not torch.compiler.is_compiling():  # a graph would be guarded on the table
-                self.ids[name] = number
-        return number
-
-    def _fused(
-        self, name: str, op: Callable[..., Tensor], noise: Noise, args: Any, kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """A contraction with its noise in one operator; None where the noise must come after."""
-        kwargs = dict(kwargs)
-        x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
-        weight = rest[0] if rest else kwargs["weight"]
-        batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
-        plain = (is_plain(weight) or torch.compiler.is_compiling()) and not x.is_complex()
-        if not (batched and plain) or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
-            return None
-        if self.placement.normalize_to_input_size:
-            return None
-        noise, repeats = self._levels(name, noise, 0, x.dim())
-        return op(x, *rest, **kwargs, noise=noise, **self.key_at(name)) if repeats == 1 else None
-
-    def _layer(
-        self,
-        op: Callable[..., Tensor],
-        kind: str,
-        noise: Noise | None,
-        x: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        """The operation of a noisy layer: its own noise and hardware, or the placement's."""
-        name = self.name(kind)
-        own, hardware = self.placement.layers_own, kwargs.pop("hardware", None)
-        chosen = noise if own else self.noise_at(name)
-        hardware = hardware if own else self.hardware_at(name)
-        if kind != "noise" and (hardware is not None or self.on_hardware or self.record is not None):
-            self.chip.first(name, self.modules, args[0])
-        if hardware is not None and not self.tracing:
-            made = self.on_devices(name, kind, hardware, getattr(F, kind), (x, *args), kwargs)
-            if made is not None:
-                return self.at(name, chosen, made)
-        # The size is known, and a function asked, when the clean value is there.
-        alone = self.placement.normalize_to_input_size or not isinstance(chosen, Noise)
-        if isinstance(chosen, Noise) and self.record is None and not alone:
-            scaled, repeats = self._levels(name, chosen, 0, x.dim())
-            alone = repeats > 1
-        if self.record is not None or chosen is None or alone:
-            clean = x if kind == "noise" else getattr(F, kind)(x, *args, **kwargs)
-            return self.at(name, chosen, clean)
-        if x.dim() == 0 or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
-            raise RuntimeError(no_rows(name, self.key.batch, x))
-        return op(x, *args, noise=scaled, **kwargs, **self.key_at(name))
-
-    def leave_out(self, name: str, value: Tensor) -> None:
-        """What was asked for does not enter: an error where rows were never looked for, or this very site was meant."""
-        known = name in self.places or kind_of(name) in (*PREPARING, *PARTS)  # any value may come out of a product
-        if not known or self.placement.means(name):
-            raise RuntimeError(no_rows(name, self.key.batch, value))
-        if name not in self.left and not self.compiled:
-            self.left.add(name)
-            self.untold.append(name)
-
-    def tell_left_out(self) -> None:
-        """One warning of the sites that this forward was the first to leave out."""
-        if self.untold:
-            hint = "" if self.places else "; with example_input=... rows are looked for"
-            warn_user(f"inject: {LEFT_OUT} {', '.join(map(repr, self.untold))}{hint}")
-            self.untold.clear()
-
-    def _standard(self, x: Tensor, name: str) -> Tensor:
-        number = self.calls.get(name, 0)
-        self.calls[name] = number + 1
-        return perturb(torch.zeros_like(x), STANDARD, **self.key_at(f"{name}#{number}"))
-
-    def _recurrent(self, name: str, noise: Noise | Change | None, args: Any, result: Any) -> Any:
-        """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""
-        if not isinstance(args[3], bool):  # packed: (input, batch_sizes, ...), not (input, state, ...)
-            if self.record is not None or noise is None:
-                return result
-            raise RuntimeError(
-                f"site {name!r}: packed sequences have no row dimension; "
-                "pad them instead, or leave the site out with where=..."
-            )
-        out, hidden, *memory = result
-        bidirectional, batch_first = args[-2:]
-        noisy = self.at(name, noise, out, 0 if batch_first else 1)
-        if noisy is not out:
-            time = 1 if batch_first else 0
-            last = noisy.select(time, -1).unsqueeze(0)
-            if bidirectional:  # the backward direction ends at the first step
-                forward, _ = last.chunk(2, -1)
-                _, backward = noisy.select(time, 0).unsqueeze(0).chunk(2, -1)
-                last = torch.cat([forward, backward])
-            hidden = torch.cat([hidden[: len(hidden) - len(last)], last])
-        return (noisy, hidden, *memory)
-
     def _refuse_mixed_draws(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         training = kwargs["training"] if "training" in kwargs else len(args) > 5 and args[5]
         if training and self.key.draws is not None and self.key.draws.shape[0] > 1:
@@ -532,11 +311,3 @@ class SiteMode(Attending):
                 f"{name!r}: batch norm in training mode would mix the draws of a batch; "
                 "use model.eval(), or run one draw at a time"
             )
-
-    def rows_at(self, name: str, row_dim: int | None = None) -> Rows | None:
-        """Where the value at a site holds its rows; None: they are mixed."""
-        if row_dim is None and "row_dims" in self.placement.pairs:
-            row_dim = self.placement.row_dim_at(name)
-        if row_dim is not None:
-            return Rows(row_dim)
-        return ALONE if name in self.alone else self.places.get(name, FIRST)

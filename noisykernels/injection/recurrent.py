@@ -1,4 +1,5 @@
-"""Recurrent layers and cells on hardware: the weights of each layer and direction are arrays for all time steps.
+"""Recurrent layers and cells: noise on what they give, and hardware, where the weights of each layer and direction are
+arrays for all time steps.
 
 Where devices change weights only, torch's own kernel runs on what the arrays hold; else the steps run one by one.
 """
@@ -17,9 +18,11 @@ from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.execute import run
 from noisykernels.hardware.macs import MacNoise
 from noisykernels.injection.columns import wider
+from noisykernels.injection.values import Change
 from noisykernels.noise.arguments import Chip, Key
+from noisykernels.noise.description import Noise
 
-__all__ = ["cell_on_hardware", "held_by", "layer_on_hardware", "only_weights"]
+__all__ = ["cell_on_hardware", "held_by", "layer_on_hardware", "only_weights", "with_noise"]
 
 
 class Running(Protocol):
@@ -33,6 +36,11 @@ class Running(Protocol):
 
     def at_level(self, name: str, hardware: Sequence[Device]) -> Sequence[Device]: ...
 
+    @property
+    def record(self) -> Any: ...
+
+    def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor: ...
+
     def part_key(self, name: str, part: str, step: int | None, like: Tensor) -> tuple[Key, Chip]: ...
 
 
@@ -45,6 +53,29 @@ class _Weights(NamedTuple):
     b_hh: Tensor | None
     w_hr: Tensor | None
     suffix: str  # of their names
+
+
+def with_noise(mode: Running, name: str, noise: Noise | Change | None, args: Any, result: Any) -> Any:
+    """LSTM, GRU, RNN: noise on the output, and on that part of the state that is output."""
+    if not isinstance(args[3], bool):  # packed: (input, batch_sizes, ...), not (input, state, ...)
+        if mode.record is not None or noise is None:
+            return result
+        raise RuntimeError(
+            f"site {name!r}: packed sequences have no row dimension; "
+            "pad them instead, or leave the site out with where=..."
+        )
+    out, hidden, *memory = result
+    bidirectional, batch_first = args[-2:]
+    noisy = mode.at(name, noise, out, 0 if batch_first else 1)
+    if noisy is not out:
+        time = 1 if batch_first else 0
+        last = noisy.select(time, -1).unsqueeze(0)
+        if bidirectional:  # the backward direction ends at the first step
+            forward, _ = last.chunk(2, -1)
+            _, backward = noisy.select(time, 0).unsqueeze(0).chunk(2, -1)
+            last = torch.cat([forward, backward])
+        hidden = torch.cat([hidden[: len(hidden) - len(last)], last])
+    return (noisy, hidden, *memory)
 
 
 def only_weights(hardware: Sequence[Device]) -> bool:

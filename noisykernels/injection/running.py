@@ -27,10 +27,11 @@ from noisykernels.injection.doors import (
     stand_in,
     standing_in,
 )
+from noisykernels.injection.drawing import ForwardKey
 from noisykernels.injection.keys import holds_draws, key_of
 from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
 from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_values
-from noisykernels.injection.mode import ForwardKey, SiteMode
+from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Record

@@ -15,10 +15,11 @@ from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.doors import original, paths_of
+from noisykernels.injection.drawing import LEFT_OUT
 from noisykernels.injection.kinds import KINDS, PREPARING
 from noisykernels.injection.memory import Array
 from noisykernels.injection.met import no_site
-from noisykernels.injection.mode import LEFT_OUT, SiteMode
+from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, Rows, apart

@@ -89,7 +89,7 @@ def product_like(part: str, devices: Any, monkeypatch: pytest.MonkeyPatch) -> Ca
 
     def made(a: Tensor, b: Tensor) -> Tensor:
         with monkeypatch.context() as patched:
-            patched.setattr("noisykernels.injection.mode.hashed_id", lambda n: hashed_id(n.replace(":matmul", part)))
+            patched.setattr("noisykernels.injection.drawing.hashed_id", lambda n: hashed_id(n.replace(":matmul", part)))
             return put(Products(), (a, b), example_input=None, hardware=devices)
 
     return made

@@ -58,7 +58,7 @@ def test_colliding_ids_go_up_in_sorted_order(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_collision_in_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("noise.contract", "injection.mode"):
+    for module in ("noise.contract", "injection.drawing"):
         monkeypatch.setattr(f"noisykernels.{module}.hashed_id", lambda name: 5)
     model, x = small(), torch.zeros(2, 6)
     assert sorted(s.id for s in nk.sites(model, x)) == [5, 6, 7, 8]
