@@ -2,6 +2,6 @@
 
 from noisykernels.metrics.accuracy import ACCURACY, Accuracy
 from noisykernels.metrics.base import Metric
-from noisykernels.metrics.law import BINARY, NAN, Binary, Law
+from noisykernels.metrics.law import BINARY, NAN, Binary, Bounded, Law, Real, Sums
 
-__all__ = ["ACCURACY", "BINARY", "NAN", "Accuracy", "Binary", "Law", "Metric"]
+__all__ = ["ACCURACY", "BINARY", "NAN", "Accuracy", "Binary", "Bounded", "Law", "Metric", "Real", "Sums"]

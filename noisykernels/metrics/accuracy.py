@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noisykernels._util.data import check_labels
@@ -17,13 +21,16 @@ class Accuracy:
     Example:
         >>> accuracy = Accuracy()
         >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [float("nan"), 1.0]])
-        >>> accuracy.of_rows(scores, torch.tensor([1, 1, 1])).tolist(), accuracy.floor(10)
+        >>> labels = torch.tensor([1, 1, 1])
+        >>> accuracy.of_rows(scores, labels).tolist(), accuracy.floor(10, labels)
         ([1, 0, -1], 0.1)
     """
 
     name = "accuracy"
+    unit = "fraction of rows"
     higher_is_better = True
     by_argmax = True
+    against_clean = False
     law: Binary = BINARY
     dtype = torch.int8
 
@@ -60,7 +67,11 @@ class Accuracy:
         found = (scores.argmax(-1) == labels).to(torch.int8)
         return found.masked_fill_(scores.isnan().any(-1), NAN)
 
-    def floor(self, outputs: int) -> float:
+    def value(self, pooled: NDArray[np.float64]) -> Any:
+        """The share itself."""
+        return pooled
+
+    def floor(self, outputs: int, labels: Tensor) -> float:
         """Chance: 1 / classes."""
         return 1 / outputs
 

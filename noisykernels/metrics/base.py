@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noisykernels.metrics.law import Law
@@ -13,16 +15,19 @@ __all__ = ["Metric"]
 
 
 class Metric(Protocol):
-    """A measure: one number for each row, from the model's outputs and the labels.
+    """A measure: one number for each row, or sums over rows, from the model's outputs and the targets.
 
-    Studies hand outputs and labels over as they come, and take the numbers to statistics by their law: the walk, its
-    engines and its stores do not know what is measured. They take metrics whose law is binary and of which higher is
-    better; others raise ValueError.
+    Studies hand outputs and targets over as they come, and take the numbers to statistics by their law: the walk, its
+    engines and its stores do not know what is measured.
     """
 
     @property
     def name(self) -> str:
         """What a reader calls it: on axes and in tables."""
+
+    @property
+    def unit(self) -> str:
+        """Of its value, for axes."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -31,6 +36,10 @@ class Metric(Protocol):
     @property
     def by_argmax(self) -> bool:
         """Whether the order of a row's scores alone decides: only then can a cell be proved."""
+
+    @property
+    def against_clean(self) -> bool:
+        """Whether the targets are the outputs without noise: labels are not needed then."""
 
     @property
     def law(self) -> Law:
@@ -50,10 +59,14 @@ class Metric(Protocol):
         """What a model gave for so many rows, if it can be measured: ValueError."""
 
     def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
-        """Refuses scores without noise, or labels, that make no sense together: ValueError."""
+        """Refuses outputs without noise, or targets, that make no sense together: ValueError."""
 
     def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The number of each row [..., rows], from scores [..., rows, outputs] and labels [rows]."""
+        """The number of each row [copies, rows], or its sums [copies, rows, width], from outputs [copies, rows, ...]
+        and targets [rows, ...]."""
 
-    def floor(self, outputs: int) -> float | None:
-        """Its value under unbounded noise, of a model with so many outputs; None: the caller must say it."""
+    def value(self, pooled: NDArray[np.float64]) -> Any:
+        """What is told, from what the law has pooled over rows: [...], of sums from [..., width]."""
+
+    def floor(self, outputs: int, labels: Tensor) -> float | None:
+        """Its value for a model that knows nothing of the input and gives so many outputs; None: it has none."""

@@ -217,7 +217,7 @@ def _ties(session: Session) -> float | None:
 
 def _floor(session: Session, asked: Asked) -> float:
     """What is measured under unbounded noise."""
-    floor = asked.metric.floor(session.outputs) if asked.floor is None else asked.floor
+    floor = asked.metric.floor(session.outputs, session.labels) if asked.floor is None else asked.floor
     if floor is None:
         raise ValueError(f"walk: {asked.metric.name} has no floor of its own: give floor=")
     return floor

@@ -52,7 +52,7 @@ class Fine(Accuracy):
         places = self.places(scores)
         return torch.where(places.isfinite(), places.nan_to_num().floor().remainder(2), -1).to(torch.int8)
 
-    def floor(self, outputs: int) -> float:
+    def floor(self, outputs: int, labels: Tensor) -> float:
         return 0.5
 
     def margins(self, scores: Tensor) -> Tensor:

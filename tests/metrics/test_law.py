@@ -1,16 +1,18 @@
-"""The metric that there is and its law: right, wrong and NaN rows, to the byte that a store keeps."""
+"""The accuracy and the laws: right, wrong and NaN rows, numbers with and without bounds, sums; as stores keep them."""
 
 from __future__ import annotations
 
 import base64
+import json
 import tracemalloc
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from noisykernels.metrics import ACCURACY, BINARY, NAN, Accuracy
+from noisykernels.metrics import ACCURACY, BINARY, NAN, Accuracy, Bounded, Law, Real, Sums
 
 
 def test_rows_are_right_wrong_or_nan() -> None:
@@ -96,3 +98,51 @@ def test_scores_that_cannot_be_measured() -> None:
         ACCURACY.check_clean("op", torch.zeros(2, 4), torch.tensor([0, 4]))
     with pytest.raises(ValueError, match="op: the model gives NaN without noise"):
         ACCURACY.check_clean("op", torch.full((1, 4), float("nan")), torch.tensor([0]))
+
+
+FLOATS = {"bounded": Bounded(0.0, 1.0, worst=0.0), "real": Real(), "sums": Sums(3)}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_numbers_come_back_to_the_bit(name: str) -> None:
+    law: Law = FLOATS[name]
+    answer = law.empty(2, 3, 7)
+    answer[...] = np.random.default_rng(0).random(answer.shape)
+    answer[0, 1, 2], answer[1, 0, 3] = np.nan, -np.inf
+    back = law.unpacked(json.loads(json.dumps(law.packed(answer))), (2, 3, 7))
+    assert back.dtype == answer.dtype and back.tobytes() == answer.tobytes() and back.flags.writeable
+    assert law.missing(back).sum() == 2 and law.missing(back)[0, 1, 2] and law.missing(back)[1, 0, 3]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": [2, 3, 8]},
+        {"type": "<i4"},
+        {"type": None},
+        {"values": base64.b64encode(zlib.compress(bytes(10**8))).decode()},
+        {"values": "é"},
+        {"values": 3},
+        {"values": base64.b64encode(bytes(30)).decode()},
+    ],
+    ids=str,
+)
+def test_what_are_no_packed_numbers_is_refused(name: str, wrong: dict[str, Any]) -> None:
+    law: Law = FLOATS[name]
+    good = law.packed(law.empty(2, 3, 7))
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        law.unpacked(good | wrong, (2, 3, 7))
+    for missing in good:
+        with pytest.raises(KeyError):
+            law.unpacked({k: v for k, v in good.items() if k != missing}, (2, 3, 7))
+
+
+def test_what_is_missing_is_counted_and_never_averaged() -> None:
+    row = np.array([[1.0, np.inf, 3.0, np.nan], [np.nan] * 4], dtype=np.float32)
+    assert Real().pooled(Real().numbers(row)).tolist()[0] == 2.0 and np.isnan(Real().pooled(Real().numbers(row))[1])
+    bounded = Bounded(0.0, 4.0, worst=4.0)
+    assert bounded.pooled(bounded.numbers(row)).tolist() == [3.0, 4.0] and bounded.largest_variance == 4.0
+    sums = np.array([[[1.0, 2.0], [np.nan, 1.0]]])
+    assert Sums(2).pooled(Sums(2).numbers(sums)).tolist() == [[1.0, 2.0]]
+    assert Sums(2).missing(sums).tolist() == [[False, True]]

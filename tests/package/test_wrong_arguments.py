@@ -35,7 +35,7 @@ MADE = {
 CALLED = set(
     "forward extra_repr reset_parameters drawn add_param_group load_state_dict step passes "
     "input output weight cells measure contract add_bias levels perturbed given_order "
-    "check_clean check_data check_scores floor of_rows empty missing numbers packed unpacked "
+    "check_clean check_data check_scores floor of_rows value empty missing numbers packed pooled unpacked "
     "tell_of_part set_block "
     "channels fixed fresh largest look described run evaluations rows_on memory_on of submit".split()
 )  # fmt: skip
