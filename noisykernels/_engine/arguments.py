@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from noisykernels._util.checks import in_range, is_number, shown
 from noisykernels._util.runtime import unwrap
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.site import Site, meets, near
 from noisykernels.injection.trace import names_of
 from noisykernels.noise.arguments import ids_tensor
@@ -82,5 +82,5 @@ def with_rows(op: str, chosen: list[Site], asked: Any) -> list[Site]:
             f"{op}: rows cannot be told apart at {', '.join(map(repr, lost))}, so no noise can enter there; "
             "choose other sites with sites="
         )
-    warnings.warn(f"{op}: rows cannot be told apart at {', '.join(map(repr, lost))}: left out", stacklevel=5)
+    warn_user(f"{op}: rows cannot be told apart at {', '.join(map(repr, lost))}: left out")
     return [site for site in chosen if site.name not in lost]

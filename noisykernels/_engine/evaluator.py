@@ -32,6 +32,7 @@ __all__ = ["Engine", "Evaluator"]
 
 WHOLE = "every pass runs the whole model"
 SITES_WHOLE = f"for these sites {WHOLE}"
+TOGETHER = "several sites are noisy together"
 IDLE = "the scores do not depend on these sites, whose counts are the clean ones"
 
 
@@ -92,6 +93,10 @@ class Evaluator:
                 shares work.
         """
         asked = session.compute
+        if all(site.members for site in chosen):
+            if asked.engine == "shared":
+                _tell(session, WHOLE, [TOGETHER])
+            return cls(session, None, why=TOGETHER)
         if asked.engine == "auto" and asked.verify == "sample" and draws is not None:
             grids, rows = len(chosen) * len(session.problem.targets), len(session.inputs)
             if why := why_whole(session.sites, grids, len(levels), draws, rows, session.passes):
@@ -279,7 +284,7 @@ def _unreached(session: Session, tape: Tape, chosen: Sequence[Site], idle: Colle
     why = {s.name: tape.refused[s.name] for s in chosen if s.name in tape.refused}
     unseen = [s.name for s in chosen if s.name in tape.idle and s.name not in idle]
     why |= dict.fromkeys(unseen, "the scores depend on it in a way that is not recorded")
-    closed = [s for s in chosen if s.name in tape.sites and not target.reaches(tape, s)]
+    closed = [s for s in chosen if (s.members or s.name in tape.sites) and not target.reaches(tape, s)]
     return _reasons(why | {s.name: target.why_not(s) for s in closed})
 
 

@@ -27,7 +27,7 @@ def idle_sites(session: Session, tape: Tape, chosen: Sequence[Site]) -> list[str
     A recording does not see what goes through Python's numbers or memory shared behind torch's back: a pass of two rows
     through the whole model does. Any noise of a site enters at or before its value, so one on the value tells of all.
     """
-    found = [s for s in chosen if all(call in tape.idle for call in s.calls or (s.name,))]
+    found = [s for s in chosen if all(name in tape.idle for name in _noisy(s))]
     if not found:
         return []
     inputs, rows = session.inputs[:2], session.rows[:2]
@@ -38,4 +38,9 @@ def idle_sites(session: Session, tape: Tape, chosen: Sequence[Site]) -> list[str
         with session.placing(replace(SILENT, noise=Noise(add=LOUD), where=exactly(call))):
             return torch.equal(session.scores(inputs, rows), clean)
 
-    return [s.name for s in found if all(silent(call) for call in s.calls or (s.name,))]
+    return [s.name for s in found if all(map(silent, _noisy(s)))]
+
+
+def _noisy(site: Site) -> tuple[str, ...]:
+    """All values that noise of a site may enter."""
+    return (*site.members, *site.calls) or (site.name,)

@@ -6,7 +6,6 @@ Every study asks a `Problem` and works inside a `Session`. Neither knows what is
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from noisykernels._engine.targets import Target
 from noisykernels._util.data import in_memory
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.api import inject
 from noisykernels.injection.api import sites as sites_of
 from noisykernels.injection.placement import SILENT, Placement
@@ -193,10 +193,9 @@ class Session:
         if tell and placement.hardware is not None:
             met = [row.hardware or row.arithmetic or len(row.shape) < 2 for row in found.parameters]
             if lost := [row.name for row, fine in zip(found.parameters, met, strict=True) if not fine]:
-                warnings.warn(
+                warn_user(
                     f"{self.op}: hardware does not reach {', '.join(lost)}: of no contraction the weight; "
-                    "nk.coverage(model, example_input) says why",
-                    stacklevel=4,
+                    "nk.coverage(model, example_input) says why"
                 )
         kinds = [] if placement.noise is None else ["noise"]
         if placement.hardware is not None:

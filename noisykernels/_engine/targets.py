@@ -128,10 +128,12 @@ class Target(ABC):
 
     def reaches(self, tape: Tape, site: Site) -> bool:
         """Whether the shared engine can run it at a site."""
-        return len(site.calls) == 1 and step_of(tape, site.name) is not None
+        return not site.members and len(site.calls) == 1 and step_of(tape, site.name) is not None
 
     def why_not(self, site: Site) -> str:
         """Where `reaches` says no: the reason."""
+        if site.members:
+            return f"{len(site.members)} sites are noisy together"
         if len(site.calls) > 1:
             return f"its weight is used by {len(site.calls)} calls"
         return "its weight is computed, or its input given by name"
@@ -206,7 +208,7 @@ class Activation(_Directed):
 
     def placement(self, site: Site, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, noise=self.noise.scaled(level), where=exactly(site.name))
+        return replace(SILENT, noise=self.noise.scaled(level), where=tuple(map(exactly, site.names)))
 
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
@@ -228,7 +230,7 @@ class Activation(_Directed):
 
     def reaches(self, tape: Tape, site: Site) -> bool:
         """See `Target`."""
-        return site.name in tape.sites
+        return not site.members and site.name in tape.sites
 
     def reads(self, tape: Tape, site: str) -> set[int]:
         """The site alone."""

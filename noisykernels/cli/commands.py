@@ -16,6 +16,7 @@ from noisykernels._engine.store import noting
 from noisykernels._engine.targets import Parameter, Target
 from noisykernels.cli.notes import NOTE, note
 from noisykernels.cli.output import File, check_files, draw_picture, say, tell, typed
+from noisykernels.cli.reading import a_site
 from noisykernels.datasets.vision import info, load
 from noisykernels.noise.contract import KINDS
 from noisykernels.stats.midpoint import Axis
@@ -25,6 +26,7 @@ from noisykernels.study.html_report import report
 from noisykernels.study.result import Result
 from noisykernels.study.study import Study
 from noisykernels.training.loop import accuracy
+from noisykernels.walking.groups import check_groups, grouped
 from noisykernels.walking.options import strategy_of, targets_of
 from noisykernels.walking.parameter import PARAMETERS, walk_parameter
 from noisykernels.zoo.networks import build
@@ -65,11 +67,13 @@ def _refuse(args: argparse.Namespace, target: Target | None = None) -> None:
     if target is not None:
         for level in args.levels or ():
             target.check(args.command, level, torch.float32)
-    if args.sites is not None:
+    groups = _groups(args)
+    if args.sites is not None or groups is not None:
+        check_groups(args.command, groups, args.sites)
         about = info(args.data)
         model = build(args.model, about.shape, about.classes)
-        found = nk.sites(model, torch.zeros(1, *about.shape))
-        chosen_sites(args.command, model, [s for s in found if target is None or target.opens(s)], args.sites)
+        found = [s for s in nk.sites(model, torch.zeros(1, *about.shape)) if target is None or target.opens(s)]
+        grouped(args.command, model, chosen_sites(args.command, model, found, args.sites), groups, "")
 
 
 def _refuse_levels(args: argparse.Namespace, axis: Axis) -> None:
@@ -171,9 +175,27 @@ def _options(args: argparse.Namespace, rows: int) -> dict[str, Any]:
         store=args.store,
         seed=args.seed,
         sites=args.sites,
+        groups=_groups(args),
         progress=not args.quiet,
         description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {rows} test rows"),
     )
+
+
+def _groups(args: argparse.Namespace) -> Any:
+    """The groups of a walk: a word, or a dict of names and sites."""
+    given = getattr(args, "groups", None)
+    if given is None:
+        return None
+    words = [word for word in given if "=" not in word]
+    if words and len(given) > 1:
+        raise ValueError(f"--groups: {words[0]} stands alone, got {' '.join(given)}")
+    if words:
+        return words[0]
+    found: dict[str, list[str | int]] = {}
+    for one in given:
+        name, _, site = one.partition("=")
+        found.setdefault(name, []).append(a_site(site))
+    return found
 
 
 def _compute(args: argparse.Namespace, **more: Any) -> nk.Compute:

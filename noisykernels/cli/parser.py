@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from noisykernels._util.checks import RANGES, Range, shown, whole
 from noisykernels._util.text import one_line, printable
 from noisykernels.cli import commands
-from noisykernels.cli.reading import LEVELS, Number, Numbers, a_device, a_path, a_site, a_text
+from noisykernels.cli.reading import LEVELS, Number, Numbers, a_device, a_group, a_path, a_site, a_text
 from noisykernels.datasets.vision import DATASETS
 from noisykernels.noise.contract import KINDS
 from noisykernels.stats.votes import MOST_DRAWS
@@ -141,6 +141,10 @@ def parser() -> argparse.ArgumentParser:
     )
 
     work = _Parser(add_help=False, parents=[workers])
+    work.add_argument(
+        "--groups", type=a_group, nargs="+", metavar="all|block|NAME=SITE",
+        help="sites that are noisy together: all, those of each block, or those given the same name",
+    )  # fmt: skip
     work.add_argument(
         "--engine", default="auto", choices=("auto", "shared", "plain"), help="share work, or run every pass whole"
     )

@@ -15,7 +15,7 @@ import torch
 
 from noisykernels._util.checks import RANGES, Range, shown, whole
 
-__all__ = ["LEVELS", "Number", "Numbers", "a_device", "a_path", "a_site", "a_text"]
+__all__ = ["LEVELS", "Number", "Numbers", "a_device", "a_group", "a_path", "a_site", "a_text"]
 
 LEVELS = Range(0, torch.finfo(torch.float32).max)  # what the noise of the networks of the command line can have
 FINITE = Range()
@@ -98,6 +98,14 @@ def a_site(text: str) -> str | int:
     """A site: its index, its name or a pattern of names."""
     index = number(text, RANGES["first_row"])
     return a_text(text) if index is None else int(index)
+
+
+def a_group(text: str) -> str:
+    """Which sites are noisy together: a word, or a name and a site."""
+    name, equals, site = text.partition("=")
+    if text not in ("all", "block") and not (name.strip() and equals and site.strip() and "\0" not in text):
+        raise argparse.ArgumentTypeError(f"expected all, block or NAME=SITE, got {shown(text)}")
+    return text
 
 
 def a_device(name: str) -> str:

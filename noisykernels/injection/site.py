@@ -42,7 +42,8 @@ class Site:
     `row_dim` is the dimension that counts rows; None: there is no such dimension, the value is the same for all rows
     (`alone`) or mixes them. `outer` is what lies outside of rows where several values of each are folded into that
     dimension: outer x rows x more. `calls` are the names of all calls that use the array of which this is the first
-    call; empty for a later one, and where there is no weight.
+    call; empty for a later one, and where there is no weight. `members` are the names of the sites that a walk makes
+    noisy together under one name; empty: it is one site.
     """
 
     name: str
@@ -54,6 +55,12 @@ class Site:
     calls: tuple[str, ...] = ()
     outer: int = 1
     alone: bool = False
+    members: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all sites that are noisy together: its own, where it is one."""
+        return self.members or (self.name,)
 
 
 def is_input(name: str) -> bool:

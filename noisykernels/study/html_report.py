@@ -166,7 +166,6 @@ def _stands(p: Midpoint) -> str:
 
 def _asked(study: StudyLike) -> list[list[str]]:
     m = study.meta
-    walked = len({r.site_index for r in study.records})
     span = f"from {min(m.levels):.4g} to {max(m.levels):.4g}"
     search = f"searched for each site, {len(m.levels)} looked at, {span}"
     return [
@@ -176,13 +175,21 @@ def _asked(study: StudyLike) -> list[list[str]]:
         ["parameter", f"{m.parameter}; larger is {m.noise.get('larger')}"]
         if m.parameter
         else ["noise at level 1", shown(m.noise)],
-        ["where", f"{m.target}s, one site at a time: {walked} of {len(m.sites)} sites"],
+        ["where", f"{m.target}s, {_at_once(study)}"],
         *(["covered", line] for line in covers(m.plan.get("covered", {}))),
         ["seed", str(m.seed)],
         ["values" if m.parameter else "levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
         ["draws", f"up to {len(m.draws)}, as many as needed" if m.midpoints else str(len(m.draws))],
         ["floor", f"{m.floor:.4g}, the {m.metric} taken for unbounded noise"],
     ]
+
+
+def _at_once(study: StudyLike) -> str:
+    """Whether sites were noisy alone or together, and how many."""
+    m, walked = study.meta, len({r.site for r in study.records})
+    if "groups" in m.plan:
+        return f"all sites of a group at a time: {walked} of {len(m.sites)} groups"
+    return f"one site at a time: {walked} of {len(m.sites)} sites"
 
 
 def _snippet(study: StudyLike) -> str:
@@ -196,7 +203,11 @@ def _snippet(study: StudyLike) -> str:
     settings = [f"seed={m.seed},", *([f"sites={walked!r},"] if len(walked) < len(m.sites) else [])]
     sizes = [f"{k}={m.plan[k]!r}" for k in ("batch_rows", "draws_per_pass", "threads", "memory") if k in m.plan]
     settings += [f"compute=nk.Compute({', '.join(sizes)}),"] if sizes else []
-    settings += [f"plateaus={m.plan['plateaus']!r},"] if "plateaus" in m.plan else []
+    settings += [
+        f"{k}={m.plan[k]!r},"
+        for k in ("plateaus", "groups", "root", "detail", "arrays")
+        if k in m.plan and (k, m.plan[k]) != ("arrays", "module")
+    ]
     settings += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
     if "metric" in m.plan:
         what.append(f"# metric: that of the {m.metric}")

@@ -174,6 +174,7 @@ class Study(Result, kind="study"):
             f"clean {m.metric} {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
             + (f"adaptive{spent}{self._stopped()}" if m.midpoints else f"{len(m.levels)} levels x {len(m.draws)} draws")
             + (f" of the {m.parameter}" if m.parameter else "")
+            + (", the sites of a group noisy together" if "groups" in m.plan else "")
             + f", {m.axis} axis, seed {m.seed}"
             + "".join(f"; {line}" for line in covers(m.plan.get("covered", {})))
         )

@@ -17,6 +17,7 @@ from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.noise.description import Noise
 from noisykernels.stats.midpoint import Axis
+from noisykernels.walking.groups import Groups, check_groups
 from noisykernels.walking.strategies import Grid, Progress, Search, Strategy
 
 __all__ = ["Asked", "strategy_of", "targets_of"]
@@ -30,6 +31,7 @@ class Asked:
     strategy: Strategy
     seed: int
     sites: Sequence[str | int] | str | None = None
+    groups: Groups = None
     rows: Tensor | Sequence[int] | None = None
     metric: Metric = ACCURACY
     floor: float | None = None
@@ -46,6 +48,7 @@ class Asked:
         """Checks what nothing else does before the work is done."""
         if self.axis not in (None, "log", "linear"):
             raise ValueError(f'axis: expected "log" or "linear", got {self.axis!r}')
+        check_groups("walk", self.groups, self.sites)
         if self.floor is not None and not isinstance(self.floor, float | int):
             raise TypeError(f"walk: floor must be a number or None, got {self.floor!r}")
         names = self.description

@@ -20,6 +20,7 @@ from noisykernels.hardware.periphery import ADC, DAC
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.study.study import Study
+from noisykernels.walking.groups import Groups
 from noisykernels.walking.options import Asked
 from noisykernels.walking.strategies import Grid, Progress
 from noisykernels.walking.walks import run
@@ -92,6 +93,7 @@ def walk_parameter(
     draws: int | Sequence[int] = 1,
     seed: int,
     sites: Sequence[str | int] | str | None = None,
+    groups: Groups = None,
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
     floor: float | None = None,
@@ -122,6 +124,7 @@ def walk_parameter(
             nothing.
         seed: 64-bit seed of what the hardware draws.
         sites: names, name patterns or indices of contractions; None walks all.
+        groups: contractions that have the hardware together, as for `walk`.
         store: as for `walk`. It belongs to this `name` and to the devices at the first value, by how they print
             themselves and what they hold, so keep the first value when you add values.
             With workers, `make` must be one that can be sent to them, a function of a module.
@@ -158,8 +161,8 @@ def walk_parameter(
         raise ValueError(f"walk_parameter: name must be a text, got {name!r}")
     grid = Grid(tuple(level_list("walk_parameter", values)), tuple(draw_list("walk_parameter", draws)))
     asked = Asked(
-        targets=(Parameter(make, name, larger),), strategy=grid, seed=seed, sites=sites, rows=rows, metric=metric,
-        floor=floor, axis=axis, arrays=arrays, root=root, compute=compute, store=store,
+        targets=(Parameter(make, name, larger),), strategy=grid, seed=seed, sites=sites, groups=groups, rows=rows,
+        metric=metric, floor=floor, axis=axis, arrays=arrays, root=root, compute=compute, store=store,
         progress=progress, description=description,
     )  # fmt: skip
     (study,) = run(model, data, asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, SupportsIndex, overload
 
@@ -29,6 +29,7 @@ from noisykernels.noise.description import Noise
 from noisykernels.stats.records import Meta
 from noisykernels.study.study import Study
 from noisykernels.walking.cells import Cells
+from noisykernels.walking.groups import Groups, grouped
 from noisykernels.walking.options import Asked, strategy_of, targets_of
 from noisykernels.walking.strategies import Found, Progress, Search
 
@@ -54,6 +55,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     draws: SupportsIndex | Sequence[int] | Tensor | None = None,
     seed: int,
     sites: Sequence[str | int] | str | None = None,
+    groups: Groups = None,
     target: Literal["activation", "weight"] = "activation",
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
@@ -87,6 +89,10 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         draws: number of draws (ids 0, 1, ...), or the ids.
         seed: 64-bit seed of the study.
         sites: names, name patterns or indices of the sites to walk (see `sites`); None walks all.
+        groups: sites that are noisy together, each at the same level, as one place of the walk: ``"all"`` of them, the
+            level that the whole chip can stand; ``"block"``, those of each block (what a `ModuleList` or `Sequential`
+            holds; elsewhere what the model holds) together; or a dict of names and, for each, the sites as for
+            `sites`. Every pass of a group runs the whole model. None: one site at a time.
         target: where noise enters; ``"activation"``: values at sites; ``"weight"``: the weights of linear layers and
             convolutions, drawn once for each draw, which is a chip, and the same for all rows. The noise is then a
             `WeightNoise`, such as ``WeightNoise(add=1.0, relative="layer")``, or a `Noise` of one term.
@@ -133,8 +139,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     check_arguments(walk, locals())
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(
-        targets=targets, strategy=strategy, seed=seed, sites=sites, rows=rows, metric=metric, floor=floor, axis=axis,
-        arrays=arrays, root=root, detail=detail, compute=compute, store=store, progress=progress,
+        targets=targets, strategy=strategy, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric, floor=floor,
+        axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store, progress=progress,
         description=description,
     )  # fmt: skip
     studies = run(model, data, asked)
@@ -173,6 +179,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
             plan["root"], kept["root"] = asked.root, asked.root
         if asked.detail is not None:
             plan["detail"] = kept["detail"] = asked.detail
+        if groups := {site.name: list(site.members) for site in cells.sites if site.members}:
+            plan["groups"] = kept["groups"] = groups
         if identity := asked.metric.identity():
             plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
@@ -191,17 +199,22 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     opens = asked.targets[0].opens
     if not any(map(opens, session.sites)):
         raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
-    chosen = chosen_sites("walk", session.model, session.sites, asked.sites, opens, asked.root)
-    return with_rows("walk", chosen, asked.sites)
+    chosen = with_rows(
+        "walk", chosen_sites("walk", session.model, session.sites, asked.sites, opens, asked.root), asked.sites
+    )
+    return grouped("walk", session.model, chosen, asked.groups, asked.root)
 
 
 def _covered(session: Session, asked: Asked, chosen: Sequence[Site]) -> dict[str, float]:
     """The share of multiply-adds whose results, or whose weights, are walked."""
     level = asked.strategy.levels[0] if asked.strategy.levels else 1.0
     placed = [asked.targets[0].placement(site, level) for site in chosen]
-    noise: Any = {p.where: p.noise for p in placed if p.noise is not None}
+    noise: Any = {choice: p.noise for p in placed if p.noise is not None for _, choice in p.choices()}
     hardware = {call: devices for p in placed for call, devices in (p.hardware or {}).items()}
-    return session.covered(replace(SILENT, noise=noise or None, hardware=hardware or None), tell=asked.sites is None)
+    return session.covered(
+        replace(SILENT, noise=noise or None, hardware=hardware or None),
+        tell=asked.sites is None and not isinstance(asked.groups, Mapping),
+    )
 
 
 def _ties(session: Session) -> float | None:
@@ -236,7 +249,7 @@ def _study(
         rows=len(cells.clean),
         clean_correct=int(cells.clean.sum()),
         classes=session.outputs,
-        sites=tuple(s.name for s in session.sites),
+        sites=tuple(s.name for s in (session.sites if asked.groups is None else cells.sites)),
         stream_version=STREAM_VERSION,
         plan=plan | {"evaluations": cells.evaluations[which]} | strategy.described(found[which]),
         axis=asked.axis,

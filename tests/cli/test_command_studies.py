@@ -98,3 +98,27 @@ def test_studies_that_cannot_be_read(tmp_path: Path, capsys) -> None:
         said = capsys.readouterr()
         assert said.err.startswith(f"noisykernels {arguments[0]}: ") and said.err.count("\n") == 1 and not said.out
     assert list(tmp_path.iterdir()) == [bad]
+
+
+def test_groups(cache: str, capsys) -> None:
+    fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--rows", "60"]
+    grid = [*fixed, "--levels", "0.5,5", "--draws", "1"]
+    assert main(["grid", *grid, "--groups", "ends=fc1:linear#0", "ends=fc_out", "first=0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["midpoints"]
+    assert [m["site"] for m in found] == ["ends", "first"]
+    assert main(["grid", *grid, "--groups", "all"]) == 0
+    assert "the sites of a group noisy together" in capsys.readouterr().out
+    values = ["parameter", "saturation", "--values", "0.1,1", *fixed]
+    assert main([*values, "--groups", "block", "--json"]) == 0
+    assert [m["site"] for m in json.loads(capsys.readouterr().out)["midpoints"]] == ["fc1", "fc2", "fc3", "fc_out"]
+    for words, said in [
+        (["all", "a=b"], "--groups: all stands alone, got all a=b"),
+        (["a=nothing"], "no site 'nothing'"),
+        (["all=fc1", "fc1:linear#0=fc1"], "a group must have a name of its own"),
+        (["a=fc1", "--sites", "fc1"], "leave out sites="),
+    ]:
+        assert main(["grid", *grid, "--groups", *words]) == 1
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["grid", *grid, "--groups", "some"])
+    assert "--groups: expected all, block or NAME=SITE, got 'some'" in capsys.readouterr().err

@@ -21,7 +21,7 @@ VALUES: dict[str, list[str]] = {
     "root": ["."], "cache": ["."], "model": ["mlp-bn"], "data": ["mnist"], "epochs": ["7"], "train_seed": ["7"],
     "threads": ["1"], "device": ["cpu"], "rows": ["7"], "seed": ["7"], "sites": ["fc1"], "batch_rows": ["7"],
     "draws_per_pass": ["7"], "order": ["add_mul"], "kind": ["uniform"], "workers": ["2"], "engine": ["plain"],
-    "store": ["s.db"], "memory": ["0.5"], "noise": ["mul"], "ratio": ["0.25"], "out": ["a.out"], "export": ["a.csv"],
+    "store": ["s.db"], "groups": ["block"], "memory": ["0.5"], "noise": ["mul"], "ratio": ["0.25"], "out": ["a.out"], "export": ["a.csv"],
     "report": ["a.html"], "picture": ["a.png"], "target": ["weight"], "relative": ["layer"], "arrays": ["call"],
     "rel_ci": ["0.2"], "most": ["900"], "levels": ["0.1,1"], "draws": ["7"], "plateaus": ["0.03"], "ratios": ["0.5"],
     "level": ["0.25"], "limits": ["0.5"], "title": ["a"], "names": ["a", "b"], "json": [], "quiet": [],

@@ -69,7 +69,10 @@ def measured(**more: Any) -> dict[str, Any]:
 def walked(**more: Any) -> dict[str, Any]:
     """Arguments that all walks share."""
     return measured(
-        **dict(draws=1, sites=None, floor=None, axis=None, store=None, description=("", ""), arrays="module") | more
+        **dict(
+            draws=1, sites=None, groups=None, floor=None, axis=None, store=None, description=("", ""), arrays="module"
+        )
+        | more
     )
 
 
