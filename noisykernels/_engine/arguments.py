@@ -16,7 +16,7 @@ from noisykernels.injection.site import Site, meets, near
 from noisykernels.injection.trace import names_of
 from noisykernels.noise.arguments import ids_tensor
 
-__all__ = ["chosen_sites", "draw_list", "level_list", "with_rows"]
+__all__ = ["chosen_sites", "draw_list", "level_list", "listed", "with_rows"]
 
 
 def level_list(op: str, levels: Sequence[float] | Tensor) -> list[float]:
@@ -49,23 +49,33 @@ def draw_list(op: str, draws: Any) -> list[int]:
     return ids.tolist()
 
 
+def listed(sites: Sequence[str | int | type] | str | type | None) -> list[str | int | type]:
+    """What `sites` chooses, one by one; none: all."""
+    if sites is None:
+        return []
+    return [sites] if isinstance(sites, str | type) or is_number(sites) else list(sites)  # type: ignore[list-item]
+
+
 def chosen_sites(
-    op: str, model: nn.Module, known: list[Site], sites: Sequence[str | int] | str | None,
+    op: str, model: nn.Module, known: list[Site], sites: Sequence[str | int | type] | str | type | None,
     opens: Callable[[Site], bool] = lambda _: True, root: str = "",
 ) -> list[Site]:  # fmt: skip
     """The sites of a model that a user's names, patterns and indices choose among those that are open."""
     every, names = [site for site in known if opens(site)], names_of(unwrap(model), known, root)
     if sites is None:
         return every
-    wanted: Any = [sites] if isinstance(sites, str) or is_number(sites) else list(sites)
+    wanted = listed(sites)
 
-    def fits(site: Site, choice: str | int) -> bool:
-        return meets(site.name, names.meant(choice)) if isinstance(choice, str) else site.index == choice
+    def fits(site: Site, choice: str | int | type) -> bool:
+        if isinstance(choice, str | type):
+            return meets(site.name, names.meant(choice))
+        return site.index == choice
 
     if not wanted:
         raise ValueError(f"{op}: sites must choose at least one site, got an empty list: None means all sites")
     for choice in wanted:
         if not any(fits(site, choice) for site in every):
+            choice = choice.__name__ if isinstance(choice, type) else choice
             close = ", ".join(near(str(choice), [s.name for s in every]))
             have = ", ".join(f"{s.index} {s.name}" for s in every)
             raise ValueError(f"{op}: no site {choice!r}; {close and f'near it are {close}; '}the model has {have}")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from noisykernels._engine.arguments import chosen_sites
+from noisykernels._engine.arguments import chosen_sites, listed
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
@@ -24,13 +24,13 @@ from noisykernels._util.data import in_memory
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels._util.warning import warn_user
-from noisykernels.injection.api import inject
-from noisykernels.injection.api import sites as sites_of
+from noisykernels.injection.api import inject, sites_with_results
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.reach import coverage
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import state_of
+from noisykernels.injection.trace import open_results
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.noise.arguments import ids_tensor, seed_tensor
@@ -54,6 +54,7 @@ class Problem:
         arrays: what an array is, see `inject`.
         root: the part at which names begin, see `inject`.
         detail: what else is a site, see `inject`.
+        asked: words that choose sites, among which may be results of modules.
     """
 
     model: nn.Module
@@ -64,21 +65,30 @@ class Problem:
     arrays: str = "module"
     root: str = ""
     detail: str | None = None
+    asked: tuple[str | type, ...] = ()
 
     @classmethod
     def of(
         cls, op: str, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
-        targets: Sequence[Target] = (), metric: Metric = ACCURACY, arrays: str = "module",
-        root: str = "",
+        targets: Sequence[Target] = (), metric: Metric = ACCURACY,
+        sites: Sequence[str | int | type] | str | type | None = None, **injected: str | None,
     ) -> Problem:  # fmt: skip
-        """A problem from what a study is given: checked, and where the model is; `op` is of the study, for errors."""
+        """A problem from what a study is given: checked, and where the model is.
+
+        Args:
+            op: of the study, for errors.
+            sites: that are asked for, by words or indices.
+            injected: `arrays`, `root` and `detail`.
+        """
         _check_metric(op, metric)
         device = place_of(model)
         if seed is None:  # which operators take for a seed drawn now: no study could be repeated
             raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
         inputs, labels, ids = (part.to(device) for part in _in_memory(op, data, rows, metric))
-        return cls(model, (inputs, labels, ids), seed, tuple(targets), metric, arrays, root)
+        words = tuple(word for word in listed(sites) if isinstance(word, str | type))
+        told: Any = injected
+        return cls(model, (inputs, labels, ids), seed, tuple(targets), metric, asked=words, **told)
 
     def shuffled(self) -> Problem:
         """With the rows in an order of their own, fixed by the seed: the first ones are a random part of all."""
@@ -94,14 +104,14 @@ class Problem:
 
 
 def places_of(
-    op: str, model: nn.Module, problem: Problem, noise: Any, sites: Sequence[str | int] | str | None
+    op: str, model: nn.Module, problem: Problem, noise: Any, sites: Sequence[str | int | type] | str | type | None
 ) -> list[str] | None:  # fmt: skip
     """The names of the sites that a study is asked to make noisy; None: all, or those of its dict of noises."""
     if sites is None:
         return None
     if isinstance(noise, dict):
         raise ValueError(f"{op}: a dict of noises says where they enter; leave out sites=")
-    known = sites_of(model, problem.data[0][:2], root=problem.root)
+    known = sites_with_results(model, problem.data[0][:2], problem.asked, problem.root, problem.detail)
     return [site.name for site in chosen_sites(op, model, known, sites, root=problem.root)]
 
 
@@ -161,6 +171,7 @@ class Session:
             given = inject(self.problem.model, example_input=self.inputs[:2].clone(), **placed)
             self.model: nn.Module = stack.enter_context(given)
             self.state = state_of(self.model)
+            open_results(self.model, self.problem.asked, self.inputs[:2].clone())
             self.noisy, self.state.placement = self.state.placement, SILENT
             self.sites: list[Site] = self.state.traced
             self.passes = self._passes or choose_passes(

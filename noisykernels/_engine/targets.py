@@ -27,7 +27,7 @@ from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.placement import SILENT, Placement
-from noisykernels.injection.site import Site, exactly
+from noisykernels.injection.site import PARTS, Site, exactly
 from noisykernels.noise.arguments import Key, seed_tensor
 from noisykernels.noise.contract import largest_eps
 from noisykernels.noise.description import Noise
@@ -293,11 +293,13 @@ class Parameter(Target):
         make: the list of devices for a value of the parameter.
         label: name of the parameter, with its unit.
         larger: ``"better"``: more of it is closer to the exact contraction; ``"worse"``.
+        of_values: attention's own products are walked, too: devices act there.
     """
 
     make: Callable[[float], Sequence[Device] | Device]
     label: str
     larger: str
+    of_values: bool = False
     name: ClassVar[str] = "parameter"
 
     def devices(self, value: float) -> tuple[Device, ...]:
@@ -310,7 +312,15 @@ class Parameter(Target):
 
     def placement(self, site: Site, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, hardware={exactly(call): self.devices(level) for call in site.calls})
+        return replace(SILENT, hardware={exactly(call): self.devices(level) for call in site.calls or (site.name,)})
+
+    def opens(self, site: Site) -> bool:
+        """See `Target`."""
+        return has_weight(site) or (self.of_values and site.kind in PARTS)
+
+    def why_not(self, site: Site) -> str:
+        """See `Target`."""
+        return super().why_not(site) if site.calls else "it multiplies values with values"
 
     def passes(self, work: Work) -> Iterator[Pass]:
         """See `Target`: the contraction is run for each value."""

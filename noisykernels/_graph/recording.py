@@ -27,6 +27,7 @@ from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.running import begin
+from noisykernels.injection.site import kind_of
 from noisykernels.injection.state import state_of
 from noisykernels.injection.values import Change
 from noisykernels.nn.signals import draw_layer
@@ -160,10 +161,15 @@ class _Recorder(SiteMode):
 
     def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
         """The value at a site; within attention, that of the last step."""
-        if self.in_attention:
-            clean = clean.view_as(clean) if self.steps[-1].names else clean  # the value of another site
+        result = kind_of(name) == "module"  # which may be the value of another site, or of none
+        if self.in_attention or result:
+            clean = clean.view_as(clean) if result or self.steps[-1].names else clean
             self.steps[-1].names = (name,)
         return super().at(name, noise, clean, row_dim)
+
+    def is_place(self, name: str, value: Tensor) -> bool:
+        """See `SiteMode`: what the trace has found."""
+        return name in self.places
 
     def number(self, t: Tensor) -> int | None:
         """The value that a tensor is; None: a parameter, or anything else from outside."""
@@ -321,7 +327,7 @@ def recorded(model: nn.Module, inputs: Tensor) -> Recording:
     """
     state = state_of(model)
     mode, (x, *rest), kwargs = begin(model, state, (inputs,), {}, [])
-    silent = Placement(layers_own=False, detail=state.detail)
+    silent = Placement(layers_own=False, detail=state.detail, outputs=state.outputs)
     recorder = _Recorder(silent, mode.key, model, state.site_ids, state.places, mode.record)
     inside = _Inside()
     recorder.owner = state

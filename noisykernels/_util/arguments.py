@@ -38,7 +38,8 @@ ALIASES = {
     "str | os.PathLike[str]": "path", "Path": "path", "Axis": "Literal['log', 'linear']",
     "Progress": "bool | Callable[..., object]", "Settings": "Mapping[str, Any]", "Size": "int | Sequence[int]",
     "Augment": "Callable[..., Tensor]", "Seed": "int | Tensor | None", "Step": "Callable[..., object]",
-    "NDArray[np.float64]": "ArrayLike", "Sequence[str | int] | str": "Sequence[str | int] | str | int",
+    "NDArray[np.float64]": "ArrayLike",
+    "Sequence[str | int | type] | str | type": "Sequence[str | int | type] | str | int | type",
 }  # fmt: skip
 NUMBERS = {"float": Range(), "int": Range(-(2**63), 2**63 - 1, whole=True)}
 NUMBERS["SupportsIndex"] = NUMBERS["int"]
@@ -70,6 +71,7 @@ PLAIN = {
     "None": _Kind("None", lambda v: v is None),
     "bool": _Kind("True or False", lambda v: isinstance(v, bool | np.bool_)),
     "str": _Kind("a text", lambda v: isinstance(v, str)),
+    "type": _Kind("a module type", lambda v: isinstance(v, type) and any(c.__name__ == "Module" for c in v.__mro__)),
     "path": _Kind("a path", lambda v: isinstance(v, str | os.PathLike), lambda v: str(v) != "" and "\0" not in str(v)),
 }
 

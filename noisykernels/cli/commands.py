@@ -18,6 +18,7 @@ from noisykernels.cli.notes import NOTE, note
 from noisykernels.cli.output import File, check_files, draw_picture, say, tell, typed
 from noisykernels.cli.reading import a_site
 from noisykernels.datasets.vision import info, load
+from noisykernels.injection.api import sites_with_results
 from noisykernels.noise.contract import KINDS
 from noisykernels.stats.midpoint import Axis
 from noisykernels.stats.records import usual_axis
@@ -26,7 +27,7 @@ from noisykernels.study.html_report import report
 from noisykernels.study.result import Result
 from noisykernels.study.study import Study
 from noisykernels.training.loop import accuracy
-from noisykernels.walking.groups import check_groups, grouped
+from noisykernels.walking.groups import check_groups, grouped, words_of
 from noisykernels.walking.options import strategy_of, targets_of
 from noisykernels.walking.parameter import PARAMETERS, walk_parameter
 from noisykernels.zoo.networks import build
@@ -72,7 +73,9 @@ def _refuse(args: argparse.Namespace, target: Target | None = None) -> None:
         check_groups(args.command, groups, args.sites)
         about = info(args.data)
         model = build(args.model, about.shape, about.classes)
-        found = [s for s in nk.sites(model, torch.zeros(1, *about.shape)) if target is None or target.opens(s)]
+        words = words_of(args.sites, groups)
+        known = sites_with_results(model, torch.zeros(1, *about.shape), words, detail=args.detail)
+        found = [s for s in known if target is None or target.opens(s)]
         grouped(args.command, model, chosen_sites(args.command, model, found, args.sites), groups, "")
 
 
@@ -176,6 +179,7 @@ def _options(args: argparse.Namespace, rows: int) -> dict[str, Any]:
         seed=args.seed,
         sites=args.sites,
         groups=_groups(args),
+        detail=args.detail,
         progress=not args.quiet,
         description=(f"{args.model}, {args.epochs} epochs", f"{args.data}, {rows} test rows"),
     )
@@ -215,6 +219,7 @@ def run_vote(args: argparse.Namespace) -> None:
         draws=args.draws,
         seed=args.seed,
         sites=args.sites,
+        detail=args.detail,
         compute=_compute(args),
         progress=not args.quiet,
     )
@@ -234,8 +239,9 @@ def run_chips(args: argparse.Namespace) -> None:
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     chips = nk.chips(
-        model, data, hardware=[noise], draws=args.draws, seed=args.seed, arrays=args.arrays, progress=not args.quiet
-    )
+        model, data, hardware=[noise], draws=args.draws, seed=args.seed, arrays=args.arrays, detail=args.detail,
+        progress=not args.quiet,
+    )  # fmt: skip
     found = {"clean": chips.clean, "mean": chips.mean, "std": chips.std, "accuracy": chips.accuracy.tolist()}
     found["covered"] = chips.covered
     found |= {"yields": [{"limit": v, "share": chips.yield_at(v)[0]} for v in args.limits]} if args.limits else {}
@@ -274,7 +280,8 @@ def run_train(args: argparse.Namespace) -> None:
 def run_sites(args: argparse.Namespace) -> None:
     """Lists the sites of an untrained network."""
     about = info(args.data)
-    known = nk.sites(build(args.model, about.shape, about.classes), torch.zeros(1, *about.shape))
+    model = build(args.model, about.shape, about.classes)
+    known = nk.sites(model, torch.zeros(1, *about.shape), detail=args.detail)
     found = [{"index": s.index, "name": s.name, "id": s.id, "kind": s.kind, "shape": s.shape[1:]} for s in known]
     lines = [f"{s.index:3d}  {s.name:24s} {' x '.join(map(str, s.shape[1:])):>14s}  id {s.id}" for s in known]
     tell(args, lambda: found, lambda: "\n".join(lines))

@@ -117,7 +117,12 @@ def parser() -> argparse.ArgumentParser:
     picture = _Parser(add_help=False)
     picture.add_argument("--picture", type=a_path, help="write curves and layer profile to this file")
 
-    passes = _Parser(add_help=False, parents=[picture])
+    inside = _Parser(add_help=False)
+    inside.add_argument(
+        "--detail", choices=("attention",), help="sites inside of attention, too: scores, softmax and weighted sum"
+    )
+
+    passes = _Parser(add_help=False, parents=[picture, inside])
     passes.add_argument("--rows", type=of("rows"), help="first so many test images (default: all)")
     passes.add_argument("--seed", type=of("seed"), default=0, help="seed of the noise (default: %(default)s)")
     passes.add_argument("--sites", type=a_site, nargs="+", help="names, patterns or indices of sites (default: all)")
@@ -228,7 +233,10 @@ def parser() -> argparse.ArgumentParser:
     vote.add_argument("--out", type=a_path, help="write the result (JSON) to this file")
 
     chips = command(
-        "chips", commands.run_chips, parents=[shared, shares], help="spread of accuracy over chips with noisy weights"
+        "chips",
+        commands.run_chips,
+        parents=[shared, shares, inside],
+        help="spread of accuracy over chips with noisy weights",
     )
     chips.add_argument("--noise", default="add", choices=("add", "mul"), help="kind of noise (default: %(default)s)")
     chips.add_argument("--level", type=Number(LEVELS), default=0.05, help="of all weights (default: %(default)s)")
@@ -270,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
     resume.add_argument("--yes", action="store_true", help="download and train what is not here, without a question")
 
     command("train", commands.run_train, parents=[shared], help="train a network, or load the cached one")
-    sites = command("sites", commands.run_sites, parents=[network], help="list the sites of a network")
+    sites = command("sites", commands.run_sites, parents=[network, inside], help="list the sites of a network")
     sites.add_argument("--json", action="store_true", help="machine-readable output on standard output")
     info = command("info", commands.run_info, help="what was built, and what this machine runs")
     info.add_argument("--json", action="store_true", help="machine-readable output")

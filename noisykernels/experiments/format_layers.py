@@ -45,6 +45,7 @@ class LayerFormats(Result, kind="choice of formats"):
         evaluations: settings that were evaluated.
         cost: what units cost.
         metric: name of what was measured.
+        arrays: which calls shared one.
         covered: share of the multiply-adds that the formats are about.
 
     Example:
@@ -60,6 +61,7 @@ class LayerFormats(Result, kind="choice of formats"):
     evaluations: int
     cost: CostModel
     metric: str = "accuracy"
+    arrays: str = "module"
     covered: dict[str, float] = field(default_factory=dict)
     _codecs = CODECS
 
@@ -116,7 +118,7 @@ class LayerFormats(Result, kind="choice of formats"):
     def _about(self) -> dict[str, Any]:
         about = {
             name: getattr(self, name)
-            for name in ("metric", "normalised", "speedup", "saving", "evaluations", "covered")
+            for name in ("metric", "normalised", "speedup", "saving", "evaluations", "arrays", "covered")
         }
         return {**about, "cost": repr(self.cost)}
 
@@ -197,7 +199,7 @@ def layer_formats(
                             found[site], reached, lower = less, n, True
                             break
                 advance(1)
-        return LayerFormats(found, macs, reached, runs.evaluations, cost, metric.name, runs.covered)
+        return LayerFormats(found, macs, reached, runs.evaluations, cost, metric.name, arrays, runs.covered)
 
 
 class _Counter(Device):

@@ -121,6 +121,7 @@ class Sweep(Result, kind="sweep"):
     rows: int
     name: str = ""
     metric: str = "accuracy"
+    arrays: str = "module"
     covered: dict[str, float] = field(default_factory=dict)  # shares of multiply-adds
     target: ClassVar[float] = TARGET  # where its pictures draw the line
     _codecs = CODECS
@@ -269,7 +270,7 @@ def sweep_formats(
             share = found["correct"] / runs.rows / runs.clean
             results.append(FormatResult(fmt, found["r2"], share, *price))
             advance(1)
-        return Sweep(results, runs.clean, runs.rows, name, metric.name, runs.covered)
+        return Sweep(results, runs.clean, runs.rows, name, metric.name, arrays, runs.covered)
 
 
 def _known(store: Store, rows: int) -> dict[str, Any]:

@@ -78,8 +78,8 @@ class OrderStudy(Result, kind="order study"):
     Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
     layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
     which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
-    not the twin's, over permutations; rows, permutations, seed; metric, what was measured. Without labels the figures
-    of the network are empty or NaN.
+    not the twin's, over permutations; rows, permutations, seed; metric, what was measured; arrays, which calls shared
+    one. Without labels the figures of the network are empty or NaN.
 
     Columns of `to_pandas`, a row for each layer: site, steps, outputs, std, spread, saturated, shift_*.
     """
@@ -93,6 +93,7 @@ class OrderStudy(Result, kind="order study"):
     permutations: int
     seed: int
     metric: str = "accuracy"
+    arrays: str = "module"
     covered: dict[str, float] = field(default_factory=dict)  # shares of multiply-adds
 
     def table(self) -> str:
@@ -382,6 +383,7 @@ def order_sensitivity(
         permutations,
         seed,
         metric.name,
+        arrays,
         covered,
     )
 

@@ -63,7 +63,7 @@ class Votes(Result, kind="vote"):
                 cells = "".join(f"  {c.accuracy[i]:.4f} +- {c.error[i]:.4f}" for c in self.curves.values())
                 lines.append(f"{i + 1:10}{cells}")
         title = f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
-        return "\n".join(map(printable, [title, *lines]))
+        return "\n".join(map(printable, [title, *covers(self.covered), *lines]))
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         rows = [
@@ -91,13 +91,14 @@ def vote(
     hardware: Any = None,
     draws: int | Sequence[int],
     seed: int,
-    sites: Sequence[str | int] | str | None = None,
+    sites: Sequence[str | int | type] | str | type | None = None,
     kinds: Sequence[str] | str = KINDS,
     repeats: int | dict[str, int] = 1,
     subsets: int = 20,
     rows: Sequence[int] | torch.Tensor | None = None,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
+    detail: Literal["attention"] | None = None,
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Votes:
@@ -114,13 +115,15 @@ def vote(
         hardware: what is inside contractions, as for `inject`.
         draws: number D of draws (ids 0, 1, ...), or the ids.
         seed: 64-bit seed of the noise; also of the random subsets.
-        sites: names, name patterns or indices of the noisy sites; None: all. Not with a dict.
+        sites: names, name patterns, module types or indices of the noisy sites, as ``where`` of `inject`; None: all.
+            Not with a dict.
         kinds: of votes, from ``"majority"``, ``"logit"``, ``"probability"``.
         repeats: multi-execution beside the voting, as for `inject`.
         subsets: random subsets for the mean scores, see `mean_scores`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         arrays: which calls share an array of the chip, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
+        detail: ``"attention"``: noise and hardware meet what is inside of attention by its names, as for `inject`.
         compute: sizes of passes, memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
@@ -152,7 +155,9 @@ def vote(
     ids = draw_list("vote", draws)
     if "majority" in wanted and len(ids) > MOST_DRAWS:  # which counting would say after all the work
         raise ValueError(f"vote: draws must be at most {MOST_DRAWS} for a majority, got {len(ids)}")
-    problem = Problem.of("vote", model, data, seed=seed, rows=rows, arrays=arrays, root=root)
+    problem = Problem.of(
+        "vote", model, data, seed=seed, rows=rows, arrays=arrays, root=root, detail=detail, sites=sites
+    )
     means = Means("vote", None, subsets, seed)
     labels = problem.data[1]
     where = places_of("vote", model, problem, noise, sites)

@@ -153,11 +153,12 @@ def chips(
     noise: Noise | Callable[..., Tensor] | dict[str, Noise | Callable[..., Tensor]] | None = None,
     draws: int | Sequence[int] = 100,
     seed: int,
-    sites: Sequence[str | int] | str | None = None,
+    sites: Sequence[str | int | type] | str | type | None = None,
     rows: Sequence[int] | Tensor | None = None,
     metric: Metric = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
+    detail: Literal["attention"] | None = None,
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Chips:
@@ -171,11 +172,13 @@ def chips(
         noise: of the sites, or a function of the value, as for `inject`; new for each row and chip.
         draws: number D of chips (ids 0, 1, ...), or the ids.
         seed: 64-bit seed.
-        sites: names, name patterns or indices of the sites where `noise` enters; None: all. Not with a dict.
+        sites: names, name patterns, module types or indices of the sites where `noise` enters, as ``where`` of
+            `inject`; None: all. Not with a dict.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of each row.
         arrays: which calls share an array of the chip, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
+        detail: ``"attention"``: noise and hardware meet what is inside of attention by its names, as for `inject`.
         compute: sizes of passes (a draw is a chip), memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
@@ -199,7 +202,9 @@ def chips(
         raise ValueError("chips: give hardware, or noise, or both: without them all chips are the same")
     compute = Compute.of("chips", compute, *SIZES)
     ids = draw_list("chips", draws)
-    problem = Problem.of("chips", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root)
+    problem = Problem.of(
+        "chips", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root, detail=detail, sites=sites
+    )
     _, labels, _ = problem.data
     where = places_of("chips", model, problem, noise, sites)
     with Session("chips", problem, compute, noise=noise, where=where, hardware=hardware) as session:

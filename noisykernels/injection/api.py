@@ -23,12 +23,12 @@ from noisykernels.injection.running import hear, set_up, take_down
 from noisykernels.injection.site import Choice, Site, near
 from noisykernels.injection.state import NoiseState, injected_in, is_injected, state_of
 from noisykernels.injection.torch_patches import keep_noise
-from noisykernels.injection.trace import names_of, place, refuse_hidden_rows, refuse_unknown, trace
+from noisykernels.injection.trace import names_of, open_results, place, refuse_hidden_rows, refuse_unknown, trace
 from noisykernels.injection.values import Change
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 
-__all__ = ["inject", "of_root", "remove", "sites"]
+__all__ = ["inject", "of_root", "remove", "sites", "sites_with_results"]
 
 DIMENSIONS = whole(-64, 63)  # of a tensor, from its end too
 
@@ -51,7 +51,7 @@ class inject:
             (``"fc1"``, ``"layer1"``: everything in it), or a pattern of these (``"conv*"``), which is
             only what is no name of this model; a module type or several (everything in such modules);
             the result of a block asked for in one of these ways is a site too, ``path:module#0``, if no
-            site inside makes it;
+            site inside makes it: the first floating-point tensor of a tuple, list, dict or dataclass;
             or a function ``(name, module) -> Noise | None``, which is asked once for each site.
         example_input: an input with at least one row: a tensor, a tuple of positional arguments or
             a dict of keyword arguments. The model is run on it twice, with B and with B + 1 rows,
@@ -313,5 +313,12 @@ def sites(
         return list(known)
     if is_injected(target):
         return trace(target, example_input)
-    with inject(target, None, example_input=example_input, root=root, detail=detail):
-        return list(state_of(target).traced)
+    return sites_with_results(target, example_input, (), root, detail)
+
+
+def sites_with_results(
+    model: nn.Module, example_input: Any, words: Sequence[str | type], root: str = "", detail: Any = None
+) -> list[Site]:
+    """The sites of a model that is not injected, among them the results of modules that the words mean."""
+    with inject(model, None, example_input=example_input, root=root, detail=detail) as target:
+        return list(open_results(target, words, example_input))

@@ -8,7 +8,7 @@ from noisykernels._util.warning import warn_user
 from noisykernels.injection.placement import Asked, Placement
 from noisykernels.injection.site import Choice, closest, meets, near
 
-__all__ = ["check_met", "no_site", "warn_of_values"]
+__all__ = ["check_met", "no_site", "warn_of_parameters", "warn_of_results", "warn_of_values"]
 
 
 def check_met(placement: Placement, names: Sequence[str], arrays: Collection[str], own: Callable[[str], bool]) -> None:
@@ -92,6 +92,15 @@ def warn_of_parameters(
         warn_user(
             f"inject: hardware does not reach {', '.join(lost)}: of no contraction the weight; nk.coverage(model, "
             "example_input) says why"
+        )
+
+
+def warn_of_results(results: Mapping[str, str]) -> None:
+    """Tells of modules that were asked for, by path, in whose results, of these types, there is no place for noise."""
+    for path, kind in results.items():
+        warn_user(
+            f"inject: noise does not enter at the result of {path!r}, a {kind}, in which no floating-point tensor is "
+            "found"
         )
 
 

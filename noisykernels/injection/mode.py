@@ -35,6 +35,7 @@ from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Product, pairs_of, product_of
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.recurrent import with_noise
+from noisykernels.injection.results import first_of
 from noisykernels.injection.rows import Rows
 from noisykernels.injection.spot import Spot
 from noisykernels.injection.values import Change
@@ -111,6 +112,7 @@ class SiteMode(NoisyLayers):
         self.inputs: list[str] = []  # sites that are arguments of the model
         self.arrays: list[str] = []  # sites at which hardware can be
         self.valueless: list[str] = []  # those with noise whose values take none
+        self.closed: dict[str, str] = {}  # paths of modules in whose results no tensor is found, and what these are
         self.spots: dict[str, Spot] = {}
         self.chip = Arrays("module")  # which calls share what belongs to it
         self.always = placement.in_training and placement.in_eval
@@ -185,22 +187,24 @@ class SiteMode(NoisyLayers):
 
     def give(self, path: str, output: Any) -> Any:
         """The result of a submodule that was asked for, with noise, if it is not that of the last site inside."""
-        values = [output] if isinstance(output, Tensor) else list(output) if isinstance(output, tuple) else []
-        number = next((i for i, v in enumerate(values) if isinstance(v, Tensor) and v.is_floating_point()), None)
-        if self.muted or number is None:
+        first = None if self.muted else first_of(output)
+        if first is None:
+            if not (self.muted or output is None or isinstance(output, bool | int | float | str)):
+                self.closed.setdefault(path, type(output).__name__)
             return output
         name = self.name("module")
-        known = (name not in self.places) if self.places else self.is_last(values[number])
-        if (known and not self.tracing) or self.is_last(values[number]):
+        if not self.is_place(name, first.value):
             self.calls[name.rpartition("#")[0]] -= 1
             return output
         noise = self.noise_at(name)
         if noise is None and self.record is None:
             return output
-        self.last = values[number] = self.at(name, noise, values[number])
-        if isinstance(output, Tensor):
-            return values[0]
-        return type(output)(*values) if hasattr(output, "_fields") else tuple(values)
+        self.last = self.at(name, noise, first.value)
+        return first.put(self.last)
+
+    def is_place(self, name: str, value: Tensor) -> bool:
+        """Whether the result of a module is a site, and not that of the last one inside."""
+        return name in self.places if self.places and not self.tracing else not self.is_last(value)
 
     def is_last(self, value: Tensor) -> bool:
         """Whether a value is that of the last site, or a view of all of it."""

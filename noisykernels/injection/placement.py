@@ -12,7 +12,7 @@ from torch import nn
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.injection.kinds import LEAVES
-from noisykernels.injection.site import PARTS, Choice, Names, closeness, kind_of, meets, path_of, picked, whole_of
+from noisykernels.injection.site import PARTS, Choice, Names, closeness, kind_of, meets, picked, whole_of
 from noisykernels.injection.values import Change
 from noisykernels.noise.description import Noise
 
@@ -107,9 +107,10 @@ class Placement:
                 continue
             if choice.form in ("path", "type"):
                 found |= {path for path, depth in choice.inside.items() if depth == 0}
-            elif kind_of(choice.text) == "module":
-                fits = (closeness(f"{p}:module#0", choice) is not None or p == path_of(choice.text) for p in modules)
-                found |= {p for p, fit in zip(modules, fits, strict=True) if fit}
+            elif ":module" in choice.text:
+                path, _, last = choice.text.rpartition(":")
+                exact = path if last.partition("#")[0] == "module" else None  # with or without its number
+                found |= {p for p in modules if p == exact or closeness(f"{p}:module#0", choice) is not None}
         return frozenset(p for p in found if p and (p not in modules or LEAVES.get(type(modules[p])) is None))
 
     @property

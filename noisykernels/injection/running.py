@@ -30,7 +30,7 @@ from noisykernels.injection.doors import (
 from noisykernels.injection.drawing import ForwardKey
 from noisykernels.injection.keys import holds_draws, key_of
 from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
-from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_values
+from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_results, warn_of_values
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
@@ -283,6 +283,7 @@ def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], mo
             if name in mode.arrays and placement.hardware_at(name, module):
                 placed.append(name)
     check_met(placement, names, mode.arrays, own.__contains__)
+    warn_of_results(mode.closed)
     if mode.chip.parameters is not None:
         large = [name for name, p in model.named_parameters() if p.dim() > 1]
         warn_of_parameters(placement, large, mode.chip.read, placed)

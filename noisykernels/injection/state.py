@@ -57,7 +57,8 @@ class NoiseState(nn.Module):
         root: str = "",
     ) -> None:
         super().__init__()
-        self.detail = placement.detail  # of whatever is placed later
+        self.detail = placement.detail  # of whatever is placed later, and so are the results that are sites
+        self.outputs = placement.outputs
         self.without_rows: list[tuple[str, nn.Module, bool]] = []  # traced sites; whether they are alone, not mixed
         self.placement = placement
         self.arrays = arrays  # what an array is
@@ -99,8 +100,9 @@ class NoiseState(nn.Module):
 
     @placement.setter
     def placement(self, placement: Placement) -> None:
-        if placement.detail is not self.detail:
-            placement = replace(placement, detail=self.detail)
+        self.outputs |= placement.outputs
+        if placement.detail is not self.detail or placement.outputs != self.outputs:
+            placement = replace(placement, detail=self.detail, outputs=self.outputs)
         self._placement = placement
         self.spots: dict[str, Spot] = {}  # what is known of sites under it
         # Whether several draws cannot run as one batch, since what enters at a value without rows differs between them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from noisykernels.injection.doors import original, paths_of
 from noisykernels.injection.drawing import LEFT_OUT
 from noisykernels.injection.kinds import KINDS, PREPARING
 from noisykernels.injection.memory import Array
-from noisykernels.injection.met import no_site
+from noisykernels.injection.met import no_site, warn_of_results
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
@@ -28,7 +28,16 @@ from noisykernels.injection.site import PARTS, Choice, Names, Site, kind_of, pat
 from noisykernels.injection.state import NoiseState, state_of
 from noisykernels.noise.contract import site_ids
 
-__all__ = ["arguments_of", "checked_example", "names_of", "place", "refuse_hidden_rows", "refuse_unknown", "trace"]
+__all__ = [
+    "arguments_of",
+    "checked_example",
+    "names_of",
+    "open_results",
+    "place",
+    "refuse_hidden_rows",
+    "refuse_unknown",
+    "trace",
+]
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Site]:
@@ -45,6 +54,19 @@ def place(model: nn.Module, example_input: Any) -> None:
     state.placement = state.placement.understood(names_of(model, found, state.root))
     check_asked(model, state.placement, [site.name for site in found], mode)
     _tell_left_out(state)
+
+
+def open_results(model: nn.Module, words: Sequence[str | type], example_input: Any) -> list[Site]:
+    """The sites of a traced model, after it has been traced again if the words mean results of modules that are no
+    sites yet, so that something can enter there later."""
+    state = state_of(model)
+    meant = Placement(where=tuple(words)).understood(names_of(model, state.traced, state.root))
+    if meant.outputs <= state.outputs:
+        return state.traced
+    state.placement = replace(state.placement, outputs=meant.outputs)
+    found, mode = _traced(model, example_input)
+    warn_of_results(mode.closed)
+    return found
 
 
 def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]:
@@ -78,6 +100,7 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
         if any(array is not None and entries[n].array is None for n, array in state.operands.items()):
             _, mode = _record(model, args, kwargs)  # in which they are known to be arrays
     order = [entry.name for entry in small] + [entry.name for entry in large if entry.name not in places]
+    order.sort(key=lambda name: kind_of(name) == "module")  # asked for: the others keep their numbers
     ids = site_ids(order)
     calls: dict[str, tuple[str, ...]] = {}
     for call, first_call in mode.chip.of.items():

@@ -7,14 +7,14 @@ from typing import Literal
 
 from torch import nn
 
-from noisykernels._engine.arguments import chosen_sites
+from noisykernels._engine.arguments import chosen_sites, listed
 from noisykernels._util.checks import shown
 from noisykernels._util.runtime import unwrap
-from noisykernels.injection.site import Site, path_of
+from noisykernels.injection.site import PARTS, Site, path_of
 
-__all__ = ["Groups", "check_groups", "grouped"]
+__all__ = ["Groups", "check_groups", "grouped", "words_of"]
 
-Groups = Literal["all", "block"] | Mapping[str, Sequence[str | int] | str] | None
+Groups = Literal["all", "block"] | Mapping[str, Sequence[str | int | type] | str | type] | None
 
 
 def check_groups(op: str, groups: Groups, sites: object) -> None:
@@ -32,6 +32,12 @@ def check_groups(op: str, groups: Groups, sites: object) -> None:
         raise ValueError(f"{op}: groups must be {expected}, got an empty dict")
     if sites is not None:
         raise ValueError(f"{op}: a dict of groups says which sites are walked; leave out sites=")
+
+
+def words_of(sites: Sequence[str | int | type] | str | type | None, groups: Groups) -> list[str | type]:
+    """All words that choose sites, or members of groups."""
+    inside = groups.values() if isinstance(groups, Mapping) else ()
+    return [word for words in (sites, *inside) for word in listed(words) if isinstance(word, str | type)]
 
 
 def grouped(op: str, model: nn.Module, sites: list[Site], groups: Groups, root: str) -> list[Site]:
@@ -59,7 +65,8 @@ def grouped(op: str, model: nn.Module, sites: list[Site], groups: Groups, root: 
 def _one(name: str, index: int, members: list[Site]) -> Site:
     """Some sites as one; of what a site is, a group has the names and the calls."""
     names = tuple(site.name for site in members)
-    calls = tuple(dict.fromkeys(call for site in members for call in site.calls))
+    own = [site.calls or ((site.name,) if site.kind in PARTS else ()) for site in members]
+    calls = tuple(dict.fromkeys(call for of_site in own for call in of_site))
     return Site(name, index, -1, "group", (), None, calls, members=names)
 
 

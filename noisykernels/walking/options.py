@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 
 from torch import Tensor
 
-from noisykernels._engine.arguments import draw_list, level_list
+from noisykernels._engine.arguments import draw_list, level_list, listed
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.targets import Activation, Target, Weight
 from noisykernels.hardware.noises import WeightNoise
@@ -30,7 +30,7 @@ class Asked:
     targets: tuple[Target, ...]
     strategy: Strategy
     seed: int
-    sites: Sequence[str | int] | str | None = None
+    sites: Sequence[str | int | type] | str | type | None = None
     groups: Groups = None
     rows: Tensor | Sequence[int] | None = None
     metric: Metric = ACCURACY
@@ -46,6 +46,8 @@ class Asked:
 
     def __post_init__(self) -> None:
         """Checks what nothing else does before the work is done."""
+        if self.sites is not None:  # which may be read but once
+            object.__setattr__(self, "sites", listed(self.sites))
         if self.axis not in (None, "log", "linear"):
             raise ValueError(f'axis: expected "log" or "linear", got {self.axis!r}')
         check_groups("walk", self.groups, self.sites)

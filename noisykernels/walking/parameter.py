@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -90,9 +91,10 @@ def walk_parameter(
     axis: Literal["log", "linear"] = "log",
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
+    detail: Literal["attention"] | None = None,
     draws: int | Sequence[int] = 1,
     seed: int,
-    sites: Sequence[str | int] | str | None = None,
+    sites: Sequence[str | int | type] | str | type | None = None,
     groups: Groups = None,
     rows: Tensor | Sequence[int] | None = None,
     metric: Metric = ACCURACY,
@@ -119,11 +121,13 @@ def walk_parameter(
             with noise.
         arrays: which calls share an array, as for `inject`; they have the hardware together.
         root: the part at which names of sites begin, as for `inject`.
+        detail: ``"attention"``: attention's own products are contractions, too, for devices that act on products of
+            values, as for `inject`.
         axis: that the midpoint is fitted on: ``"log"``, or ``"linear"`` (for bits).
         draws: number of draws (ids 0, 1, ...), or the ids, of what the hardware draws; one is enough where it draws
             nothing.
         seed: 64-bit seed of what the hardware draws.
-        sites: names, name patterns or indices of contractions; None walks all.
+        sites: names, name patterns, module types or indices of contractions; None walks all.
         groups: contractions that have the hardware together, as for `walk`.
         store: as for `walk`. It belongs to this `name` and to the devices at the first value, by how they print
             themselves and what they hold, so keep the first value when you add values.
@@ -160,9 +164,12 @@ def walk_parameter(
     if not isinstance(name, str) or not name:
         raise ValueError(f"walk_parameter: name must be a text, got {name!r}")
     grid = Grid(tuple(level_list("walk_parameter", values)), tuple(draw_list("walk_parameter", draws)))
+    target = Parameter(make, name, larger)
+    if detail is not None:
+        target = replace(target, of_values=any(not d.of_array for v in grid.levels for d in target.devices(v)))
     asked = Asked(
-        targets=(Parameter(make, name, larger),), strategy=grid, seed=seed, sites=sites, groups=groups, rows=rows,
-        metric=metric, floor=floor, axis=axis, arrays=arrays, root=root, compute=compute, store=store,
+        targets=(target,), strategy=grid, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric,
+        floor=floor, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
         progress=progress, description=description,
     )  # fmt: skip
     (study,) = run(model, data, asked)

@@ -29,7 +29,7 @@ from noisykernels.noise.description import Noise
 from noisykernels.stats.records import Meta
 from noisykernels.study.study import Study
 from noisykernels.walking.cells import Cells
-from noisykernels.walking.groups import Groups, grouped
+from noisykernels.walking.groups import Groups, grouped, words_of
 from noisykernels.walking.options import Asked, strategy_of, targets_of
 from noisykernels.walking.strategies import Found, Progress, Search
 
@@ -54,7 +54,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     levels: Sequence[float] | Tensor | None = None,
     draws: SupportsIndex | Sequence[int] | Tensor | None = None,
     seed: int,
-    sites: Sequence[str | int] | str | None = None,
+    sites: Sequence[str | int | type] | str | type | None = None,
     groups: Groups = None,
     target: Literal["activation", "weight"] = "activation",
     arrays: Literal["module", "call", "parameter"] = "module",
@@ -88,7 +88,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             ``Noise(add=1.0)`` at level 0.3 is ``add=0.3``. None: adaptive.
         draws: number of draws (ids 0, 1, ...), or the ids.
         seed: 64-bit seed of the study.
-        sites: names, name patterns or indices of the sites to walk (see `sites`); None walks all.
+        sites: names, name patterns, module types or indices of the sites to walk (see `sites`), as ``where`` of
+            `inject`: so the results of modules that are asked for are sites, too, after all others; None walks all.
         groups: sites that are noisy together, each at the same level, as one place of the walk: ``"all"`` of them, the
             level that the whole chip can stand; ``"block"``, those of each block (what a `ModuleList` or `Sequential`
             holds; elsewhere what the model holds) together; or a dict of names and, for each, the sites as for
@@ -139,9 +140,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     check_arguments(walk, locals())
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(
-        targets=targets, strategy=strategy, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric, floor=floor,
-        axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store, progress=progress,
-        description=description,
+        targets=targets, strategy=strategy, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric,
+        floor=floor, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
+        progress=progress, description=description,
     )  # fmt: skip
     studies = run(model, data, asked)
     return studies if isinstance(noise, list | tuple) else studies[0]
@@ -152,11 +153,10 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     targets, strategy = asked.targets, asked.strategy
     problem = Problem.of(
         "walk", model, data, seed=asked.seed, rows=asked.rows, targets=targets, metric=asked.metric,
-        arrays=asked.arrays, root=asked.root,
+        arrays=asked.arrays, root=asked.root, detail=asked.detail, sites=words_of(asked.sites, asked.groups),
     )  # fmt: skip
     if strategy.shuffled:
         problem = problem.shuffled()
-    problem = replace(problem, detail=asked.detail)
     computed = torch.float64 if problem.data[0].dtype == torch.float64 else torch.float32
     for target in targets:
         for level in strategy.levels:

@@ -70,7 +70,15 @@ def walked(**more: Any) -> dict[str, Any]:
     """Arguments that all walks share."""
     return measured(
         **dict(
-            draws=1, sites=None, groups=None, floor=None, axis=None, store=None, description=("", ""), arrays="module"
+            draws=1,
+            sites=None,
+            groups=None,
+            floor=None,
+            axis=None,
+            store=None,
+            description=("", ""),
+            arrays="module",
+            detail=None,
         )
         | more
     )
@@ -192,9 +200,9 @@ STUDIES: Good = {
     ),
     nk.vote: lambda: study(
         noise=NOISE, draws=2, sites=None, kinds=("majority", "logit"), repeats=1, subsets=2, hardware=None,
-        arrays="module",
+        arrays="module", detail=None,
     ),
-    nk.chips: lambda: measured(noise=NOISE, hardware=None, draws=2, sites=None, arrays="module"),
+    nk.chips: lambda: measured(noise=NOISE, hardware=None, draws=2, sites=None, arrays="module", detail=None),
     nk.walk: lambda: walked(
         noise=NOISE, levels=[1.0], target="activation", search=None, plateaus=None, detail=None
     ),

@@ -96,7 +96,7 @@ def test_weights_and_parameters_of_a_group() -> None:
     words = {"ends": ["stem", "head"]}
     chips = nk.walk(model, data, noise=nk.Noise(add=1.0), target="weight", groups=words, **GRID)
     assert counts(chips) == looped(
-        linear, noise=lambda *_: None, hardware=lambda sites, a: dict.fromkeys(sites, [WeightNoise(add=a)])
+        linear, noise=lambda *_: None, hardware=lambda sites, a: {site: [WeightNoise(add=a)] for site in sites}
     )
     bits = [2.0, 3.0, 4.0]
     study = nk.walk_parameter(
