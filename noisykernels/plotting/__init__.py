@@ -1,5 +1,6 @@
 """Pictures of results, drawn with matplotlib; must not know torch, nor the classes whose results it draws."""
 
+from noisykernels.plotting.blocks import plot_blocks
 from noisykernels.plotting.comparison import plot_compare
 from noisykernels.plotting.curves import plot_curves, plot_profile, plot_study
 from noisykernels.plotting.formats import plot_agreement, plot_front, plot_layer_formats
@@ -10,6 +11,7 @@ from noisykernels.plotting.yields import plot_yields
 
 __all__ = [
     "plot_agreement",
+    "plot_blocks",
     "plot_compare",
     "plot_curves",
     "plot_front",

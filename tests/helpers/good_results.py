@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ def folder() -> Path:
 @functools.cache
 def study() -> nk.Study:
     return made_study(MIDPOINTS[:3])
+
+
+def study_of_blocks() -> nk.Study:
+    """A study of two blocks."""
+    made = made_study()
+    names = {site: f"layers.{k // 2}.fc{k % 2}:linear#0" for k, site in enumerate(made.meta.sites)}
+    sites = tuple(names.values())
+    return nk.Study([r._replace(site=names[r.site]) for r in made.records], replace(made.meta, sites=sites))
 
 
 @functools.cache
@@ -167,6 +176,7 @@ PICTURES: Good = {
     plotting.plot_curves: lambda: dict(study=study(), ax=None, sites=["input"], legend=True, curves=None, points=None),
     plotting.plot_front: lambda: dict(sweep=sweep(), ax=None, target=0.5, marked=("M3E6",)),
     plotting.plot_heat_map: lambda: dict(study=study(), ax=None, curves=None, points=None),
+    plotting.plot_blocks: lambda: dict(study=study_of_blocks(), ax=None, points=None),
     plotting.plot_layer_formats: lambda: dict(found=formats(), ax=None),
     plotting.plot_mixed_map: lambda: dict(studies=[study(), study()], ratios=[0.0, 1.0], ax=None, site=None),
     plotting.plot_orders: lambda: dict(study=orders(), axes=None),
