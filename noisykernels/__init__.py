@@ -20,6 +20,7 @@ _HOMES = {
     "injection": "coverage inject noise_state remove sites",
     "walking": "Compute Search walk walk_mixed walk_parameter",
     "experiments": "chips vote",
+    "stats": "Drop Keep Ratio Value",
     "study": "Study compare",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisykernels.stats.intervals import Floats
+from noisykernels.stats.intervals import Floats, widening
 
-__all__ = ["adjusted", "adjusted_chips", "standard_error"]
+__all__ = ["adjusted", "adjusted_chips", "spread_given", "standard_error"]
+
+NORMAL = 1.96  # the quantile of a 95 % interval
 
 
 def adjusted(clean: NDArray[Any], answer: NDArray[Any]) -> Floats:
@@ -67,3 +69,25 @@ def standard_error(clean: NDArray[Any], answer: NDArray[Any], weights: Floats) -
     residual = mean - mean.mean() - (mean @ spread / norm * spread if norm > 0 else 0.0)
     between = max(0.0, float(residual @ residual) / (rows - 1) - within / draws)
     return math.sqrt(within / (rows * draws) + (1 - rows / len(clean)) * between / rows)
+
+
+def spread_given(clean: NDArray[Any], numbers: NDArray[Any]) -> Floats:
+    """Standard deviation [...] of rows' numbers [..., rows] that their clean ones do not explain; nan of one row.
+
+    That of the noise is at most so much, on average over the rows: the rest is what rows differ in otherwise. It is
+    larger by what their skewness adds to an interval of the mean, see `widening`.
+
+    Example:
+        >>> spread_given(np.array([0.0, 1.0, 2.0]), np.array([[1.0, 2.0, 3.0], [0.0, 3.0, 0.0]])).round(2)
+        array([0.  , 3.19])
+    """
+    rows = numbers.shape[-1]
+    known = clean - clean.mean()
+    norm = float(known @ known)
+    rest = numbers - numbers.mean(-1, keepdims=True)
+    if norm > 0:
+        rest = rest - (rest @ known / norm)[..., None] * known
+    freedom = rows - 1 - (norm > 0)
+    squares = (rest * rest).sum(-1)
+    found: Floats = np.sqrt(squares / freedom) if freedom > 0 else np.full(squares.shape, np.nan)
+    return found * widening(rest, rows, NORMAL)

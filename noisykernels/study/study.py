@@ -20,7 +20,8 @@ from noisykernels._util.optional import optional
 from noisykernels._util.text import aligned, covers, printable
 from noisykernels.plotting.curves import plot_curves, plot_study
 from noisykernels.stats.intervals import Floats, band
-from noisykernels.stats.midpoint import Midpoint, fit_midpoint, midpoint_cells, restored
+from noisykernels.stats.logistic import fit_midpoint
+from noisykernels.stats.midpoint import Midpoint, midpoint_cells, restored
 from noisykernels.stats.records import Curve, Meta, Record
 from noisykernels.study.comparison import Comparison, compare
 from noisykernels.study.html_report import report

@@ -36,8 +36,9 @@ from numpy.typing import NDArray
 from noisykernels._engine.request import Advance, Answer, Evaluate, Request, unheard
 from noisykernels.injection.site import Site
 from noisykernels.metrics.law import Law
+from noisykernels.stats.curve import crossings
 from noisykernels.stats.intervals import Floats, t_for, wilson
-from noisykernels.stats.midpoint import Midpoint, Status, crossings, described
+from noisykernels.stats.midpoint import Midpoint, Status, described
 from noisykernels.walking.fall import Fall, fall_of
 
 __all__ = ["SiteSearch", "needed_row_draws", "quantile", "seek"]

@@ -189,7 +189,18 @@ PICTURES: Good = {
 
 STATISTICS: Good = {
     stats.wilson: lambda: dict(correct=5, rows=10, confidence=0.95),
-    stats.band: lambda: dict(accuracy=[[0.5, 0.6]], rows=[[10, 10]], confidence=0.95, independent_rows=True),
+    stats.band: lambda: dict(
+        accuracy=[[0.5, 0.6]], rows=[[10, 10]], confidence=0.95, independent_rows=True, law="real", spread=[[0.1, 0.2]]
+    ),
+    stats.Keep: lambda: dict(share=0.9),
+    stats.Drop: lambda: dict(by=0.01),
+    stats.Ratio: lambda: dict(of_clean=0.95),
+    stats.Value: lambda: dict(value=0.9),
+    stats.fit_tolerance: lambda: dict(
+        levels=[0.1, 1.0, 10.0], values=[[0.9], [0.5], [0.1]], at="keep:0.9", clean=0.9, floor=0.1, rows=100,
+        law="binary", higher_is_better=True, spread=None, axis="log", confidence=0.95, independent_rows=True, seed=0,
+        rising=False,
+    ),
     stats.fit_midpoint: lambda: dict(
         FIT, axis="log", confidence=0.95, seed=0, independent_rows=True, rising=False
     ),

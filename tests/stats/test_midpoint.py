@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from noisykernels.stats import Midpoint, band, fit_midpoint, wilson
-from noisykernels.stats import midpoint as fit
-from noisykernels.stats.midpoint import crossings
+from noisykernels.stats.curve import DRAWS_FOR_BOOTSTRAP, crossings, replicates
 
 CLEAN, FLOOR = 0.9, 0.1
 LEVELS = np.logspace(-2, 2, 9)
@@ -168,7 +167,7 @@ def test_bootstrap_is_a_function_of_its_seed():
 def test_bootstrap_spreads_like_the_t_interval(draws):
     """Replicates of one level's mean: standard deviation s / sqrt(draws), times t / z."""
     acc = np.random.default_rng(4).uniform(0.4, 0.42, (1, draws))
-    curves = fit._replicates(acc, acc.mean(1), np.full_like(acc, 100), 0.95, seed=0)
+    curves = replicates(acc, acc.mean(1), np.full_like(acc, 100), 0.95, seed=0)
     half = stats.t.ppf(0.975, draws - 1) * acc.std(ddof=1) / math.sqrt(draws)
     # the relative error of a standard deviation from 499 values is 3.2 %: four of them
     assert curves.std() == pytest.approx(half / stats.norm.ppf(0.975), rel=0.13)
@@ -329,7 +328,7 @@ def test_levels_that_only_a_linear_axis_tells_apart():
 
 
 def test_switch_between_the_two_intervals():
-    acc = np.tile(logistic(np.log10(LEVELS), 0, 5.0)[:, None], fit.DRAWS_FOR_BOOTSTRAP)
+    acc = np.tile(logistic(np.log10(LEVELS), 0, 5.0)[:, None], DRAWS_FOR_BOOTSTRAP)
     acc = acc + np.linspace(-0.01, 0.01, acc.shape[1])
     acc = acc.clip(0, 1)
     assert fitted(LEVELS, acc).method == "draws" and fitted(LEVELS, acc[:, 1:]).method == "rows"

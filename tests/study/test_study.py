@@ -154,7 +154,7 @@ def test_table(study):
             )
             assert words[-1] == "ok"
     assert lines[3 + 6].split()[3:] == ["<", "0.01", "below"]
-    assert lines[3 + 14].split()[3:] == [">", "1e+04", "none"]
+    assert lines[3 + 14].split()[3:] == [">", "1e+04", "never"]
     column = lines[1].index("status")
     assert all(line[column - 1] == " " and line[column] != " " for line in lines[3:])
 
