@@ -53,6 +53,10 @@ from noisykernels.noise import perturb as perturb
 from noisykernels.noise import perturb_relu_max_pool2d as perturb_relu_max_pool2d
 from noisykernels.noise.contract import STREAM_VERSION as STREAM_VERSION
 from noisykernels.noise.contract import build_info as build_info
+from noisykernels.stats import Drop as Drop
+from noisykernels.stats import Keep as Keep
+from noisykernels.stats import Ratio as Ratio
+from noisykernels.stats import Value as Value
 from noisykernels.study import Study as Study
 from noisykernels.study import compare as compare
 from noisykernels.walking import Compute as Compute

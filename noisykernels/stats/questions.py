@@ -12,7 +12,20 @@ from typing import Any, ClassVar
 
 from noisykernels._util.checks import Range, in_range, shown
 
-__all__ = ["HALF", "At", "Drop", "Half", "Keep", "Question", "Ratio", "Value", "offered", "question", "targeted"]
+__all__ = [
+    "HALF",
+    "At",
+    "Drop",
+    "Half",
+    "Keep",
+    "Question",
+    "Ratio",
+    "Value",
+    "of_part",
+    "offered",
+    "question",
+    "targeted",
+]
 
 
 @dataclass(frozen=True)
@@ -22,13 +35,9 @@ class Question:
     needs_floor: ClassVar[bool] = False
     word: ClassVar[str] = "tolerance"  # what the level of the crossing is called
 
-    def target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
+    def _target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
         """The value that is crossed."""
         raise NotImplementedError
-
-    def of_part(self, part: float, clean: float, floor: float | None, higher_is_better: bool) -> float:
-        """The value that the curve of some rows is to cross, whose clean value is `part`."""
-        return self.target(part, floor, higher_is_better)
 
     @property
     def said(self) -> str:
@@ -43,7 +52,7 @@ class Half(Question):
     needs_floor = True
     word = "midpoint"
 
-    def target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
+    def _target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
         """The value that is crossed."""
         assert floor is not None
         return (clean + floor) / 2
@@ -71,8 +80,8 @@ class Keep(Question):
         TypeError, ValueError: no such number.
 
     Example:
-        >>> Keep(0.9), str(Keep(0.9)), round(Keep(0.9).target(clean=0.9, floor=0.1), 3)
-        (Keep(share=0.9), 'keep:0.9', 0.82)
+        >>> Keep(0.9), str(Keep(0.9))
+        (Keep(share=0.9), 'keep:0.9')
     """
 
     share: float
@@ -81,7 +90,7 @@ class Keep(Question):
     def __post_init__(self) -> None:
         object.__setattr__(self, "share", in_range("Keep", "share", self.share, Range(0, 1, ends=False)))
 
-    def target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
+    def _target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
         """The value that is crossed."""
         assert floor is not None
         return floor + self.share * (clean - floor)
@@ -106,8 +115,8 @@ class Drop(Question):
         TypeError, ValueError: no such number.
 
     Example:
-        >>> Drop(0.01).target(clean=0.9, floor=None), round(Drop(0.1).target(0.3, None, higher_is_better=False), 3)
-        (0.89, 0.4)
+        >>> str(Drop(0.01))
+        'drop:0.01'
     """
 
     by: float
@@ -115,7 +124,7 @@ class Drop(Question):
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", in_range("Drop", "by", self.by, Range(0, ends=False)))
 
-    def target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
+    def _target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
         """The value that is crossed."""
         return clean - self.by if higher_is_better else clean + self.by
 
@@ -140,8 +149,8 @@ class Ratio(Question):
         TypeError, ValueError: no such number.
 
     Example:
-        >>> Ratio(1.05).target(clean=20.0, floor=None, higher_is_better=False)
-        21.0
+        >>> str(Ratio(1.05))
+        'ratio:1.05'
     """
 
     of_clean: float
@@ -151,7 +160,7 @@ class Ratio(Question):
         if self.of_clean == 1:
             raise ValueError("Ratio: of_clean must differ from 1, which is the clean value itself, got 1.0")
 
-    def target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
+    def _target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
         """The value that is crossed."""
         return clean * self.of_clean
 
@@ -175,8 +184,8 @@ class Value(Question):
         TypeError, ValueError: no such number.
 
     Example:
-        >>> Value(0.9).target(clean=0.95, floor=0.1)
-        0.9
+        >>> str(Value(0.9))
+        'value:0.9'
     """
 
     value: float
@@ -184,13 +193,9 @@ class Value(Question):
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", in_range("Value", "value", self.value, Range()))
 
-    def target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
+    def _target(self, clean: float, floor: float | None, higher_is_better: bool = True) -> float:
         """The value that is crossed."""
         return self.value
-
-    def of_part(self, part: float, clean: float, floor: float | None, higher_is_better: bool) -> float:
-        """As far from the part's clean value as from that of all rows: easy rows are not robust ones."""
-        return self.value + (part - clean)
 
     @property
     def said(self) -> str:
@@ -276,7 +281,7 @@ nk.Drop(0.0005) has one
             )
     if isinstance(asked, Ratio) and not clean > 0:
         raise ValueError(f"{op}: the clean {metric} {clean:.4g} is not above 0, so {name} has no answer; {other}")
-    target = asked.target(clean, floor, higher_is_better)
+    target = asked._target(clean, floor, higher_is_better)
     if not sign * target < sign * clean:
         raise ValueError(
             f"{op}: the clean {metric} {clean:.4g} must be {better} the {target:.4g} that {name} asks for, which has "
@@ -285,6 +290,15 @@ nk.Drop(0.0005) has one
     if target < least:
         raise ValueError(f"{op}: {metric} is never as low as the {target:.4g} that {name} asks for; {other}")
     return target
+
+
+def of_part(
+    asked: Question, part: float, clean: float, floor: float | None, *, higher_is_better: bool = True
+) -> float:  # fmt: skip
+    """The value that the curve of some rows crosses, whose clean value is `part`: easy rows are not robust ones."""
+    if isinstance(asked, Value):  # as far from the part's clean value as from that of all rows
+        return asked.value + (part - clean)
+    return asked._target(part, floor, higher_is_better)
 
 
 def _example(clean: float, higher_is_better: bool) -> str:
@@ -315,7 +329,7 @@ def offered(
         return None
     worst, best, most = [sign * value for value in fallen], None, 0
     for one in known:
-        count = sum(value <= sign * one.target(clean, floor, higher_is_better) for value in worst)
+        count = sum(value <= sign * one._target(clean, floor, higher_is_better) for value in worst)
         if count > most:
             best, most = one, count
     return None if best is None else (best, most)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 import noisykernels as nk
-from noisykernels.stats.questions import HALF, Question, offered, question, targeted
+from noisykernels.stats.questions import HALF, Question, of_part, offered, question, targeted
 
 ALL = [HALF, nk.Keep(0.99), nk.Drop(0.01), nk.Ratio(0.95), nk.Value(0.9)]
 
@@ -93,9 +93,9 @@ def test_a_clean_value_that_is_no_number_has_no_question():
 
 def test_easy_rows_are_not_robust_ones():
     """The first rows of a search have a clean value of their own; a value asked for is as far from that."""
-    assert nk.Value(0.8).of_part(0.95, 0.9, 0.1, True) == pytest.approx(0.85)
-    assert nk.Drop(0.1).of_part(0.95, 0.9, 0.1, True) == pytest.approx(0.85)
-    assert HALF.of_part(0.95, 0.9, 0.1, True) == (0.95 + 0.1) / 2
+    assert of_part(nk.Value(0.8), 0.95, 0.9, 0.1) == pytest.approx(0.85)
+    assert of_part(nk.Drop(0.1), 0.95, 0.9, 0.1) == pytest.approx(0.85)
+    assert of_part(HALF, 0.95, 0.9, 0.1) == (0.95 + 0.1) / 2
 
 
 def test_what_is_offered_has_most_answers_and_is_the_hardest_such():
