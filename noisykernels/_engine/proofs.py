@@ -45,6 +45,8 @@ def _limit(engine: SharedEngine, site: str, clean: dict[int, Any], target: Targe
     """The level up to which no prediction of these rows can flip."""
     tape = engine.tape
     number = tape.sites[site]
+    if number in tape.fixed:
+        return 0.0  # nothing is known of what follows weights
     if clean[number].dtype not in (torch.float32, torch.float64):
         return 0.0  # half types round by more than the margin below
     if clean[number].is_cuda and "tf32" in gpu_precision():

@@ -7,7 +7,8 @@ Comput. 41, 2019). Multiplying each x_k by (1 + eta e_k), e_k standard normal, m
 the model in which the result of every site is multiplied by such factors, with eta = sqrt(K) u, scatters its scores as
 the roundings of one engine do in the least favourable order of summation, carried through whatever follows:
 cancellations, norms and all. Values of a half type are summed in float32 and rounded once: there eta is its u, if that
-is larger; likewise that of tf32, which rounds what goes in.
+is larger; likewise that of tf32, which rounds what goes in. At a site with noise, what is added to the value is rounded
+as well: a part eta e of the mean size of their sum.
 
 Factors are `WIDER` times as large: an operation that jumps (a code of a converter, a comparison) is then seen to jump
 wherever rounding could make it. What is seen to move, at most in a few runs, is taken `FACTOR` times: for the
@@ -42,7 +43,7 @@ from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.running import begin
 from noisykernels.noise.functional import eps
 
-__all__ = ["Rounding", "tied"]
+__all__ = ["Rounding", "rows_of", "tied"]
 
 WIDER = 8  # times the factors of the model of roundings
 FACTOR = 8  # times what the scores are seen to move
@@ -69,6 +70,16 @@ class _Shaken(SiteMode):
             return self._shaken(t) if isinstance(t, Tensor) and _memory(t) not in given else t
 
         return moved(out) if isinstance(out, Tensor) else pytree.tree_map(moved, out)
+
+    def _site(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        out = super()._site(name, *args, **kwargs)
+        return out if self.noise_at(name) is None else pytree.tree_map_only(Tensor, self._summed, out)
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """A value and its noise may cancel: their sum is rounded as either of them is large."""
+        if not value.is_floating_point():
+            return value
+        return value.add_((self.factors.like(value) - 1) * value.abs().mean())
 
     def drawn(self, op: Callable[..., Tensor], kind: str, noise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """See `SiteMode`."""
@@ -138,11 +149,11 @@ class Rounding:
         self, placement: Placement, plain: Tensor, data: tuple[Tensor, Tensor], draws: Sequence[int],
         runs: Sequence[int],
     ) -> Tensor:  # fmt: skip
-        """How far another engine's scores may be from the plain one's, for each row and score: [rows, classes].
+        """How far another engine's scores may be from the plain one's, for each row and score: [rows, scores].
 
         Args:
             placement: under which they are.
-            plain: [draws, rows, classes], finite or not.
+            plain: [draws, rows, scores], finite or not.
             data: inputs and ids of the rows.
             draws: ids.
             runs: numbers of the runs with factors; the more, the more certain.
@@ -151,28 +162,34 @@ class Rounding:
         scores = plain.double()
         moved = torch.zeros_like(scores[0])
         for run in runs:
-            with self.session.placing(placement), self.session.drawing(rows, draws):
-                shaken = self._run(inputs, run).unflatten(0, (len(draws), len(rows)))
-            shaken = shaken.double()
+            with self.session.placing(placement):
+                together = [[draw] for draw in draws] if self.session.runs_draws_apart else [draws]
+                shaken = torch.cat([self._run(inputs, rows, some, run) for some in together])
+            shaken = shaken.unflatten(0, (len(draws), len(rows))).double()
             apart = (shaken - scores).abs().masked_fill(shaken == scores, 0.0).amax(0)
             moved = torch.maximum(moved, torch.nan_to_num(apart, nan=math.inf))  # at the end of the range, anything
         return FACTOR * (moved + self.unit * _size(scores.abs().amax(0), moved > 0).unsqueeze(-1))
 
-    def _run(self, inputs: Tensor, run: int) -> Tensor:
-        """Scores of a forward with factors."""
+    def _run(self, inputs: Tensor, rows: Tensor, draws: Sequence[int], run: int) -> Tensor:
+        """Scores of a forward with factors: [draws x rows, scores]."""
         model, state = self.session.model, self.session.state
         self.factors.begin(run)
         make = functools.partial(_Shaken, self.factors)
         if inputs.is_floating_point():
             inputs = inputs * self.factors.like(inputs)
-        mode, args, kwargs = begin(model, state, (inputs,), {}, make=make)
-        with mode:
-            found: Tensor = original(model)(*args, **kwargs)
-        return found
+        with self.session.drawing(rows, draws):
+            mode, args, kwargs = begin(model, state, (inputs,), {}, make=make)
+            with mode:
+                return rows_of(original(model)(*args, **kwargs))
+
+
+def rows_of(scores: Tensor) -> Tensor:
+    """Scores of any shape, as many for each row as there are: [rows, scores]."""
+    return scores.reshape(len(scores), -1)
 
 
 def _size(scores: Tensor, moves: Tensor) -> Tensor:
-    """The largest of a row's absolute scores [rows, classes] that rounding moves: not that of a class masked by a
+    """The largest of a row's absolute scores [rows, scores] that rounding moves: not that of a class masked by a
     large constant, beside which all others would be nothing; where none moves, the largest finite one."""
     finite = scores.masked_fill(~scores.isfinite(), 0.0)
     return torch.where(moves.any(1), finite.masked_fill(~moves, 0.0).amax(1), finite.amax(1))
@@ -191,5 +208,5 @@ def tied(session: Session) -> float | None:
     inputs, _, rows = (part[:count] for part in session.problem.data)
     scores = session.scores(inputs)
     rounding = Rounding(session, [inputs, scores], wider=1)
-    bound = rounding.bound(SILENT, scores.unsqueeze(0), (inputs, rows), (0,), range(2))
+    bound = rounding.bound(SILENT, rows_of(scores).unsqueeze(0), (inputs, rows), (0,), range(2))
     return float((session.leads <= 2 * float(bound.amax(1).median()) / FACTOR).mean())

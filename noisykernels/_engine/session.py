@@ -222,10 +222,18 @@ class Session:
         Args:
             rows, draws: ids, under which the placement that there is draws its noise; without rows it draws none.
         """
+        if rows is not None and draws is not None and len(draws) > 1 and self.runs_draws_apart:
+            return torch.cat([self.scores(inputs, rows, [draw]) for draw in draws])
         count = len(inputs) * (1 if draws is None else len(draws))
         with contextlib.nullcontext() if rows is None else self.drawing(rows, draws):
             scores = self.model(inputs.clone())  # which it may write into
             return self.problem.metric.check_scores(self.op, scores, count)
+
+    @property
+    def runs_draws_apart(self) -> bool:
+        """Whether noise enters at a value that is the same for all rows, so that draws cannot be folded into them."""
+        placement = self.state.placement
+        return any(alone and placement.at(name, module) is not None for name, module, alone in self.state.without_rows)
 
     def drawing(self, rows: Tensor, draws: Sequence[int] | None = None) -> contextlib.AbstractContextManager[Any]:
         """The key of what is drawn for the length of a block."""

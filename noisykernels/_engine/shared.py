@@ -86,7 +86,7 @@ class SharedEngine:
         found: set[int] = set()
         for site, which in {(r.site.name, r.which) for r in requests}:
             found |= self.suffix(site).values | self.problem.targets[which].reads(self.tape, site)
-        return found
+        return found - self.tape.fixed.keys()
 
     def clean(self, inputs: Tensor, keep: set[int] | None = None) -> dict[int, Any]:
         """The values of some rows without noise: all of them, or those to keep and the scores."""
@@ -110,6 +110,8 @@ class SharedEngine:
         targets = [self.problem.targets[r.which] for r in requests]
         try:
             step = max(1, self.plan.near // (2 * self.suffix(one.site.name).near), targets[0].least_rows)
+            if self.suffix(one.site.name).number in self.tape.fixed:  # what follows runs for each level and draw
+                step = one.rows
             for low in range(one.start - first, one.end - first, step):
                 high = min(low + step, one.end - first)
                 part = self._cut(targets[0], one.site.name, clean, low, high, len(rows))
@@ -131,7 +133,7 @@ class SharedEngine:
     ) -> dict[int, Any]:  # fmt: skip
         """The clean values around a site's suffix, those of rows low..high - 1 of a chunk."""
         wanted = self.suffix(site).values | target.reads(self.tape, site)
-        return {n: part_of(self.tape, n, clean[n], low, high, rows) for n in wanted}
+        return {n: part_of(self.tape, n, clean[n], low, high, rows) for n in wanted - self.tape.fixed.keys()}
 
     def scale(self, site: Site, target: Target, clean: dict[int, Any], rows: Tensor) -> float | None:
         """The level at which a target is about as large as the values at a site, from those of some rows: a quarter of

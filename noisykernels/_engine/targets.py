@@ -21,12 +21,13 @@ from noisykernels._engine.plan import ROWS
 from noisykernels._engine.store_keys import identity
 from noisykernels._graph.contractions import direction_at, input_of, step_of, value_at
 from noisykernels._graph.directions import Mixture, Term, directions
-from noisykernels._graph.suffix import Suffix
+from noisykernels._graph.suffix import Suffix, noisy
 from noisykernels._graph.tape import Tape
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.placement import SILENT, Placement
+from noisykernels.injection.rows import ALONE, Rows
 from noisykernels.injection.site import PARTS, Site, exactly
 from noisykernels.noise.arguments import Key, seed_tensor
 from noisykernels.noise.contract import largest_eps
@@ -66,17 +67,26 @@ class Work(NamedTuple):
     bytes: int
 
     @property
-    def value(self) -> tuple[Tensor, int]:
-        """The clean value at the site, and its dimension of rows."""
-        number = self.tape.sites[self.site.name]
-        dim = self.tape.row_dims[number]
-        assert dim is not None
-        return self.clean[number], dim
+    def value(self) -> Tensor:
+        """The clean value at the site."""
+        number, fixed = self.suffix.number, self.tape.fixed
+        found: Tensor = fixed[number] if number in fixed else self.clean[number]
+        return found
+
+    @property
+    def alone(self) -> bool:
+        """Whether the value is the same for all rows: as if it were one row."""
+        return self.suffix.number in self.tape.fixed
+
+    @property
+    def place(self) -> tuple[Rows, int]:
+        """Where the value holds its rows, and how many."""
+        return (ALONE, 1) if self.alone else (self.tape.place(self.suffix.number), len(self.rows))
 
     def key(self, draws: Sequence[int]) -> Key:
         """Under which some draws are drawn."""
-        seed = seed_tensor("walk", self.seed, torch.device("cpu"))
-        return Key(seed, torch.tensor(draws, dtype=torch.int64), self.rows, 0, self.site.id)
+        seed, rows = seed_tensor("walk", self.seed, torch.device("cpu")), None if self.alone else self.rows
+        return Key(seed, torch.tensor(draws, dtype=torch.int64), rows, 0, self.site.id)
 
 
 class Pass(NamedTuple):
@@ -136,7 +146,7 @@ class Target(ABC):
             return f"{len(site.members)} sites are noisy together"
         if len(site.calls) > 1:
             return f"its weight is used by {len(site.calls)} calls"
-        return "its weight is computed, or its input given by name"
+        return "its weight is computed, its input given by name, or its rows are folded into another dimension"
 
     def reads(self, tape: Tape, site: str) -> set[int]:
         """Values before the site that `passes` reads."""
@@ -172,10 +182,13 @@ class _Directed(Target):
 
     def passes(self, work: Work) -> Iterator[Pass]:
         """See `Target`."""
+        if work.alone:
+            yield from self._one_by_one(work)
+            return
         suffix, count = work.suffix, len(work.rows)
         copies = max(1, work.bytes // (suffix.peak * count))
         some = max(1, min(len(work.draws), copies // len(work.levels[0])))
-        half = work.value[0].dtype.itemsize < 4
+        half = work.value.dtype.itemsize < 4
         for first in range(0, len(work.draws), some):
             draws = work.draws[first : first + some]
             toward, mixtures = self.directions(work, draws)
@@ -186,11 +199,23 @@ class _Directed(Target):
                     scores = suffix.scores(work.clean, carried, mixture, part, len(draws), count)
                     yield Pass(k, low, first, scores.unflatten(0, (len(part), len(draws), count)))
 
+    def _one_by_one(self, work: Work) -> Iterator[Pass]:
+        """Where the value is the same for all rows, it is another one for each level and draw."""
+        count, x = len(work.rows), work.value
+        for first, draw in enumerate(work.draws):
+            table, mixtures = self.directions(work, [draw])
+            for k, mixture in enumerate(mixtures):
+                toward = mixture.of(table)
+                for low, level in enumerate(work.levels[k]):
+                    value = noisy(x, toward, level * mixture.factor)
+                    scores = work.suffix.of_value(value, work.clean, 1, count)
+                    yield Pass(k, low, first, scores.unflatten(0, (1, 1, count)))
+
     def ratio(self, work: Work) -> float:
         """See `Target`: from one draw of some rows."""
         table, (mixture,) = self.directions(work, [0])
         size = mixture.of(table)[0].double().square().mean().sqrt() * mixture.factor
-        return float(work.value[0].double().square().mean().sqrt() / size)
+        return float(work.value.double().square().mean().sqrt() / size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,8 +237,7 @@ class Activation(_Directed):
 
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
-        value, dim = work.value
-        return directions([t.noise for t in work.targets], value, dim, work.key(draws))
+        return directions([t.noise for t in work.targets], work.value, *work.place, work.key(draws))
 
     def told(self) -> dict[str, Any]:
         """See `Target`."""
@@ -267,10 +291,9 @@ class Weight(_Directed):
         """See `_Directed`."""
         step = step_of(work.tape, work.site.name)
         assert step is not None
-        x, dim = work.clean[input_of(step)], work.value[1]
-        key = work.key(draws)
+        x, key = work.clean[input_of(step)], work.key(draws)
         table: dict[Term, Tensor] = {
-            ("weight", k): direction_at(t.noise, step, x, dim, key) for k, t in enumerate(work.targets)
+            ("weight", k): direction_at(work.tape, t.noise, step, x, key) for k, t in enumerate(work.targets)
         }
         return table, [Mixture([{term: 1.0}]) for term in table]
 
@@ -322,20 +345,24 @@ class Parameter(Target):
         """See `Target`."""
         return super().why_not(site) if site.calls else "it multiplies values with values"
 
+    def reaches(self, tape: Tape, site: Site) -> bool:
+        """See `Target`: the rows of the contraction must be those of the data, nothing beside them."""
+        step = step_of(tape, site.name) if super().reaches(tape, site) else None
+        return step is not None and all(tape.holds_rows_alone(n) for n in (input_of(step), step.outputs[0]))
+
     def passes(self, work: Work) -> Iterator[Pass]:
         """See `Target`: the contraction is run for each value."""
         suffix, count, step = work.suffix, len(work.rows), step_of(work.tape, work.site.name)
         assert step is not None
         x = work.clean[input_of(step)]
-        dims = work.tape.row_dims[input_of(step)], work.tape.row_dims[suffix.number]
-        assert dims[0] is not None and dims[1] is not None
+        dims = work.tape.place(input_of(step)).dim, work.tape.place(suffix.number).dim
         some = max(1, min(len(work.draws), work.bytes // (suffix.peak * count)))
         for first in range(0, len(work.draws), some):
             draws = work.draws[first : first + some]
             key = work.key(draws)
             for k, target in enumerate(work.targets):
                 for low, level in enumerate(work.levels[k]):
-                    value = value_at(target.devices(level), step, work.site.kind, x, (dims[0], dims[1]), key)
+                    value = value_at(target.devices(level), step, work.site.kind, x, dims, key)
                     scores = suffix.of_value(value, work.clean, len(draws), count)
                     yield Pass(k, low, first, scores.unflatten(0, (1, len(draws), count)))
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._engine.request import Answer, Request
-from noisykernels._engine.rounding import Rounding
+from noisykernels._engine.rounding import Rounding, rows_of
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
 from noisykernels._engine.targets import Target
@@ -105,8 +105,8 @@ class Check:
 
     @cached_property
     def silent(self) -> Tensor:
-        """Scores of the rows at the first place without noise."""
-        return self.session.scores(self.near.looked_at[0])
+        """Scores of the rows at the first place without noise: [rows, scores]."""
+        return rows_of(self.session.scores(self.near.looked_at[0]))
 
     def through(self, sites: Sequence[Site], which: int) -> Verification:
         """Looks at those sites that the engine that shares work can run under a target: at all of them at the first
@@ -203,7 +203,7 @@ class Check:
         return self.session.problem.targets[which]
 
     def _moves(self, scores: Tensor) -> bool:
-        """Whether a level moves a good share of the scores [draws, rows, classes] that are finite."""
+        """Whether a level moves a good share of the scores [draws, rows, scores] that are finite."""
         silent = self.silent.double()
         usual = silent.abs().nanmedian(-1, keepdim=True).values  # not the size of a class that is masked
         apart = (scores.double() - silent).abs() > MOVED * usual
@@ -214,26 +214,28 @@ class Check:
         self, site: Site, which: int, levels: tuple[float, ...], place: _Place, clean: dict[int, Any],
         draws: tuple[int, ...] = DRAWS,
     ) -> Tensor:  # fmt: skip
-        """Scores by the engine that shares work: [levels, draws, rows, classes]."""
+        """Scores by the engine that shares work: [levels, draws, rows, scores]."""
         request = Request(site, levels, draws, place.rows, place.first + place.low, which)
         found: Tensor | None = None
         for _, row, part in self.engine.passes([request], place.first, clean, place.ids):
+            scores = part.scores.flatten(0, 2)
+            scores = rows_of(scores).unflatten(0, part.scores.shape[:3])
             if found is None:
-                found = part.scores.new_zeros((len(levels), len(draws), place.rows, part.scores.shape[-1]))
-            part.put(part.scores, row, found)
+                found = scores.new_zeros((len(levels), len(draws), place.rows, scores.shape[-1]))
+            part.put(scores, row, found)
         assert found is not None
         return found
 
     def _plain(self, placement: Placement, place: _Place, draws: tuple[int, ...] = DRAWS) -> Tensor:
-        """Scores by the plain engine: [draws, rows, classes]."""
+        """Scores by the plain engine: [draws, rows, scores]."""
         inputs, ids = place.looked_at
         with self.session.placing(placement):
-            scores = self.session.scores(inputs, ids, draws)
+            scores = rows_of(self.session.scores(inputs, ids, draws))
         parts: Tensor = scores.unflatten(0, (len(draws), place.rows))
         return parts
 
     def _apart(self, site: Site, which: int, level: float, place: _Place, shared: Tensor) -> float:
-        """The largest difference of scores [draws, rows, classes] from the plain engine's, in parts of its bound."""
+        """The largest difference of scores [draws, rows, scores] from the plain engine's, in parts of its bound."""
         placement = self._target(which).placement(site, level)
         plain = self._plain(placement, place)
         if bool(_alike(shared, plain).all()):  # as is usual for small models: no run is needed to tell the bound

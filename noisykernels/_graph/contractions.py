@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._graph.linearity import CONTRACTIONS, takes_first, without_bias
-from noisykernels._graph.tape import Step, Tape, Value
+from noisykernels._graph.tape import Step, Tape, Value, joined
 from noisykernels._util.tensors import kept_type
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device
@@ -44,14 +44,14 @@ def _contraction(step: Step) -> Contraction:
     return Contraction(step.name, ([], [], [], "transpose" in step.name, [], groups))
 
 
-def direction_at(noise: WeightNoise, step: Step, x: Tensor, row_dim: int, key: Key) -> Tensor:
+def direction_at(tape: Tape, noise: WeightNoise, step: Step, x: Tensor, key: Key) -> Tensor:
     """What noise of level 1 on the weight adds to the output, for every draw: (draws x rows), draw by draw.
 
     Args:
+        tape: of the model.
         noise: at level 1.
         step: the contraction.
         x: its input.
-        row_dim: dimension of rows of its output.
         key: of the site; a weight has no rows of the data.
     """
     weight = _weight(step).detach()
@@ -74,7 +74,7 @@ def direction_at(noise: WeightNoise, step: Step, x: Tensor, row_dim: int, key: K
             parts.append(step.function(x, moved, *args[1:], **kwargs))
         else:
             parts.append(step.function(x, **{**kwargs, "weight": moved}))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, row_dim)
+    return parts[0] if len(parts) == 1 else joined(tape, step.outputs[0], parts)
 
 
 def value_at(devices: Sequence[Device], step: Step, kind: str, x: Tensor, dims: tuple[int, int], key: Key) -> Tensor:

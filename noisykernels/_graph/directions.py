@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.tensors import kept_type
+from noisykernels.injection.rows import Rows, apart, together
 from noisykernels.noise.arguments import Key
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import eps
@@ -44,14 +45,17 @@ class Mixture:
         return found
 
 
-def directions(noises: Sequence[Noise], x: Tensor, row_dim: int, key: Key) -> tuple[dict[Term, Tensor], list[Mixture]]:
+def directions(
+    noises: Sequence[Noise], x: Tensor, place: Rows, count: int, key: Key
+) -> tuple[dict[Term, Tensor], list[Mixture]]:
     """The directions in which noises at a site are linear, each drawn once however many noises share it, and how each
     noise is made of them.
 
     Noises whose levels are numbers are mixtures of ``eps_add``, ``x eps_mul`` and ``eps_add eps_mul``; others have
-    directions of their own. A direction holds (draws x rows), draw by draw.
+    directions of their own. A direction holds (draws x rows), draw by draw, where the value holds its `count` rows.
     """
-    value, draws = x.movedim(row_dim, 0), key.draw_ids
+    value, draws = apart(x, place, count), key.draw_ids
+    assert value is not None
     tiled = value if len(draws) == 1 else torch.cat([value] * len(draws))
     kept = kept_type(x)  # half values are rounded after the noise
     drawn: dict[tuple[str, str], Tensor] = {}
@@ -67,7 +71,7 @@ def directions(noises: Sequence[Noise], x: Tensor, row_dim: int, key: Key) -> tu
 
     def keep(term: Term, make: Callable[[], Tensor]) -> Term:
         if term not in table:
-            table[term] = make().to(kept).movedim(0, row_dim)
+            table[term] = together(make().to(kept), place, x)
         return term
 
     def mixture(noise: Noise) -> Mixture:

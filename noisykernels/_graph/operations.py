@@ -114,6 +114,7 @@ METADATA = frozenset(
     "element_size itemsize nbytes requires_grad is_leaf grad grad_fn is_floating_point is_complex is_signed is_cuda "
     "is_cpu is_meta is_sparse is_quantized is_nested is_mkldnn is_inference is_conj is_neg is_same_size is_shared "
     "is_pinned get_device type names has_names _version _is_view output_nr result_type can_cast promote_types __hash__ "
+    "_nested_tensor_from_mask_left_aligned "  # asked for a short cut that no injected model takes
     "is_tensor dense_dim sparse_dim is_xla is_xpu is_mps is_ipu is_vulkan is_hpu is_mtia is_maia "
     "__class__ name retains_grad _backward_hooks is_sparse_csr".split()
 )

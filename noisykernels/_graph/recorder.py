@@ -6,6 +6,7 @@ depends on neither rows nor input is computed once and kept as a constant; `rows
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from noisykernels._graph.recording import Recording, recorded
 from noisykernels._graph.rows import are_close, find_rows
 from noisykernels._graph.tape import NotTraceable, Rows, Step, Tape, Value, is_symbol
 from noisykernels._util.runtime import evaluating
-from noisykernels.injection.kinds import RECURRENT
-from noisykernels.injection.site import kind_of
+from noisykernels.injection.rows import FIRST
+from noisykernels.injection.rows import Rows as Place
+from noisykernels.injection.state import state_of
 
 __all__ = ["record_tape"]
 
@@ -39,8 +41,7 @@ def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
     with torch.inference_mode(False), evaluating(model):
         inputs = inputs.clone()  # a model may write into it
         try:
-            runs = [recorded(model, inputs[:n].clone()) for n in SIZES]
-            tape, names, alone = _merged(runs)
+            tape, names, runs = _recorded(model, inputs)
             why = find_rows(tape, inputs[: tape.rows], runs[0].scores)
         except NotTraceable:
             raise
@@ -49,22 +50,37 @@ def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
             raise NotTraceable(f"it fails while it is recorded: {type(error).__name__}: {said}") from error
         if why is None and not all(are_close(run.scores[: tape.rows], runs[0].scores) for run in runs):
             why = "the scores of a row depend on the other rows"
-        _find_sites(tape, why)
-        reached = {name for s in tape.steps for name in s.names}
-        tape.refused |= dict.fromkeys(alone, "its value is the same for all rows")
-        tape.idle = set(names) - reached - set(alone)
+        for number, value in tape.fixed.items():
+            tape.shapes[number] = tuple(value.shape)
+        tape.infinite |= {s.names[0] for s in tape.before if s.names and not _is_finite(tape.fixed[s.outputs[0]])}
+        _find_sites(tape, state_of(model).places, why)
+        tape.idle = set(names) - {name for s in (*tape.before, *tape.steps) for name in s.names}
     return tape
 
 
-def _merged(runs: list[Recording]) -> tuple[Tape, list[str], list[str]]:
-    """A tape without rows and sites, the names of all sites that there are, and of those whose values are constant."""
+def _recorded(model: nn.Module, inputs: Tensor) -> tuple[Tape, list[str], list[Recording]]:
+    """See `_merged`. What a model keeps of its first forward, such as a grid, is there in the second round."""
+    runs = [recorded(model, inputs[:n].clone()) for n in SIZES]
+    try:
+        return *_merged(runs), runs
+    except NotTraceable as reason:
+        again = [recorded(model, inputs[:n].clone()) for n in SIZES]
+        if [len(run.steps) for run in again] == [len(run.steps) for run in runs]:
+            raise
+        stale = {id(t): t for run in runs for t in run.alive()}
+        if any(stale.get(id(leaf)) is leaf for run in again for leaf in run.constants()):
+            raise NotTraceable("it keeps a value of the forward before") from reason
+        return *_merged(again), again
+
+
+def _merged(runs: list[Recording]) -> tuple[Tape, list[str]]:
+    """A tape without rows and sites, and the names of all sites that there are."""
     a, b, c = runs
+    tape = Tape([], a.result, SIZES[0])
     if not len(a.steps) == len(b.steps) == len(c.steps):
         raise NotTraceable("the model runs other operations for another number of rows")
     follows = {0}  # values that depend on the input or on the number of rows
     constants: dict[int, Any] = {}
-    steps: list[Step] = []
-    alone: list[str] = []
     wanted = _leading_to(a.result, a.steps)
     for i, (s, t, u) in enumerate(zip(a.steps, b.steps, c.steps, strict=True)):
         trees = [pytree.tree_flatten((x.args, x.kwargs), is_leaf=is_symbol) for x in (s, t, u)]
@@ -74,19 +90,32 @@ def _merged(runs: list[Recording]) -> tuple[Tape, list[str], list[str]]:
         if i not in wanted:
             continue
         leaves = [_merged_leaf(s, x) for x in zip(*(tree[0] for tree in trees), strict=True)]
-        leaves = [constants.get(x.number, x) if isinstance(x, Value) else x for x in leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, trees[0][1])
-        step = Step(s.function, args, kwargs, s.outputs, s.calls)
-        step.names = s.names
+        closed = [constants.get(x.number, x) if isinstance(x, Value) else x for x in leaves]
+        step = opened = _step(s, closed, trees[0][1])
+        if any(isinstance(x, Value) and x.number in tape.fixed for x in leaves):
+            is_open = [isinstance(x, Value) and x.number in tape.fixed for x in leaves]
+            pairs = zip(leaves, closed, is_open, strict=True)
+            opened = _step(s, [x if is_so else y for x, y, is_so in pairs], trees[0][1])
         if step.inputs or any(isinstance(x, Rows) for x in leaves):
-            steps.append(step)
+            tape.steps.append(step)
             follows |= set(step.outputs)
-        else:
-            step.run(constants, 0)  # the same whatever the input is
-            alone += s.names
+            if opened is not step:
+                tape.opened[step.outputs[0]] = opened
+            continue
+        step.run(constants, 0)  # the same whatever the input is
+        if s.names or opened is not step:  # but for noise of its own
+            tape.before.append(opened)
+            tape.fixed |= {n: constants[n] for n in s.outputs}
     if a.result not in follows:
         raise NotTraceable("the model's result does not depend on its input")
-    return Tape(steps, a.result, SIZES[0]), [name for s in a.steps for name in s.names], alone
+    return tape, [name for s in a.steps for name in s.names]
+
+
+def _step(recorded: Step, leaves: list[Any], tree: Any) -> Step:
+    args, kwargs = pytree.tree_unflatten(leaves, tree)
+    step = Step(recorded.function, args, kwargs, recorded.outputs, recorded.calls)
+    step.names = recorded.names
+    return step
 
 
 def _leading_to(result: int, steps: list[Step]) -> set[int]:
@@ -118,19 +147,25 @@ def _merged_leaf(step: Step, leaves: tuple[Any, Any, Any]) -> Any:
     raise NotTraceable(f"{step.name} has an argument that follows the number of rows: {leaves}")
 
 
-def _find_sites(tape: Tape, why: str | None) -> None:
-    """The value at each site, or why the site cannot be reached alone: the reason given, for all of them."""
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
+
+
+def _find_sites(tape: Tape, places: Mapping[str, Place | None], why: str | None) -> None:
+    """The value at each site, or why the site cannot be reached alone: the reason given, for all of them.
+
+    Args:
+        places: where noise finds the rows of values.
+    """
     found = {"input": 0}
-    for step in tape.steps:
+    for step in (*tape.before, *tape.steps):
         number = step.outputs[0]
         if len(step.names) > 1:
             tape.refused |= dict.fromkeys(step.names, f"{step.name} holds several sites")
-        elif step.names and kind_of(step.names[0]) in RECURRENT:
-            tape.refused[step.names[0]] = f"{step.name} gives its noisy output in its state as well"
         elif step.names and step.names[0] in tape.infinite:
             tape.refused[step.names[0]] = "its values are not all finite"
-        elif step.names and why is None and not _holds_rows_alone(tape, number):
-            tape.refused[step.names[0]] = "its rows are folded into another dimension"
+        elif step.names and why is None and not _lies_at(tape, number, places.get(step.names[0], FIRST)):
+            tape.refused[step.names[0]] = "its rows lie elsewhere than noise finds them"
         elif step.names:
             found[step.names[0]] = number
     if why is None:
@@ -139,6 +174,12 @@ def _find_sites(tape: Tape, why: str | None) -> None:
         tape.refused |= dict.fromkeys(found, why)
 
 
-def _holds_rows_alone(tape: Tape, number: int) -> bool:
-    dim = tape.row_dims[number]
-    return dim is not None and tape.outer.get(number, 1) == 1 and tape.shapes[number][dim] == tape.rows
+def _lies_at(tape: Tape, number: int, place: Place | None) -> bool:
+    """Whether a value holds its rows at a place."""
+    if place is None or number in tape.fixed:
+        return place is not None and place.outer == 0
+    dim, shape = tape.row_dims.get(number), tape.shapes[number]
+    if dim is None or number in tape.counted or place.dim % max(1, len(shape)) != dim:
+        return False
+    inner = shape[dim] // (tape.outer.get(number, 1) * tape.rows)
+    return tape.outer.get(number, 1) == place.outer and (inner == 1 or place.folded)

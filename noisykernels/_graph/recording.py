@@ -9,7 +9,8 @@ what the model lets go is free.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisykernels._graph.in_place import HERE, Output, View, memory_of, out_of_place, seen, write_through
 from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
-from noisykernels._graph.tape import NotTraceable, Step, Value
+from noisykernels._graph.tape import NotTraceable, Step, Value, is_symbol
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.doors import original
-from noisykernels.injection.kinds import KINDS
+from noisykernels.injection.kinds import KINDS, RECURRENT, SEVERAL
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
+from noisykernels.injection.products import Pair, pairs_of
+from noisykernels.injection.recurrent import with_noise
 from noisykernels.injection.running import begin
 from noisykernels.injection.site import kind_of
 from noisykernels.injection.state import state_of
@@ -39,6 +42,7 @@ _aten = torch.ops.aten
 _TO_NUMBERS = frozenset([_aten._local_scalar_dense.default, _aten.equal.default, _aten.item.default])
 _OF_SHAPE = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ detach_".split())
 _CHOOSE = ("__getitem__", "index")  # whose boolean indices say how many entries there are
+_AS = {"expand_as": Tensor.expand, "view_as": Tensor.view, "reshape_as": Tensor.reshape}  # which take a shape
 # What makes values of a tensor's shape and type alone, and of empty memory: whatever lies there must not be read.
 _MAKERS = {"empty": torch.zeros} | {
     f"{before}{name}{after}": torch.zeros if name == "empty" else getattr(torch, name)
@@ -52,6 +56,16 @@ class Recording(NamedTuple):
     steps: list[Step]
     result: int
     scores: Tensor
+    of_input: list[weakref.ref[Tensor]]  # tensors that depend on the input
+
+    def alive(self) -> list[Tensor]:
+        """Tensors that depend on the input and that something keeps."""
+        return [t for ref in self.of_input if (t := ref()) is not None]
+
+    def constants(self) -> list[Tensor]:
+        """Tensors that come from outside."""
+        leaves = (pytree.tree_leaves((s.args, s.kwargs), is_leaf=is_symbol) for s in self.steps)
+        return [a for some in leaves for a in some if isinstance(a, Tensor)]
 
 
 _Lineage = tuple[int, tuple[View, ...]]  # the value that memory was made for, and how this one looks at it
@@ -96,31 +110,27 @@ class _Recorder(SiteMode):
         self.lineage: dict[int, _Lineage] = {}
         self.depends = {self._allocate()}  # values that depend on the input
         self.sized: set[int] = set()  # and those whose shape may as well
-        self.in_attention = False
+        self.in_parts = False
         self.autocast = _autocast(inputs)
         self._becomes(inputs, 0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         assert self.record is not None
-        of_layer = func is F.multi_head_attention_forward
-        kernel = not self.in_attention and self.placement.detail and KINDS.get(func) == "attention"
-        if of_layer or (kernel and not self.muted):  # one call, of which each part becomes a step
+        if (by_parts := self._by_parts(func, args, kwargs)) is not None:
             with self:
-                self.in_attention = True
+                self.in_parts = True
                 try:
-                    return (
-                        multi_head_attention_forward(self, *args, **kwargs) if of_layer else self._kernel(args, kwargs)
-                    )
+                    return by_parts()
                 finally:
-                    self.in_attention = False
+                    self.in_parts = False
         tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         numbers = [n for t in tensors if (n := self.number(t)) is not None]
         before = len(self.record)
         if tensors and _autocast(tensors[0]) != self.autocast:
             raise NotTraceable("it switches autocast on or off by itself")
         self.inside.written, self.inside.numbers = set(), False
-        if self.in_attention:  # only its own sites count, which come by `site` and `at`
+        if self.in_parts:  # only its own sites count, which come by `site` and `at`
             out = func(*args, **kwargs)
         else:
             out = super().__torch_function__(func, types, args, kwargs)
@@ -139,6 +149,32 @@ class _Recorder(SiteMode):
             self._write(func, tuple(args), dict(kwargs), given, tensors, names)
         return out
 
+    def _by_parts(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+        """How to run one call of which each part becomes a step; None: it is a step."""
+        if func is F.multi_head_attention_forward:
+            return partial(multi_head_attention_forward, self, *args, **kwargs)
+        kind = KINDS.get(func, "")
+        if self.in_parts or self.muted:
+            return None
+        if kind == "attention" and self.placement.detail:
+            return partial(self._kernel, args, kwargs)
+        if kind in RECURRENT:
+            return partial(self._layer_of_steps, kind, func, args, kwargs)
+        pairs = pairs_of(kind, args, kwargs) if kind in SEVERAL and "out" not in kwargs else None
+        return partial(self._products, kind, pairs) if pairs is not None and len(pairs) > 1 else None
+
+    def _products(self, kind: str, pairs: list[Pair]) -> Tensor:
+        """A product of several, of which each is a site."""
+        value: Tensor | None = None
+        for name, pair in zip([self.name(kind) for _ in pairs], pairs, strict=True):
+            value = self.at(name, None, pair(value).plainly())
+        assert value is not None
+        return value
+
+    def _layer_of_steps(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A recurrent layer, whose noisy output is the last state as well."""
+        return with_noise(self, self.name(kind), None, args, func(*args, **kwargs))
+
     def part(self, name: str, part: str, a: Tensor, b: Tensor, row_dim: int | None = None) -> Tensor:
         """See `Attending`: a product of an attention that is recorded call by call."""
         product = torch.matmul(a, b)
@@ -153,17 +189,17 @@ class _Recorder(SiteMode):
         return self.at(name, None, made)
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
-        """A call of an operation that makes a site; within attention, it comes back to this mode as it is."""
-        if not self.in_attention:
+        """A call of an operation that makes a site; of a part, it comes back to this mode as it is."""
+        if not self.in_parts:
             return super().site(kind, func, args, kwargs, row_dim)
         name = self.name(kind)
         return self.at(name, None, func(*args, **kwargs), row_dim)
 
     def at(self, name: str, noise: Noise | Change | None, clean: Tensor, row_dim: int | None = None) -> Tensor:
-        """The value at a site; within attention, that of the last step."""
-        result = kind_of(name) == "module"  # which may be the value of another site, or of none
-        if self.in_attention or result:
-            clean = clean.view_as(clean) if result or self.steps[-1].names else clean
+        """The value at a site; among parts, that of the last step."""
+        other = kind_of(name) in ("module", *RECURRENT)  # which may be that of another site, or not of the last step
+        if self.in_parts or other:
+            clean = clean.view_as(clean) if other or self.steps[-1].names else clean
             self.steps[-1].names = (name,)
         return super().at(name, noise, clean, row_dim)
 
@@ -264,6 +300,10 @@ class _Recorder(SiteMode):
             fill = () if named is None else (args[named] if len(args) > named else kwargs["fill_value"],)
             func, args = made, (list(leaves[0].shape), *fill)
             kwargs = {"dtype": leaves[0].dtype, "device": leaves[0].device}
+        elif name_of(func) == "new_tensor" and not isinstance(args[1], Tensor):
+            func, args, kwargs = torch.tensor, args[1:2], {"dtype": leaves[0].dtype, "device": leaves[0].device}
+        elif name_of(func) in _AS and len(args) == 2 and not kwargs and self.number(args[1]) not in self.sized:
+            func, args = _AS[name_of(func)], (args[0], list(leaves[0].shape))
         parent = next((t for t in tensors if t.numel() and any(memory_of(t) == memory_of(x) for x in leaves)), None)
         chooses = [t for t in tensors if t.dtype in (torch.bool, torch.uint8)] if name_of(func) in _CHOOSE else []
         args, kwargs = self._symbols((args, kwargs))
@@ -340,7 +380,8 @@ def recorded(model: nn.Module, inputs: Tensor) -> Recording:
     result = recorder.number(out) if isinstance(out, Tensor) else None
     if result is None:
         raise NotTraceable("the model's result is not the value of one of its operations")
-    return Recording(recorder.steps, result, out)
+    of_input = [ref for ref, number in recorder.known.values() if number in recorder.depends]
+    return Recording(recorder.steps, result, out, of_input)
 
 
 def _generators(device: torch.device) -> list[Tensor]:

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from noisykernels._graph.operations import INDEXING, POSITIONS, SPLITS, UNIFORM, is_trusted
-from noisykernels._graph.tape import NotTraceable, Step, Tape, Value, is_symbol
+from noisykernels._graph.positions import follow_positions, largest_place
+from noisykernels._graph.tape import NotTraceable, Step, Tape, Value, is_symbol, positions
+from noisykernels.injection.rows import Rows as Place
 
 __all__ = ["are_close", "find_rows"]
 
 ORDER = (1, 0, 1)  # of two rows
 BLOCK = 1 << 16  # entries that are compared at once: large values are not copied
-COUNTS = (3, 11, 300, 1031)  # numbers of rows at which positions are looked at
 
 
 def find_rows(tape: Tape, inputs: Tensor, scores: Tensor) -> str | None:
@@ -74,12 +75,12 @@ def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: 
     counted = [n for n in step.inputs if n in tape.counted]
     if len(counted) == len(step.inputs):  # made of the number of rows alone
         return _find_made(tape, step, values)
-    if counted and not _takes_own_rows(tape, step, counted):
-        return f"{step.name} goes by the positions of rows"
+    stride, why = follow_positions(tape, step, counted)
+    if why is not None:
+        return why
     if _follows_values(step, values):
         return f"{step.name} takes as many entries as values say"
-    table = {n: _shaken(values[n], generator) for n in step.inputs if n not in tape.counted}
-    other = {n: _arranged(value, tape.row_dims[n], tape.outer.get(n, 1)) for n, value in table.items()}
+    table, other = _two_and_three(tape, step, values, generator)
     table |= {n: tape.made(n, tape.rows) for n in counted}
     other |= {n: tape.made(n, len(ORDER)) for n in counted}
     try:
@@ -87,13 +88,37 @@ def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: 
         step.run(other, len(ORDER))
     except Exception:
         return f"{step.name} cannot run on another number of rows"
+    largest = largest_place(tape, step)
     for n in step.outputs:
-        place = _place(table[n], other[n])
+        place = _place(table[n], other[n], stride)
         if place is None or _splits_rows(step, tape):
             tape.row_dims[n] = None
             return f"{step.name} mixes rows"
         _take(tape, n, values[n], place)
+        if stride is not None:
+            tape.strides[n] = stride
+        elif largest is not None and not values[n].is_floating_point():
+            tape.bounds[n] = largest
     return None
+
+
+def _two_and_three(
+    tape: Tape, step: Step, values: dict[int, Any], generator: torch.Generator
+) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Random arguments of a step for two rows, and the same with the rows in another order and number."""
+    table, other = {}, {}
+    for n in (n for n in step.inputs if n not in tape.counted):
+        dim, outer, stride = tape.row_dims[n], tape.outer.get(n, 1), tape.strides.get(n)
+        if stride is None:
+            table[n] = _shaken(values[n], generator)
+            other[n] = _arranged(table[n], dim, outer)
+            continue
+        place = tape.place(n)
+        first = _shaken(values[n] - positions(place, values[n], tape.rows, stride), generator)
+        more = _arranged(first, dim, outer)
+        table[n] = first + positions(place, first, tape.rows, stride)
+        other[n] = more + positions(place, more, len(ORDER), stride)
+    return table, other
 
 
 def _find_made(tape: Tape, step: Step, values: dict[int, Any]) -> str | None:
@@ -107,19 +132,6 @@ def _find_made(tape: Tape, step: Step, values: dict[int, Any]) -> str | None:
         uniform = not step.inputs and step.function in UNIFORM and step.function not in POSITIONS
         _take(tape, n, values[n], _place(values[n], other[n]) if uniform else None)
     return None
-
-
-def _takes_own_rows(tape: Tape, step: Step, counted: list[int]) -> bool:
-    """Whether what follows the number of rows is an index that takes of each row what is its own: 0, 1, 2, ..."""
-    if not set(step.calls) <= INDEXING:
-        return False
-    for n in counted:
-        for count in COUNTS:
-            made = tape.made(n, count)
-            own = torch.arange(count, device=made.device).view(-1, *[1] * (made.dim() - 1))
-            if made.dim() == 0 or made.shape[0] != count or not bool((made == own).all()):
-                return False
-    return True
 
 
 def _follows_values(step: Step, values: dict[int, Any]) -> bool:
@@ -160,7 +172,9 @@ def _splits_rows(step: Step, tape: Tape) -> bool:
         return True
     if step.name == "unbind":
         return False  # it takes the dimension away: of rows, there would be as many pieces as rows
-    args = [a for a in step.args[1:] if isinstance(a, int)]
+    number, args = first.number, [a for a in step.args[1:] if isinstance(a, int)]
+    if step.name in ("chunk", "tensor_split") and args and tape.outer.get(number, 1) % args[0] == 0:
+        return False  # of several that lie outside of the rows, into as many or fewer
     given = step.kwargs.get("dim", args[1] if len(args) > 1 else args[0] if len(step.args) > 2 and args else 0)
     return bool(given % len(tape.shapes[first.number]) == tape.row_dims[first.number])
 
@@ -199,8 +213,9 @@ def _arranged(value: Tensor, dim: int | None, outer: int) -> Tensor:
     return apart.index_select(dim + 1, order).flatten(dim, dim + 2)
 
 
-def _place(two: Any, three: Any) -> tuple[int, int] | None:
-    """Where a value of two rows must hold them to give that of three: dimension, and what lies outside of it."""
+def _place(two: Any, three: Any, stride: int | None = None) -> tuple[int, int] | None:
+    """Where a value of two rows must hold them to give that of three: dimension, and what lies outside of it; but for
+    the number of each row times a stride, if there is one."""
     if two.dim() != three.dim() or two.dtype != three.dtype:
         return None
     moving = [d for d in range(two.dim()) if two.shape[d] != three.shape[d]]
@@ -208,7 +223,11 @@ def _place(two: Any, three: Any) -> tuple[int, int] | None:
         return None
     dim, times = moving[0], two.shape[moving[0]] // 2
     for outer in (k for k in range(1, times + 1) if times % k == 0):
-        if is_close(_arranged(two, dim, outer), three):
+        a, b = two, three
+        if stride is not None:
+            place = Place(dim, outer, folded=True)
+            a, b = two - positions(place, two, 2, stride), three - positions(place, three, len(ORDER), stride)
+        if is_close(_arranged(a, dim, outer), b):
             return dim, outer
     return None
 

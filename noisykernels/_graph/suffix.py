@@ -30,7 +30,7 @@ from noisykernels._graph.linearity import (
 )
 from noisykernels._graph.tape import Step, Tape, joined, repeated
 
-__all__ = ["Suffix", "row_bytes"]
+__all__ = ["Suffix", "noisy", "row_bytes"]
 
 _ops = torch.ops.noisykernels
 
@@ -245,7 +245,8 @@ class Suffix:
         for i, step in enumerate(self.steps):
             for n in step.inputs:
                 if n not in values:
-                    values[n] = repeated(self.tape, n, clean[n], copies, rows)
+                    fixed = self.tape.fixed.get(n)
+                    values[n] = repeated(self.tape, n, clean[n], copies, rows) if fixed is None else fixed
             step.run(values, copies * rows)
             for n in step.inputs:
                 if self.last[n] <= i and n != self.tape.result:
@@ -264,10 +265,7 @@ class Suffix:
             or any(d.dtype != x.dtype for d in toward)
         ):
             x = x if draws == 1 else joined(self.tape, n, [x] * draws)
-            each = []
-            for a in levels.to(toward[0].dtype):
-                each.append((x + a * (toward[0] if len(toward) == 1 else toward[0] + a * toward[1])).to(x.dtype))
-            y = joined(self.tape, n, each)
+            y = joined(self.tape, n, [noisy(x, toward, a) for a in levels.to(toward[0].dtype)])
             if pool is not None:
                 return pool.run(y)
             return torch.relu_(y) if relu else y
@@ -281,6 +279,13 @@ class Suffix:
         if len(toward) == 1:
             return one(toward[0], levels)
         return torch.cat([one(torch.add(toward[0], toward[1], alpha=float(a)), a[None]) for a in levels])
+
+
+def noisy(x: Tensor, toward: list[Tensor], level: Any) -> Tensor:
+    """x + A d, or x + A (d1 + A d2)."""
+    direction = toward[0] if len(toward) == 1 else toward[0] + level * toward[1]
+    value: Tensor = (x + level * direction).to(x.dtype)
+    return value
 
 
 def _plain(x: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["NotTraceable", "Rows", "Step", "Tape", "Value", "is_symbol", "joined", "part_of", "repeated"]
+from noisykernels.injection.rows import Rows as Place
+
+__all__ = ["NotTraceable", "Rows", "Step", "Tape", "Value", "is_symbol", "joined", "part_of", "positions", "repeated"]
 
 
 class NotTraceable(Exception):
@@ -98,6 +100,8 @@ class Tape:
 
     A value holds rows along `row_dims`: that dimension is `outer` times the rows times anything, in this order. One in
     `counted` holds none: it follows the number of rows, such as their positions do, and is made anew for every number.
+    One in `fixed` is the same for all rows, and noise may enter at it or before it: elsewhere it is a constant of the
+    steps, and `before` and `opened` tell of the steps that make it and of those that read it.
     """
 
     steps: list[Step]
@@ -107,6 +111,11 @@ class Tape:
     outer: dict[int, int] = field(default_factory=dict)  # where it is not 1
     counted: set[int] = field(default_factory=set)
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # with `rows` rows
+    strides: dict[int, int] = field(default_factory=dict)  # of indices that are moved by so much for every row
+    bounds: dict[int, int] = field(default_factory=dict)  # whole numbers are from 0 to below
+    fixed: dict[int, Any] = field(default_factory=dict)  # values that are the same for all rows
+    before: list[Step] = field(default_factory=list)  # that make these
+    opened: dict[int, Step] = field(default_factory=dict)  # by first result, steps that read these
     sites: dict[str, int] = field(default_factory=dict)  # the value at each site
     infinite: set[str] = field(default_factory=set)  # sites whose values are not all finite: no direction is added
     refused: dict[str, str] = field(default_factory=dict)  # sites that cannot be reached alone, and why
@@ -123,6 +132,17 @@ class Tape:
         """Index of the step that reads a value last."""
         return {n: i for i, step in enumerate(self.steps) for n in step.inputs}
 
+    def place(self, number: int) -> Place:
+        """Where a value holds its rows."""
+        dim = self.row_dims[number]
+        assert dim is not None
+        return Place(dim, self.outer.get(number, 1), folded=True)
+
+    def holds_rows_alone(self, number: int) -> bool:
+        """Whether a value has a dimension of rows and of nothing else."""
+        dim = self.row_dims.get(number)
+        return dim is not None and self.outer.get(number, 1) == 1 and self.shapes[number][dim] == self.rows
+
     def needed(self, steps: Sequence[Step]) -> set[int]:
         """Values that these steps take and do not make."""
         made: set[int] = set()
@@ -135,7 +155,10 @@ class Tape:
     def suffix(self, number: int) -> list[Step]:
         """The steps that depend on a value, in order."""
         reached, found = {number}, []
-        for step in self.steps[self.producers.get(number, -1) + 1 :]:
+        steps: Iterable[Step] = self.steps[self.producers.get(number, -1) + 1 :]
+        if number in self.fixed:
+            steps = [*self.before, *(self.opened.get(step.outputs[0], step) for step in self.steps)]
+        for step in steps:
             if any(n in reached for n in step.inputs):
                 found.append(step)
                 reached |= set(step.outputs)
@@ -173,7 +196,20 @@ def repeated(tape: Tape, number: int, value: Tensor, copies: int, rows: int) -> 
     if number in tape.counted:
         made: Tensor = tape.made(number, copies * rows)
         return made
-    return value if copies == 1 else joined(tape, number, [value] * copies)
+    if copies == 1:
+        return value
+    if (stride := tape.strides.get(number)) is None:
+        return joined(tape, number, [value] * copies)
+    place = tape.place(number)
+    found = joined(tape, number, [value - positions(place, value, rows, stride)] * copies)
+    return found + positions(place, found, copies * rows, stride)
+
+
+def positions(place: Place, like: Tensor, rows: int, stride: int) -> Tensor:
+    """The number of each row times a stride, where a value of this shape holds its rows."""
+    inner = like.shape[place.dim] // max(1, place.outer * rows)
+    found = torch.arange(rows, device=like.device).mul(stride).repeat_interleave(inner).repeat(place.outer)
+    return found.view(-1, *[1] * (like.dim() - 1 - place.dim))
 
 
 def joined(tape: Tape, number: int, parts: Sequence[Tensor]) -> Tensor:
@@ -192,6 +228,8 @@ def part_of(tape: Tape, number: int, value: Tensor, low: int, high: int, rows: i
     if number in tape.counted:
         made: Tensor = tape.made(number, high - low)
         return made
+    if (stride := tape.strides.get(number)) is not None:  # its rows are others there
+        value = value - low * stride
     dim, outer = tape.row_dims[number], tape.outer.get(number, 1)
     assert dim is not None
     if outer == 1:

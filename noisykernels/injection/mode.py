@@ -36,7 +36,7 @@ from noisykernels.injection.products import Product, pairs_of, product_of
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.recurrent import with_noise
 from noisykernels.injection.results import first_of
-from noisykernels.injection.rows import Rows
+from noisykernels.injection.rows import ALONE, Rows
 from noisykernels.injection.spot import Spot
 from noisykernels.injection.values import Change
 from noisykernels.nn.signals import (
@@ -310,7 +310,8 @@ class SiteMode(NoisyLayers):
 
     def _refuse_mixed_draws(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         training = kwargs["training"] if "training" in kwargs else len(args) > 5 and args[5]
-        if training and self.key.draws is not None and self.key.draws.shape[0] > 1:
+        of_weights = self.places.get(name) == ALONE  # which a norm of theirs standardises
+        if training and not of_weights and self.key.draws is not None and self.key.draws.shape[0] > 1:
             raise RuntimeError(
                 f"{name!r}: batch norm in training mode would mix the draws of a batch; "
                 "use model.eval(), or run one draw at a time"

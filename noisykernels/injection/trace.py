@@ -213,6 +213,8 @@ def _place_of_values(a: Tensor | None, b: Tensor | None, equal: Tensor | None, r
     if a.shape == b.shape:
         same = equal is not None and a.shape == equal.shape and _close(a, b) and _close(a, equal)
         return ALONE if same else None
+    if equal is None or equal.shape != a.shape:  # as many entries as values say
+        return None
     dim = next(d for d in range(a.dim()) if a.shape[d] != b.shape[d])
     several = a.shape[dim] // rows
     for outer in (n for n in range(1, several + 1) if several % n == 0):

@@ -146,8 +146,6 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
     """With passes of one draw and all rows, so that models whose rows look at each other see the same in both."""
     model, x = made(name, 60)
     how: dict[str, Any] = dict(noise=NOISES[kind], levels=[0.0, 0.3, 1.0, 3.0], draws=2, seed=7)
-    if name == "steps outside":  # between these, rows are folded away
-        how["sites"] = ["input", "layers.a", "layers.o"]
     y = model(x).argmax(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -161,11 +159,8 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [
-        ("by largest", "max mixes rows"), ("by others", "softmax mixes rows"),
-        ("steps outside", "its rows are folded into another dimension"),
-    ],
-)  # fmt: skip
+    [("by largest", "max mixes rows"), ("by others", "softmax mixes rows")],
+)
 def test_what_is_left_to_the_plain_engine_says_why(name: str, reason: str) -> None:
     model, x = made(name, 6)
     with inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():

@@ -35,10 +35,8 @@ def test_scores_are_the_plain_ones(name: str, kind: str) -> None:
         clean = tape.run(x)
         assert tape.sites
         for site, number in tape.sites.items():
-            dim = tape.row_dims[number]
-            assert dim is not None
             key = Key(torch.tensor(5), torch.tensor(draws), rows, 0, state.site_ids[site])
-            toward, (mixture,) = directions([noise], clean[number], dim, key)
+            toward, (mixture,) = directions([noise], clean[number], tape.place(number), 6, key)
             suffix = Suffix(tape, number)
             scores = suffix.scores(clean, suffix.carry(toward, 2, 6), mixture, levels, 2, 6).view(4, 2, 6, -1)
             for i, level in enumerate(levels.tolist()):
@@ -70,7 +68,7 @@ def test_a_linear_operation_runs_once_for_all_levels(monkeypatch: pytest.MonkeyP
         suffix, clean = Suffix(tape, number), tape.run(x)
         seen.clear()
         key = Key(torch.tensor(1), torch.tensor([0, 1]), torch.arange(4), 0, 1)
-        toward, (mixture,) = directions([NOISES["add"]], clean[number], 0, key)
+        toward, (mixture,) = directions([NOISES["add"]], clean[number], tape.place(number), 4, key)
         levels = torch.linspace(0, 1, 9, dtype=torch.float64)
         suffix.scores(clean, suffix.carry(toward, 2, 4), mixture, levels, 2, 4)
     assert seen == [2 * 4]

@@ -1,0 +1,46 @@
+"""What goes into the look-alikes, by kind: rows of tokens, images, series and tables, made from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Made", "images", "series", "table", "tokens"]
+
+VOCABULARY = 40
+
+Inputs = Callable[[int], Tensor]
+
+
+class Made(NamedTuple):
+    """A model and its rows: `build()` with random weights of the present seed, `inputs(rows)`."""
+
+    build: Callable[[], nn.Module]
+    inputs: Inputs
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(11)
+
+
+def tokens(length: int, vocabulary: int = VOCABULARY) -> Inputs:
+    """Numbers of words."""
+    return lambda rows: torch.randint(1, vocabulary, (rows, length), generator=_seeded())
+
+
+def images(size: int, channels: int = 3) -> Inputs:
+    """Channels first."""
+    return lambda rows: torch.randn(rows, channels, size, size, generator=_seeded())
+
+
+def series(length: int, features: int) -> Inputs:
+    """Steps of features."""
+    return lambda rows: torch.randn(rows, length, features, generator=_seeded())
+
+
+def table(features: int) -> Inputs:
+    """Numbers."""
+    return lambda rows: torch.randn(rows, features, generator=_seeded())

@@ -1,0 +1,111 @@
+"""A look-alike walked by both engines, whatever shape its outputs have: which sites are reached, and what is found."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from differential import watched
+from torch import Tensor
+
+import noisykernels as nk
+from models import made
+from noisykernels._graph.recorder import record_tape
+from noisykernels._graph.tape import NotTraceable
+from noisykernels.injection.placement import SILENT
+from noisykernels.injection.state import state_of
+from noisykernels.metrics.accuracy import Accuracy
+
+__all__ = ["Parity", "Walked", "reached", "walked"]
+
+LEVELS, DRAWS = (0.5, 4.0), (3, 0)
+NOISES = (nk.Noise(add=0.3), nk.Noise(add=0.2, mul=0.3, order="add_mul"))
+
+
+class Parity(Accuracy):
+    """A measure that sees all outputs of a row: is the whole part of their weighted sum, in steps of a size, odd?"""
+
+    name = "parity"
+    by_argmax = False
+
+    def __init__(self, outputs: Tensor) -> None:
+        self.rank = outputs.dim() - 1
+        self.step = max(1e-3, 0.3 * float(self.sums(outputs.double()).std()))
+
+    def identity(self) -> str:
+        return f"parity {self.rank} {self.step}"
+
+    def check_scores(self, op: str, scores: object, rows: int) -> Tensor:
+        assert isinstance(scores, Tensor) and scores.shape[0] == rows
+        return scores
+
+    def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
+        pass
+
+    def sums(self, scores: Tensor) -> Tensor:
+        """Of all outputs of each row, weighted."""
+        each = scores.double().flatten(scores.dim() - self.rank)
+        return (each * torch.cos(torch.arange(each.shape[-1], dtype=torch.float64))).sum(-1)
+
+    def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
+        places = self.sums(scores) / self.step
+        return torch.where(places.isfinite(), places.nan_to_num().floor().remainder(2), -1).to(torch.int8)
+
+    def floor(self, outputs: int, labels: Tensor) -> float:
+        return 0.5
+
+
+@dataclass
+class Walked:
+    """What became of a model."""
+
+    name: str
+    sites: list[str] = field(default_factory=list)  # at which a walk can put noise
+    reached: set[str] = field(default_factory=set)  # of these, by the engine that shares work
+    cells: int = 0
+    differing: int = 0  # cells in which the engines differ by more rows than rounding may move
+    moved: int = 0  # cells in which noise changes what is measured
+    warned: list[str] = field(default_factory=list)
+
+
+def reached(name: str, detail: str | None = None) -> tuple[list[str], dict[str, str]]:
+    """The sites of a model at which noise can enter, and why some of them are not reached, as its recording has it."""
+    model, x = made(name, 4)
+    with nk.inject(model, None, example_input=x[:2], detail=detail) as injected, torch.inference_mode():
+        state = state_of(injected)
+        state.placement = SILENT
+        names = [site.name for site in state.traced if site.row_dim is not None or site.alone]
+        try:
+            tape = record_tape(injected, x)
+        except NotTraceable as reason:
+            return names, dict.fromkeys(names, str(reason))
+    why = {name: tape.refused.get(name, "nothing leads from it to the scores") for name in names}
+    return names, {name: reason for name, reason in why.items() if name not in tape.sites}
+
+
+def walked(name: str, rows: int = 12, detail: str | None = None, noise: nk.Noise = NOISES[0]) -> Walked:
+    """A model walked at all of its sites by both engines."""
+    model, x = made(name, rows)
+    with torch.no_grad():
+        outputs = made(name, rows)[0](x.clone())  # another one: the first forward of some is not like the others
+    metric, found = Parity(outputs), Walked(name)
+    labels = torch.zeros(rows, dtype=torch.int64)
+    tables: dict[str, dict[Any, int]] = {}
+    for engine in ("shared", "plain"):
+        with watched(found.reached), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            study = nk.walk(
+                model, (x, labels), noise=noise, levels=LEVELS, draws=list(DRAWS), seed=5, metric=metric, detail=detail,
+                compute=nk.Compute(engine=engine, verify="sample"),
+            )  # fmt: skip
+        found.warned += [str(w.message) for w in said if str(w.message).startswith("walk")]
+        tables[engine] = {(r.site, r.level, r.draw): r.correct for r in study.records}
+    clean = int((metric.of_rows(outputs, labels) == 1).sum())
+    for cell, count in tables["plain"].items():
+        found.cells += 1
+        found.moved += count != clean
+        found.differing += abs(tables["shared"][cell] - count) > 1
+    found.sites = list(dict.fromkeys(site for site, _, _ in tables["plain"]))
+    return found
