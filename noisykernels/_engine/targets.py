@@ -146,7 +146,7 @@ class Target(ABC):
             return f"{len(site.members)} sites are noisy together"
         if len(site.calls) > 1:
             return f"its weight is used by {len(site.calls)} calls"
-        return "its weight is computed, its input given by name, or its rows are folded into another dimension"
+        return "its weight is computed, or its input given by name"
 
     def reads(self, tape: Tape, site: str) -> set[int]:
         """Values before the site that `passes` reads."""
@@ -343,7 +343,9 @@ class Parameter(Target):
 
     def why_not(self, site: Site) -> str:
         """See `Target`."""
-        return super().why_not(site) if site.calls else "it multiplies values with values"
+        if not site.calls:
+            return "it multiplies values with values"
+        return f"{super().why_not(site)}, or rows lie beside others in a dimension of it"
 
     def reaches(self, tape: Tape, site: Site) -> bool:
         """See `Target`: the rows of the contraction must be those of the data, nothing beside them."""
