@@ -24,6 +24,7 @@ from noisykernels._engine.verification import Check, Verification
 from noisykernels._graph.recorder import record_tape
 from noisykernels._graph.rows import are_close
 from noisykernels._graph.tape import NotTraceable, Tape
+from noisykernels._util.inputs import Inputs
 from noisykernels._util.runtime import gpu_precision
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.site import Site
@@ -42,7 +43,7 @@ class Engine(Protocol):
     rows: int  # of a chunk
 
     def chunk(
-        self, requests: Sequence[Request], first: int, data: tuple[Tensor, Tensor, Tensor]
+        self, requests: Sequence[Request], first: int, data: tuple[Inputs, Tensor, Tensor]
     ) -> Iterator[tuple[int, Answer]]:
         """Answers to requests that lie within a chunk, as (place in `requests`, answer), in any order.
 
@@ -75,7 +76,7 @@ class Evaluator:
         self.shared: SharedEngine | None = None
         if plan is not None:
             with torch.inference_mode():
-                tape = tape or record_tape(session.model, session.inputs[:4])
+                tape = tape or record_tape(session.model, session.inputs[:4], session.problem.call)
             self.shared = SharedEngine(self.problem, tape, plan)
 
     @classmethod
@@ -215,8 +216,9 @@ class Evaluator:
             if not parts:
                 continue
             places = list(parts)
-            inputs, labels, rows = (part[first : first + engine.rows] for part in self.problem.data)
-            for k, answer in engine.chunk(list(parts.values()), first, (inputs, labels, rows)):
+            inputs, labels, rows = self.problem.data
+            some = slice(first, first + engine.rows)
+            for k, answer in engine.chunk(list(parts.values()), first, (inputs[some], labels[some], rows[some])):
                 part, whole = parts[places[k]], requests[places[k]]
                 found[places[k]][..., part.start - whole.start : part.end - whole.start] = answer
                 advance(len(part.levels) * part.rows / whole.rows)
@@ -262,7 +264,7 @@ def _tape(session: Session) -> Tape | None:
     """The model recorded; None, with a warning, if it cannot be."""
     try:
         with torch.inference_mode():
-            return record_tape(session.model, session.inputs[:4])
+            return record_tape(session.model, session.inputs[:4], session.problem.call)
     except NotTraceable as reason:
         _tell(session, WHOLE, [str(reason)])
         return None

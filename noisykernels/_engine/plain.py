@@ -13,6 +13,7 @@ from torch import Tensor
 
 from noisykernels._engine.request import Answer, Request
 from noisykernels._engine.session import Session
+from noisykernels._util.inputs import Inputs
 
 __all__ = ["PlainEngine"]
 
@@ -25,21 +26,22 @@ class PlainEngine:
         self.rows, self.draws = session.passes.rows, session.passes.draws
 
     def chunk(
-        self, requests: Sequence[Request], first: int, data: tuple[Tensor, Tensor, Tensor]
+        self, requests: Sequence[Request], first: int, data: tuple[Inputs, Tensor, Tensor]
     ) -> Iterator[tuple[int, Answer]]:
         """See `evaluator.Engine`."""
         for k, request in enumerate(requests):
-            part = tuple(values[request.start - first : request.end - first] for values in data)
+            some = slice(request.start - first, request.end - first)
+            inputs, labels, rows = data[0][some], data[1][some], data[2][some]
             levels = []
             for level in request.levels:
                 placement = self.problem.targets[request.which].placement(request.site, level)
                 with self.session.placing(placement):
                     levels.append(torch.cat([
-                        self._rows(request.draws[i : i + self.draws], *part)
+                        self._rows(request.draws[i : i + self.draws], inputs, labels, rows)
                         for i in range(0, len(request.draws), self.draws)
                     ]))  # fmt: skip
             yield k, torch.stack(levels).cpu().numpy()
 
-    def _rows(self, draws: Sequence[int], inputs: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    def _rows(self, draws: Sequence[int], inputs: Inputs, labels: Tensor, rows: Tensor) -> Tensor:
         scores = self.session.scores(inputs, rows, draws)
         return self.problem.metric.of_rows(scores.unflatten(0, (len(draws), len(labels))), labels)

@@ -35,6 +35,7 @@ from torch.utils import _pytree as pytree
 
 from noisykernels._engine.session import Session
 from noisykernels._graph.in_place import memory_of
+from noisykernels._util.inputs import Inputs
 from noisykernels._util.runtime import gpu_precision
 from noisykernels.injection.doors import original
 from noisykernels.injection.kinds import in_place
@@ -146,7 +147,7 @@ class Rounding:
         self.factors = _Factors(wider * max(self.unit, math.sqrt(terms) * summed, coarse))
 
     def bound(
-        self, placement: Placement, plain: Tensor, data: tuple[Tensor, Tensor], draws: Sequence[int],
+        self, placement: Placement, plain: Tensor, data: tuple[Inputs, Tensor], draws: Sequence[int],
         runs: Sequence[int],
     ) -> Tensor:  # fmt: skip
         """How far another engine's scores may be from the plain one's, for each row and score: [rows, scores].
@@ -170,17 +171,16 @@ class Rounding:
             moved = torch.maximum(moved, torch.nan_to_num(apart, nan=math.inf))  # at the end of the range, anything
         return FACTOR * (moved + self.unit * _size(scores.abs().amax(0), moved > 0).unsqueeze(-1))
 
-    def _run(self, inputs: Tensor, rows: Tensor, draws: Sequence[int], run: int) -> Tensor:
+    def _run(self, inputs: Inputs, rows: Tensor, draws: Sequence[int], run: int) -> Tensor:
         """Scores of a forward with factors: [draws x rows, scores]."""
         model, state = self.session.model, self.session.state
         self.factors.begin(run)
         make = functools.partial(_Shaken, self.factors)
-        if inputs.is_floating_point():
-            inputs = inputs * self.factors.like(inputs)
+        inputs = inputs.each(lambda t: t * self.factors.like(t) if t.is_floating_point() else t)
         with self.session.drawing(rows, draws):
-            mode, args, kwargs = begin(model, state, (inputs,), {}, make=make)
+            mode, args, kwargs = begin(model, state, *inputs.arguments, make=make)
             with mode:
-                return rows_of(original(model)(*args, **kwargs))
+                return rows_of(self.session.problem.call.picked(original(model)(*args, **kwargs)))
 
 
 def rows_of(scores: Tensor) -> Tensor:
@@ -205,8 +205,8 @@ def tied(session: Session) -> float | None:
     if session.leads is None:
         return None
     count = min(TIED, max(1, session.passes.rows * session.passes.draws // 2))  # factors take memory as well
-    inputs, _, rows = (part[:count] for part in session.problem.data)
+    inputs, _, rows = session.problem.first(count)
     scores = session.scores(inputs)
-    rounding = Rounding(session, [inputs, scores], wider=1)
+    rounding = Rounding(session, [*inputs.tensors, scores], wider=1)
     bound = rounding.bound(SILENT, rows_of(scores).unsqueeze(0), (inputs, rows), (0,), range(2))
     return float((session.leads <= 2 * float(bound.amax(1).median()) / FACTOR).mean())

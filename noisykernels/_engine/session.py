@@ -6,8 +6,8 @@ Every study asks a `Problem` and works inside a `Session`. Neither knows what is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,8 @@ from noisykernels._engine.arguments import chosen_sites, listed
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
-from noisykernels._util.data import in_memory
+from noisykernels._util.data import Data, in_memory, needed
+from noisykernels._util.inputs import Call, Called, Inputs
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels._util.warning import warn_user
@@ -38,9 +39,6 @@ from noisykernels.noise.arguments import ids_tensor, seed_tensor
 __all__ = ["Data", "Problem", "Session", "places_of"]
 
 
-Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-
-
 @dataclass(frozen=True)
 class Problem:
     """All that answers depend on, as it can be sent to a worker.
@@ -55,10 +53,12 @@ class Problem:
         root: the part at which names begin, see `inject`.
         detail: what else is a site, see `inject`.
         asked: words that choose sites, among which may be results of modules.
+        call: which tensor of what the model gives is measured.
+        labelled: whether the data had labels.
     """
 
     model: nn.Module
-    data: tuple[Tensor, Tensor, Tensor]
+    data: tuple[Inputs, Tensor, Tensor]
     seed: int
     targets: tuple[Target, ...] = ()
     metric: Metric = ACCURACY
@@ -66,36 +66,69 @@ class Problem:
     root: str = ""
     detail: str | None = None
     asked: tuple[str | type, ...] = ()
+    call: Call = field(default_factory=lambda: Call("walk"))
+    labelled: bool = True
 
     @classmethod
     def of(
-        cls, op: str, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
-        targets: Sequence[Target] = (), metric: Metric = ACCURACY,
-        sites: Sequence[str | int | type] | str | type | None = None, **injected: str | None,
+        cls, call: Call, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
+        metric: Metric = ACCURACY, sites: Sequence[str | int | type] | str | type | None = None, alone: bool = False,
+        **injected: str | None,
     ) -> Problem:  # fmt: skip
         """A problem from what a study is given: checked, and where the model is.
 
         Args:
-            op: of the study, for errors.
+            call: how the model is called; its op is the study, for errors.
             sites: that are asked for, by words or indices.
+            alone: inputs may come without labels, as they may where a metric needs none.
             injected: `arrays`, `root` and `detail`.
         """
+        op, forward = call.op, call.forward
         _check_metric(op, metric)
         device = place_of(model)
         if seed is None:  # which operators take for a seed drawn now: no study could be repeated
             raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
-        inputs, labels, ids = (part.to(device) for part in _in_memory(op, data, rows, metric))
+        inputs, labels = in_memory(op, data, call.takes(model))
+        labelled = labels is not None
+        if not labelled and (alone or getattr(metric, "against_clean", False)):
+            labels = torch.zeros(len(inputs), dtype=torch.int64)  # which nothing reads
+        labels = needed(op, data, labels)
+        metric.check_data(op, inputs.tensors[0], labels)
+        ids = _ids(op, rows, len(labels))
+        call.check(model, inputs)
+        if forward is not None:  # whose names begin at the model that is called
+            model = Called(model, forward, inputs)
+            injected["root"] = ".".join(filter(None, (Called.ROOT, injected.get("root"))))
+            inputs = replace(inputs, names=(), grouped=True)
+        parts = inputs.to(device), labels.to(device), ids.to(device)
         words = tuple(word for word in listed(sites) if isinstance(word, str | type))
         told: Any = injected
-        return cls(model, (inputs, labels, ids), seed, tuple(targets), metric, asked=words, **told)
+        call = replace(call, forward=None)
+        return cls(model, parts, seed, (), metric, asked=words, call=call, labelled=labelled, **told)
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return type(self.model.model if isinstance(self.model, Called) else self.model).__name__
 
     def shuffled(self) -> Problem:
         """With the rows in an order of their own, fixed by the seed: the first ones are a random part of all."""
         generator = torch.Generator().manual_seed(self.seed % 2**63)
         order = torch.randperm(len(self.data[0]), generator=generator).to(self.device)
-        inputs, labels, ids = (part[order] for part in self.data)
-        return replace(self, data=(inputs, labels, ids))
+        inputs, labels, ids = self.data
+        return replace(self, data=(inputs[order], labels[order], ids[order]))
+
+    def first(self, rows: int) -> tuple[Inputs, Tensor, Tensor]:
+        """So many rows, or all there are."""
+        inputs, labels, ids = self.data
+        return inputs[:rows], labels[:rows], ids[:rows]
+
+    def some(self, rows: Tensor) -> tuple[Inputs, Tensor, Tensor]:
+        """The rows with these numbers."""
+        inputs, labels, ids = self.data
+        rows = rows.to(self.device)
+        return inputs[rows], labels[rows], ids[rows]
 
     @property
     def device(self) -> torch.device:
@@ -104,15 +137,17 @@ class Problem:
 
 
 def places_of(
-    op: str, model: nn.Module, problem: Problem, noise: Any, sites: Sequence[str | int | type] | str | type | None
+    op: str, problem: Problem, noise: Any, sites: Sequence[str | int | type] | str | type | None
 ) -> list[str] | None:  # fmt: skip
     """The names of the sites that a study is asked to make noisy; None: all, or those of its dict of noises."""
     if sites is None:
         return None
     if isinstance(noise, dict):
         raise ValueError(f"{op}: a dict of noises says where they enter; leave out sites=")
-    known = sites_with_results(model, problem.data[0][:2], problem.asked, problem.root, problem.detail)
-    return [site.name for site in chosen_sites(op, model, known, sites, root=problem.root)]
+    known = sites_with_results(
+        problem.model, problem.data[0][:2].given, problem.asked, problem.root, problem.detail
+    )  # fmt: skip
+    return [site.name for site in chosen_sites(op, problem.model, known, sites, root=problem.root)]
 
 
 def _check_metric(op: str, metric: Metric) -> None:
@@ -127,17 +162,13 @@ def _check_metric(op: str, metric: Metric) -> None:
         )
 
 
-def _in_memory(
-    op: str, data: Data, rows: Tensor | Sequence[int] | None, metric: Metric
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, labels and row ids, checked."""
-    inputs, labels = in_memory(op, data)
-    metric.check_data(op, inputs, labels)
+def _ids(op: str, rows: Tensor | Sequence[int] | None, count: int) -> Tensor:
+    """Ids of so many rows, checked."""
     ids = ids_tensor(op, "rows", rows, torch.device("cpu"))
-    ids = torch.arange(len(labels)) if ids is None else ids
-    if len(ids) != len(labels):
-        raise ValueError(f"{op}: rows must hold one id for each of {len(labels)} rows, got {len(ids)}")
-    return inputs, labels, ids
+    ids = torch.arange(count) if ids is None else ids
+    if len(ids) != count:
+        raise ValueError(f"{op}: rows must hold one id for each of {count} rows, got {len(ids)}")
+    return ids
 
 
 class Session:
@@ -168,7 +199,7 @@ class Session:
             stack.enter_context(torch_threads(compute.threads))
             stack.enter_context(keeping_state(self.problem.model))
             stack.enter_context(evaluation_mode(self.problem.model))
-            given = inject(self.problem.model, example_input=self.inputs[:2].clone(), **placed)
+            given = inject(self.problem.model, example_input=self.inputs[:2].clone().given, **placed)
             self.model: nn.Module = stack.enter_context(given)
             self.state = state_of(self.model)
             open_results(self.model, self.problem.asked, self.inputs[:2].clone())
@@ -200,7 +231,7 @@ class Session:
                 places the hardware itself.
         """
         with self.placing(placement):
-            found = coverage(self.model, self.inputs[:2])
+            found = coverage(self.model, self.inputs[:2].given)
         if tell and placement.hardware is not None:
             met = [row.hardware or row.arithmetic or len(row.shape) < 2 for row in found.parameters]
             if lost := [row.name for row, fine in zip(found.parameters, met, strict=True) if not fine]:
@@ -216,7 +247,7 @@ class Session:
         return {what: round(found.share(what), 6) for what in kinds}
 
     @torch.inference_mode()
-    def scores(self, inputs: Tensor, rows: Tensor | None = None, draws: Sequence[int] | None = None) -> Tensor:
+    def scores(self, inputs: Inputs, rows: Tensor | None = None, draws: Sequence[int] | None = None) -> Tensor:
         """The model's scores, checked: (rows, ...), or (draws x rows, ...).
 
         Args:
@@ -226,7 +257,7 @@ class Session:
             return torch.cat([self.scores(inputs, rows, [draw]) for draw in draws])
         count = len(inputs) * (1 if draws is None else len(draws))
         with contextlib.nullcontext() if rows is None else self.drawing(rows, draws):
-            scores = self.model(inputs.clone())  # which it may write into
+            scores = self.problem.call(self.model, inputs.clone())  # which it may write into
             return self.problem.metric.check_scores(self.op, scores, count)
 
     @property
@@ -239,9 +270,12 @@ class Session:
         """The key of what is drawn for the length of a block."""
         return noise_state(self.model, seed=self.problem.seed, rows=rows, draws=None if draws is None else list(draws))
 
-    def batches(self, rows: int | None = None) -> list[tuple[Tensor, ...]]:
+    def batches(self, rows: int | None = None) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
         """Inputs, labels and ids, so many rows at once; None: those of a pass."""
-        return list(zip(*(part.split(rows or self.passes.rows) for part in self.problem.data), strict=True))
+        size = rows or self.passes.rows
+        for first in range(0, len(self.inputs), size):
+            part = slice(first, first + size)
+            yield self.inputs[part], self.labels[part], self.rows[part]
 
     def noisy_scores(self, draws: Sequence[int]) -> Iterator[tuple[slice, slice, Tensor]]:
         """Scores of all rows under what is placed, pass by pass: (rows, places of draws, scores [draws, rows, ...]);

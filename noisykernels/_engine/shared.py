@@ -16,6 +16,7 @@ from noisykernels._engine.session import Problem
 from noisykernels._engine.targets import Pass, Target, Work
 from noisykernels._graph.suffix import Suffix
 from noisykernels._graph.tape import Tape, part_of
+from noisykernels._util.inputs import Inputs
 from noisykernels.injection.site import Site
 
 __all__ = ["Failed", "SharedEngine"]
@@ -62,7 +63,7 @@ class SharedEngine:
         return self.suffixes[site]
 
     def chunk(
-        self, requests: Sequence[Request], first: int, data: tuple[Tensor, Tensor, Tensor]
+        self, requests: Sequence[Request], first: int, data: tuple[Inputs, Tensor, Tensor]
     ) -> Iterator[tuple[int, Answer]]:
         """See `evaluator.Engine`.
 
@@ -88,7 +89,7 @@ class SharedEngine:
             found |= self.suffix(site).values | self.problem.targets[which].reads(self.tape, site)
         return found - self.tape.fixed.keys()
 
-    def clean(self, inputs: Tensor, keep: set[int] | None = None) -> dict[int, Any]:
+    def clean(self, inputs: Inputs, keep: set[int] | None = None) -> dict[int, Any]:
         """The values of some rows without noise: all of them, or those to keep and the scores."""
         try:
             return self.tape.run(inputs, keep)
@@ -146,7 +147,7 @@ class SharedEngine:
 
     def scales(self, sites: Sequence[Site], target: Target) -> dict[str, float]:
         """The `scale` of each of some sites, where it is known."""
-        inputs, _, rows = (part[: min(100, self.plan.rows)] for part in self.problem.data)
+        inputs, _, rows = self.problem.first(min(100, self.plan.rows))
         clean = self.clean(inputs)
         found = {site.name: self.scale(site, target, clean, rows) for site in sites}
         return {name: scale for name, scale in found.items() if scale is not None}

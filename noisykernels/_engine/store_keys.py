@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from noisykernels._C import STREAM_VERSION
 from noisykernels._engine.store import canonical
+from noisykernels._util.inputs import Inputs
 from noisykernels.hardware.device import Device
 from noisykernels.noise.description import Noise
 
@@ -70,7 +71,7 @@ def task_of(key: str) -> tuple[str, list[float], list[int], tuple[int, int]]:
 
 
 def study_key(
-    model: nn.Module, inputs: Tensor, labels: Tensor, noise: Noise | Sequence[Noise], seed: int, *,
+    model: nn.Module, inputs: Inputs | Tensor, labels: Tensor, noise: Noise | Sequence[Noise], seed: int, *,
     plan: Mapping[str, Any], rows: Tensor | Sequence[int] | None = None, target: str = "activation",
 ) -> dict[str, Any]:  # fmt: skip
     """What all results of a study depend on, piece by piece, big ones as SHA-256.
@@ -106,7 +107,10 @@ def study_key(
     for name, value in sorted(state.items()):
         _hash(digests["weights"], name, value)
     ids = torch.arange(len(labels)) if rows is None else torch.as_tensor(rows, dtype=torch.int64)
-    for name, value in (("inputs", inputs), ("labels", labels), ("rows", ids)):
+    inputs = Inputs.of(inputs)
+    for number, t in enumerate(inputs.tensors):
+        _hash(digests["inputs"], "inputs" if inputs.one is t else inputs.told()[number], t)
+    for name, value in (("labels", labels), ("rows", ids)):
         _hash(digests[name], name, value)
 
     def level(t: Tensor | None) -> float | str | None:

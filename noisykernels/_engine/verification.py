@@ -24,6 +24,7 @@ from noisykernels._engine.rounding import Rounding, rows_of
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
 from noisykernels._engine.targets import Target
+from noisykernels._util.inputs import Inputs
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import Site
 
@@ -39,14 +40,14 @@ NEAR = 0.1  # parts of the bound that are near it: what two numbers of a normal 
 class _Place(NamedTuple):
     """Some rows of the data as a chunk, of which `rows` from `low` on are looked at."""
 
-    inputs: Tensor
+    inputs: Inputs
     ids: Tensor
     first: int  # the number of its first row
     low: int
     rows: int
 
     @property
-    def looked_at(self) -> tuple[Tensor, Tensor]:
+    def looked_at(self) -> tuple[Inputs, Tensor]:
         """Inputs and ids."""
         part = slice(self.low, self.low + self.rows)
         return self.inputs[part], self.ids[part]
@@ -153,7 +154,7 @@ class Check:
     def _explained(self, request: Request, level: float, draw: int, rows: Tensor) -> float:
         """How far the scores of some rows differ, and how far that of the label is from all others, in parts of what
         rounding explains: the larger."""
-        inputs, labels, ids = (part[rows.to(part.device)] for part in self.session.problem.data)
+        inputs, labels, ids = self.session.problem.some(rows)
         place = _Place(inputs, ids, 0, 0, len(rows))
         site, which = request.site, request.which
         shared = self._shared(site, which, (level,), place, self.engine.clean(inputs), (draw,))[0]
@@ -172,7 +173,7 @@ class Check:
         rows that rounding decides."""
         problem, count = self.session.problem, min(PROVED, len(self.session.inputs))
         rows = torch.arange(count) * len(self.session.inputs) // count
-        inputs, labels, ids = (part[rows.to(part.device)] for part in problem.data)
+        inputs, labels, ids = problem.some(rows)
         placement = problem.targets[request.which].placement(request.site, level)
         with self.session.placing(placement):
             scores = self.session.scores(inputs, ids, request.draws[:1])

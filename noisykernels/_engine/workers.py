@@ -71,13 +71,17 @@ def packed(problem: Problem) -> bytes:
         import cloudpickle as how
     except ModuleNotFoundError:
         how = pickle
-    # A tensor is sent with all of its memory, be it a small part of a large one.
-    x, y, rows = (t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for t in problem.data)
+    inputs, labels, rows = problem.data
     try:
-        found: bytes = how.dumps(replace(problem, data=(x, y, rows)))
+        found: bytes = how.dumps(replace(problem, data=(inputs.each(_alone), _alone(labels), _alone(rows))))
         return found
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"walk: the model cannot be sent to workers: {error}") from error
+
+
+def _alone(t: torch.Tensor) -> torch.Tensor:
+    """A tensor is sent with all of its memory, be it a small part of a large one."""
+    return t.clone() if t.untyped_storage().nbytes() > t.nbytes else t
 
 
 # ------------------------------------------------------------------------------------------ a worker

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from noisykernels._graph.recording import Recording, recorded
 from noisykernels._graph.rows import are_close, find_rows
 from noisykernels._graph.tape import NotTraceable, Rows, Step, Tape, Value, is_symbol
+from noisykernels._util.inputs import Call, Inputs
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.rows import FIRST
 from noisykernels.injection.rows import Rows as Place
@@ -26,22 +27,24 @@ __all__ = ["record_tape"]
 SIZES = (2, 3, 4)
 
 
-def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
+def record_tape(model: nn.Module, inputs: Inputs | Tensor, call: Call | None = None) -> Tape:
     """The tape of an injected model's noiseless forward.
 
     Args:
         model: an injected model (`inject(model, None)` will do), in evaluation mode meanwhile.
         inputs: at least four rows of data; the tape is checked against the model on them.
+        call: says which tensor of what the model gives is its result.
 
     Raises:
         NotTraceable: with the reason.
     """
+    inputs, call = Inputs.of(inputs), call or Call("record_tape")
     if len(inputs) < SIZES[-1]:
-        inputs = torch.cat([inputs] * SIZES[-1])[: SIZES[-1]]
+        inputs = Inputs.joined([inputs] * SIZES[-1])[: SIZES[-1]]
     with torch.inference_mode(False), evaluating(model):
         inputs = inputs.clone()  # a model may write into it
         try:
-            tape, names, runs = _recorded(model, inputs)
+            tape, names, runs = _recorded(model, inputs, call)
             why = find_rows(tape, inputs[: tape.rows], runs[0].scores)
         except NotTraceable:
             raise
@@ -53,18 +56,18 @@ def record_tape(model: nn.Module, inputs: Tensor) -> Tape:
         for number, value in tape.fixed.items():
             tape.shapes[number] = tuple(value.shape)
         tape.infinite |= {s.names[0] for s in tape.before if s.names and not _is_finite(tape.fixed[s.outputs[0]])}
-        _find_sites(tape, state_of(model).places, why)
+        _find_sites(tape, runs[0].inputs, state_of(model).places, why)
         tape.idle = set(names) - {name for s in (*tape.before, *tape.steps) for name in s.names}
     return tape
 
 
-def _recorded(model: nn.Module, inputs: Tensor) -> tuple[Tape, list[str], list[Recording]]:
+def _recorded(model: nn.Module, inputs: Inputs, call: Call) -> tuple[Tape, list[str], list[Recording]]:
     """See `_merged`. What a model keeps of its first forward, such as a grid, is there in the second round."""
-    runs = [recorded(model, inputs[:n].clone()) for n in SIZES]
+    runs = [recorded(model, inputs[:n].clone(), call) for n in SIZES]
     try:
         return *_merged(runs), runs
     except NotTraceable as reason:
-        again = [recorded(model, inputs[:n].clone()) for n in SIZES]
+        again = [recorded(model, inputs[:n].clone(), call) for n in SIZES]
         if [len(run.steps) for run in again] == [len(run.steps) for run in runs]:
             raise
         stale = {id(t): t for run in runs for t in run.alive()}
@@ -79,7 +82,7 @@ def _merged(runs: list[Recording]) -> tuple[Tape, list[str]]:
     tape = Tape([], a.result, SIZES[0])
     if not len(a.steps) == len(b.steps) == len(c.steps):
         raise NotTraceable("the model runs other operations for another number of rows")
-    follows = {0}  # values that depend on the input or on the number of rows
+    follows = set(range(a.given))  # values that depend on the input or on the number of rows
     constants: dict[int, Any] = {}
     wanted = _leading_to(a.result, a.steps)
     for i, (s, t, u) in enumerate(zip(a.steps, b.steps, c.steps, strict=True)):
@@ -151,13 +154,14 @@ def _is_finite(value: Tensor) -> bool:
     return bool(value.isfinite().all())
 
 
-def _find_sites(tape: Tape, places: Mapping[str, Place | None], why: str | None) -> None:
+def _find_sites(tape: Tape, inputs: dict[str, int], places: Mapping[str, Place | None], why: str | None) -> None:
     """The value at each site, or why the site cannot be reached alone: the reason given, for all of them.
 
     Args:
+        inputs: those that are sites.
         places: where noise finds the rows of values.
     """
-    found = {"input": 0}
+    found = dict(inputs)
     for step in (*tape.before, *tape.steps):
         number = step.outputs[0]
         if len(step.names) > 1:

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from noisykernels._graph.in_place import HERE, Output, View, memory_of, out_of_place, seen, write_through
 from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value, is_symbol
+from noisykernels._util.inputs import Call, Inputs
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.doors import original
 from noisykernels.injection.kinds import KINDS, RECURRENT, SEVERAL
@@ -51,15 +52,17 @@ _MAKERS = {"empty": torch.zeros} | {
 
 
 class Recording(NamedTuple):
-    """What a forward did: its steps (the input is value 0), the number of its result, and the result."""
+    """What a forward did: its steps (the inputs are the first values), the number of its result, and the result."""
 
     steps: list[Step]
     result: int
     scores: Tensor
-    of_input: list[weakref.ref[Tensor]]  # tensors that depend on the input
+    given: int  # how many inputs there are
+    inputs: dict[str, int]  # those of them that are sites
+    of_input: list[weakref.ref[Tensor]]  # tensors that depend on the inputs
 
     def alive(self) -> list[Tensor]:
-        """Tensors that depend on the input and that something keeps."""
+        """Tensors that depend on the inputs and that something keeps."""
         return [t for ref in self.of_input if (t := ref()) is not None]
 
     def constants(self) -> list[Tensor]:
@@ -101,18 +104,19 @@ class _Inside(TorchDispatchMode):
 class _Recorder(SiteMode):
     """Runs a forward without noise and writes down every operation on tensors."""
 
-    def start(self, inputs: Tensor, inside: _Inside) -> None:
+    def start(self, inputs: Sequence[Tensor], inside: _Inside) -> None:
         self.inside = inside
         self.steps: list[Step] = []
         self.count = 0
         self.known: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # by identity: the value that a tensor is
         self.sharing: dict[int, dict[int, weakref.ref[Tensor]]] = {}  # by memory: tensors
         self.lineage: dict[int, _Lineage] = {}
-        self.depends = {self._allocate()}  # values that depend on the input
+        self.depends = {self._allocate() for _ in inputs}  # values that depend on the inputs
         self.sized: set[int] = set()  # and those whose shape may as well
         self.in_parts = False
-        self.autocast = _autocast(inputs)
-        self._becomes(inputs, 0)
+        self.autocast = _autocast(inputs[0])
+        for number, t in enumerate(inputs):
+            self._becomes(t, number)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -359,29 +363,31 @@ class _Recorder(SiteMode):
         self._becomes(t, number)
 
 
-def recorded(model: nn.Module, inputs: Tensor) -> Recording:
+def recorded(model: nn.Module, inputs: Inputs, call: Call) -> Recording:
     """Runs an injected model without noise.
 
     Raises:
         NotTraceable: with the reason.
     """
     state = state_of(model)
-    mode, (x, *rest), kwargs = begin(model, state, (inputs,), {}, [])
+    mode, args, kwargs = begin(model, state, *inputs.arguments, [])
+    keys = [*state.parameters_of_forward[: len(args)], *range(len(state.parameters_of_forward), len(args)), *kwargs]
     silent = Placement(layers_own=False, detail=state.detail, outputs=state.outputs)
     recorder = _Recorder(silent, mode.key, model, state.site_ids, state.places, mode.record)
     inside = _Inside()
     recorder.owner = state
-    recorder.start(x, inside)
-    before = _generators(x.device)
+    recorder.start([*args, *kwargs.values()], inside)
+    before = _generators(inputs.device)
     with inside, recorder:
-        out = original(model)(x, *rest, **kwargs)
-    if any(not torch.equal(a, b) for a, b in zip(before, _generators(x.device), strict=True)):
+        out = call.picked(original(model)(*args, **kwargs))
+    if any(not torch.equal(a, b) for a, b in zip(before, _generators(inputs.device), strict=True)):
         raise NotTraceable("it draws random numbers of its own")
     result = recorder.number(out) if isinstance(out, Tensor) else None
     if result is None:
         raise NotTraceable("the model's result is not the value of one of its operations")
+    sites = {name: keys.index(key) for name, key in mode.inputs.items()}
     of_input = [ref for ref, number in recorder.known.values() if number in recorder.depends]
-    return Recording(recorder.steps, result, out, of_input)
+    return Recording(recorder.steps, result, out, len(keys), sites, of_input)
 
 
 def _generators(device: torch.device) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from noisykernels._graph.operations import INDEXING, POSITIONS, SPLITS, UNIFORM, is_trusted
 from noisykernels._graph.positions import follow_positions, largest_place
 from noisykernels._graph.tape import NotTraceable, Step, Tape, Value, is_symbol, positions
+from noisykernels._util.inputs import Inputs
 from noisykernels.injection.rows import Rows as Place
 
 __all__ = ["are_close", "find_rows"]
@@ -26,7 +27,7 @@ ORDER = (1, 0, 1)  # of two rows
 BLOCK = 1 << 16  # entries that are compared at once: large values are not copied
 
 
-def find_rows(tape: Tape, inputs: Tensor, scores: Tensor) -> str | None:
+def find_rows(tape: Tape, inputs: Inputs, scores: Tensor) -> str | None:
     """Fills in where values hold rows; the reason if that cannot be known for all of them.
 
     Args:
@@ -38,8 +39,9 @@ def find_rows(tape: Tape, inputs: Tensor, scores: Tensor) -> str | None:
         NotTraceable: running its operations again gives other scores.
     """
     generator = torch.Generator().manual_seed(0)
-    values: dict[int, Any] = {0: inputs}
-    _take(tape, 0, inputs, (0, 1))
+    values: dict[int, Any] = dict(enumerate(inputs.tensors))
+    for number, value in values.items():
+        _take(tape, number, value, (0, 1))
     for i, step in enumerate(tape.steps):
         if not is_trusted(step.calls):
             return f"{step.name} is not known to keep rows apart"

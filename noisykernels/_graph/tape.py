@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from noisykernels._util.inputs import Inputs
 from noisykernels.injection.rows import Rows as Place
 
 __all__ = ["NotTraceable", "Rows", "Step", "Tape", "Value", "is_symbol", "joined", "part_of", "positions", "repeated"]
@@ -22,7 +23,7 @@ class NotTraceable(Exception):
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that an earlier step gives (or the input: number 0)."""
+    """A tensor that an earlier step gives (or an input: the first numbers)."""
 
     number: int
 
@@ -96,7 +97,7 @@ def is_symbol(a: Any) -> bool:
 
 @dataclass
 class Tape:
-    """The steps of a forward from its input (value 0) to its scores (`result`).
+    """The steps of a forward from its inputs (values 0, 1, ...) to its scores (`result`).
 
     A value holds rows along `row_dims`: that dimension is `outer` times the rows times anything, in this order. One in
     `counted` holds none: it follows the number of rows, such as their positions do, and is made anew for every number.
@@ -164,9 +165,9 @@ class Tape:
                 reached |= set(step.outputs)
         return found
 
-    def run(self, inputs: Tensor, keep: set[int] | None = None) -> dict[int, Any]:
+    def run(self, inputs: Inputs | Tensor, keep: set[int] | None = None) -> dict[int, Any]:
         """All values (those in `keep` and the result, if given) for a batch of inputs."""
-        values: dict[int, Any] = {0: inputs}
+        values: dict[int, Any] = dict(enumerate(Inputs.of(inputs).tensors))
         for i, step in enumerate(self.steps):
             step.run(values, len(inputs))
             if keep is not None:

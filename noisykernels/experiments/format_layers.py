@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data, Problem
+from noisykernels._engine.session import Problem
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
+from noisykernels._util.data import Data
+from noisykernels._util.inputs import Call, Output
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned, covers, printable
 from noisykernels.arithmetic.cost import CostModel
@@ -140,6 +142,8 @@ def layer_formats(
     metric: Metric = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> LayerFormats:
@@ -150,7 +154,7 @@ def layer_formats(
     only measured, never predicted, and always of the whole network; the formats fit the data that they were chosen on.
 
     Args:
-        model, data, seed, arithmetic, rows, metric, arrays, root, compute: as for `sweep_formats`.
+        model, data, seed, arithmetic, rows, metric, arrays, root, forward, output, compute: as for `sweep_formats`.
         progress: show a progress bar, if tqdm is installed; or a function (done, total), which counts layers.
         start: the format of all layers, such as `search_format` finds.
         target: share of the accuracy in float32 to keep.
@@ -179,7 +183,10 @@ def layer_formats(
     cost = CostModel() if cost is None else cost
     begin = as_format(start)
     cost.cost(begin)  # before any work: a table may lack a format
-    problem = Problem.of("layer_formats", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root)
+    problem = Problem.of(
+        Call("layer_formats", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays,
+        root=root,
+    )  # fmt: skip
     with FormatRuns("layer_formats", problem, 1, compute) as runs:
         macs = operations(runs)
         found: dict[str, Format] = dict.fromkeys(macs, begin)

@@ -14,6 +14,7 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Problem, Session
 from noisykernels._engine.targets import has_weight
 from noisykernels._util.checks import in_range
+from noisykernels._util.inputs import Inputs
 from noisykernels.arithmetic.serial import Serial
 from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import exactly
@@ -36,15 +37,16 @@ class FormatRuns:
         self.session = Session(op, problem, replace(compute, draws_per_pass=1))
         all_inputs, device = problem.data[0], problem.device
         if isinstance(inputs, Tensor):
-            size = list(all_inputs.shape[1:])
+            size = None if all_inputs.one is None else list(all_inputs.one.shape[1:])
             if inputs.dim() == 0 or len(inputs) == 0 or list(inputs.shape[1:]) != size:
-                raise ValueError(f"{op}: inputs must be rows of size {size}, got a tensor of size {list(inputs.shape)}")
-            self.few, self.few_rows = inputs.to(device), torch.arange(len(inputs), device=device)
+                expected = "a number, as the model takes several inputs" if size is None else f"rows of size {size}"
+                raise ValueError(f"{op}: inputs must be {expected}, got a tensor of size {list(inputs.shape)}")
+            self.few, self.few_rows = Inputs((inputs.to(device),)), torch.arange(len(inputs), device=device)
         else:
             count = min(in_range(op, "inputs", inputs), len(all_inputs))
             order = torch.randperm(len(all_inputs), generator=torch.Generator().manual_seed(problem.seed % 2**63))
-            picked = order[:count].to(device)
-            self.few, self.few_rows = all_inputs[picked], problem.data[2][picked]
+            picked = order[:count]
+            self.few, _, self.few_rows = problem.some(picked)
         self.evaluations = 0  # of hardware on all rows
 
     def __enter__(self) -> FormatRuns:
@@ -68,7 +70,7 @@ class FormatRuns:
         """Rows of the data."""
         return len(self.session.labels)
 
-    def scores(self, hardware: Any, inputs: Tensor, rows: Tensor) -> Tensor:
+    def scores(self, hardware: Any, inputs: Inputs, rows: Tensor) -> Tensor:
         """Scores of some rows on hardware (for all contractions, or a dict from sites to lists)."""
         if isinstance(hardware, dict):
             hardware = {exactly(site): devices for site, devices in hardware.items()}

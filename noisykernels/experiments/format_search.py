@@ -6,16 +6,18 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data, Problem
+from noisykernels._engine.session import Problem
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import whole
+from noisykernels._util.data import Data
+from noisykernels._util.inputs import Call, Output
 from noisykernels._util.progress import progress_of
 from noisykernels.arithmetic.cost import CostModel
 from noisykernels.arithmetic.formats import FloatFormat, Format, as_format
@@ -147,6 +149,8 @@ def search_format(
     metric: Metric = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> FormatChoice:
@@ -158,7 +162,8 @@ def search_format(
     enough. Of formats of which none is expected to reach the target, that of the highest expectation is taken.
 
     Args:
-        model, data, inputs, seed, arithmetic, rows, metric, arrays, root, compute, progress: as for `sweep_formats`.
+        model, data, inputs, seed, arithmetic, rows, metric, arrays, root, forward, output, compute, progress: as
+            for `sweep_formats`.
         predictor: fitted on other networks.
         formats: to choose from; None: `design_space()`.
         target: share of the accuracy in float32 to keep.
@@ -192,7 +197,8 @@ def search_format(
     for fmt in made:
         cost.cost(fmt)  # before any work: a table may lack a format
     problem = Problem.of(
-        "search_format", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root
+        Call("search_format", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays,
+        root=root,
     )  # fmt: skip
     with (
         FormatRuns("search_format", problem, inputs, compute) as runs,

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data, Problem, Session
+from noisykernels._engine.session import Problem, Session
 from noisykernels._engine.store import Store
 from noisykernels._engine.store_keys import identity, study_key
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.data import Data
+from noisykernels._util.inputs import Call, Output
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned, covers, printable
 from noisykernels.arithmetic.cost import CostModel
@@ -199,6 +201,8 @@ def sweep_formats(
     metric: Metric = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     compute: Compute | None = None,
     store: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[int, int], object] = False,
@@ -208,7 +212,7 @@ def sweep_formats(
 
     Args:
         model: a classifier, (rows, ...) -> (rows, classes), not injected; it is left as it was.
-        data: (inputs, labels), or an iterable of such batches; held in memory.
+        data: (inputs, labels), or an iterable of such batches, in any of the forms of ``docs/guides/data.md``.
         formats: of operands, products and sums; None: `design_space()`.
         cost: what units cost; None: the stand-in of `CostModel`.
         inputs: number of inputs, picked by the seed, whose last layer is compared with that in float32; or the inputs,
@@ -219,6 +223,7 @@ def sweep_formats(
         metric: what is measured of each row.
         arrays: which calls share what an arithmetic draws for a chip, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
+        forward, output: how the model is called, and what of its result is measured, as for `walk`.
         compute: `batch_rows`, `memory` and `threads` of `Compute`; other settings are refused.
         store: a file that keeps what is found: a sweep that was stopped goes on from there, and other formats or costs
             evaluate only what is new. It belongs to this model, data, seed and arithmetic, and refuses others; data in
@@ -251,7 +256,10 @@ def sweep_formats(
         raise ValueError("sweep_formats: formats must hold at least one format, got none")
     costs = [(cost.speedup(fmt), cost.saving(fmt)) for fmt in made]  # before any work: a table may lack a format
     results = []
-    problem = Problem.of("sweep_formats", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root)
+    problem = Problem.of(
+        Call("sweep_formats", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays,
+        root=root,
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
         runs = FormatRuns("sweep_formats", problem, inputs, compute)
         kept = None
@@ -298,6 +306,7 @@ def _store_key(session: Session, inputs: int | Tensor, arithmetic: Callable[[For
         plan["arrays"] = problem.arrays
     if problem.root:
         plan["root"] = problem.root
+    plan |= problem.call.told()
     if session.compute.memory is not None:
         plan["memory"] = session.compute.memory
     if named := problem.metric.identity():

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data, Problem, Session
+from noisykernels._engine.session import Problem, Session
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
-from noisykernels._util.data import check_labels
+from noisykernels._util.data import Data, check_labels
+from noisykernels._util.inputs import Call, Output
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import aligned, covers, printable
 from noisykernels.arithmetic.order import ORDERS as NAMES
@@ -257,7 +258,7 @@ class _Watched(Arithmetic):
 
 def order_sensitivity(
     model: nn.Module,
-    data: Data | Tensor,
+    data: Data,
     arithmetic: Arithmetic | None = None,
     *,
     permutations: int = 20,
@@ -267,6 +268,8 @@ def order_sensitivity(
     metric: Metric = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> OrderStudy:
@@ -282,7 +285,7 @@ def order_sensitivity(
 
     Args:
         model: any model with linear layers or convolutions, or one layer; not injected. It is left as it was.
-        data: (inputs, labels), or an iterable of such batches; or inputs alone, which tell about layers only.
+        data: in any of the forms of ``docs/guides/data.md``; inputs alone tell about layers only.
         arithmetic: how all layers add up, a `Serial` or `BrainScaleS2` with ``ordered=True``. None: as the noisy layers
             of the model say. Noise inside it is the same under all orders; noise of sites is left out.
         permutations: number P of random orders, 0, 1, ...: see `random_order`. One has no spread: NaN.
@@ -292,6 +295,7 @@ def order_sensitivity(
         metric: what is measured of the network.
         arrays: which calls share what the devices beside the arithmetic draw for a chip, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
+        forward, output: how the model is called, and what of its result is measured, as for `walk`.
         compute: `batch_rows` and `threads` of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total), which counts runs of the data.
 
@@ -320,10 +324,12 @@ def order_sensitivity(
             raise ValueError(f"{op}: orders must be some of {', '.join(NAMES)}, got {order!r}")
     if arithmetic is not None:
         _check(arithmetic)
-    with_labels = not isinstance(data, Tensor)
-    pair = (data, torch.zeros(len(data), dtype=torch.int64)) if isinstance(data, Tensor) else data
     compute = Compute.of(op, compute, "batch_rows", "threads")
-    problem = Problem.of(op, model, pair, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root)
+    problem = Problem.of(
+        Call(op, forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
+        alone=True,
+    )  # fmt: skip
+    with_labels = problem.labelled
     study = _Study(seed, permutations, tuple(orders))
 
     def hardware(name: str, module: nn.Module) -> list[Device] | None:
@@ -336,19 +342,19 @@ def order_sensitivity(
         ]  # fmt: skip
 
     with Session(op, problem, compute) as session:
-        batches = session.batches(compute.rows_on(problem.device))
+        size = compute.rows_on(problem.device)
 
         def measure() -> None:
             study.present = None
             with torch.inference_mode():
-                for x, _, ids in batches:
+                for x, _, ids in session.batches(size):
                     with session.drawing(ids):
-                        session.model(x)
+                        problem.call(session.model, x)
 
         def predictions(order: str | int) -> tuple[Tensor, float]:
             study.present = order
             found, answers = [], []
-            for x, y, ids in batches:
+            for x, y, ids in session.batches(size):
                 scores = session.scores(x, ids)
                 _check_labels(op, metric, scores, y)
                 found.append(scores.argmax(1).masked_fill(scores.isnan().any(1), -1))  # -1: no prediction

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
-from noisykernels._engine.session import Data, Problem, Session, places_of
+from noisykernels._engine.session import Problem, Session, places_of
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.data import Data
+from noisykernels._util.inputs import Call, Output
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import covers, printable
 from noisykernels.nn.modules import NoisyLayer
@@ -99,6 +101,8 @@ def vote(
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     detail: Literal["attention"] | None = None,
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Votes:
@@ -109,7 +113,7 @@ def vote(
 
     Args:
         model: a classifier, (rows, ...) -> (rows, classes), not injected; it is left as it was.
-        data: (inputs, labels), or an iterable of such batches; held in memory.
+        data: (inputs, labels), or an iterable of such batches, in any of the forms of ``docs/guides/data.md``.
         noise: the noise of all chosen sites, or a function of the value, as for `inject`; or a dict from name patterns
             to these; None: that of the model's own noisy layers, which keep theirs in any case.
         hardware: what is inside contractions, as for `inject`.
@@ -124,6 +128,7 @@ def vote(
         arrays: which calls share an array of the chip, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
         detail: ``"attention"``: noise and hardware meet what is inside of attention by its names, as for `inject`.
+        forward, output: how the model is called, and what of its result is measured, as for `walk`.
         compute: sizes of passes, memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
@@ -156,11 +161,12 @@ def vote(
     if "majority" in wanted and len(ids) > MOST_DRAWS:  # which counting would say after all the work
         raise ValueError(f"vote: draws must be at most {MOST_DRAWS} for a majority, got {len(ids)}")
     problem = Problem.of(
-        "vote", model, data, seed=seed, rows=rows, arrays=arrays, root=root, detail=detail, sites=sites
-    )
+        Call("vote", forward, output), model, data, seed=seed, rows=rows, arrays=arrays, root=root, detail=detail,
+        sites=sites,
+    )  # fmt: skip
     means = Means("vote", None, subsets, seed)
     labels = problem.data[1]
-    where = places_of("vote", model, problem, noise, sites)
+    where = places_of("vote", problem, noise, sites)
     placed = {"noise": noise, "where": where, "hardware": hardware, "repeats": repeats}
     with Session("vote", problem, compute, **placed) as session:
         clean, covered = session.clean_mean, session.covered(session.noisy)

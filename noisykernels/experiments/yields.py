@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from noisykernels._engine.arguments import draw_list
 from noisykernels._engine.compute import SIZES, Compute
-from noisykernels._engine.session import Data, Problem, Session, places_of
+from noisykernels._engine.session import Problem, Session, places_of
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import shown
+from noisykernels._util.data import Data
+from noisykernels._util.inputs import Call, Output
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import covers, printable
 from noisykernels.metrics.accuracy import ACCURACY
@@ -159,6 +161,8 @@ def chips(
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     detail: Literal["attention"] | None = None,
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     compute: Compute | None = None,
     progress: bool | Callable[[int, int], object] = False,
 ) -> Chips:
@@ -166,7 +170,7 @@ def chips(
 
     Args:
         model: a classifier, (rows, ...) -> (rows, classes), not injected; it is left as it was.
-        data: (inputs, labels), or an iterable of such batches; held in memory.
+        data: (inputs, labels), or an iterable of such batches, in any of the forms of ``docs/guides/data.md``.
         hardware: what is inside contractions, as for `inject`: what is fixed on a chip, such as `WeightNoise`, is drawn
             once for each and stays over the whole data.
         noise: of the sites, or a function of the value, as for `inject`; new for each row and chip.
@@ -179,6 +183,7 @@ def chips(
         arrays: which calls share an array of the chip, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
         detail: ``"attention"``: noise and hardware meet what is inside of attention by its names, as for `inject`.
+        forward, output: how the model is called, and what of its result is measured, as for `walk`.
         compute: sizes of passes (a draw is a chip), memory and threads of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
@@ -203,10 +208,11 @@ def chips(
     compute = Compute.of("chips", compute, *SIZES)
     ids = draw_list("chips", draws)
     problem = Problem.of(
-        "chips", model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root, detail=detail, sites=sites
-    )
+        Call("chips", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
+        detail=detail, sites=sites,
+    )  # fmt: skip
     _, labels, _ = problem.data
-    where = places_of("chips", model, problem, noise, sites)
+    where = places_of("chips", problem, noise, sites)
     with Session("chips", problem, compute, noise=noise, where=where, hardware=hardware) as session:
         clean, covered = session.clean_mean, session.covered(session.noisy)
         answers = []  # which stay where they are made until all are there: a device is waited for once

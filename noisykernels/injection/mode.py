@@ -109,7 +109,7 @@ class SiteMode(NoisyLayers):
         self.last: Any = None  # what the last site gave
         self.muted = 0  # of the modules that run, how many say that no operation in them is a site
         self.calls: dict[str, int] = {}
-        self.inputs: list[str] = []  # sites that are arguments of the model
+        self.inputs: dict[str, str | int] = {}  # sites that are arguments of the model, by name or position
         self.arrays: list[str] = []  # sites at which hardware can be
         self.valueless: list[str] = []  # those with noise whose values take none
         self.closed: dict[str, str] = {}  # paths of modules in whose results no tensor is found, and what these are

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from noisykernels._util.data import Data, batches
+from noisykernels._util.data import Data, batches, needed
+from noisykernels._util.inputs import Call
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import inject
@@ -97,35 +98,35 @@ def watch(
     Args:
         name: of the function that asks, for errors.
         model: injected, with noisy layers, or without noise.
-        data: inputs or (inputs, labels), tensors; or any other iterable of batches, each likewise.
+        data: in any form.
         look: called at each site that has rows.
         seed, level: of the noise, see `noise_state`.
         batch_size: rows of a batch, where `data` are tensors.
         backward: called with the outputs and labels of each batch; gradients are then on.
     """
-    target, done = unwrap(model), 0
+    target, done, call = unwrap(model), 0, Call(name)
     place = place_of(target)
     make = _watching(look, backward is not None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(keeping_state(target))
         dim = state_of(target).placement.input_dim if is_injected(target) else 0
-        for x, labels in batches(name, data, batch_size, dim):
-            if x.numel() == 0:
+        for inputs, labels in batches(name, data, batch_size, dim, call.takes(target)):
+            if len(inputs) == 0:
                 continue
+            inputs = inputs.to(place)
             if done == 0:
+                call.check(target, inputs)
                 if not is_injected(target):
-                    stack.enter_context(inject(target, None, example_input=x[:1].to(place)))
+                    stack.enter_context(inject(target, None, example_input=inputs[:1].given))
                 stack.enter_context(evaluating(target))
                 stack.enter_context(torch.set_grad_enabled(backward is not None))
-            with noise_state(target, seed=seed, rows=torch.arange(done, done + x.shape[dim]), level=level):
-                mode, args, kwargs = begin(target, state_of(target), (x.to(place),), {}, make=make)
+            with noise_state(target, seed=seed, rows=torch.arange(done, done + len(inputs)), level=level):
+                mode, args, kwargs = begin(target, state_of(target), *inputs.arguments, make=make)
                 with mode:
-                    out = original(target)(*args, **kwargs)
+                    out = call.picked(original(target)(*args, **kwargs))
                 mode.tell_left_out()
                 if backward is not None:
-                    if labels is None:
-                        raise ValueError(f"{name}: data must hold labels, got inputs alone")
-                    backward(out, labels.to(place))
-            done += x.shape[dim]
+                    backward(out, needed(name, data, labels).to(place))
+            done += len(inputs)
     if done == 0:
         raise ValueError(f"{name}: data must hold at least one row, got none")

@@ -360,5 +360,5 @@ def _noise_on_inputs(
     for number, n in enumerate(in_order):
         if n in carrying:
             name = "input" if number == 0 else f"input#{number}"
-            mode.inputs.append(name)
+            mode.inputs[name] = n
             carrying[n] = mode.at(name, mode.noise_at(name), carrying[n], row_dim=dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import shown
-from noisykernels._util.data import Data, batches, check_classes
+from noisykernels._util.data import Data, batches, check_classes, needed
+from noisykernels._util.inputs import Call, Output
 from noisykernels._util.runtime import evaluating, place_of
 from noisykernels.training.sam import ASAM, SAM, SAMSON
 
@@ -24,6 +26,8 @@ def m_sharpness(
     rho: float = 0.05,
     ascent: type[SAM] | type[ASAM] | type[SAMSON] = SAM,
     batch_size: int = 128,
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     **options: Any,
 ) -> float:
     r"""By how much the loss rises within a ball around the weights: its mean over batches of *m* rows.
@@ -35,10 +39,11 @@ def m_sharpness(
 
     Args:
         model: a classifier, (rows, ...) -> (rows, classes).
-        data: (inputs, labels), tensors; or any other iterable of such batches.
+        data: (inputs, labels), in any of the forms of ``docs/guides/data.md``.
         rho: size of the ball, as the optimizer has it.
         ascent: `SAM`, `ASAM` or `SAMSON`.
-        batch_size: *m*: rows of a batch, where `data` are tensors.
+        batch_size: *m*: rows of a batch, where `data` are no batches.
+        forward, output: how the model is called, and what of its result are the scores, as for `walk`.
         options: of the ascent: eta, p.
 
     Returns:
@@ -60,22 +65,22 @@ def m_sharpness(
     weights = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = ascent(weights, torch.optim.SGD, rho=rho, lr=0.0, **options)
     before, place = [p.grad for _, p in weights], place_of(model)
-    total, rows = 0.0, 0
+    total, rows, call = 0.0, 0, Call("m_sharpness", forward, output)
     try:
         with evaluating(model):
-            for x, labels in batches("m_sharpness", data, batch_size):
-                if labels is None:
-                    raise ValueError("m_sharpness: data must hold labels, got inputs alone")
-                x, labels = x.to(place), labels.to(place)
+            for inputs, labels in batches("m_sharpness", data, batch_size, takes=call.takes(model)):
+                if rows == 0:
+                    call.check(model, inputs)
+                inputs, labels = inputs.to(place), needed("m_sharpness", data, labels).to(place)
                 optimizer.zero_grad()
                 with torch.enable_grad():
-                    scores = model(x)
+                    scores = call(model, inputs)
                     check_classes("m_sharpness", scores, labels)
                     here = F.cross_entropy(scores, labels)
                     torch.autograd.backward(here)
                 optimizer.ascend()
                 try:
-                    there = F.cross_entropy(model(x), labels)
+                    there = F.cross_entropy(call(model, inputs), labels)
                 finally:
                     optimizer.restore()
                 total += float(there - here.detach()) * len(labels)

@@ -45,11 +45,11 @@ def gradient_norms(
 
     Args:
         model: injected, with noisy layers, or without noise. No gradient of a parameter is touched, frozen or not.
-        data: (inputs, labels), tensors; or any other iterable of such batches. Rows are numbered through all batches.
+        data: (inputs, labels), in any of the forms of ``docs/guides/data.md``. Rows are numbered through all batches.
         loss: function (outputs, labels) -> the *sum* of the rows' losses, 0-d; None is the cross-entropy.
         seed: 64-bit seed of the noise; None draws from torch's default generator.
         level: factor of all noise, as for `noise_state`; a vector fits a single batch only.
-        batch_size: rows of a batch, where `data` are tensors.
+        batch_size: rows of a batch, where `data` are no batches.
 
     Returns:
         A `SiteGradient` for every site that has rows, in execution order; the norm is 0 where the loss does not depend

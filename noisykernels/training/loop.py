@@ -8,7 +8,7 @@ of their own; torch's global generator is left to the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, shown
-from noisykernels._util.data import check_classes, check_dense
+from noisykernels._util.data import Batch, Data, batches, check_classes, in_memory, needed
+from noisykernels._util.inputs import Call, Inputs, Output
 from noisykernels._util.progress import progress_bar
 from noisykernels._util.runtime import device_of, evaluating, keeping_modes, place_of
 from noisykernels.datasets.augment import Augment
@@ -27,7 +28,6 @@ from noisykernels.metrics.accuracy import ACCURACY
 __all__ = ["accuracy", "clamp_weights", "train"]
 
 
-Data = tuple[Tensor, Tensor]
 Step = Callable[[int, Tensor], AbstractContextManager[object] | None]
 
 
@@ -63,6 +63,8 @@ def train(
     on_epoch: Callable[[dict[str, float]], object] | None = None,
     on_step: Step | None = None,
     val: Data | None = None,
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
 ) -> list[dict[str, float]]:
     """Train in place: Adam, cosine annealing over the epochs, cross-entropy, no weight decay.
 
@@ -72,11 +74,11 @@ def train(
 
     Args:
         model: any classifier; its modules are in training mode meanwhile, and put back afterwards.
-        data: inputs (N, ...), float; labels (N,), int64.
+        data: inputs, and labels (N,), int64, in any of the forms of ``docs/guides/data.md``; held in memory.
         epochs: passes over the data.
         lr: learning rate of the first epoch.
         batch_size: rows of a step.
-        augment: function (inputs of a batch, generator) -> inputs; see `augmentation`.
+        augment: function (inputs of a batch, generator) -> inputs; see `augmentation`. For a model of one input.
         clamp: after each step, `clamp_weights(model, clamp)`.
         seed: of shuffling and augmentation. Noise inside the model has its own.
         device: move the model there; by default it stays where it is. The data follows it.
@@ -87,6 +89,7 @@ def train(
             manager, forward and backward run inside it. To train with noise that does not repeat:
             `on_step=lambda step, rows: noise_state(model, seed=1, draws=[step], rows=rows)`.
         val: data on which each epoch's accuracy is measured, without `on_step`.
+        forward, output: how the model is called, and what of its result are the scores, as for `walk`.
 
     Returns:
         A record per epoch: `epoch` (from 1), `lr`, `loss` and `accuracy` (means over the epoch, in
@@ -102,13 +105,15 @@ def train(
         [0.001, 0.0005]
     """
     check_arguments(train, locals(), clamp=Range(0, ends=False))
-    _check("train", data)
-    if val is not None:
-        _check("train", val, "val")
+    call = Call("train", forward, output)
+    inputs, labels = _held(call, model, data)
+    checked = None if val is None else _held(call, model, val, "val")
+    if augment is not None and inputs.one is None:
+        raise ValueError(f"train: augment is for a model of one input, got {len(inputs.tensors)}")
     if device is not None:
         model.to(device_of("train", device))
     place = place_of(model)
-    inputs, labels = (part.to(place) for part in data)
+    inputs, labels = inputs.to(place), labels.to(place)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
@@ -120,16 +125,16 @@ def train(
             start, rate = time.perf_counter(), schedule.get_last_lr()[0]
             loss_sum = torch.zeros((), device=place)
             correct = torch.zeros((), dtype=torch.int64, device=place)
-            batches = _batches(len(labels), batch_size, generator)
+            steps = _batches(len(labels), batch_size, generator)
             with keeping_modes(model):
                 model.train()  # which a model may override, to leave a part as it is
-                for rows in batches:
+                for rows in steps:
                     x, y = inputs[rows.to(place)], labels[rows.to(place)]
-                    if augment is not None:
-                        x = augment(x, generator)
+                    if augment is not None and x.one is not None:
+                        x = Inputs((augment(x.one, generator),))
                     around = on_step(step, rows) if on_step is not None else None
                     with around if around is not None else nullcontext():
-                        logits = model(x)
+                        logits = call(model, x)
                         _check_first(step, logits, labels)
                         loss = nn.functional.cross_entropy(logits, y)
                         optimizer.zero_grad()
@@ -141,7 +146,7 @@ def train(
                     correct += (logits.detach().argmax(1) == y).sum()
                     step += 1
                     if bar is not None:
-                        bar.n = round(step / len(batches), 2)  # a sum of fractions passes the end
+                        bar.n = round(step / len(steps), 2)  # a sum of fractions passes the end
                         bar.update(0)
             schedule.step()
             record = {
@@ -150,8 +155,8 @@ def train(
                 "loss": float(loss_sum) / len(labels),
                 "accuracy": int(correct) / len(labels),
             }
-            if val is not None:
-                record["val_accuracy"] = accuracy(model, val)
+            if checked is not None:
+                record["val_accuracy"] = _share(call, model, [Batch(*checked)])
             record["seconds"] = time.perf_counter() - start
             history.append(record)
             if bar is not None:
@@ -164,42 +169,56 @@ def train(
     return history
 
 
-def accuracy(model: nn.Module, data: Data, batch_size: int = 1000) -> float:
+def accuracy(
+    model: nn.Module, data: Data, batch_size: int = 1000, *, forward: Callable[..., Any] | None = None,
+    output: Output = None,
+) -> float:  # fmt: skip
     """Fraction of rows classified correctly, in evaluation mode; the model's modes are put back.
 
     Args:
         model: any classifier, on any device.
-        data: inputs (N, ...), float; labels (N,), int64.
-        batch_size: rows per forward pass.
+        data: inputs, and labels (N,), int64, in any of the forms of ``docs/guides/data.md``.
+        batch_size: rows per forward pass, where `data` are no batches.
+        forward, output: how the model is called, and what of its result are the scores, as for `walk`.
 
     Example:
         >>> accuracy(nn.Identity(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
         0.75
     """
     check_arguments(accuracy, locals())
-    _check("accuracy", data)
-    place, correct = place_of(model), 0
-    batches = zip(*(torch.split(part, batch_size) for part in data), strict=True)
+    call = Call("accuracy", forward, output)
+    return _share(call, model, batches("accuracy", data, batch_size, takes=call.takes(model)), data)
+
+
+def _share(call: Call, model: nn.Module, parts: Iterable[Batch], data: Data = None) -> float:
+    """The share of rows that are classified correctly."""
+    place, correct, rows = place_of(model), 0, 0
     with evaluating(model), torch.inference_mode():
-        for x, y in batches:
-            scores = model(x.to(place))
-            check_classes("accuracy", scores, y)
-            numbers = ACCURACY.law.numbers(ACCURACY.of_rows(scores, y.to(place)).cpu().numpy())
-            correct += int(numbers.sum())
-    return correct / len(data[1])
+        for inputs, y in parts:
+            labels = needed(call.op, data, y)
+            if rows == 0:
+                call.check(model, inputs)
+            if len(labels) == 0:
+                continue
+            scores = call(model, inputs.to(place))
+            check_classes(call.op, scores, labels)
+            numbers = ACCURACY.law.numbers(ACCURACY.of_rows(scores, labels.to(place)).cpu().numpy())
+            correct, rows = correct + int(numbers.sum()), rows + len(labels)
+    if rows == 0:
+        raise ValueError(f"{call.op}: data must hold at least one row, got none")
+    return correct / rows
 
 
-def _check(op: str, data: Any, name: str = "data") -> None:
-    """Refuse data that is empty or does not fit together."""
-    if not (isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) and t.dim() for t in data)):
-        raise TypeError(f"{op}: {name} must be (inputs, labels), two tensors, got {shown(data)}")
-    inputs, labels = data
-    check_dense(op, inputs, labels)
+def _held(call: Call, model: nn.Module, data: Any, name: str = "data") -> tuple[Inputs, Tensor]:
+    """All rows of data with classes, at least one."""
+    inputs, labels = in_memory(call.op, data, call.takes(model))
+    labels = needed(call.op, data, labels)
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(f"{op}: {name} must have labels of int64 and shape (N,), got {shown(labels)}")
-    if len(inputs) != len(labels) or len(labels) == 0:
-        got = f"{len(inputs)} and {len(labels)}"
-        raise ValueError(f"{op}: {name} must have as many inputs as labels and at least one, got {got}")
+        raise ValueError(f"{call.op}: {name} must have labels of int64 and shape (N,), got {shown(labels)}")
+    if len(labels) == 0:
+        raise ValueError(f"{call.op}: {name} must hold at least one row, got none")
+    call.check(model, inputs)
+    return inputs, labels
 
 
 def _check_first(step: int, scores: Any, labels: Tensor) -> None:

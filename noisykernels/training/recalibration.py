@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data, batches
+from noisykernels._util.inputs import Call, Inputs
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.state import is_injected
@@ -25,6 +27,7 @@ def recalibrate_bn(
     *,
     seed: int | Tensor | None = None,
     batch_size: int = 500,
+    forward: Callable[..., Any] | None = None,
 ) -> None:
     r"""Replaces the running statistics of every batch norm by averages over the batches given, noise on.
 
@@ -38,14 +41,15 @@ def recalibrate_bn(
 
     Args:
         model: injected, with noisy layers, or without noise.
-        data: inputs or (inputs, labels), tensors or arrays; a torch ``Dataset``; or any other iterable of batches, each
-            likewise. The labels are not used, nor are batches with one value per channel, such as a last row. Rows are
-            numbered through all batches, so that no two share their noise.
+        data: in any of the forms of ``docs/guides/data.md``. Labels are not used, nor are batches with one value per
+            channel, such as a last row. Rows are numbered through all batches, so that no two share their noise.
         seed: 64-bit seed of the noise; None draws from torch's default generator.
-        batch_size: rows of a batch, where `data` are tensors.
+        batch_size: rows of a batch, where `data` are no batches.
+        forward: how the model is called: function (model, inputs as they came); None: ``model(x)``, ``model(x, z)``,
+            or ``model(**inputs)`` for a dict.
 
     Raises:
-        TypeError: a batch that is no tensor.
+        TypeError: a batch of what makes no tensors.
         ValueError: no batch norm with running statistics is called, no data, or no batch with more than one value per
             channel.
 
@@ -60,20 +64,22 @@ def recalibrate_bn(
         True
     """
     check_arguments(recalibrate_bn, locals())
-    target = unwrap(model)
+    target, call = unwrap(model), Call("recalibrate_bn", forward)
     layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     noisy = any(is_injected(m) or isinstance(m, NoisyLayer) for m in target.modules())
     averages = [_Average(layer) for layer in layers]
     first, place, done = 0, place_of(target), False
     try:
         with evaluating(target):
-            for x, _ in batches("recalibrate_bn", data, batch_size):
-                if x.numel() == 0:
+            for inputs, _ in batches("recalibrate_bn", data, batch_size, takes=call.takes(target)):
+                if first == 0:
+                    call.check(target, inputs)
+                if len(inputs) == 0:
                     continue
-                rows = torch.arange(first, first + len(x))
+                rows = torch.arange(first, first + len(inputs))
                 with noise_state(target, seed=seed, rows=rows) if noisy else contextlib.nullcontext():
-                    _run(target, x.to(place))
-                first += len(x)
+                    _run(call, target, inputs.to(place))
+                first += len(inputs)
         if first == 0:
             raise ValueError("recalibrate_bn: data must hold at least one row, got none")
         if single := next((a.single for a in averages if a.single is not None and not a.count), None):
@@ -86,12 +92,12 @@ def recalibrate_bn(
             average.close(done)
 
 
-def _run(model: nn.Module, x: Tensor) -> None:
+def _run(call: Call, model: nn.Module, inputs: Inputs) -> None:
     """A batch through the model, or as far as a batch norm without running statistics, which one row ends."""
     try:
-        model(x)
+        call(model, inputs)
     except ValueError as error:
-        if len(x) > 1 or "more than 1 value per channel" not in str(error):
+        if len(inputs) > 1 or "more than 1 value per channel" not in str(error):
             raise
 
 

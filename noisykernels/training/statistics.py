@@ -111,11 +111,10 @@ def site_statistics(
 
     Args:
         model: injected, with noisy layers, or without noise (then the ratio is infinite).
-        data: inputs or (inputs, labels), tensors; or any other iterable of batches, each likewise. The labels are not
-            used. Rows are numbered through all batches.
+        data: in any of the forms of ``docs/guides/data.md``; labels are not used. Rows count on through all batches.
         seed: 64-bit seed of the noise; None draws from torch's default generator.
         level: factor of all noise, as for `noise_state`; a vector fits a single batch only.
-        batch_size: rows of a batch, where `data` are tensors.
+        batch_size: rows of a batch, where `data` are no batches.
 
     Returns:
         A `SiteStatistics` for every site that has rows, in execution order. ``pandas.DataFrame`` takes the list.

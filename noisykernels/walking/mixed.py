@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from noisykernels._engine.session import Data
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.data import Data
 from noisykernels._util.text import aligned
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.maps import plot_mixed_map

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from noisykernels._engine.arguments import draw_list, level_list, listed
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.targets import Activation, Target, Weight
+from noisykernels._util.inputs import Output
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
@@ -43,6 +44,8 @@ class Asked:
     store: str | os.PathLike[str] | None = None
     progress: Progress = False
     description: tuple[str, str] = ("", "")
+    forward: Callable[..., Any] | None = None
+    output: Output = None
 
     def __post_init__(self) -> None:
         """Checks what nothing else does before the work is done."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from noisykernels._engine.arguments import draw_list, level_list
 from noisykernels._engine.compute import Compute
-from noisykernels._engine.session import Data
 from noisykernels._engine.targets import Parameter
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.data import Data
+from noisykernels._util.inputs import Output
 from noisykernels.arithmetic.formats import FloatFormat
 from noisykernels.arithmetic.serial import Serial
 from noisykernels.hardware.device import Device
@@ -92,6 +93,8 @@ def walk_parameter(
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     detail: Literal["attention"] | None = None,
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     draws: int | Sequence[int] = 1,
     seed: int,
     sites: Sequence[str | int | type] | str | type | None = None,
@@ -132,7 +135,7 @@ def walk_parameter(
         store: as for `walk`. It belongs to this `name` and to the devices at the first value, by how they print
             themselves and what they hold, so keep the first value when you add values.
             With workers, `make` must be one that can be sent to them, a function of a module.
-        rows, metric, floor, compute, progress, description: as for `walk`.
+        rows, forward, output, metric, floor, compute, progress, description: as for `walk`.
 
     Returns:
         A `Study`, whose levels are the values. Intervals of its curves and midpoints take all rows of a draw to share
@@ -170,7 +173,7 @@ def walk_parameter(
     asked = Asked(
         targets=(target,), strategy=grid, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric,
         floor=floor, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
-        progress=progress, description=description,
+        progress=progress, description=description, forward=forward, output=output,
     )  # fmt: skip
     (study,) = run(model, data, asked)
     return study

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, SupportsIndex, overload
 
@@ -16,9 +16,11 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.evaluation import evaluation
 from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.rounding import tied
-from noisykernels._engine.session import Data, Problem, Session
+from noisykernels._engine.session import Problem, Session
 from noisykernels._engine.workers import packed
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.data import Data
+from noisykernels._util.inputs import Call, Output
 from noisykernels._util.warning import warn_user
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.placement import SILENT
@@ -61,6 +63,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     root: str = "",
     detail: Literal["attention"] | None = None,
     rows: Tensor | Sequence[int] | None = None,
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
     metric: Metric = ACCURACY,
     floor: float | None = None,
     axis: Literal["log", "linear"] | None = None,
@@ -81,7 +85,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         model: a classifier, (rows, ...) -> (rows, classes); any model, in any mode; it is left as
             it was, and runs where its parameters are. Its own noisy layers are walked like other
             sites, and are silent meanwhile.
-        data: (inputs, labels), or an iterable of such batches; held in memory.
+        data: (inputs, labels), or an iterable of such batches, in any of the forms of ``docs/guides/data.md``.
         noise: the noise at level 1; or several, such as mixed noise of several ratios: they share what is drawn and
             carried, and give a study each.
         levels: what its levels are multiplied with, each finite and not negative:
@@ -102,6 +106,10 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         root: the part at which names of sites begin, as for `inject`.
         detail: ``"attention"``: walks what is inside of torch's attention, too, as for `inject`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
+        forward: how the model is called: function (model, inputs as they came) -> output; None: ``model(x)``,
+            ``model(x, z)``, or ``model(**inputs)`` for a dict.
+        output: what of its result is measured: a key, an index, or a function of it; None: the tensor itself, else its
+            ``logits``, else its first tensor.
         metric: what is measured of each row.
         floor: its value under unbounded noise; None: the metric's own, 1 / classes for the accuracy.
         axis: ``"log"`` or ``"linear"`` level axis; None: linear for purely multiplicative noise.
@@ -142,7 +150,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     asked = Asked(
         targets=targets, strategy=strategy, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric,
         floor=floor, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
-        progress=progress, description=description,
+        progress=progress, description=description, forward=forward, output=output,
     )  # fmt: skip
     studies = run(model, data, asked)
     return studies if isinstance(noise, list | tuple) else studies[0]
@@ -152,12 +160,14 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     """The story of a walk: a study for each target."""
     targets, strategy = asked.targets, asked.strategy
     problem = Problem.of(
-        "walk", model, data, seed=asked.seed, rows=asked.rows, targets=targets, metric=asked.metric,
-        arrays=asked.arrays, root=asked.root, detail=asked.detail, sites=words_of(asked.sites, asked.groups),
+        Call("walk", asked.forward, asked.output), model, data, seed=asked.seed, rows=asked.rows,
+        metric=asked.metric, arrays=asked.arrays, root=asked.root, detail=asked.detail,
+        sites=words_of(asked.sites, asked.groups),
     )  # fmt: skip
     if strategy.shuffled:
         problem = problem.shuffled()
-    computed = torch.float64 if problem.data[0].dtype == torch.float64 else torch.float32
+    problem = replace(problem, targets=targets)
+    computed = torch.float64 if problem.data[0].tensors[0].dtype == torch.float64 else torch.float32
     for target in targets:
         for level in strategy.levels:
             target.check("walk", level, computed)
@@ -181,6 +191,7 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
             plan["detail"] = kept["detail"] = asked.detail
         if groups := {site.name: list(site.members) for site in cells.sites if site.members}:
             plan["groups"] = kept["groups"] = groups
+        kept |= problem.call.told()
         if identity := asked.metric.identity():
             plan["metric"], kept["metric"] = asked.metric.name, identity
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
@@ -199,10 +210,9 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     opens = asked.targets[0].opens
     if not any(map(opens, session.sites)):
         raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
-    chosen = with_rows(
-        "walk", chosen_sites("walk", session.model, session.sites, asked.sites, opens, asked.root), asked.sites
-    )
-    return grouped("walk", session.model, chosen, asked.groups, asked.root)
+    root = session.problem.root
+    chosen = with_rows("walk", chosen_sites("walk", session.model, session.sites, asked.sites, opens, root), asked.sites)
+    return grouped("walk", session.model, chosen, asked.groups, root)
 
 
 def _covered(session: Session, asked: Asked, chosen: Sequence[Site]) -> dict[str, float]:
@@ -255,7 +265,7 @@ def _study(
         axis=asked.axis,
         floor=cells.floor,
         target=target.name,
-        model=asked.description[0] or type(session.problem.model).__name__,
+        model=asked.description[0] or session.problem.name,
         data=asked.description[1],
         midpoints=tuple(found[which]),
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from data_look_alikes import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import noisykernels as nk
-from noisykernels.training import gradient_norms, m_sharpness, recalibrate_bn, site_statistics
+from noisykernels.training import accuracy, gradient_norms, m_sharpness, recalibrate_bn, site_statistics, train
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 3
 
@@ -22,6 +24,24 @@ class Rows(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         return X[i], int(Y[i])
+
+
+class DictRows(Dataset[dict[str, Any]]):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"input": X[i], "label": int(Y[i])}
+
+
+class Named(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+class LabelsFirst(NamedTuple):
+    label: Tensor
+    image: Tensor
 
 
 FORMS: dict[str, Callable[[], Any]] = {
@@ -37,6 +57,18 @@ FORMS: dict[str, Callable[[], Any]] = {
     "batches of lists": lambda: [[X, Y]],
     "batches of arrays": lambda: [(X.numpy(), Y.numpy())],
     "iterator": lambda: iter([(X, Y)]),
+    "dict": lambda: {"input": X, "labels": Y},
+    "dict of arrays": lambda: {"label": Y.numpy(), "input": X.numpy()},
+    "dicts": lambda: [{"input": X, "target": Y}],
+    "another mapping": lambda: [UserDict(input=X, targets=Y)],
+    "a dict beside labels": lambda: ({"input": X}, Y),
+    "a tuple beside labels": lambda: ((X,), Y),
+    "named tuple": lambda: Named(X, Y),
+    "named tuples, labels first": lambda: [LabelsFirst(Y, X)],
+    "names of files": lambda: [(X, Y, ["a.png"] * 20)],
+    "data set of dicts": lambda: DictRows(),
+    "loader of dicts": lambda: DataLoader(DictRows(), batch_size=20),
+    "table": lambda: Table({"input": X.tolist(), "label": Y.tolist(), "text": ["word"] * 20}),
 }
 
 
@@ -56,9 +88,17 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "m_sharpness": lambda data: m_sharpness(model(), data, batch_size=20),
     "site_statistics": lambda data: site_statistics(model(), data, batch_size=20),
     "gradient_norms": lambda data: gradient_norms(model(), data, batch_size=20),
+    "accuracy": lambda data: accuracy(model(), data),
+    "train": lambda data: [r | {"seconds": 0} for r in train(model(), data, epochs=1)],
+    "order_sensitivity": lambda data: nk.experiments.order_sensitivity(
+        model(), data, nk.arithmetic.Serial(low=-1.0, high=1.0), permutations=2, seed=1
+    ),
+    "sweep_formats": lambda data: nk.experiments.sweep_formats(model(), data, ["M3E4"], seed=1).results,
     "chips": lambda data: nk.chips(model(), data, hardware=[nk.WeightNoise(add=1.0)], draws=3, seed=1),
     "vote": lambda data: nk.vote(model(), data, noise=nk.Noise(add=1.0), draws=3, seed=1),
-    "walk": lambda data: nk.walk(model(), data, noise=nk.Noise(add=1.0), levels=[1.0], draws=2, seed=1).records,
+    "walk": lambda data: (
+        nk.walk(model(), data, noise=nk.Noise(add=1.0), levels=[1.0], draws=2, seed=1, sites=["2"]).records
+    ),
 }
 
 
@@ -71,8 +111,8 @@ def test_every_form_means_the_same(function: str) -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_batches_with_names_are_refused_by_their_names(function: str) -> None:
-    with pytest.raises(TypeError, match=rf"{function}: .* got a dict of 'x', 'labels': give these two alone"):
+def test_names_that_the_model_does_not_take_are_refused(function: str) -> None:
+    with pytest.raises(ValueError, match=rf"{function}: .* model's forward, input, got {{'x'}}; forward= says"):
         FUNCTIONS[function]([{"x": X, "labels": Y}])
 
 

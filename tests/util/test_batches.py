@@ -103,7 +103,7 @@ def test_data_of_every_form() -> None:
     ]  # fmt: skip
     for form in forms:
         inputs, labels = in_memory("f", form)
-        assert torch.equal(inputs, X) and torch.equal(labels, Y)
+        assert torch.equal(inputs.one, X) and torch.equal(labels, Y)
 
 
 def test_batches_of_every_form() -> None:

@@ -22,6 +22,7 @@ from noisykernels._engine.request import Request
 from noisykernels._engine.session import Problem, Session
 from noisykernels._engine.targets import Activation
 from noisykernels._graph.recorder import record_tape
+from noisykernels._util.inputs import Inputs
 from noisykernels.injection import noise_state
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.site import exactly
@@ -50,7 +51,7 @@ class Skip(nn.Module):
 
 @contextlib.contextmanager
 def evaluator(model: nn.Module, x: Tensor, y: Tensor, noise: nk.Noise) -> Iterator[Evaluator]:
-    problem = Problem(model, (x, y, torch.arange(len(y))), 3, (Activation(noise),))
+    problem = Problem(model, (Inputs.of(x), y, torch.arange(len(y))), 3, (Activation(noise),))
     with Session("walk", problem, passes=Passes(50, 4)) as session:
         tape = record_tape(session.model, x[:4])
         yield Evaluator(session, choose_plan(tape, 2**30, 50, torch.device("cpu")), tape)

@@ -1,0 +1,283 @@
+"""The forms that data come in, made into inputs and labels: what is which is decided here alone.
+
+- A tensor or array: inputs without labels. A pair ``(x, y)``, as tuple or list: inputs and labels.
+- ``((x, z), y)`` and ``({"a": x, "b": z}, y)``: several inputs, by position or by name.
+- A dict (or any mapping): inputs by name; labels are what the first of `LABELS` that is there names. A named tuple:
+  likewise, inputs by position; without such a name, a pair.
+- A ``Dataset``, and a table with columns as Hugging Face's: batches of its rows. Anything else: an iterable of batches,
+  each in one of the forms above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from noisykernels._util.checks import shown
+from noisykernels._util.inputs import Inputs
+
+__all__ = ["LABELS", "Batch", "batch_of", "check_dense", "lengthened", "opened"]
+
+LABELS = ("labels", "label", "targets", "target")
+NO_LABEL = -100  # of a position that is padding, as torch's cross-entropy leaves it out
+
+
+class Batch(NamedTuple):
+    """Some rows: what the model is given, and what is known of it, if anything is."""
+
+    inputs: Inputs
+    labels: Tensor | None
+
+
+def opened(name: str, data: Any, size: int, takes: Sequence[str] | None = None, dim: int = 0) -> Batch | Iterable[Any]:
+    """Data as one batch where they are that, else as an iterable of batches.
+
+    Args:
+        name: of the function that asks, for errors.
+        data: in any form.
+        size: rows of a batch, where data are rows.
+        takes: names of the model's arguments: columns of a table that are none are left out; None: all are taken.
+        dim: dimension of the inputs that counts rows.
+
+    Raises:
+        TypeError: what is no data.
+    """
+    if _is_leaf(data) or _is_whole(data):
+        return batch_of(name, data, dim)
+    if isinstance(data, tuple) and len(data) > 2 and all(map(_is_leaf, data)):
+        raise TypeError(
+            f"{name}: data must be (inputs, labels), got {shown(data[0])} and {len(data) - 1} more: several inputs are "
+            "((a, b), labels)"
+        )
+    if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
+        return batch_of(name, data.tensors, dim)
+    if _is_table(data):
+        return _Table(name, data, size, takes)
+    if isinstance(data, Mapping) and data and all(map(_is_table, data.values())):
+        raise TypeError(f"{name}: data must be one of the data sets {', '.join(map(repr, data))}, got all of them")
+    if isinstance(data, Mapping) and data and any(map(_is_leaf, data.values())):
+        return batch_of(name, data, dim)  # which says what is wrong with the others
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size=size, collate_fn=_collated)
+    if isinstance(data, str | bytes | Mapping | type) or not isinstance(data, Iterable):
+        raise TypeError(f"{name}: data must be (inputs, labels), or an iterable of such batches, got {shown(data)}")
+    return data
+
+
+def batch_of(name: str, batch: Any, dim: int = 0) -> Batch:
+    """A batch in any form as inputs and labels.
+
+    Raises:
+        TypeError: what makes no tensors.
+        ValueError: inputs and labels of different numbers of rows.
+    """
+    labels: Any = None
+    if isinstance(batch, Mapping):
+        given, labels = _by_name(name, batch)
+    elif hasattr(batch, "_fields") and any(key in batch._fields for key in LABELS):
+        by_name, labels = _by_name(name, batch._asdict())
+        given = Inputs(by_name.tensors, grouped=len(by_name.tensors) > 1)
+    elif isinstance(batch, tuple | list) and batch:
+        first, *rest = [part for i, part in enumerate(batch) if i < 2 or not _is_words(part)]
+        if len(rest) > 1:
+            raise TypeError(
+                f"{name}: a batch of data must be a pair (inputs, labels), got {len(batch)} parts: several inputs are "
+                "((a, b), labels)"
+            )
+        given, labels = _inputs(name, first), rest[0] if rest else None
+    else:
+        given = _inputs(name, batch)
+    if labels is not None and not isinstance(labels, Tensor):
+        labels = _tensor(name, labels)
+    found = Batch(given if dim == 0 else Inputs(given.tensors, given.names, dim, given.grouped), labels)
+    _check_rows(name, found)
+    return found
+
+
+def check_dense(name: str, *tensors: Tensor) -> None:
+    """Refuses tensors that hold no values, or hold them sparsely: rows cannot be cut out of them."""
+    for t in tensors:
+        if t.layout is not torch.strided or t.is_meta:
+            raise ValueError(f"{name}: data must be dense tensors that hold values, got {t.layout} on {t.device}")
+
+
+def lengthened(batch: Batch, length: int) -> Batch:
+    """A batch with a mask, with padding up to a length: 0 for inputs and the mask, `NO_LABEL` for labels."""
+    mask = mask_of(batch.inputs)
+    if mask is None or mask.shape[1] >= length:
+        return batch
+    own = mask.shape[1]
+
+    def padded(t: Tensor, value: float) -> Tensor:
+        if t.dim() < 2 or t.shape[1] != own:
+            return t
+        return torch.cat([t, t.new_full((len(t), length - own, *t.shape[2:]), value)], 1)
+
+    labels = None if batch.labels is None else padded(batch.labels, NO_LABEL)
+    return Batch(batch.inputs.each(lambda t: padded(t, 0)), labels)
+
+
+def mask_of(inputs: Inputs) -> Tensor | None:
+    """That which tells padding from tokens: an input by a name with "mask", of rows and positions."""
+    found = (t for n, t in zip(inputs.names, inputs.tensors, strict=False) if "mask" in n and t.dim() == 2)
+    return next(found, None)
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+
+
+def _is_group(value: Any) -> bool:
+    """Whether these are inputs: one tensor, several, or some by name."""
+    several = isinstance(value, tuple | list) and len(value) > 0 and all(map(_is_leaf, value))
+    return _is_leaf(value) or several or _is_names(value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0 and all(v is None or _is_leaf(v) for v in value.values())
+
+
+def _is_whole(data: Any) -> bool:
+    """Whether data are one batch: names, or a pair whose second part is a tensor."""
+    if _is_names(data):
+        return True
+    if hasattr(data, "_fields"):
+        return isinstance(data, tuple) and len(data) > 0 and all(map(_is_leaf, data))
+    return isinstance(data, tuple | list) and len(data) == 2 and _is_group(data[0]) and _is_leaf(data[1])
+
+
+def _is_table(data: Any) -> bool:
+    """Whether data are a table of columns, as Hugging Face's data sets are; met by what they have."""
+    return all(hasattr(data, name) for name in ("column_names", "with_format", "__getitem__", "__len__"))
+
+
+def _is_words(part: Any) -> bool:
+    """Names of files and the like, which go along with a batch."""
+    return isinstance(part, str) or (isinstance(part, tuple | list) and all(isinstance(p, str) for p in part))
+
+
+def _inputs(name: str, given: Any) -> Inputs:
+    """The first part of a batch."""
+    if isinstance(given, Mapping):
+        return Inputs.of({key: _tensor(name, v, key) for key, v in given.items() if v is not None})
+    if isinstance(given, tuple | list) and given and all(map(_is_leaf, given)):
+        return Inputs(tuple(_tensor(name, v) for v in given), grouped=True)
+    return Inputs((_tensor(name, given),))
+
+
+def _by_name(name: str, batch: Mapping[str, Any]) -> tuple[Inputs, Tensor | None]:
+    """Inputs by name, and labels under one of theirs; columns of rows of several lengths are padded."""
+    there = {key: value for key, value in batch.items() if value is not None}
+    ragged = {key: rows for key, value in there.items() if (rows := _ragged(value)) is not None}
+    if ragged and not any("mask" in key for key in ragged):
+        first = next(iter(ragged))
+        lengths = f"{min(map(len, ragged[first]))} to {max(map(len, ragged[first]))}"
+        raise ValueError(
+            f"{name}: rows of data must be of one length, or have an 'attention_mask' of their lengths beside them, "
+            f"got {first!r} of lengths {lengths}"
+        )
+    label = next((key for key in LABELS if key in there), None)
+    made = {
+        key: pad_sequence(ragged[key], batch_first=True, padding_value=NO_LABEL if key == label else 0)
+        if key in ragged else _tensor(name, value, key)
+        for key, value in there.items()
+    }  # fmt: skip
+    labels = None if label is None else made.pop(label)
+    if not made:
+        raise TypeError(f"{name}: data must hold inputs beside labels, got {shown(dict(batch))}")
+    return Inputs.of(made), labels
+
+
+def _ragged(value: Any) -> list[Tensor] | None:
+    """Rows of more than one length, each a vector or a list of vectors; None: it is no such list."""
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        return None
+    if not all(isinstance(row, Tensor | np.ndarray | list | tuple) and np.ndim(row) > 0 for row in value):
+        return None
+    try:
+        rows = [torch.as_tensor(row) for row in value]
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    same = {r.shape[1:] for r in rows}
+    return rows if len(same) == 1 and len({len(r) for r in rows}) > 1 else None
+
+
+def _tensor(name: str, value: Any, key: str = "") -> Tensor:
+    """A tensor of what holds numbers."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        rows = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(v, Tensor) for v in value)
+        if isinstance(value, np.ndarray | list | tuple):
+            return torch.stack(list(value)) if rows else torch.as_tensor(value)
+    except (OverflowError, RuntimeError, TypeError, ValueError):  # of words, uneven lists
+        pass
+    what = f"{key!r}: {shown(value)}; leave it out" if key else shown(value)
+    raise TypeError(f"{name}: a batch of data must be of tensors or numbers, got {what}")
+
+
+def _check_rows(name: str, batch: Batch) -> None:
+    inputs, labels = batch
+    check_dense(name, *inputs.tensors, *(() if labels is None else (labels,)))
+    if short := [t for t in inputs.tensors if t.dim() <= inputs.dim]:
+        raise ValueError(f"{name}: data must have rows, got {shown(short[0]) if short[0].dim() else _scalar(short[0])}")
+    counts = [t.shape[inputs.dim] for t in inputs.tensors]
+    if len(set(counts)) > 1:
+        got = ", ".join(f"{told} of {n}" for told, n in zip(inputs.told(), counts, strict=True))
+        raise ValueError(f"{name}: inputs of data must have as many rows as each other, got {got}")
+    if labels is not None and (labels.dim() == 0 or counts[0] != len(labels)):
+        got = f"{counts[0]} and {len(labels) if labels.dim() else _scalar(labels)}"
+        raise ValueError(
+            f"{name}: data must have as many inputs as labels, got {got} (two batches of inputs are [(a,), (b,)])"
+        )
+
+
+def _scalar(t: Tensor) -> str:
+    return f"{t.dtype} of shape []"
+
+
+def _collated(rows: list[Any]) -> Any:
+    """Rows of a data set as a batch; those of several lengths as lists."""
+    try:
+        return default_collate(rows)
+    except (RuntimeError, TypeError):
+        if all(isinstance(row, Mapping) for row in rows):
+            return {key: [row[key] for row in rows] for key in rows[0]}
+        raise
+
+
+class _Table:
+    """Batches of the rows of a table: its columns by name.
+
+    Args:
+        name: of the function that asks.
+        table: with columns.
+        size: rows of a batch.
+        takes: columns of other names are left out, but for labels; None: those of words are.
+    """
+
+    def __init__(self, name: str, table: Any, size: int, takes: Sequence[str] | None) -> None:
+        self.name, self.table, self.size = name, table.with_format("torch"), size
+        columns = list(table.column_names)
+        label = next((key for key in LABELS if key in columns), None)
+        self.columns = [c for c in columns if c == label or takes is None or c in takes]
+        self.all = takes is None
+        if not [c for c in self.columns if c != label]:
+            raise ValueError(
+                f"{name}: data must have a column for an argument of the model's forward, {', '.join(takes or ())}, "
+                f"got {', '.join(columns)}; rename_column() or forward="
+            )
+
+    def __len__(self) -> int:
+        return -(-len(self.table) // self.size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for first in range(0, len(self.table), self.size):
+            rows = self.table[first : first + self.size]
+            yield {c: rows[c] for c in self.columns if not (self.all and _is_words(rows[c]))}
