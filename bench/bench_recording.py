@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from noisykernels._engine.shared import SharedEngine
 from noisykernels._engine.targets import Activation
 from noisykernels._engine.verification import Check
 from noisykernels._graph.recorder import record_tape
+from noisykernels._util.inputs import Call
 
 DEPTHS = (2, 4, 8, 16, 32, 48)
 MIB = 2**20
@@ -210,8 +212,8 @@ def in_passes(name: str) -> dict[str, float]:
         "densenet, 64 pixels": lambda: (densenet121().eval(), torch.randn(12, 3, 64, 64)),
         "densenet, 128 pixels": lambda: (densenet121().eval(), torch.randn(12, 3, 128, 128)),
     }[name]()
-    problem = Problem.of("walk", model, (x, torch.zeros(12, dtype=torch.long)), seed=1,
-                         targets=[Activation(nk.Noise(add=1.0))])  # fmt: skip
+    problem = Problem.of(Call("walk"), model, (x, torch.zeros(12, dtype=torch.long)), seed=1)
+    problem = replace(problem, targets=(Activation(nk.Noise(add=1.0)),))
     found: dict[str, list[float]] = {}
     with warnings.catch_warnings(), Session("walk", problem) as session, torch.inference_mode():
         warnings.simplefilter("ignore")  # of scores that are tied

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,10 +102,11 @@ def check_alike(name: str, batch: Batch, first: Batch) -> None:
 
 def needed(name: str, data: Data, labels: Tensor | None) -> Tensor:
     """The labels, where they are needed."""
-    if labels is None:
+    if labels is None and isinstance(data, Mapping):
         keys = ", ".join(map(repr, LABELS))
-        got = shown(data[0] if isinstance(data, tuple | list) and data else data)
-        raise TypeError(f"{name}: data must be (inputs, labels), or a dict with labels under one of {keys}, got {got}")
+        raise ValueError(f"{name}: data must hold labels under one of {keys}, got {shown(data)}")
+    if labels is None:
+        raise ValueError(f"{name}: data must hold labels, got inputs alone: write (inputs, labels)")
     return labels
 
 

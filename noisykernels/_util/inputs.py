@@ -138,7 +138,8 @@ class Call:
         if self.forward is not None and (not callable(self.forward) or isinstance(self.forward, type)):
             got = shown(self.forward)
             raise TypeError(f"{self.op}: forward must be a function (model, batch) -> output, got {got}")
-        if not (self.output is None or isinstance(self.output, str) or is_number(self.output) or callable(self.output)):
+        known = self.output is None or isinstance(self.output, str) or is_number(self.output) or callable(self.output)
+        if not known or isinstance(self.output, type):
             raise TypeError(f"{self.op}: output must be a key, an index or a function, got {shown(self.output)}")
 
     def __call__(self, model: Callable[..., Any], inputs: Inputs) -> Any:

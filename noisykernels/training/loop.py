@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def train(
     check_arguments(train, locals(), clamp=Range(0, ends=False))
     call = Call("train", forward, output)
     inputs, labels = _held(call, model, data)
-    checked = None if val is None else _held(call, model, val, "val")
+    checked = None if val is None else _held(replace(call, op="train: val"), model, val)
     if augment is not None and inputs.one is None:
         raise ValueError(f"train: augment is for a model of one input, got {len(inputs.tensors)}")
     if device is not None:
@@ -195,7 +196,7 @@ def _share(call: Call, model: nn.Module, parts: Iterable[Batch], data: Data = No
     place, correct, rows = place_of(model), 0, 0
     with evaluating(model), torch.inference_mode():
         for inputs, y in parts:
-            labels = needed(call.op, data, y)
+            labels = _classes(call.op, data, y)
             if rows == 0:
                 call.check(model, inputs)
             if len(labels) == 0:
@@ -209,16 +210,22 @@ def _share(call: Call, model: nn.Module, parts: Iterable[Batch], data: Data = No
     return correct / rows
 
 
-def _held(call: Call, model: nn.Module, data: Any, name: str = "data") -> tuple[Inputs, Tensor]:
+def _held(call: Call, model: nn.Module, data: Data) -> tuple[Inputs, Tensor]:
     """All rows of data with classes, at least one."""
     inputs, labels = in_memory(call.op, data, call.takes(model))
-    labels = needed(call.op, data, labels)
-    if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(f"{call.op}: {name} must have labels of int64 and shape (N,), got {shown(labels)}")
+    labels = _classes(call.op, data, labels)
     if len(labels) == 0:
-        raise ValueError(f"{call.op}: {name} must hold at least one row, got none")
+        raise ValueError(f"{call.op}: data must hold at least one row, got none")
     call.check(model, inputs)
     return inputs, labels
+
+
+def _classes(op: str, data: Data, labels: Tensor | None) -> Tensor:
+    """Labels that may be numbers of classes."""
+    labels = needed(op, data, labels)
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(f"{op}: data must have labels of int64 and shape (N,), got {shown(labels)}")
+    return labels
 
 
 def _check_first(step: int, scores: Any, labels: Tensor) -> None:

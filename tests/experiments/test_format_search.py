@@ -13,6 +13,7 @@ from torch import nn
 
 import noisykernels as nk
 from noisykernels._engine import session
+from noisykernels._util.inputs import Call
 from noisykernels.arithmetic import CostModel, FixedFormat, FloatFormat, Format, Serial, as_format
 from noisykernels.experiments import (
     FormatChoice,
@@ -137,7 +138,7 @@ def test_operations_of_lenet5() -> None:
     """Known sizes: 24 x 24 outputs of 25 products for each of 6 channels, and so on."""
     model = LeNet5()
     x = torch.randn(3, 1, 28, 28)
-    with FormatRuns("test", session.Problem.of("test", model, (x, model(x).argmax(1)), seed=0), 1, None) as runs:
+    with FormatRuns("test", session.Problem.of(Call("test"), model, (x, model(x).argmax(1)), seed=0), 1, None) as runs:
         found = operations(runs)
     assert list(found.values()) == [24 * 24 * 6 * 25, 8 * 8 * 16 * 150, 256 * 120, 120 * 84, 84 * 10]
 

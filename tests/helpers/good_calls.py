@@ -59,7 +59,12 @@ LIMITS = dict(low=-1.0, high=1.0)
 
 def study(**more: Any) -> dict[str, Any]:
     """Arguments that all studies share."""
-    return dict(model=net(), data=DATA, seed=1, rows=None, compute=None, progress=False, root="") | more
+    return (
+        dict(
+            model=net(), data=DATA, seed=1, rows=None, compute=None, progress=False, root="", forward=None, output=None
+        )
+        | more
+    )
 
 
 def measured(**more: Any) -> dict[str, Any]:

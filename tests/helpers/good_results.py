@@ -214,16 +214,16 @@ STATISTICS: Good = {
 
 TRAINING: Good = {
     training.train: lambda: dict(
-        model=net(), data=DATA, epochs=0, lr=0.1, batch_size=4, augment=None, clamp=None, seed=0, device=None,
-        progress=False, on_epoch=None, on_step=None, val=None,
+        model=net(), data=DATA, epochs=1, lr=0.1, batch_size=4, augment=None, clamp=None, seed=0, device=None,
+        progress=False, on_epoch=None, on_step=None, val=None, forward=None, output=None,
     ),
-    training.accuracy: over,
+    training.accuracy: lambda: over(forward=None, output=None),
     training.clamp_weights: lambda: dict(model=net(), limit=0.1),
-    training.recalibrate_bn: lambda: over(model=nn.BatchNorm1d(4), data=X, seed=None),
+    training.recalibrate_bn: lambda: over(model=nn.BatchNorm1d(4), data=X, seed=None, forward=None),
     training.site_statistics: lambda: over(data=X, seed=None, level=None),
     training.gradient_norms: lambda: over(seed=None, level=None, loss=None),
     training.weight_statistics: lambda: dict(model=net()),
-    training.m_sharpness: lambda: over(rho=0.05, ascent=training.SAM),
+    training.m_sharpness: lambda: over(rho=0.05, ascent=training.SAM, forward=None, output=None),
     training.noisy_steps: lambda: dict(model=injected(), seed=1, level=1.0),
     training.Schedule: lambda: dict(points=[(0, 0.0), (1, 1.0)]),
     training.Schedule.constant: lambda: dict(factor=1.0),

@@ -175,7 +175,7 @@ def broken() -> Any:
     [
         (torch.zeros(0, 6), ValueError, "data must hold at least one row, got none"),
         ([], ValueError, "at least one row"),
-        (["text"], TypeError, "a batch of data must be a tensor or begin with one, got 'text'"),
+        (["text"], TypeError, "a batch of data must be of tensors or numbers, got 'text'"),
         ((torch.zeros(3, 6), torch.zeros(2)), ValueError, "as many inputs as labels, got 3 and 2"),
     ],
 )

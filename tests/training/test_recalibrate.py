@@ -210,7 +210,7 @@ def broken() -> Iterator[Tensor]:
         (list, ValueError, "data must hold at least one row, got none"),
         (lambda: torch.zeros(0, 2, 5, 5), ValueError, "data must hold at least one row, got none"),
         (lambda: [(inputs(1),), (inputs(1),)], ValueError, "more than one value per channel"),
-        (lambda: [inputs(8), "text"], TypeError, "a batch of data must be a tensor or begin with one, got 'text'"),
+        (lambda: [inputs(8), "text"], TypeError, "a batch of data must be of tensors or numbers, got 'text'"),
         (lambda: [inputs(8), inputs(8), torch.zeros(3, 7)], RuntimeError, "Expected 3D|Expected"),
         (broken, OSError, "disk"),
     ],

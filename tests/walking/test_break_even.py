@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.plan import CALL, CHECK, CHECKED, CLEAN, LARGE, RECORDING, Passes, why_whole
 from noisykernels._engine.session import Problem, Session
 from noisykernels._engine.targets import Activation
+from noisykernels._util.inputs import Call
 from noisykernels.injection import Site
 
 HOW: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[0.3, 3.0], draws=2, seed=1, sites=["2", "4"])
@@ -143,4 +145,4 @@ def test_the_check_of_a_site_takes_few_passes(deep: Any, walked: int, monkeypatc
 
 
 def problem_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> Problem:
-    return Problem.of("walk", model, data, seed=1, targets=[Activation(nk.Noise(add=1.0))])
+    return replace(Problem.of(Call("walk"), model, data, seed=1), targets=(Activation(nk.Noise(add=1.0)),))
