@@ -202,7 +202,7 @@ class Session:
             given = inject(self.problem.model, example_input=self.inputs[:2].clone().given, **placed)
             self.model: nn.Module = stack.enter_context(given)
             self.state = state_of(self.model)
-            open_results(self.model, self.problem.asked, self.inputs[:2].clone())
+            open_results(self.model, self.problem.asked, self.inputs[:2].clone().given)
             self.noisy, self.state.placement = self.state.placement, SILENT
             self.sites: list[Site] = self.state.traced
             self.passes = self._passes or choose_passes(

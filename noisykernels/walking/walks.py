@@ -211,7 +211,9 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     if not any(map(opens, session.sites)):
         raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
     root = session.problem.root
-    chosen = with_rows("walk", chosen_sites("walk", session.model, session.sites, asked.sites, opens, root), asked.sites)
+    chosen = with_rows(
+        "walk", chosen_sites("walk", session.model, session.sites, asked.sites, opens, root), asked.sites
+    )
     return grouped("walk", session.model, chosen, asked.groups, root)
 
 
