@@ -189,7 +189,7 @@ def test_table_frame_and_picture(digits, monkeypatch) -> None:
         ({"subsets": -2}, ValueError, "vote: subsets .* got -2"),
         ({"rows": [0]}, ValueError, "vote: rows must hold one id for each of 6 rows, got 1"),
         ({"data": (torch.zeros(6, 4), torch.full((6,), 7))}, ValueError, "vote: labels must lie in 0..2, got 7..7"),
-        ({"data": torch.zeros(6, 4)}, TypeError, "vote: data must be"),
+        ({"data": torch.zeros(6, 4)}, ValueError, "vote: data must hold labels"),
         ({"model": nn.Sequential(nn.Unflatten(1, (2, 2)))}, ValueError, r"vote: the model must give scores of shape"),
     ],
 )
