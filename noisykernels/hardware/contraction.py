@@ -83,10 +83,20 @@ class Contraction:
             return x @ weight.transpose(-1, -2)
         if self.geometry is None:
             return F.linear(x, weight, bias)
+        if self.beyond_library(weight):
+            stride, padding, dilation, transposed, output_padding, groups = self.geometry
+            inner = stride[1:], padding[1:], dilation[1:], transposed, output_padding[1:], groups
+            y = Contraction(self.name, inner)(x.transpose(1, 2).flatten(0, 1), weight.squeeze(2), bias)
+            return y.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
         if x.device.type == "cpu":  # torch casts for this operator on CUDA only
             x, weight, bias = as_autocast(x), as_autocast(weight), None if bias is None else as_autocast(bias)
         out: Tensor = torch.ops.aten.convolution(x, weight, bias, *self.geometry)
         return out
+
+    def beyond_library(self, weight: Tensor) -> bool:
+        """Whether a convolution has four dimensions of positions, over the first of which no kernel reaches: that many
+        values of a row, to each of which the library's three are applied."""
+        return self.geometry is not None and weight.dim() > 5
 
     @property
     def transposed(self) -> bool:

@@ -63,6 +63,7 @@ def run(
     own = array_id != site or array.seed is not None
     apart = own and noise is not None and macs is not None  # the kernel has one key for both
     native = native and not apart and contraction.layout is None and not contraction.of_values
+    native = native and not contraction.beyond_library(weight)
     if native and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
         for device in devices:
             if isinstance(device, InputNoise):

@@ -24,7 +24,7 @@ from noisykernels.injection.site import Choice, Site, near
 from noisykernels.injection.state import NoiseState, injected_in, is_injected, state_of
 from noisykernels.injection.torch_patches import keep_noise
 from noisykernels.injection.trace import names_of, open_results, place, refuse_hidden_rows, refuse_unknown, trace
-from noisykernels.injection.values import Change
+from noisykernels.injection.values import Change, is_noise
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 
@@ -52,7 +52,8 @@ class inject:
             only what is no name of this model; a module type or several (everything in such modules);
             the result of a block asked for in one of these ways is a site too, ``path:module#0``, if no
             site inside makes it: the first floating-point tensor of a tuple, list, dict or dataclass;
-            or a function ``(name, module) -> Noise | None``, which is asked once for each site.
+            or a function ``(name, module) -> noise | None``, which is asked once for each site and gives what
+            enters there, a `Noise` or a function of the value, whatever ``noise`` is.
         example_input: an input with at least one row: a tensor, a tuple of positional arguments or
             a dict of keyword arguments. The model is run on it twice, with B and with B + 1 rows,
             to find its sites, the dimension of each that counts rows, and the arguments that carry
@@ -176,7 +177,7 @@ class inject:
 
 def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
     for n in noise.values() if isinstance(noise, dict) else (noise,):
-        if not (n is None or isinstance(n, Noise) or (callable(n) and not isinstance(n, type))):
+        if not (n is None or is_noise(n)):
             raise TypeError(
                 f"inject: noise must be a Noise, a function (x, draw) -> x, a dict of them or None, got {shown(n)}"
             )
@@ -190,7 +191,7 @@ def _check_choice(noise: Any, where: Any, repeats: Any) -> None:
         if not (w is None or isinstance(w, str | type) or (callable(w) and w is where)):
             raise TypeError(
                 "inject: where must be a name pattern, a module type, a list of these, or a "
-                f"function (name, module) -> Noise | None, got {w!r}"
+                f"function (name, module) -> noise | None, got {w!r}"
             )
     for r in repeats.values() if isinstance(repeats, dict) else (repeats,):
         in_range("inject", "repeats", r)

@@ -155,8 +155,6 @@ def _convolution(
     assert apart_ is not None
     if apart_.dim() == x.dim():
         return _run(mode, name, Contraction(kind, geometry), x, weight, bias, hardware, rows)
-    if dims == 3:
-        return None
     stride, padding, dilation, transposed, output_padding, groups = geometry
     geometry = [1, *stride], [0, *padding], [1, *dilation], transposed, [0, *output_padding], groups
     here = apart_.flatten(1, -x.dim()).transpose(1, 2)  # (rows, channels, values of each, ...)

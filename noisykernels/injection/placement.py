@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from noisykernels._util.checks import shown
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.injection.kinds import LEAVES
 from noisykernels.injection.site import PARTS, Choice, Names, closeness, kind_of, meets, picked, whole_of
-from noisykernels.injection.values import Change
+from noisykernels.injection.values import Change, is_noise
 from noisykernels.noise.description import Noise
 
 __all__ = ["SILENT", "Asked", "Placement"]
@@ -39,8 +40,10 @@ class Asked:
 
 
 def _check_noise(name: str, answer: Any) -> None:
-    if not isinstance(answer, Noise):
-        raise TypeError(f"inject: where must give a Noise or None, got {answer!r} for {name!r}")
+    if not is_noise(answer):
+        raise TypeError(
+            f"inject: where must give a Noise, a function (x, draw) -> x or None, got {shown(answer)} for {name!r}"
+        )
 
 
 def _check_devices(_: str, answer: Any) -> None:
@@ -131,7 +134,7 @@ class Placement:
         if (where is None or callable(where)) and kind_of(name) == "module":  # only meant by its name
             return None
         if callable(where):
-            found: Noise | None = where(name, module)
+            found: Noise | Change | None = where(name, module)
             return found
         return self.noise if where is None or any(meets(name, choice) for choice in _each(where)) else None
 

@@ -12,8 +12,9 @@ from noisykernels.hardware.device import standardised
 from noisykernels.injection.rows import Rows
 from noisykernels.noise.arguments import Chip, Key
 from noisykernels.noise.contract import OPERANDS, stream_number
+from noisykernels.noise.description import Noise
 
-__all__ = ["Change", "SiteDraw", "changed"]
+__all__ = ["Change", "SiteDraw", "changed", "is_noise"]
 
 
 class SiteDraw:
@@ -83,6 +84,11 @@ class SiteDraw:
 
 
 Change = Callable[[Tensor, SiteDraw], Tensor]
+
+
+def is_noise(given: Any) -> bool:
+    """Whether this can enter at a site: a noise, or a function of the value."""
+    return isinstance(given, Noise) or (callable(given) and not isinstance(given, type))
 
 
 class Running(Protocol):

@@ -226,8 +226,9 @@ def test_a_function_is_asked_once_and_gives_noises() -> None:
             model(X), model(X)
         assert sorted(asked) == sorted(SITES)
     answers: list[tuple[Callable[[str, nn.Module], Any], str]] = [
-        (lambda name, module: True, "where must give a Noise or None, got True for 'input'"),
-        (lambda name, module: 0.1, "where must give a Noise or None, got 0.1"),
+        (lambda name, module: True, r"where must give a Noise, a function \(x, draw\) -> x or None, got True for 'input'"),
+        (lambda name, module: 0.1, r"where must give a Noise, a function \(x, draw\) -> x or None, got 0.1"),
+        (lambda name, module: nk.Noise, "where must give a Noise, .*or None, got <class"),
     ]
     for function, message in answers:
         with pytest.raises(TypeError, match=message), nk.inject(Net(), NOISE, function) as model:

@@ -55,6 +55,7 @@ def expected(model: nn.Sequential, draw: int, rows: list[int], where: set[int]) 
 @pytest.mark.parametrize(("placed", "where"), [
     (dict(noise=noisy, where="0:linear#0"), {0}), (dict(noise=noisy, where=["0", "2"]), {0, 2}),
     (dict(noise=noisy, where=nn.ReLU), {1}), (dict(noise={"1": noisy, "2": noisy}), {1, 2}),
+    (dict(noise=nk.Noise(), where=lambda name, module: noisy if name.startswith(("0", "2")) else None), {0, 2}),
 ])  # fmt: skip
 @pytest.mark.parametrize("trace", [False, True])
 def test_it_is_applied_to_each_draw_and_row_under_its_key(placed: dict[str, Any], where: set[int], trace: bool) -> None:
@@ -78,6 +79,20 @@ def test_beside_noise_of_other_sites_only_its_own_differs() -> None:
             both = model(X)
         with nk.inject(model, nk.Noise(add=1.0), "0"), nk.noise_state(model, seed=SEED):
             assert torch.equal(model(X), both)
+
+
+def test_a_function_of_where_may_give_noise_at_one_site_and_a_function_at_another() -> None:
+    def chosen(name: str, module: nn.Module) -> Any:
+        return {"0:linear#0": nk.Noise(add=1.0), "1:relu#0": noisy}.get(name)
+
+    model = net()
+    with torch.no_grad():
+        with nk.inject(model, nk.Noise(), chosen), nk.noise_state(model, seed=SEED, draws=[1, 2]):
+            found = model(X)
+            parts = nk.coverage(model, X)
+        with nk.inject(model, {"0": nk.Noise(add=1.0), "1": noisy}), nk.noise_state(model, seed=SEED, draws=[1, 2]):
+            assert torch.equal(model(X), found)
+            assert str(nk.coverage(model, X)) == str(parts)
 
 
 def test_a_function_may_write_into_its_value_and_call_what_makes_sites() -> None:
