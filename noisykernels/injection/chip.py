@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from torch.utils import _pytree as pytree
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating, unwrap
+from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.macs import MacNoise
 from noisykernels.injection.api import inject
+from noisykernels.injection.columns import Wider
 from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.running import begin
@@ -33,6 +35,8 @@ class _Held:
         self.memories: dict[tuple[int, torch.dtype], Tensor] = {}
         self.holders: dict[tuple[int, torch.dtype], Tensor] = {}  # of each cell, the call that has written it
         self.calls: list[str] = []
+        # The last weight that holds a column: what it is made of, and how what is held instead is parted.
+        self.parted: tuple[Tensor, tuple[Tensor, ...], Callable[[Tensor], tuple[Tensor, ...]]] | None = None
         for tensor in state.values():
             if isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.numel():
                 key = _memory_of(tensor)
@@ -41,12 +45,20 @@ class _Held:
                     self.holders[key] = torch.zeros_like(self.memories[key], dtype=torch.int32)
 
     def write(self, call: str, weight: Tensor, held: Tensor) -> None:
-        """Puts what a call's array holds in the place of its weight."""
+        """Puts what a call's array holds in the place of its weight, and of the bias where that is a column of it."""
+        if self.parted is not None and weight is self.parted[0]:
+            _, parts, parted = self.parted
+            for what, part, of_part in zip(("weight", "bias"), parts, parted(held), strict=True):
+                self._write(call, what, part, of_part)
+        else:
+            self._write(call, "weight", weight, held)
+
+    def _write(self, call: str, what: str, weight: Tensor, held: Tensor) -> None:
         key = _memory_of(weight)
         lies = weight.shape, weight.stride(), weight.storage_offset()
         if key not in self.memories or type(weight) not in (Tensor, nn.Parameter):
             raise ValueError(
-                f"programmed: the weight at {call!r} is no parameter or buffer of the model's state, but "
+                f"programmed: the {what} at {call!r} is no parameter or buffer of the model's state, but "
                 "computed: no state dict can hold what the chip holds instead"
             )
         place, holder = (table[key].as_strided(*lies) for table in (self.memories, self.holders))
@@ -117,9 +129,22 @@ class _AfterOutputs(_After):
 
 
 class _Programming(SiteMode):
-    """Writes down the weights of all arrays that a forward meets."""
+    """Writes down the weights of all arrays that a forward meets.
+
+    A weight with the column of its bias is made of both without a sum, so what is held instead of each is what the
+    derivative of that gives back.
+    """
 
     written: _Held
+
+    def with_column(self, contraction: Contraction, x: Tensor, weight: Tensor, bias: Tensor) -> Wider:
+        """See `Contracting`."""
+        parts = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+        with torch.enable_grad():
+            made = super().with_column(contraction, x, *parts)
+        both, held = made.weight, made.weight.detach()
+        self.written.parted = held, (weight, bias), lambda found: torch.autograd.grad(both, parts, found)
+        return made._replace(x=made.x.detach(), weight=held)
 
     def on_devices(self, name: str, kind: str, hardware: Sequence[Device], *args: Any, **kwargs: Any) -> Any:
         """See `Contracting`."""
@@ -139,7 +164,8 @@ def programmed(model: nn.Module, example_input: Any, *, seed: int, draw: int = 0
     """The weights that one chip holds, as a state dict of the clean model.
 
     The clean model with this state computes what the injected one does under ``noise_state(seed=seed, draws=[draw])``,
-    up to roundings, if its devices act on weights alone and nothing else enters. Of devices that act on more, such as
+    up to roundings, if its devices act on weights alone and nothing else enters; a bias in the array
+    (``bias="column"``) is as it is held there. Of devices that act on more, such as
     converters, the state has what they do to weights. Levels are those of `inject`; hardware that switches leave out in
     one mode counts.
 
@@ -155,8 +181,7 @@ def programmed(model: nn.Module, example_input: Any, *, seed: int, draw: int = 0
 
     Raises:
         ValueError: the example has no row; or a weight is held by two arrays in different values (``arrays="call"``,
-            tied weights of several modules), or is computed from parameters, or has its bias in its array
-            (``bias="column"``).
+            tied weights of several modules), or is computed from parameters; so of a bias that is in its array.
 
     Example:
         >>> from noisykernels.hardware import WeightNoise
@@ -174,8 +199,6 @@ def programmed(model: nn.Module, example_input: Any, *, seed: int, draw: int = 0
         with inject(target, None):
             return programmed(target, example_input, seed=seed, draw=draw)
     state = state_of(target)
-    if state.placement.column:
-        raise ValueError("programmed: bias must be 'digital', got a model injected with bias='column'")
     written = _Held(target.state_dict())
 
     def make(*given: Any) -> SiteMode:

@@ -10,7 +10,7 @@ from torch import Tensor
 from noisykernels.arithmetic.operands import operands_of
 from noisykernels.hardware.contraction import Contraction
 
-__all__ = ["Wider", "wider", "with_column"]
+__all__ = ["Wider", "with_column"]
 
 
 class Wider(NamedTuple):
@@ -22,7 +22,7 @@ class Wider(NamedTuple):
     shape: list[int] | None = None  # of a row of the result, where it is another one
 
 
-def wider(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _wider(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """x (..., K) and weight (N, K) with the column of the bias."""
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1), torch.cat([weight, bias.unsqueeze(1).to(weight.dtype)], 1)
 
@@ -31,11 +31,11 @@ def with_column(contraction: Contraction, x: Tensor, weight: Tensor, bias: Tenso
     """A contraction of x (rows, ...) with its bias (N) in the array, which is stored as before, the bias last."""
     name, layout = contraction.name, contraction.layout
     if contraction.geometry is None and layout is not None and layout.order == (1, 0):
-        x, matrix = wider(x, weight.t(), bias)
+        x, matrix = _wider(x, weight.t(), bias)
         return Wider(contraction, x, matrix.t())
     weight, contraction = contraction.matrix(weight), contraction.laid_out
     if contraction.geometry is None:
-        return Wider(contraction, *wider(x, weight, bias))
+        return Wider(contraction, *_wider(x, weight, bias))
     # A convolution as its products, laid out: one of kernels of size one, in as many groups.
     a, b, shape = operands_of(contraction, x, weight)
     groups, _, steps = a.shape

@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from noisykernels._util.tensors import dequantized
+from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
+from noisykernels.injection.columns import Wider, with_column
 from noisykernels.injection.drawing import Drawing
 from noisykernels.injection.kinds import CELLS, CONTRACTION_KINDS, LOOKUPS, PREPARING, RECURRENT
 from noisykernels.injection.lookups import lookup_on_hardware, table_of
@@ -108,6 +110,10 @@ class Contracting(Drawing):
         if level.dim() > 0:
             raise RuntimeError(f"site {name!r}: hardware has no level for each row; give noise_state() one level")
         return [device.scaled(level) for device in hardware]
+
+    def with_column(self, contraction: Contraction, x: Tensor, weight: Tensor, bias: Tensor) -> Wider:
+        """A contraction with its bias in the array."""
+        return with_column(contraction, x, weight, bias)
 
     def array_at(self, name: str, product: Product) -> Array | None:
         """Which operand of a product is an array."""

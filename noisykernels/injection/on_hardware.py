@@ -13,7 +13,7 @@ from torch import Tensor
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import draws_for_rows, run
-from noisykernels.injection.columns import with_column
+from noisykernels.injection.columns import Wider
 from noisykernels.injection.kinds import CONTRACTION_KINDS
 from noisykernels.injection.layouts import laid_out
 from noisykernels.injection.memory import Array
@@ -35,6 +35,8 @@ class Running(Protocol):
 
     @property
     def column(self) -> bool: ...  # whether a bias is one more column of the array
+
+    def with_column(self, contraction: Contraction, x: Tensor, weight: Tensor, bias: Tensor) -> Wider: ...
 
     def rows_at(self, name: str, row_dim: int | None = None) -> Rows | None: ...
 
@@ -132,7 +134,7 @@ def _run(
     key = Key.of(name, x.device, told["seed"], told["site"], told["draws"], told["rows"], 0)
     if bias is None or not mode.column:
         return run(contraction, x, weight, bias, hardware, key, False, mode.chip_at(name))
-    wider = with_column(contraction, x, weight, bias)
+    wider = mode.with_column(contraction, x, weight, bias)
     y = run(wider.contraction, wider.x, wider.weight, None, hardware, key, False, mode.chip_at(name))
     return y if wider.shape is None else y.reshape(-1, *wider.shape)
 

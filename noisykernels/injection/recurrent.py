@@ -17,7 +17,8 @@ from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.execute import run
 from noisykernels.hardware.macs import MacNoise
-from noisykernels.injection.columns import wider
+from noisykernels.hardware.panels import held_by as held_on
+from noisykernels.injection.columns import Wider
 from noisykernels.injection.values import Change
 from noisykernels.noise.arguments import Chip, Key
 from noisykernels.noise.description import Noise
@@ -33,6 +34,8 @@ class Running(Protocol):
 
     @property
     def column(self) -> bool: ...  # whether a bias is one more column of the array
+
+    def with_column(self, contraction: Contraction, x: Tensor, weight: Tensor, bias: Tensor) -> Wider: ...
 
     def at_level(self, name: str, hardware: Sequence[Device]) -> Sequence[Device]: ...
 
@@ -94,9 +97,7 @@ def held_by(
     key, array = mode.part_key(name, part, None, weight)
     key = key if key.draws is None else key.of_draws(key.draws.narrow(0, draw, 1))
     chip = Draw(contraction or Contraction(part), key, weight.device, array)
-    for device in hardware:
-        weight = device.weight(weight, chip)
-    return weight
+    return held_on(hardware, weight, chip)
 
 
 # ------------------------------------------------------------------------------------------------------------- layers
@@ -163,7 +164,8 @@ def _hold(
     if not (mode.column and beside in weights):
         weights[label] = held_by(mode, name, label, weight, hardware, draw)
         return
-    both = held_by(mode, name, label, torch.cat([weight, weights[beside].unsqueeze(1)], 1), hardware, draw)
+    both = mode.with_column(Contraction(label), weight[:0], weight, weights[beside]).weight
+    both = held_by(mode, name, label, both, hardware, draw)
     weights[label], weights[beside] = both[:, :-1], both[:, -1]
 
 
@@ -219,9 +221,11 @@ def _step(
 
     def contract(part: str, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         key, array = mode.part_key(name, f"{part}{w.suffix}", step, weight)
+        contraction = Contraction(f"{part}{w.suffix}")
         if mode.column and bias is not None:
-            (value, weight), bias = wider(value, weight, bias), None
-        return run(Contraction(f"{part}{w.suffix}"), value, weight, bias, hardware, key, False, array)
+            both = mode.with_column(contraction, value, weight, bias)
+            value, weight, bias = both.x, both.weight, None
+        return run(contraction, value, weight, bias, hardware, key, False, array)
 
     h = state[0]
     of_x, of_h = contract("weight_ih", x, w.w_ih, w.b_ih), contract("weight_hh", h, w.w_hh, w.b_hh)

@@ -18,6 +18,7 @@ from noisykernels.injection import programmed
 from noisykernels.noise.contract import hashed_id
 
 SEED, DRAW = 5, 3
+NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 
 
 class Turned(nn.Module):
@@ -81,13 +82,14 @@ def made(kind: str) -> tuple[nn.Module, Any]:
     return make().eval(), x
 
 
+@pytest.mark.parametrize("bias", ["digital", "column"])
 @pytest.mark.parametrize("devices", DEVICES)
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_clean_model_with_the_state_computes_what_the_injected_one_does(kind: str, devices: str) -> None:
+def test_the_clean_model_with_the_state_computes_what_the_injected_one_does(kind: str, devices: str, bias: Any) -> None:
     model, x = made(kind)
     clean, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     example = {} if kind in ("linear", "convolution", "transposed") else {"example_input": x}
-    with torch.no_grad(), nk.inject(model, None, hardware=DEVICES[devices], **example):
+    with torch.no_grad(), nk.inject(model, None, hardware=DEVICES[devices], bias=bias, **example):
         with nk.noise_state(model, seed=SEED, draws=[DRAW]):
             noisy = model(x)
             chip = programmed(model, x, seed=SEED, draw=DRAW)
@@ -100,7 +102,46 @@ def test_the_clean_model_with_the_state_computes_what_the_injected_one_does(kind
         assert torch.allclose(clean(x), noisy, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(noisy, wanted, rtol=1e-2)
     changed = {name for name, t in chip.items() if not torch.equal(t, before[name])}
-    assert changed == {n for n, p in model.named_parameters() if p.dim() > 1}
+    norms = {f"{path}.{n}" for path, m in model.named_modules() if isinstance(m, NORMS) for n in ("weight", "bias")}
+    held = {n for n, p in model.named_parameters() if p.dim() > 1 or bias == "column"} - norms
+    assert changed == held
+
+
+class Several(nn.Module):
+    """A bilinear layer and a cell; one bias of both calls of a layer, a bias of what is computed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.pair, self.cell = nn.Bilinear(4, 4, 4), nn.GRUCell(4, 4)
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        if kind == "one bias":
+            self.b.bias = self.a.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "cell":
+            return self.cell(self.pair(x, x), x)  # type: ignore[no-any-return]
+        if self.kind == "computed":
+            return F.linear(x, self.a.weight, self.a.bias * 2)
+        return self.b(self.a(x))  # type: ignore[no-any-return]
+
+
+def test_columns_of_cells_and_of_what_no_state_can_hold() -> None:
+    for kind, message in (
+        ("cell", None), ("one bias", "'a.bias' is held by two arrays"), ("computed", "the bias at ':linear#0' is no")
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        model = Several(kind)
+        with nk.inject(model, None, hardware=[WeightNoise(add=0.1)], bias="column", example_input=X):
+            if message is not None:
+                with pytest.raises(ValueError, match=f"programmed: {message}"):
+                    programmed(model, X, seed=SEED)
+                continue
+            with nk.noise_state(model, seed=SEED, draws=[DRAW]):
+                noisy = model(X)
+            chip = programmed(model, X, seed=SEED, draw=DRAW)
+        model.load_state_dict(chip)
+        assert torch.allclose(model(X), noisy, atol=1e-5)
 
 
 def test_bits_are_those_of_the_contract() -> None:
@@ -185,10 +226,6 @@ def test_what_no_state_can_hold_is_refused() -> None:
     model = parametrizations.weight_norm(nn.Linear(4, 3))
     with nk.inject(model, None, hardware=[WeightNoise(add=0.3)]):
         with pytest.raises(ValueError, match=r"programmed: the weight at ':linear#0' is no parameter or buffer"):
-            programmed(model, X, seed=1)
-    model = nn.Linear(4, 3)
-    with nk.inject(model, None, hardware=[WeightNoise(add=0.3)], bias="column"):
-        with pytest.raises(ValueError, match="bias must be 'digital'"):
             programmed(model, X, seed=1)
 
 
