@@ -72,6 +72,35 @@ def test_weights_of_a_convolution(contest: Any) -> None:
     )
 
 
+CELLS = {
+    "pair": nk.hardware.DifferentialPair(0.1), "PCM": nk.hardware.PCM(3600.0),
+    "PCM, compensated": nk.hardware.PCM(3600.0, compensate=True),
+    "PCM, pair=False": nk.hardware.PCM(3600.0, pair=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 256])
+@pytest.mark.parametrize("n", [512, 1024])
+def test_cells(contest: Any, n: int, batch: int) -> None:
+    """What holds the weights, one chip: a pair against plain torch's, the others in the same rounds."""
+    x, w, b = layer(n, batch)
+
+    def plain() -> torch.Tensor:
+        spread = 0.1 * w.abs().max()
+        plus = (w.clamp(min=0) + spread * torch.randn_like(w)).clamp(min=0)
+        minus = ((-w).clamp(min=0) + spread * torch.randn_like(w)).clamp(min=0)
+        return F.linear(x, plus - minus, b)
+
+    pair, *others = CELLS
+    contest(
+        f"pair {n}->{n} batch {batch}",
+        ours=lambda: nk.linear(x, w, b, hardware=[CELLS[pair]], seed=SEED),
+        baseline=lambda: F.linear(x, w, b),
+        **{"plain pair": plain},
+        **{name: lambda name=name: nk.linear(x, w, b, hardware=[CELLS[name]], seed=SEED) for name in others},
+    )
+
+
 def plain_fold(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The exact fold as one writes it in torch."""
     mean, variance = F.linear(x, w, b), F.linear(x * x, w * w)

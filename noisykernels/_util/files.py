@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["WRITTEN", "check_writable", "real", "replacing"]
+__all__ = ["check_writable", "noting_written", "real", "replacing"]
 
-WRITTEN: list[Path] = []  # by this process through `replacing`, in order: an interrupted command names its files
+_noting: list[list[Path]] = []  # of the blocks that run, what has been written in each
 
 
 class _Place(NamedTuple):
@@ -69,7 +69,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             part.flush()
             os.fsync(part.fileno())
             Path(part.name).replace(place.file)
-    WRITTEN.append(path)
+    for written in _noting:
+        written.append(path)
+
+
+@contextmanager
+def noting_written() -> Iterator[list[Path]]:
+    """The files that this process writes through `replacing` within the block, in order."""
+    written: list[Path] = []
+    _noting.append(written)
+    try:
+        yield written
+    finally:
+        _noting[:] = [other for other in _noting if other is not written]
 
 
 def check_writable(path: Path) -> None:

@@ -14,13 +14,13 @@ from noisykernels._util.checks import Range
 
 __all__ = [
     "can_look",
+    "constructed",
     "dequantized",
     "is_plain",
     "kept_type",
     "number",
     "only_looked_at",
     "or_one",
-    "shown",
     "straight_through",
     "unseen",
 ]
@@ -96,7 +96,7 @@ def dequantized(value: Any) -> Any:
     return value.dequantize()
 
 
-def shown(owner: str, parts: dict[str, Any]) -> str:
+def constructed(owner: str, parts: dict[str, Any]) -> str:
     """A device as it was constructed; of tensors that cannot be looked at, the shape."""
 
     def text(value: Any) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from noisykernels._util.files import WRITTEN
+from noisykernels._util.files import noting_written
 from noisykernels._util.runtime import torch_threads
 from noisykernels._util.text import printable
 from noisykernels.cli.idle import refuse_idle
@@ -20,11 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command: 0 if all is well, 1 for an error, 2 for a wrong flag, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
-    before, command = len(WRITTEN), args.command
+    with noting_written() as written:
+        return _run(args, written)
+
+
+def _run(args: argparse.Namespace, written: list[Path]) -> int:
+    command = args.command
 
     def sentence() -> str:
         """How an interrupted command ends."""
-        files = ", ".join(map(str, WRITTEN[before:]))
+        files = ", ".join(map(str, written))
         text = f"interrupted; {f'written: {files}' if files else 'nothing was written'}"
         if (store := getattr(args, "store", None)) is not None and store.exists():
             text += f"; results are kept, go on with: {typed('resume', str(store), *words(args, ASKED))}"

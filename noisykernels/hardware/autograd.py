@@ -14,6 +14,7 @@ from torch import Tensor
 from noisykernels.hardware import panels
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.macs import deviation
+from noisykernels.hardware.noises import WeightNoise
 from noisykernels.noise.arguments import OF_THE_CALL, Key
 from noisykernels.noise.autograd import (
     NO_FOLD,
@@ -170,7 +171,7 @@ def _in_panels(ctx: Any, a: dict[str, Any], grad: Tensor, key: Key) -> Grads:
     db = grad.new_empty(len(weight)) if need_b else None
     inputs = [x] * count if shared else x.chunk(count)
     sums = None if dx is None else [dx] * count if shared else dx.chunk(count)
-    size = panels.rows_of_panel(weight)
+    size = panels.rows_of_panel(weight, WeightNoise.takes[1])
     for first in range(0, len(weight), size):
         rows = weight[first : first + size]
         levels = (None if a[n] is None else panels.level_of_rows(a[n], first, len(rows)) for n in ("add", "mul"))

@@ -87,7 +87,8 @@ class Contraction:
             stride, padding, dilation, transposed, output_padding, groups = self.geometry
             inner = stride[1:], padding[1:], dilation[1:], transposed, output_padding[1:], groups
             y = Contraction(self.name, inner)(x.transpose(1, 2).flatten(0, 1), weight.squeeze(2), bias)
-            return y.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
+            apart: Tensor = y.unflatten(0, (len(x), x.shape[2]))
+            return apart.transpose(1, 2)
         if x.device.type == "cpu":  # torch casts for this operator on CUDA only
             x, weight, bias = as_autocast(x), as_autocast(weight), None if bias is None else as_autocast(bias)
         out: Tensor = torch.ops.aten.convolution(x, weight, bias, *self.geometry)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.checks import flag, in_range, one_of, whole
-from noisykernels._util.tensors import kept_type, number, or_one, shown, straight_through
+from noisykernels._util.tensors import constructed, kept_type, number, or_one, straight_through
 from noisykernels.hardware.device import Draw
 from noisykernels.hardware.grid import ROUNDINGS, Grid
 from noisykernels.hardware.panels import Cells, Parts, largest_of_all
@@ -65,6 +65,7 @@ class DifferentialPair(Cells):
 
     operands = ("g_plus", "g_minus")
     of_array = True
+    takes = (9, 9)
     level_names = ("sigma",)
 
     def __init__(
@@ -91,7 +92,7 @@ class DifferentialPair(Cells):
 
     def measure(self, parts: Parts) -> Tensor | None:
         """See `Cells`."""
-        return largest_of_all(parts) if self.over == "layer" else None
+        return largest_of_all(parts, self.over)
 
     def cells(self, weight: Tensor, draw: Draw, known: Tensor | None) -> Tensor:
         """The weight as its pairs hold it. Everything is in units of weights: conductances divided by c."""
@@ -111,7 +112,7 @@ class DifferentialPair(Cells):
         return (plus - minus).to(weight.dtype)
 
     def __repr__(self) -> str:
-        return shown("DifferentialPair", vars(self))
+        return constructed("DifferentialPair", vars(self))
 
 
 class PCM(Cells):
@@ -160,6 +161,7 @@ class PCM(Cells):
 
     operands = ("programming", "drift", "read")
     of_array = True
+    takes = (33, 61)
     level_names = ("programming", "drift", "read")
     largest_conductance = 25.0  # microsiemens
     first_reading = 20.0  # seconds after programming
@@ -189,8 +191,8 @@ class PCM(Cells):
         return bool(self.over == "channel")
 
     def measure(self, parts: Parts) -> tuple[Tensor | None, Tensor | None]:
-        """See `Cells`: max|W| of the layer, and the factor that makes up for the drift."""
-        largest = largest_of_all(parts) if self.over == "layer" else None
+        """See `Cells`: max|W|, and the factor that makes up for the drift."""
+        largest = largest_of_all(parts, self.over)
         if not self.compensate:
             return largest, None
         sums = []  # of each row, so that they do not depend on how many are added up together
@@ -217,7 +219,8 @@ class PCM(Cells):
         """What the devices of each row are to hold, (rows, 1 or 2, ...), and the weight that is their largest."""
         kept = kept_type(weight)
         held = weight.to(kept)
-        of_all = draw.largest(held, self.over).unsqueeze(1) if largest is None else largest.to(kept)
+        of_all = draw.largest(held, self.over) if largest is None else largest.to(kept)
+        of_all = of_all if of_all.dim() == 0 else of_all.unsqueeze(1)
         if not self.pair:
             return held.abs().unsqueeze(1), of_all
         return torch.stack([torch.where(held >= 0, held, 0), torch.where(held < 0, -held, 0)], 1), of_all
@@ -246,7 +249,7 @@ class PCM(Cells):
         return programmed, (drifted + drifted * q * eps("read")).clamp(min=0)
 
     def __repr__(self) -> str:
-        return shown("PCM", vars(self))
+        return constructed("PCM", vars(self))
 
 
 def _exact(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ class WeightNoise(Cells):
 
     operands = ("weight",)
     of_array = True
+    takes = (2, 4)
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class WeightNoise(Cells):
         if add is None or self.relative is None:
             return add, mul
         if largest is not None:
-            return add * largest.double(), mul
+            return add * (largest.double() if largest.dim() == 0 else largest.double().unsqueeze(0)), mul
         of_each = contraction.beside_weight(contraction.largest(weight), weight)
         return add * of_each.to(torch.float64).unsqueeze(0), mul
 
@@ -156,8 +157,8 @@ class WeightNoise(Cells):
         return self.relative == "channel"
 
     def measure(self, parts: Parts) -> Tensor | None:
-        """See `Cells`: max|W| of the layer, for levels that are relative to it."""
-        return largest_of_all(parts) if self.relative == "layer" else None
+        """See `Cells`: max|W|, for levels that are relative to it."""
+        return None if self.relative is None else largest_of_all(parts, self.relative)
 
     def cells(self, weight: Tensor, draw: Draw, known: Tensor | None) -> Tensor:
         """The weight with noise."""

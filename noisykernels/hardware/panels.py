@@ -17,13 +17,14 @@ from torch.autograd import forward_ad
 
 from noisykernels._util.runtime import as_autocast, as_given
 from noisykernels._util.tensors import only_looked_at, unseen
-from noisykernels.hardware.contraction import Contraction, largest_of
+from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device, Draw
 
 __all__ = ["Cells", "Parts", "held_by", "largest_of_all", "level_of_rows", "rows_of_panel", "through_cells"]
 
 LARGE = 1 << 19  # weights, from which on a layer is made in panels
-SHARE, LEAST = 512, 1024  # the part of all weights that a panel has, and the fewest weights
+SHARE = 5  # what a panel takes is at most this part of all weights
+LEAST, MOST = 1024, 1 << 16  # weights of a panel, be that more or not: of fewer the calls take long, more fit no cache
 
 Parts = Callable[[], Iterator[tuple[Tensor, Draw]]]  # of a weight, in order
 
@@ -33,6 +34,9 @@ class Cells(Device):
 
     A subclass overrides `cells`, and `measure` where it must know something of all rows.
     """
+
+    takes: tuple[int, int]
+    """How many values come up at once for each weight, and how many for a gradient: by it panels are cut."""
 
     @property
     def by_channel(self) -> bool:
@@ -61,10 +65,10 @@ class _Panel(NamedTuple):
     groups: int
 
 
-def _panels(contraction: Contraction, weight: Tensor) -> list[_Panel]:
+def _panels(contraction: Contraction, weight: Tensor, takes: int) -> list[_Panel]:
     rows, inputs = len(weight), weight.shape[1] if weight.dim() > 1 else 1
     each = rows // (contraction.groups if contraction.layout is None and not contraction.transposed else 1)
-    size = rows_of_panel(weight)
+    size = rows_of_panel(weight, takes)
     found = []
     if size >= each:
         some = size // each
@@ -88,6 +92,7 @@ class _Work:
         draw: of the whole weight.
         known: what each has measured.
         panels: of the weight.
+        finer: those in which a gradient is made.
         contract: whether the contraction is part of it; else the weight that is held is what is wanted.
         dtype: of operands of the contraction.
     """
@@ -96,6 +101,7 @@ class _Work:
     draw: Draw
     known: Sequence[Any]
     panels: Sequence[_Panel]
+    finer: Sequence[_Panel]
     contract: bool
     dtype: torch.dtype
 
@@ -160,7 +166,7 @@ class _InPanels(torch.autograd.Function):
             return found.pop(0) if need_x else None, found.pop(0) if need_w else None, None
         dx = torch.zeros_like(x) if need_x else None
         dw = torch.empty_like(weight) if need_w else None
-        for panel in work.panels:
+        for panel in work.finer:
             rows = weight.narrow(0, panel.first, panel.size).detach().requires_grad_(need_w)
             taken = work.input(x, panel)
             if taken is not None:
@@ -190,19 +196,20 @@ def _work(devices: Sequence[Device], weight: Tensor, draw: Draw, contract: bool)
     cells: list[Any] = list(devices)
     if (
         weight.numel() < LARGE
-        or not all(type(d).weight is Cells.weight for d in devices)
-        or (not _has_rows_of_features(draw.contraction) and (contract or any(d.by_channel for d in cells)))
+        or not all(map(_in_rows, devices))
+        or (contract and not _has_rows_of_features(draw.contraction))
+        or (draw.contraction.transposed and draw.contraction.groups > 1 and any(d.by_channel for d in cells))
         or torch.compiler.is_compiling()
         or not only_looked_at()
         or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return None
-    panels = _panels(draw.contraction, weight)
+    panels, finer = (_panels(draw.contraction, weight, sum(d.takes[i] for d in cells)) for i in (0, 1))
     known: list[Any] = []
     with torch.no_grad(), unseen():
         for k, device in enumerate(cells):
-            before = _Work(cells[:k], draw, list(known), panels, contract, weight.dtype)
+            before = _Work(cells[:k], draw, list(known), panels, finer, contract, weight.dtype)
 
             def parts(before: _Work = before) -> Iterator[tuple[Tensor, Draw]]:
                 for p in panels:
@@ -210,12 +217,13 @@ def _work(devices: Sequence[Device], weight: Tensor, draw: Draw, contract: bool)
                     yield before.held(rows, p.first), replace(draw, first=p.first)
 
             known.append(device.measure(parts))
-    return _Work(cells, draw, known, panels, contract, as_autocast(weight[:0]).dtype)
+    return _Work(cells, draw, known, panels, finer, contract, as_autocast(weight[:0]).dtype)
 
 
-def rows_of_panel(weight: Tensor) -> int:
-    """How many rows a panel of a weight has."""
-    return max(1, max(LEAST, weight.numel() // SHARE) * len(weight) // weight.numel())
+def rows_of_panel(weight: Tensor, takes: int) -> int:
+    """How many rows a panel of a weight has, for each element of which so many values come up."""
+    size = max(LEAST, min(MOST, weight.numel() // (SHARE * takes)))
+    return max(1, size * len(weight) // weight.numel())
 
 
 def level_of_rows(level: Tensor, first: int, count: int) -> Tensor:
@@ -223,10 +231,16 @@ def level_of_rows(level: Tensor, first: int, count: int) -> Tensor:
     return level if level.dim() < 2 or level.shape[1] == 1 else level.narrow(1, first, count)
 
 
-def largest_of_all(parts: Parts) -> Tensor:
-    """max|W| over all parts of a weight, 0-d."""
-    found = [largest_of(part) for part, _ in parts()]
-    return found[0] if len(found) == 1 else torch.stack(found).amax()
+def largest_of_all(parts: Parts, over: str) -> Tensor | None:
+    """max|W| over all parts of a weight: of the ``"layer"``, 0-d, or of each output ``"channel"``, beside any rows;
+    None where rows are of different channels, so that each part tells its own."""
+    found: Tensor | None = None
+    for part, draw in parts():
+        if over == "channel" and _tells_features_apart(draw.contraction):
+            return None
+        here = draw.largest(part, over)
+        found = here if found is None else torch.maximum(found, here)
+    return found
 
 
 def _holders(devices: Sequence[Device]) -> list[Device]:
@@ -238,14 +252,35 @@ def _has_rows_of_features(contraction: Contraction) -> bool:
     return not contraction.transposed and contraction.layout is None
 
 
+def _tells_features_apart(contraction: Contraction) -> bool:
+    """Whether rows of the weight differ in their output features, however it is stored."""
+    layout = contraction.layout
+    if layout is None:
+        return not contraction.transposed
+    return layout.order.index(0) < layout.groups + layout.features
+
+
 def held_by(devices: Sequence[Device], weight: Tensor, draw: Draw) -> Tensor:
-    """The whole weight as the devices of a list hold it."""
-    holders = _holders(devices)
-    if holders and (work := _work(holders, weight, draw, contract=False)) is not None:
-        return _run(None, weight, work)
-    for device in holders:
-        weight = device.weight(weight, draw)
+    """The whole weight as the devices of a list hold it: panel by panel, but for those that look at all of it."""
+    together: list[list[Device]] = []
+    for device in _holders(devices):
+        if together and _in_rows(device) and _in_rows(together[-1][-1]):
+            together[-1].append(device)
+        else:
+            together.append([device])
+    for some in together:
+        work = _work(some, weight, draw, contract=False)
+        if work is not None:
+            weight = _run(None, weight, work)
+            continue
+        for device in some:
+            weight = device.weight(weight, draw)
     return weight
+
+
+def _in_rows(device: Device) -> bool:
+    """Whether a device holds any rows of a weight as it holds the whole."""
+    return type(device).weight is Cells.weight
 
 
 def through_cells(devices: Sequence[Device], x: Tensor, weight: Tensor, draw: Draw) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.checks import flag, in_range, one_of, whole
-from noisykernels._util.tensors import can_look, kept_type, number, shown, straight_through
+from noisykernels._util.tensors import can_look, constructed, kept_type, number, straight_through
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.hardware.grid import ROUNDINGS, Grid
 
@@ -73,7 +73,7 @@ class _Converter(Device):
 
     def __repr__(self) -> str:
         names = ("bits", "limit", "signed", "rounding")
-        return shown(type(self).__name__, {name: getattr(self, name) for name in names})
+        return constructed(type(self).__name__, {name: getattr(self, name) for name in names})
 
 
 class DAC(_Converter):
@@ -159,7 +159,7 @@ class _Column(Device):
         return draw.channels(self.sigma.to(eps.device, eps.dtype) * eps, y)
 
     def __repr__(self) -> str:
-        return shown(type(self).__name__, {"sigma": self.sigma})
+        return constructed(type(self).__name__, {"sigma": self.sigma})
 
 
 class ColumnOffset(_Column):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,29 +41,21 @@ def fresh(model_name: str, data_name: str, *, seed: int = 0) -> nn.Module:
         return build(model_name, about.shape, about.classes)
 
 
-def settings_of(
-    model_name: str,
-    data_name: str,
-    *,
-    epochs: int,
-    seed: int = 0,
-    lr: float = 1e-3,
-    batch_size: int = 128,
-    augment: bool = True,
-    clamp: float | None = None,
-    limit: int | None = None,
-) -> Settings:
-    """What shapes the weights of `trained`, and so names their checkpoint; arguments as there."""
+def settings_of(*args: Any, **kwargs: Any) -> Settings:
+    """What shapes the weights of `trained`, and so names their checkpoint; arguments and their defaults as there."""
+    bound = inspect.signature(trained).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
     return {
-        "model": model_name,
-        "data": data_name,
-        "epochs": epochs,
-        "seed": seed,
-        "lr": float(lr),
-        "batch_size": batch_size,
-        "augment": augment,
-        "clamp": None if clamp is None else float(clamp),
-        "limit": limit,
+        "model": given["model_name"],
+        "data": given["data_name"],
+        "epochs": given["epochs"],
+        "seed": given["seed"],
+        "lr": float(given["lr"]),
+        "batch_size": given["batch_size"],
+        "augment": given["augment"],
+        "clamp": None if given["clamp"] is None else float(given["clamp"]),
+        "limit": given["limit"],
     }
 
 

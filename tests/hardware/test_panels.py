@@ -147,3 +147,86 @@ def test_arrays_stored_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
                 results.append(model(x))
     assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
     assert not torch.equal(results[0], results[1])
+
+
+class Stuck(nk.hardware.Device):
+    """A device of one's own, which looks at all of the weight."""
+
+    operands = ("stuck",)
+    of_array = True
+
+    def weight(self, weight: Tensor, draw: nk.hardware.Draw) -> Tensor:
+        return torch.where(draw.fixed(weight.shape, "stuck", kind="uniform") < -1.7, weight.mean(), weight)
+
+
+class Held(torch.nn.Module):
+    """A weight that is used in one of several ways."""
+
+    def __init__(self, how: str, weight: Tensor) -> None:
+        super().__init__()
+        self.how, self.w = how, torch.nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "embedding":
+            return torch.nn.functional.embedding(torch.arange(len(x)), self.w)
+        if self.how == "einsum":  # groups, inputs and features of each
+            return torch.einsum("bgi,gio->bgo", x.unflatten(1, (2, -1)), self.w.unflatten(0, (2, -1)))
+        return x @ self.w if self.how == "product" else torch.nn.functional.linear(x, self.w)
+
+
+class Steps(torch.nn.Module):
+    """A recurrent layer."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.rnn = torch.nn.GRU(size, size, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rnn(x.unsqueeze(1))[0]
+        return out
+
+
+WHOLE: dict[str, tuple[Callable[[int], torch.nn.Module], list[nk.hardware.Device]]] = {
+    "by channel": (lambda k: Held("product", torch.randn(k, k)), [PCM(10.0, over="channel", compensate=True)]),
+    "pair": (lambda k: Held("product", torch.randn(k, k)), [DifferentialPair(0.1, over="channel", levels=8)]),
+    "noise": (lambda k: Held("product", torch.randn(k, k)), [nk.WeightNoise(add=0.1, relative="channel"), ADC(8, 9.0)]),
+    "embedding": (lambda k: Held("embedding", torch.randn(k, k)), [PCM(10.0, over="channel")]),
+    "groups": (lambda k: Held("einsum", torch.randn(k, k)), [PCM(10.0, over="channel")]),
+    "recurrent": (Steps, [PCM(10.0, over="channel")]), "products": (Steps, [PCM(10.0), nk.MacNoise(0.1)]),
+    "of one's own": (lambda k: Held("linear", torch.randn(k, k)), [PCM(10.0), Stuck(), nk.WeightNoise(add=0.1)]),
+}  # fmt: skip
+
+
+def whole(kind: str, size: int) -> tuple[torch.nn.Module, Tensor]:
+    """A model whose weights are held whole, injected, and an input."""
+    torch.manual_seed(0)
+    make, hardware = WHOLE[kind]
+    model, x = make(size), torch.randn(4, size)
+    nk.inject(model, None, hardware=hardware, example_input=x)
+    return model, x
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_is_held_whole_is_made_in_panels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, with its gradients; and it is held once, beside what a panel takes."""
+    model, x = whole(kind, 12)
+    results: list[list[Tensor]] = []
+    for large, least in ((1 << 30, 1), (0, 1), (0, 30)):
+        monkeypatch.setattr(panels, "LARGE", large)
+        monkeypatch.setattr(panels, "LEAST", least)
+        with nk.noise_state(model, seed=1, draws=[2, 5]):
+            y = model(x)
+        results.append([y.detach(), *torch.autograd.grad(y.sin().sum(), list(model.parameters()))])
+    for part in results[1:]:
+        for a, b in zip(part, results[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert torch.equal(results[0][0], results[1][0])
+    monkeypatch.undo()
+    if kind == "groups":  # few and large rows: a panel is one of them
+        return
+    model, x = whole(kind, 1024)
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    with torch.no_grad(), nk.noise_state(model, seed=1):
+        model(x)
+        most = {"of one's own": 3, "products": 1.5}.get(kind, 1) + SHARE  # what the device itself makes, squares
+        assert peak(lambda: model(x)) <= most * weights

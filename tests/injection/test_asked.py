@@ -226,7 +226,10 @@ def test_a_function_is_asked_once_and_gives_noises() -> None:
             model(X), model(X)
         assert sorted(asked) == sorted(SITES)
     answers: list[tuple[Callable[[str, nn.Module], Any], str]] = [
-        (lambda name, module: True, r"where must give a Noise, a function \(x, draw\) -> x or None, got True for 'input'"),
+        (
+            lambda name, module: True,
+            r"where must give a Noise, a function \(x, draw\) -> x or None, got True for 'input'",
+        ),
         (lambda name, module: 0.1, r"where must give a Noise, a function \(x, draw\) -> x or None, got 0.1"),
         (lambda name, module: nk.Noise, "where must give a Noise, .*or None, got <class"),
     ]

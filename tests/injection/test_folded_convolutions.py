@@ -24,7 +24,8 @@ LAYERS: dict[str, Any] = {
 HARDWARE: dict[str, list[Any]] = {
     "weights": [WeightNoise(add=0.1, relative="channel")], "pairs": [PCM(time=10.0, over="channel")],
     "products": [WeightNoise(mul=0.1), MacNoise(per_product=0.1, per_step=0.1, read=0.1, relative="channel")],
-    "one by one": [MacNoise(per_product=0.1, read=0.1, explicit=True)], "serial": [nk.Serial("M6E5", order="ascending")],
+    "one by one": [MacNoise(per_product=0.1, read=0.1, explicit=True)],
+    "serial": [nk.Serial("M6E5", order="ascending")],
     "converters": [InputNoise(add=0.1), DAC(6, "row"), ColumnGain(0.1), ADC(6, "row")],
 }  # fmt: skip
 

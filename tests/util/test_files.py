@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from noisykernels._util.files import WRITTEN, check_writable, replacing
+from noisykernels._util.files import check_writable, noting_written, replacing
 
 OLD, NEW = b"old", b"new" * 100_000  # more than a pipe holds
 
 
 def write(path: Path, content: bytes = NEW) -> None:
     check_writable(path)
-    with replacing(path) as file:
+    with noting_written() as written, replacing(path) as file:
         file.write(content)
-    assert WRITTEN[-1] == path
+    assert written == [path]
 
 
 def names(folder: Path) -> list[str]:
