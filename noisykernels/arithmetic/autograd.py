@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisykernels.noise.autograd import Grads, register_autograd, register_vmap
+from noisykernels.noise.autograd import no_forward, register_autograd, register_vmap
+from noisykernels.noise.derivatives import Grads, product_tangent
 from noisykernels.noise.operands import refuse_layouts, register_fake
 
 _ops = torch.ops.noisykernels
@@ -57,6 +59,27 @@ def _serial_gradients(ctx: Any, grad: Tensor) -> Grads:
     if ctx.needs_input_grad[1]:
         db = torch.einsum("rtij,tik->rtkj" if len(x) == 1 else "rtij,rtik->tkj", pull, x[0] if len(x) == 1 else x)
     return None if da is None else da.reshape(a.shape), None if db is None else db.reshape(b.shape)
+
+
+def _passed(ctx: Any, tangents: Sequence[Tensor | None]) -> Tensor:
+    """A rounding lets a tangent pass as it does a gradient."""
+    assert tangents[0] is not None
+    return tangents[0]
+
+
+def _serial_tangent(ctx: Any, tangents: Sequence[Tensor | None]) -> Tensor:
+    """The derivative of the exact sums, as the gradient that passes straight through has it."""
+    if ctx.arguments[_MASKED]:
+        raise no_forward("noisykernels::serial, with gradient='masked'")
+    a, b = ctx.saved_tensors[:2]
+    return product_tangent(_exact_sums, a, b, tangents[:2])
+
+
+def _exact_sums(a: Tensor, b: Tensor, _: None) -> Tensor:
+    few = max(1, min(len(a), len(b)))  # the operand with fewer matrices is used again and again
+    a, b = (t.reshape(len(t) // few, few, *t.shape[1:]) for t in (a, b))
+    sums: Tensor = (a @ b).flatten(0, 1)
+    return sums
 
 
 def _masked(args: list[Any], grad: Tensor, a: Tensor, b: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -111,8 +134,8 @@ def _register() -> torch.library.Library:
     for name, fake in fakes.items():
         register_fake(name, fake)
         refuse_layouts(library, name)
-    register_autograd(library, "quantize", lambda *_: (), lambda _, grad: (grad,), lambda *_: None)
-    register_autograd(library, "serial", _keep, _serial_gradients, _no_level)
+    register_autograd(library, "quantize", lambda *_: (), lambda _, grad: (grad,), lambda *_: None, _passed)
+    register_autograd(library, "serial", _keep, _serial_gradients, _no_level, _serial_tangent)
     register_autograd(library, "serial_gradient", lambda *_: (), _no_second, lambda *_: None)
     for name in fakes:
         register_vmap(name)

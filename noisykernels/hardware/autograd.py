@@ -1,6 +1,6 @@
 """Rules under torch's transforms of the contractions whose weights and products are noisy.
 
-What the forward drew is drawn again for the gradient: nothing random is stored, and no noisy weight.
+What the forward drew is drawn again for a derivative: nothing random is stored, and no noisy weight.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from noisykernels.hardware import panels
 from noisykernels.hardware.contraction import Contraction
@@ -19,16 +20,20 @@ from noisykernels.noise.arguments import OF_THE_CALL, Key
 from noisykernels.noise.autograd import (
     NO_FOLD,
     NO_LEVEL,
-    Grads,
-    convolution_gradients,
     empty_like,
-    linear_gradients,
-    noise_gradient,
     register_autocast,
     register_autograd,
     register_vmap,
 )
 from noisykernels.noise.contract import MODES, OPERANDS
+from noisykernels.noise.derivatives import (
+    Grads,
+    convolution_gradients,
+    linear_gradients,
+    noise_gradient,
+    noise_tangent,
+    product_tangent,
+)
 from noisykernels.noise.operands import refuse_layouts, register_fake
 
 _ops = torch.ops.noisykernels
@@ -91,9 +96,17 @@ def _register(library: torch.library.Library, name: str) -> None:
         dx, dw, db = _gradients(ctx, {**a, "x": a["x"].unsqueeze(0)}, grad.unsqueeze(0))
         return None if dx is None else dx.squeeze(0), dw, db
 
+    def forward(ctx: Any, tangents: Sequence[Tensor | None]) -> Tensor:
+        a = _named(name, ctx.arguments) | dict(zip(tensors, ctx.saved_tensors, strict=True))
+        if _batched(a):
+            return _tangent(a, tangents)
+        of_x, *rest = tangents
+        of_row = None if of_x is None else of_x.unsqueeze(0)
+        return _tangent({**a, "x": a["x"].unsqueeze(0)}, (of_row, *rest)).squeeze(0)
+
     register_fake(name, lambda *args: _fake(name, args))
     refuse_layouts(library, name)
-    register_autograd(library, name, keep, backward, refuse)
+    register_autograd(library, name, keep, backward, refuse, forward)
     register_vmap(name)
     register_autocast(library, name, 3)
 
@@ -147,6 +160,42 @@ def _gradients(ctx: Any, a: dict[str, Any], grad: Tensor) -> Grads:
     if dw is not None and noisy:
         dw = noise_gradient(dw, of_weight, len(weight), _WEIGHT)  # without draws there is one, and nothing to add up
     return dx, dw, sum(dbs[1:], dbs[0]) if dbs else None
+
+
+def _tangent(a: dict[str, Any], tangents: Sequence[Tensor | None]) -> Tensor:
+    """The derivative along tangents of input, weight and bias: of the mean, and of the deviation with its eps held."""
+    x, weight, shared, noisy = a["x"], a["weight"], a["shared"], a["mode"] >= 0
+    levels: Any = tuple(a.get(n) for n in _MACS)
+    contraction = _contraction(a)
+    count = 1 if a["draws"] is None else len(a["draws"])
+    if count == 0:  # nothing came of them
+        return contraction(x[:0], weight)
+    key = Key(a["seed"], a["draws"], a.get("rows"), a.get("first_row", 0), a["site"])
+    of_weight = (a["add"], a["mul"], *key.of_chip(OF_THE_CALL), a["mode"], a["kind"], True)
+    of_x, of_w, of_b = tangents[:3]
+    held = _ops.perturb(weight, _WEIGHT, *of_weight).chunk(count) if noisy else [weight] * count
+    if of_w is not None:
+        of_w = noise_tangent(of_w, of_weight, len(weight), _WEIGHT) if noisy else torch.cat([of_w] * count)
+    along = [None if t is None else [t] * count if same else t.chunk(count)
+             for t, same in ((of_x, shared), (of_w, False), (of_b, True))]  # fmt: skip
+    values = [x] * count if shared else x.chunk(count)
+    parts = [
+        product_tangent(contraction, values[d], held[d], [None if t is None else t[d] for t in along])
+        for d in range(count)
+    ]
+    found = torch.cat(parts)
+    if all(level is None for level in levels):
+        return found
+    spread = []
+    for d in range(count):
+        with forward_ad._set_fwd_grad_enabled(True):
+            primals = (forward_ad.unpack_dual(v).primal for v in (values[d], held[d]))
+            duals = [v if t is None else forward_ad.make_dual(v, t[d]) for v, t in zip(primals, along, strict=False)]
+            tangent = forward_ad.unpack_dual(deviation(levels, contraction, *duals)).tangent
+        spread.append((torch.zeros_like(parts[d]) if tangent is None else tangent).expand_as(parts[d]))
+    one = torch.ones((), dtype=torch.float64)
+    eps = _ops.perturb(torch.zeros_like(found), _PER_PRODUCT, one, None, *key, 0, 0, False)
+    return torch.addcmul(found, eps, torch.cat(spread))
 
 
 def _goes_in_panels(a: dict[str, Any]) -> bool:

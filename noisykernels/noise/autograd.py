@@ -1,13 +1,12 @@
 """Rules of the operators under torch's transforms: fake tensors, autograd, vmap and autocast.
 
 An operator's trailing ten arguments are the noise's: levels, key, mode, kind, shared; one table says how
-many tensors come first and how the gradient of the contraction is taken. The noise's own gradient
-is the same for all: additive noise passes it, a factor multiplies it by the same factor, drawn
-again from the same key.
+many tensors come first and how the derivatives of the contraction are taken (`derivatives`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +18,23 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from noisykernels.noise.contract import MODES
+from noisykernels.noise.derivatives import (
+    Grads,
+    convolution_gradients,
+    convolution_product,
+    linear_gradients,
+    matmul_gradients,
+    matmul_product,
+    noise_gradient,
+    noise_tangent,
+    product_tangent,
+)  # fmt: skip
 from noisykernels.noise.operands import refuse_layouts, register_fake
 
 _ops = torch.ops.noisykernels
 
 _NOISE = 10  # number of trailing noise arguments
-_MUL = MODES.index("mul")
 _FOLD = MODES.index("fold")
-_WITH_FACTOR = (_MUL, MODES.index("mul_add"), MODES.index("add_mul"))
-
-Grads = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class _Op:
     clean: Callable[..., Tensor]  # a value of the noiseless result's shape, from all but the noise
     rows: Callable[..., int | None]  # of that value; None: it is one row without a dimension for it
     gradients: Callable[..., Grads] | None  # of the leading tensors; None: there is no gradient
+    product: Callable[[Any], Callable[..., Tensor]] | None  # from arguments: of operands, in each of which it is linear
     tensors: int = 1  # how many arguments come first that are tensors
     saved: int = 0  # how many of them the gradients need
     relu: int | None = None  # position of the argument `relu`
@@ -91,7 +98,7 @@ def _fake_eps(shape: list[int], kind: int, seed: Tensor, *_: Any) -> Tensor:
     return seed.new_empty(shape, dtype=torch.float32)
 
 
-# ----------------------------------------------------------------------------- rows and gradients
+# ------------------------------------------------------------------------------------------- rows
 
 
 def _clean_perturb(x: Tensor, operand: int) -> Tensor:
@@ -118,64 +125,30 @@ def _matmul_rows(a: Tensor, b: Tensor) -> int | None:
     return dims[0]
 
 
-def noise_gradient(grad: Tensor, noise_args: tuple[Any, ...], rows: int | None, operand: int = 0) -> Tensor:
-    """The gradient with respect to the clean value, which has so many rows."""
-    _, mul, seed, draws, *rest, mode, kind, shared = noise_args
-    if rows is None:  # one row, as in the forward
-        grad = grad.unsqueeze(0)
-    if mode in _WITH_FACTOR:
-        grad = _ops.perturb(grad, operand, None, mul, seed, draws, *rest, _MUL, kind, False)
-    if rows is None:
-        return grad.squeeze(0)
-    if shared and draws is not None:
-        grad = grad.reshape(draws.shape[0], rows, *grad.shape[1:]).sum(0)
-    return grad
+# --------------------------------------------------------------------------------------- autograd
+
+
+def _convolution(arguments: Sequence[Any]) -> Callable[..., Tensor]:
+    return functools.partial(convolution_product, arguments[3:9])
 
 
 def _identity_gradient(ctx: Any, grad: Tensor) -> Grads:
     return (grad,)
 
 
-def linear_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
-    """Of input, weight and bias, those that are needed."""
-    needs = ctx.needs_input_grad
-    flat = grad.reshape(-1, grad.shape[-1])
-    return (
-        grad @ weight if needs[0] else None,
-        flat.T @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
-        flat.sum(0) if needs[2] else None,
-    )
+def no_forward(op: str) -> NotImplementedError:
+    """What to say where an operator has only gradients."""
+    return NotImplementedError(f"{op}: there is no forward-mode derivative; take reverse mode (torch.func.vjp, jacrev)")
 
 
-def convolution_gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> Grads:
-    """Of input, weight and bias, those that are needed."""
-    batched = x.dim() == weight.dim()
-    transposed, groups = ctx.arguments[6], ctx.arguments[8]
-    dx, dw, db = torch.ops.aten.convolution_backward(
-        grad if batched else grad.unsqueeze(0),
-        x if batched else x.unsqueeze(0),
-        weight,
-        [weight.shape[1] * groups if transposed else weight.shape[0]],
-        *ctx.arguments[3:9],
-        list(ctx.needs_input_grad[:3]),
-    )
-    return dx if batched or dx is None else dx.squeeze(0), dw, db
+class _Seen:
+    """A context with tangents in place of what requires grad."""
 
+    def __init__(self, ctx: Any, tangents: Sequence[Any]) -> None:
+        self.ctx, self.needs_input_grad = ctx, tuple(t is not None for t in tangents)
 
-def _matmul_gradients(ctx: Any, grad: Tensor, a: Tensor, b: Tensor) -> Grads:
-    a2 = a.unsqueeze(0) if a.dim() == 1 else a
-    b2 = b.unsqueeze(1) if b.dim() == 1 else b
-    g = grad.unsqueeze(-1) if b.dim() == 1 else grad
-    g = g.unsqueeze(-2) if a.dim() == 1 else g
-    da = db = None
-    if ctx.needs_input_grad[0]:
-        da = (g @ b2.transpose(-1, -2)).sum_to_size(a2.shape).reshape(a.shape)
-    if ctx.needs_input_grad[1]:
-        db = (a2.transpose(-1, -2) @ g).sum_to_size(b2.shape).reshape(b.shape)
-    return da, db
-
-
-# --------------------------------------------------------------------------------------- autograd
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ctx, name)
 
 
 def register_autograd(
@@ -184,6 +157,7 @@ def register_autograd(
     keep: Callable[[Any, tuple[Any, ...], Tensor], tuple[Any, ...]],
     backward: Callable[..., Grads],
     refuse: Callable[[Any, tuple[Any, ...]], str | None],
+    forward: Callable[[Any, Sequence[Tensor | None]], Tensor] | None = None,
 ) -> None:
     """Autograd of an operator, to any order.
 
@@ -194,6 +168,7 @@ def register_autograd(
         keep: (ctx, arguments, output) -> what is saved for the gradient.
         backward: (ctx, gradient of each output) -> gradients of the leading arguments.
         refuse: (ctx, arguments) -> why there is no gradient, if there is none.
+        forward: (ctx, tangents of all arguments) -> that of the output; None: there is no forward-mode derivative.
     """
     op = getattr(_ops, name).default
 
@@ -210,19 +185,26 @@ def register_autograd(
                 raise RuntimeError(f"{op}: {reason}")
             output = below(keys, args)
             ctx.arguments = [None if isinstance(a, Tensor) else a for a in args]
-            ctx.save_for_backward(*keep(ctx, tuple(args), output))
+            saved = keep(ctx, tuple(args), output)
+            ctx.save_for_backward(*saved)
+            if forward_ad._current_level >= 0:
+                ctx.save_for_forward(*saved)
+            ctx.set_materialize_grads(False)
             return output
 
         @staticmethod
         def backward(ctx: Any, *along: Tensor) -> Grads:
-            grads = backward(ctx, *along)
+            grads = () if along[0] is None else backward(ctx, *along)
             return (*grads, *[None] * (len(ctx.arguments) + 1 - len(grads)))
 
         @staticmethod
-        def jvp(ctx: Any, *_: Any) -> Tensor:
-            raise NotImplementedError(
-                f"{op}: there is no forward-mode derivative; take reverse mode (torch.func.vjp, jacrev)"
-            )
+        def jvp(ctx: Any, *tangents: Any) -> Tensor:
+            if forward is None:
+                raise no_forward(str(op))
+            seen = _Seen(ctx, tangents)
+            if (reason := refuse(seen, ctx.arguments)) is not None:
+                raise RuntimeError(f"{op}: {reason}")
+            return forward(ctx, tangents[:-1])
 
     # torch.autograd.Function.apply without its detour through functorch: inside the dispatcher, one
     # level of transforms is being worked on.
@@ -268,7 +250,20 @@ def _register_output_noise(library: torch.library.Library, rules: _Op) -> None:
         assert rules.gradients is not None
         return rules.gradients(ctx, grad, *saved[: rules.saved])
 
-    register_autograd(library, rules.name, keep, backward, refuse)
+    def forward(ctx: Any, tangents: Sequence[Tensor | None]) -> Tensor:
+        *saved, output = ctx.saved_tensors
+        noise_args = (*saved[rules.saved :], *ctx.arguments[5 - _NOISE :])
+        if rules.product is None:
+            (tangent,) = tangents[: rules.tensors]
+            assert tangent is not None
+        else:
+            a, b = saved[:2]
+            tangent = product_tangent(rules.product(ctx.arguments), a, b, tangents[: rules.tensors])
+        operand = 0 if rules.operand is None else ctx.arguments[rules.operand]
+        tangent = noise_tangent(tangent, noise_args, ctx.rows, operand)
+        return torch.where(output > 0, tangent, 0) if ctx.relu else tangent
+
+    register_autograd(library, rules.name, keep, backward, refuse, forward)
 
 
 # ------------------------------------------------------------------------------- vmap and autocast
@@ -324,11 +319,11 @@ def _register_autocast_on(library: torch.library.Library, name: str, operands: i
 
 
 _TABLE = (
-    _Op("perturb", _clean_perturb, _rows, _identity_gradient, operand=1),
-    _Op("linear", _clean_linear, _linear_rows, linear_gradients, 3, 2, relu=3),
-    _Op("convolution", _clean_convolution, _convolution_rows, convolution_gradients, 3, 2, relu=9),
-    _Op("matmul", torch.matmul, _matmul_rows, _matmul_gradients, 2, 2),
-    _Op("perturb_relu_max_pool2d", _clean_pool, _rows, None),
+    _Op("perturb", _clean_perturb, _rows, _identity_gradient, None, operand=1),
+    _Op("linear", _clean_linear, _linear_rows, linear_gradients, lambda _: F.linear, 3, 2, relu=3),
+    _Op("convolution", _clean_convolution, _convolution_rows, convolution_gradients, _convolution, 3, 2, relu=9),
+    _Op("matmul", torch.matmul, _matmul_rows, matmul_gradients, lambda _: matmul_product, 2, 2),
+    _Op("perturb_relu_max_pool2d", _clean_pool, _rows, None, None),
 )
 
 

@@ -359,12 +359,6 @@ def test_vmap_autocast_checkpoint_and_functional_gradients() -> None:
     torch.testing.assert_close(functional, kept, rtol=1e-5, atol=1e-5)
 
 
-def test_forward_derivatives_are_refused() -> None:
-    x, w = torch.randn(2, 3), torch.randn(4, 3)
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(lambda v: nk.linear(x, v, hardware=[nk.WeightNoise(add=0.1)], **KEY), (w,), (w,))
-
-
 def test_fake_tensors_of_a_device_that_is_not_there() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
