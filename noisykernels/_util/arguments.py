@@ -156,6 +156,7 @@ def _parts(annotation: str) -> Iterator[str]:
             start = at + 1
 
 
+@cache
 def _kind(part: str, allowed: Range | None, of_items: Range | None) -> _Kind:
     """The kind that a member of a signature's union says; the range of a number, and that of numbers in a list."""
     if part in NUMBERS:

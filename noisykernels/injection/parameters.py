@@ -32,6 +32,10 @@ class Parameters(TorchDispatchMode):
         # What is made of parameters and of constants alone: the tensor, which must live on, and the parameters' names.
         self._made = {id(t): (t, frozenset([name] if name else [])) for name, t in tensors}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch's compiler is loaded, which takes seconds: nothing is compiled here
+
     def of(self, value: Any) -> frozenset[str]:
         """The parameters that the tensors of a value are made of, where they are made of nothing else."""
         tensors = [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]

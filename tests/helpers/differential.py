@@ -130,8 +130,8 @@ class _Sizes:
 
 
 def sites_of(case: Case) -> list[Site]:
-    """Some of the sites at which rows can be told apart."""
-    found = [s for s in nk.sites(case.model(), case.data()[:2]) if s.row_dim is not None]
+    """Some of the sites at which rows can be told apart, or are all alike."""
+    found = [s for s in nk.sites(case.model(), case.data()[:2]) if s.row_dim is not None or s.alone]
     if case.target != "activation":
         found = [s for s in found if s.calls]
     if case.by_channel:

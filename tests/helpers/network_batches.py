@@ -170,4 +170,29 @@ largest row expanded | v > v
 more than ten rows | v > v
     if len(x) > 10:
         x = x * 2
+tokens of the next row by a flat index | s > s
+    b, t, f = x.shape
+    i = (torch.arange(b * t) + t) % (b * t)
+    x = x + x.reshape(-1, f)[i].view(b, t, f)
+messages to the next row | s > s
+    b, t, f = x.shape
+    e = ((torch.tensor([0, 1]) + (torch.arange(b) * t)[:, None] + t) % (b * t)).flatten()
+    n = x.reshape(-1, f)
+    x = n.index_add(0, e, torch.tanh(n[e - e % t])).view(b, t, f)
+places beyond a row by a flat index | s > v
+    i = (x[:, :, 0].abs().sum(1) * 4).long().clamp(max=2 * x.size(1) - 1)
+    i = (torch.arange(len(x)) * x.size(1) + i).clamp(max=len(x) * x.size(1) - 1)
+    x = x.reshape(-1, x.size(-1))[i]
+places of a longer table by a flat index | s > v
+    + self.p = nn.Linear($F, 3 * $T)
+    i = self.p(x[:, 0]).argmax(1)
+    i = (torch.arange(len(x)) * x.size(1) + i) % (len(x) * x.size(1))
+    x = x.reshape(-1, x.size(-1))[i]
+a stride of other rows | s > v
+    x = x.reshape(-1, x.size(-1))[torch.arange(len(x)) * (x.size(1) - 1)]
+every other row | v > v
+    x = x + x[torch.arange(len(x)) // 2 * 2]
+halves of the batch | v > v
+    u, v = torch.cat([x, x[:1], x[1:]], 0)[: 2 * len(x)].chunk(2, 0)
+    x = u + 0.5 * v.roll(1, 0)
 """

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from network_batches import BATCHES
+from network_folded import FOLDED
 from network_tokens import TOKENS_AND_IMAGES
 from network_traps import TRAPS
 from network_vectors import VECTORS
@@ -165,7 +166,7 @@ def _pieces(text: str, sort: str) -> dict[str, Piece]:
 
 
 PIECES = {
-    **_pieces(VECTORS + TOKENS_AND_IMAGES, "everyday"),
+    **_pieces(VECTORS + TOKENS_AND_IMAGES + FOLDED, "everyday"),
     **_pieces(TRAPS, "hard"),
     **_pieces(BATCHES, "batch"),
 }
@@ -260,7 +261,7 @@ class Case:
 
     def noise_at(self, shape: Sequence[int]) -> Any:
         """The noise at a site whose values have some shape, or the function that makes the hardware."""
-        return eval(self.noise, SPACE | {"CHANNELS": shape[1], "DIMENSIONS": len(shape)})
+        return eval(self.noise, SPACE | {"CHANNELS": shape[1] if len(shape) > 1 else 1, "DIMENSIONS": len(shape)})
 
 
 def case_of(seed: int, names: Sequence[str] = ()) -> Case:
