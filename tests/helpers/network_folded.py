@@ -108,12 +108,14 @@ pooled by the number of its graph | s > v
     n, g = x.reshape(-1, x.shape[-1]), torch.arange(len(x)).repeat_interleave(x.shape[1])
     x = x.new_zeros(len(x), x.shape[-1]).index_add(0, g, n) / x.shape[1] + n[torch.arange(len(x)) * x.shape[1]]
 nearest tokens by a flat index | s > s
+    + self.a = nn.Linear($F, $F)
     b, t, f = x.shape
     i = (x @ x.transpose(1, 2)).topk(2, -1)[1] + torch.arange(b).view(-1, 1, 1) * t
-    x = x.reshape(b * t, f)[i.view(-1)].view(b, t, 2, f).amax(2)
+    x = $ACT(self.a(x)).reshape(b * t, f)[i.view(-1)].view(b, t, 2, f).amax(2)
 a token of each row by a flat index | s > v
-    i = x.sum(-1).argmax(1)
-    x = x.reshape(-1, x.size(-1))[torch.arange(len(x)) * x.size(1) + i]
+    + self.a = nn.Linear($F, $F)
+    i = torch.arange(len(x)) * x.size(1) + x.sum(-1).argmax(1)
+    x = torch.tanh(self.a(x)).reshape(-1, x.size(-1))[i]
 a table of positions through a layer | s > s
     + self.p = nn.Parameter(torch.randn(40, $F))
     + self.a = nn.Linear($F, $F)
