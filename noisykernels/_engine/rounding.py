@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,12 +44,13 @@ from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.running import begin
 from noisykernels.noise.functional import eps
 
-__all__ = ["Rounding", "rows_of", "tied"]
+__all__ = ["Rounding", "difference", "rows_of", "slices", "tied"]
 
 WIDER = 8  # times the factors of the model of roundings
 FACTOR = 8  # times what the scores are seen to move
 KEPT = 1 << 20  # bytes of factors that are not drawn anew: where values are small, drawing them is what takes long
 TF32 = 2.0**-11  # its unit roundoff
+AT_ONCE = 1 << 18  # scores that are compared at once
 TIED = 5  # rows from which it is told how near scores are tied, at most
 
 
@@ -160,16 +161,18 @@ class Rounding:
             runs: numbers of the runs with factors; the more, the more certain.
         """
         inputs, rows = data
-        scores = plain.double()
-        moved = torch.zeros_like(scores[0])
+        moved = torch.zeros_like(plain[0], dtype=torch.float64)
         for run in runs:
             with self.session.placing(placement):
                 together = [[draw] for draw in draws] if self.session.runs_draws_apart else [draws]
                 shaken = torch.cat([self._run(inputs, rows, some, run) for some in together])
-            shaken = shaken.unflatten(0, (len(draws), len(rows))).double()
-            apart = (shaken - scores).abs().masked_fill(shaken == scores, 0.0).amax(0)
-            moved = torch.maximum(moved, torch.nan_to_num(apart, nan=math.inf))  # at the end of the range, anything
-        return FACTOR * (moved + self.unit * _size(scores.abs().amax(0), moved > 0).unsqueeze(-1))
+            shaken = shaken.unflatten(0, (len(draws), len(rows)))
+            for some in slices(plain):
+                apart = difference(shaken[..., some], plain[..., some]).amax(0)
+                apart = torch.nan_to_num(apart, nan=math.inf)  # at the end of the range, anything
+                moved[:, some] = torch.maximum(moved[:, some], apart)
+        size = _size(plain.abs().amax(0), moved > 0).double()
+        return moved.add_(self.unit * size.unsqueeze(-1)).mul_(FACTOR)
 
     def _run(self, inputs: Inputs, rows: Tensor, draws: Sequence[int], run: int) -> Tensor:
         """Scores of a forward with factors: [draws x rows, scores]."""
@@ -186,6 +189,17 @@ class Rounding:
 def rows_of(scores: Tensor) -> Tensor:
     """Scores of any shape, as many for each row as there are: [rows, scores]."""
     return scores.reshape(len(scores), -1)
+
+
+def slices(scores: Tensor) -> Iterator[slice]:
+    """Of the scores [..., scores] of rows, so many at once that looking at them takes little memory beside them."""
+    step = max(1, AT_ONCE * scores.shape[-1] // max(1, scores.numel()))
+    yield from (slice(low, low + step) for low in range(0, scores.shape[-1], step))
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """Of scores, as float64; 0 where both are the same, infinite ones too."""
+    return (a.double() - b.double()).abs().masked_fill_(a == b, 0.0)
 
 
 def _size(scores: Tensor, moves: Tensor) -> Tensor:

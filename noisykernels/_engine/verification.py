@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._engine.request import Answer, Request
-from noisykernels._engine.rounding import Rounding, rows_of
+from noisykernels._engine.rounding import Rounding, difference, rows_of, slices
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
 from noisykernels._engine.targets import Target
@@ -205,11 +205,15 @@ class Check:
 
     def _moves(self, scores: Tensor) -> bool:
         """Whether a level moves a good share of the scores [draws, rows, scores] that are finite."""
-        silent = self.silent.double()
-        usual = silent.abs().nanmedian(-1, keepdim=True).values  # not the size of a class that is masked
-        apart = (scores.double() - silent).abs() > MOVED * usual
-        finite = scores.isfinite() | ~silent.isfinite()
-        return bool(finite.all()) and float(apart.double().mean()) >= SHARE
+        silent = self.silent
+        usual = silent.abs().nanmedian(-1, keepdim=True).values.double()  # not the size of a class that is masked
+        moved = 0
+        for some in slices(scores):
+            part, still = scores[..., some], silent[..., some]
+            if not bool((part.isfinite() | ~still.isfinite()).all()):
+                return False
+            moved += int(((part.double() - still.double()).abs() > MOVED * usual).sum())
+        return moved >= SHARE * scores.numel()
 
     def _shared(
         self, site: Site, which: int, levels: tuple[float, ...], place: _Place, clean: dict[int, Any],
@@ -261,9 +265,15 @@ def _said(worst: float, level: float) -> str:
 
 def _worst(shared: Tensor, plain: Tensor, bound: Tensor) -> float:
     """The largest difference in parts of its bound; infinite or NaN scores must be so for both engines."""
-    apart = (shared.double() - plain.double()).abs().masked_fill(_alike(shared, plain), 0.0)
-    parts = torch.where(apart > 0, apart / bound, 0.0)
-    return float(torch.nan_to_num(parts, nan=math.inf, posinf=math.inf).max())
+    worst = 0.0
+    for some in slices(shared):
+        apart = difference(shared[..., some], plain[..., some])
+        told = bound[..., some]
+        parts = torch.where(apart > 0, apart / told, 0.0)
+        lost = apart.isnan() & told.isfinite() & ~_alike(shared[..., some], plain[..., some])  # a number by one alone
+        parts = parts.masked_fill_(lost, math.inf)
+        worst = max(worst, float(torch.nan_to_num(parts, nan=math.inf, posinf=math.inf).max()))
+    return worst
 
 
 def _alike(shared: Tensor, plain: Tensor) -> Tensor:

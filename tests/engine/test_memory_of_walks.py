@@ -43,6 +43,9 @@ def convolutions(width, size):
     model = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(width * size * size // 4, 4))
     return model, (width, size, size), ["0.0", "2.2"]
 
+def vocabulary(width, words):
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, words)), (width,), ["0", "1"]
+
 def walked(model, shape, sites, rows, **compute):
     torch.manual_seed(0)
     model = model.eval()
@@ -60,7 +63,7 @@ def walked(model, shape, sites, rows, **compute):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is Linux's")
 @pytest.mark.parametrize("engine", ["shared", "plain"])
 @pytest.mark.parametrize(("model", "small", "large"), [
-    ("transformer", "16, 4", "256, 256"), ("convolutions", "4, 8", "32, 64"),
+    ("transformer", "16, 4", "256, 256"), ("convolutions", "4, 8", "32, 64"), ("vocabulary", "4, 8", "16, 300_000"),
 ])  # fmt: skip
 def test_a_walk_takes_no_more_memory_than_it_is_given(model: str, small: str, large: str, engine: str) -> None:
     first = f"walked(*{model}({small}), 8, engine={engine!r})"  # what is loaded the first time

@@ -3,6 +3,7 @@ run whole, and models without a fault raise no alarm."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from traced_models import MODELS, NOISES
 from verifying import GRID, PLAIN, Patch, counts, problem
 
 import noisykernels as nk
-from noisykernels._engine import targets
+from noisykernels._engine import targets, verification
 from noisykernels._engine.shared import SharedEngine
 from noisykernels._graph import linearity, suffix
 from noisykernels._graph.suffix import Suffix
@@ -284,3 +285,21 @@ def test_where_the_recording_fails_the_site_runs_whole(where: str, patch: Patch,
     whole = [r.correct for r in study.records if r.site in differing]
     assert whole == [r.correct for r in expected.records if r.site in differing]
     assert seen == list(range(1, 2 * len(study.meta.sites) + 1))
+
+
+@pytest.mark.parametrize("outputs", [3, 1000, 600_000])
+def test_every_score_of_a_row_is_looked_at(outputs: int) -> None:
+    """However many there are: compared in slices, the largest difference is found wherever it is."""
+    plain, bound = torch.zeros(1, 2, outputs), torch.ones(2, outputs, dtype=torch.float64)
+    for place in (0, outputs // 2, outputs - 1):
+        shared = plain.clone()
+        shared[0, 1, place] = 7.0
+        assert verification._worst(shared, plain, bound) == 7.0
+
+
+def test_a_number_by_one_engine_alone_is_a_difference() -> None:
+    one, none = torch.ones(1, 1, 2), torch.tensor([[[1.0, math.nan]]])
+    bound = torch.ones(1, 2, dtype=torch.float64)
+    assert verification._worst(one, none, bound) == verification._worst(none, one, bound) == math.inf
+    assert verification._worst(none, none, bound) == 0.0
+    assert verification._worst(none, one, bound * math.inf) == 0.0  # where rounding may do anything
