@@ -1,13 +1,14 @@
 """Which sites of models that people use the engine that shares work reaches, that it finds there what the plain engine
 finds, how long recording takes, and how much faster a walk is than a loop of plain torch: docs/results/models.md.
 
-`python bench/models_reached.py [NAME ...] [--out docs/results/models.md]` walks the look-alikes of `tests/helpers/models`;
-names such as `tv.resnet18` or `timm.resnet18` record originals, where torchvision or timm are installed.
+`python bench/models_reached.py [NAME ...] [--out PAGE]` walks the look-alikes of `tests/helpers/models`; names such as
+`tv.resnet18` or `timm.resnet18` record originals, where torchvision or timm are installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
 import warnings
@@ -32,15 +33,17 @@ ROWS, LEVELS, DRAWS = 64, [0.1 * 1.5**k for k in range(20)], 2
 LOOPS = 5  # cells of the loop that are timed
 HEAD = """# Models that people use
 
-`python bench/models_reached.py --out docs/results/models.md` writes this page: small look-alikes (`tests/helpers/models`), laid out and
-written as the originals of transformers, timm, torchvision, torch-geometric and others are, random weights. `tests/graph/test_models_reached.py`
-holds the columns "reached" and "equal".
+`python bench/models_reached.py --out docs/results/models.md` writes this page: small look-alikes
+(`tests/helpers/models`), laid out and written as the originals of transformers, timm, torchvision, torch-geometric and
+others are, with random weights. `tests/graph/test_models_reached.py` holds the columns "reached" and "equal".
 
 - **reached**: of the sites at which noise can enter, those that the engine that shares work runs.
-- **equal**: cells (site, level, draw) of both engines' walks in which a measure of all outputs differs by no row, of all cells.
-- **recording**: seconds, once for each walk; most of it is the work of three forwards and of running each operation on other rows.
-- **faster**: than a loop of plain torch with a forward hook that adds `level * torch.randn_like(y)`, the whole walk with its recording and its check:
-  {levels} levels x {draws} draws on {rows} rows, one thread. On models of this size most of any forward are calls.
+- **equal**: of the cells (site, level, draw) of both engines' walks, those in which a measure of all outputs differs by
+  no more than one of 12 rows, which a rounding may move.
+- **recording**: seconds, once for each walk: three forwards, and each operation on other rows.
+- **faster**: than a loop of plain torch with a forward hook that adds `level * torch.randn_like(y)`: the whole walk, its
+  recording and its check included, {levels} levels x {draws} draws on {rows} rows, one thread. In forwards of this size
+  most of the time are calls, and much of the walk's is its check, whatever the number of rows.
 
 | model | sites | reached | equal | recording, s | faster |
 |---|---|---|---|---|---|
@@ -61,9 +64,7 @@ class Line(NamedTuple):
 
     def __str__(self) -> str:
         cells = f"{self.equal} of {self.cells}"
-        return (
-            f"| {self.name} | {self.sites} | {self.reached} | {cells} | {self.recording:.2f} | {self.faster:.1f} |"
-        )
+        return f"| {self.name} | {self.sites} | {self.reached} | {cells} | {self.recording:.2f} | {self.faster:.1f} |"
 
 
 def recording(model: nn.Module, x: Tensor) -> tuple[float, int, int, Counter[str]]:
@@ -111,20 +112,16 @@ def line(name: str) -> Line:
         loop = (loop + sum(looped(model, x, level) for level in LEVELS[-LOOPS:])) / (2 * LOOPS)
     faster = loop * len(names) * len(LEVELS) * DRAWS / ours
     found = len(names) - len(why)
-    return Line(name, len(names), found, both.cells, both.cells - both.differing, seconds, faster, Counter(why.values()))
+    return Line(
+        name, len(names), found, both.cells, both.cells - both.differing, seconds, faster, Counter(why.values())
+    )
 
 
 def original(name: str) -> None:
     """Prints how far a model of torchvision or timm is reached: random weights, four images of 224 x 224."""
     source, _, kind = name.partition(".")
-    if source == "tv":
-        import torchvision
-
-        build = torchvision.models.get_model
-    else:
-        import timm
-
-        build = timm.create_model
+    package = importlib.import_module("torchvision.models" if source == "tv" else "timm")
+    build = package.get_model if source == "tv" else package.create_model
     torch.manual_seed(0)
     seconds, sites, found, why = recording(build(kind, num_classes=10).eval(), torch.randn(4, 3, 224, 224))
     print(f"{name}: {found} of {sites} sites, {seconds:.1f} s {why.most_common(2) or ''}", flush=True)
@@ -147,7 +144,8 @@ def main() -> None:
     whole = [one for one in lines if one.why]
     text = HEAD.format(levels=len(LEVELS), draws=DRAWS, rows=ROWS) + "\n".join(map(str, lines))
     sites, found = sum(one.sites for one in lines), sum(one.reached for one in lines)
-    text += f"\n\n{len(lines) - len(whole)} of {len(lines)} models are reached everywhere, {found} of {sites} sites. The rest:\n\n"
+    everywhere = len(lines) - len(whole)
+    text += f"\n\n{everywhere} of {len(lines)} models are reached everywhere, {found} of {sites} sites. The rest:\n\n"
     text += "\n".join(f"- {one.name}: {', '.join(one.why)}" for one in whole) + "\n"
     if args.out:
         args.out.write_text(text)

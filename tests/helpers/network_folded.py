@@ -1,5 +1,5 @@
-"""Pieces of random networks in which tokens, heads, nodes or windows are folded into the rows, indices go by positions of
-rows, parts are the same for all rows, or one call makes several sites (`random_networks` says how to read them).
+"""Pieces of random networks in which tokens, heads, nodes or windows are folded into the rows, indices go by positions
+of rows, parts are the same for all rows, or one call makes several sites (`random_networks` says how to read them).
 
 The engine that shares work should reach all of these.
 """
