@@ -41,8 +41,8 @@ others are, with random weights. `tests/graph/test_models_reached.py` holds the 
 - **equal**: of the cells (site, level, draw) of both engines' walks, those in which a measure of all outputs differs by
   no more than one of 12 rows, which a rounding may move.
 - **recording**: seconds, once for each walk: three forwards, and each operation on other rows.
-- **faster**: than a loop of plain torch with a forward hook that adds `level * torch.randn_like(y)`: the whole walk, its
-  recording and its check included, {levels} levels x {draws} draws on {rows} rows, one thread. In forwards of this size
+- **faster**: than a loop of plain torch with a forward hook that adds `level * torch.randn_like(y)`: the whole walk,
+  its recording and check included, {levels} levels x {draws} draws on {rows} rows, one thread. In forwards of this size
   most of the time are calls, and much of the walk's is its check, whatever the number of rows.
 
 | model | sites | reached | equal | recording, s | faster |
