@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,7 +32,7 @@ from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Pair, pairs_of
 from noisykernels.injection.recurrent import with_noise
 from noisykernels.injection.running import begin
-from noisykernels.injection.site import kind_of
+from noisykernels.injection.site import kind_of, whole_of
 from noisykernels.injection.state import state_of
 from noisykernels.injection.values import Change
 from noisykernels.nn.signals import draw_layer
@@ -77,6 +78,8 @@ _Lineage = tuple[int, tuple[View, ...]]  # the value that memory was made for, a
 class _Inside(TorchDispatchMode):
     """Sees the kernels that a function calls."""
 
+    supports_higher_order_operators = True  # which pass as they are
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.written: set[int] = set()  # memory
@@ -89,6 +92,8 @@ class _Inside(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # what it runs is seen, too
+            return func(*args, **kwargs)
         if func in _TO_NUMBERS:
             self.numbers = True
         if func not in self.places:
@@ -150,6 +155,11 @@ class _Recorder(SiteMode):
             kwargs = {name: a for name, a in kwargs.items() if name != "hardware"}
         if given or self.inside.written:
             names = tuple(name for name, *_ in self.record[before:])
+            if len(names) == 2 and whole_of(names[0]) == names[1] and isinstance(out, Tensor):
+                self._write(func, tuple(args), dict(kwargs), given, tensors, names[:1])
+                func, args, kwargs, tensors, names = Tensor.view_as, (out, out), {}, [out], names[1:]
+                out = out.view_as(out)  # the result of an attention, which is that of its weighted sum
+                given, self.inside.written = [out], set()
             self._write(func, tuple(args), dict(kwargs), given, tensors, names)
         return out
 
@@ -375,7 +385,7 @@ def recorded(model: nn.Module, inputs: Inputs, call: Call) -> Recording:
     silent = Placement(layers_own=False, detail=state.detail, outputs=state.outputs)
     recorder = _Recorder(silent, mode.key, model, state.site_ids, state.places, mode.record)
     inside = _Inside()
-    recorder.owner = state
+    recorder.owner, recorder.roles = state, state.roles
     recorder.start([*args, *kwargs.values()], inside)
     before = _generators(inputs.device)
     with inside, recorder:

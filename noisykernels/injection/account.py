@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import flop_registry
 
@@ -23,7 +24,7 @@ from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels.hardware.device import Device
 from noisykernels.injection.doors import original
-from noisykernels.injection.kinds import LOOKUPS
+from noisykernels.injection.kinds import FLEX, LOOKUPS
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.rows import apart
@@ -112,6 +113,9 @@ class _Counting(Parameters):
         self, func: Any, args: Any, kwargs: Any, out: Any, given: list[Tensor], results: list[Tensor]
     ) -> None:  # fmt: skip
         """See `Parameters`."""
+        if isinstance(func, HigherOrderOperator):  # such as flex_attention, in which no dispatch sees anything
+            self.account.work += Work(_of_attention(*args[:3]) if func is FLEX else 0, self.of(given), computes=True)
+            return
         name = func._schema.name.rpartition("::")[2]
         if not given or name in _MOVES or not any(t.is_floating_point() or t.is_complex() for t in results):
             return
@@ -144,12 +148,16 @@ def _macs(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
     if name == "_trilinear":  # of F.bilinear: for each row every weight once
         return int(out.numel() * args[1].numel() // max(1, out.shape[-1]))
     if name == "_scaled_dot_product_flash_attention_for_cpu":
-        query, key, value = args[:3]
-        return int(query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * key.shape[-2] * value.shape[-1])
+        return _of_attention(*args[:3])
     if name in _RECURRENT:
         weights = [t for t in pytree.tree_leaves(args[1:3]) if isinstance(t, Tensor) and t.dim() == 2]
         return int(math.prod(args[0].shape[:-1]) * sum(t.numel() for t in weights))
     return 0
+
+
+def _of_attention(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Multiply-adds of an attention's two products."""
+    return int(query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * key.shape[-2] * value.shape[-1])
 
 
 class _Account(SiteMode):

@@ -85,9 +85,10 @@ class inject:
             ``"a.net"``; ``""``: the model itself). What is in it has the names, and so the noise, that it has without
             the wrapper; what is beside it keeps its path, and operations of the wrapper's own forward are
             ``..:relu#0``. Parameters keep their names.
-        detail: ``"attention"``: steps inside of torch's attention, kernel and layer, are sites, too: ``path:scores#k``
-            (the first product, before scale and mask), ``path:softmax#k`` and ``path:weighted_sum#k``, before
-            ``path:attention#k``. It then runs written out.
+        detail: ``"attention"``: steps inside of attention are sites, too: ``path:scores#k`` (the first product, before
+            scale and mask), ``path:softmax#k`` and ``path:weighted_sum#k``, before ``path:attention#k``; in torch's
+            kernels and layer, which then run written out, and, if example_input is given, in attention that the
+            model writes out. A warning names products of two values that are no part of one.
 
     Raises:
         ValueError: the model or a part of it is injected already, cannot be looked into, or has

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisykernels.injection.attention import scaled_dot_product_attention
+from noisykernels.injection.attention import flex_attention, scaled_dot_product_attention
 from noisykernels.injection.contracting import Contracting
 from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.site import PARTS, part_of
@@ -31,10 +31,18 @@ class Attending(Contracting):
     ) -> Any:  # fmt: skip
         raise NotImplementedError
 
-    def attended(self, name: str, args: Any, kwargs: dict[str, Any], row_dim: int | None) -> Tensor | None:
+    def attended(self, name: str, args: Any, kwargs: dict[str, Any], row_dim: int | None) -> Any:
         """An attention written out; None where nothing enters in it, so that torch's own kernel runs."""
         detail = self.placement.detail
         if not (self.on_hardware or self.tracing or detail):
+            return None
+        if "row_dims" in self.placement.pairs and row_dim is None:
+            row_dim = self.placement.row_dim_at(name)
+        if len(args) > 3 and callable(args[3]):
+            query = args[0]
+            key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in args[1:3])
+            if detail or self._is_inside(name, query, key, value):
+                return flex_attention(self, name, row_dim, *args)
             return None
         given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
         query, key, value = (given[n] for n in _NAMES[:3])
@@ -46,19 +54,19 @@ class Attending(Contracting):
         if given.pop("enable_gqa", False):
             key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
             given |= {"key": key, "value": value}
-        if "row_dims" in self.placement.pairs and row_dim is None:
-            row_dim = self.placement.row_dim_at(name)
-        if detail:
+        if detail or self._is_inside(name, query, key, value):
             return scaled_dot_product_attention(self, name, row_dim, **given)
+        return None
+
+    def _is_inside(self, name: str, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether something enters inside of an attention of which no details are asked for."""
         batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
         weights = query.new_empty((*batch, query.shape[-2], key.shape[-2]), device="meta")  # not known yet
         operands = {"scores": (query, key.mT), "weighted_sum": (weights, value)}
         if self.tracing:
             for part, pair in operands.items():
                 self._uses_array(part_of(name, part), "matmul", pair, {}, None)
-        if not self._meets(name, operands):
-            return None
-        return scaled_dot_product_attention(self, name, row_dim, **given)
+        return self._meets(name, operands)
 
     def _meets(self, name: str, operands: Mapping[str, tuple[Tensor, Tensor]]) -> bool:
         """Whether devices act on the products of the attention with this name; those of arrays where there are some."""

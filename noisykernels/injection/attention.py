@@ -1,23 +1,26 @@
 """Attention taken apart, so that noise and hardware can enter at its projections, its own two products and its output.
 
 Stands in for `torch.nn.functional.multi_head_attention_forward` while an injected model runs, and for
-`scaled_dot_product_attention` where something enters inside of it: the same arguments, the same result up to rounding.
+`scaled_dot_product_attention` and `flex_attention` where something enters inside of them: the same arguments, the same
+result up to rounding.
 The tensors of the former are (length, batch, features): rows lie along dimension 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisykernels.injection.kinds import FLEX
 from noisykernels.injection.values import Change
 from noisykernels.noise.description import Noise
 
-__all__ = ["multi_head_attention_forward", "scaled_dot_product_attention"]
+__all__ = ["flex_attention", "multi_head_attention_forward", "scaled_dot_product_attention"]
 
 
 class Parts(Protocol):
@@ -162,6 +165,35 @@ def scaled_dot_product_attention(
     if dropout_p > 0:
         attention = F.dropout(attention, dropout_p)
     return mode.part(name, "weighted_sum", attention, value, row_dim)
+
+
+def flex_attention(
+    mode: Parts,
+    name: str,
+    row_dim: int | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Callable[..., Tensor],
+    block_mask: tuple[Any, ...],
+    scale: float,
+    kernel_options: dict[str, Any],
+    *buffers: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As what `torch.nn.attention.flex_attention` runs, in three steps: torch makes the weights of the scores, as if
+    the values to be summed were the rows of a unit matrix, so that functions of scores and masks are its own."""
+    kept = torch.float64 if query.dtype == torch.float64 else torch.float32
+    many = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = mode.part(name, "scores", query.to(kept), many.to(kept).transpose(-1, -2), row_dim) * scale
+    unit = torch.eye(key.shape[2], dtype=kept, device=key.device).expand(*key.shape[:2], -1, -1)
+
+    def of_these(_: Tensor, *place: Any) -> Tensor:
+        return score_mod(scores[place], *place)
+
+    weights, *others = FLEX(query.to(kept), key.to(kept), unit, of_these, block_mask, 1.0, kernel_options, *buffers)
+    weights = mode.weighted(weights.to(query.dtype), row_dim)
+    value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+    return mode.part(name, "weighted_sum", weights, value, row_dim), *others
 
 
 def _causal(scores: Tensor) -> Tensor:

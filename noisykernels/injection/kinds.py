@@ -23,9 +23,11 @@ from noisykernels.nn.functional import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
     "CELLS",
     "CONTRACTIONS",
     "CONTRACTION_KINDS",
+    "FLEX",
     "INPLACE_AT",
     "KINDS",
     "LEAVES",
@@ -33,15 +35,17 @@ __all__ = [
     "PREPARING",
     "RECURRENT",
     "SEVERAL",
+    "SOFTMAX",
     "in_place",
     "offered",
 ]
 
 
-_ACTIVATIONS = (
-    "relu relu6 leaky_relu elu selu celu gelu silu mish softplus hardtanh hardswish hardsigmoid "
-    "tanh sigmoid logsigmoid prelu rrelu glu softsign tanhshrink hardshrink softshrink threshold"
-)
+ACTIVATIONS = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "hardtanh", "hardswish",
+    "hardsigmoid", "tanh", "sigmoid", "logsigmoid", "prelu", "rrelu", "glu", "softsign", "tanhshrink", "hardshrink",
+    "softshrink", "threshold",
+)  # fmt: skip
 _NORMS = "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm"
 _POOLS = " ".join(
     f"{kind}_pool{d}d"
@@ -77,7 +81,7 @@ def offered(name: str) -> list[Any]:
 
 def _kinds() -> dict[Any, str]:
     """Kind of the site of every function that makes one."""
-    names = f"{_ACTIVATIONS} {_NORMS} {_POOLS} {' '.join((*RECURRENT, *CELLS))}".split()
+    names = (*ACTIVATIONS, *f"{_NORMS} {_POOLS}".split(), *RECURRENT, *CELLS)
     kinds = dict.fromkeys(offered("scaled_dot_product_attention"), "attention")
     for name in (*names, *CONTRACTION_KINDS):
         for alias in (name, f"{name}_", f"{name}_with_indices"):
@@ -91,6 +95,9 @@ def _kinds() -> dict[Any, str]:
 
 
 KINDS = _kinds()
+FLEX = torch.ops.higher_order.flex_attention  # what `torch.nn.attention.flex_attention` runs
+# Sites only where they are parts of an attention.
+SOFTMAX = dict.fromkeys((*offered("softmax"), *offered("_softmax"), torch.special.softmax), "softmax")
 
 
 def _flags() -> dict[Any, int]:
@@ -103,7 +110,7 @@ def _flags() -> dict[Any, int]:
     return found
 
 
-_IN_PLACE = frozenset(f for name in (*_ACTIVATIONS.split(), *PRODUCTS) for f in offered(f"{name}_"))
+_IN_PLACE = frozenset(f for name in (*ACTIVATIONS, *PRODUCTS) for f in offered(f"{name}_"))
 INPLACE_AT = _flags()
 
 

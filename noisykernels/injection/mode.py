@@ -22,11 +22,13 @@ from noisykernels.injection.kinds import (
     CELLS,
     CONTRACTION_KINDS,
     CONTRACTIONS,
+    FLEX,
     KINDS,
     LOOKUPS,
     PREPARING,
     RECURRENT,
     SEVERAL,
+    SOFTMAX,
     in_place,
 )
 from noisykernels.injection.memory import Array, Memory
@@ -39,6 +41,7 @@ from noisykernels.injection.results import first_of
 from noisykernels.injection.rows import ALONE, Rows
 from noisykernels.injection.spot import Spot
 from noisykernels.injection.values import Change
+from noisykernels.injection.written_out import Role
 from noisykernels.nn.signals import (
     draw_layer,
     draw_standard,
@@ -66,7 +69,7 @@ _NOTICES = (
     draw_standard,
     F.multi_head_attention_forward,
 )
-_ROLES: dict[Any, str] = KINDS | dict.fromkeys(_NOTICES, "")
+_ROLES: dict[Any, str] = KINDS | {FLEX: "attention"} | dict.fromkeys(_NOTICES, "")
 
 
 class SiteMode(NoisyLayers):
@@ -109,6 +112,9 @@ class SiteMode(NoisyLayers):
         self.last: Any = None  # what the last site gave
         self.muted = 0  # of the modules that run, how many say that no operation in them is a site
         self.calls: dict[str, int] = {}
+        self.roles: Mapping[str, Role] = {}  # parts of attentions that the model writes out
+        self.called: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
         self.inputs: dict[str, str | int] = {}  # sites that are arguments of the model, by name or position
         self.arrays: list[str] = []  # sites at which hardware can be
         self.valueless: list[str] = []  # those with noise whose values take none
@@ -139,6 +145,7 @@ class SiteMode(NoisyLayers):
         """Another mode, brought to where this one stands."""
         mode.owner = self.owner
         mode.modules, mode.calls, mode.muted = list(self.modules), dict(self.calls), self.muted
+        mode.roles, mode.called, mode.numbers = self.roles, dict(self.called), dict(self.numbers)
         mode.chip = self.chip.copy()
         mode.operands, mode.left, mode.untold = self.operands, self.left, self.untold
         return mode
@@ -146,6 +153,8 @@ class SiteMode(NoisyLayers):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         role = _ROLES.get(func)
         if role is None:
+            if self.roles and func in SOFTMAX:
+                return self.softmax(func, args, kwargs or {})
             return func(*args) if kwargs is None else func(*args, **kwargs)
         kwargs = kwargs or {}
         if torch.compiler.is_compiling() and not self.compiled:  # names would get lost: run it as it is
@@ -215,6 +224,8 @@ class SiteMode(NoisyLayers):
 
     def name(self, kind: str) -> str:
         """The name of the call of an operation that begins now."""
+        if self.roles and kind in PREPARING and (part := self.part_at(kind)) is not None:
+            return part
         stem = f"{self.modules[-1][0]}:{kind}"
         number = self.calls.get(stem, 0)
         self.calls[stem] = number + 1
@@ -236,17 +247,20 @@ class SiteMode(NoisyLayers):
         if kind in PREPARING and ".parametrizations." in f".{self.modules[-1][0]}":
             return func(*args, **kwargs)  # of weights, as spectral norm has it: no value goes in
         if kind not in SEVERAL:
-            return self._site(self.name(kind), kind, func, args, kwargs, row_dim)
+            name = self.name(kind)
+            value = self._site(name, kind, func, args, kwargs, row_dim)
+            return self.attention(name, value, kwargs.get("out")) if self.roles else value
         pairs = pairs_of(kind, args, kwargs)
         if pairs is None:
             return func(*args, **kwargs)
         names = [self.name(kind) for _ in pairs]
         if len(names) == 1:
-            return self._site(names[0], kind, func, args, kwargs, row_dim, pairs[0](None))
+            value = self._site(names[0], kind, func, args, kwargs, row_dim, pairs[0](None))
+            return self.attention(names[0], value, kwargs.get("out")) if self.roles else value
         chosen = (self.noise_at(name) is not None or self.hardware_at(name) is not None for name in names)
         if self.record is None and not any(chosen):
             return func(*args, **kwargs)
-        value: Any = None
+        value = None
         for name, pair in zip(names, pairs, strict=True):
             product = pair(value)
             value = self._site(name, kind, product.plainly, (), {}, row_dim, product)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisykernels.injection.attending import Attending
 from noisykernels.injection.rows import FIRST, no_rows
+from noisykernels.injection.written_out import WrittenOut
 from noisykernels.nn.signals import STANDARD
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
@@ -18,7 +18,7 @@ from noisykernels.noise.functional import perturb
 __all__ = ["NoisyLayers"]
 
 
-class NoisyLayers(Attending):
+class NoisyLayers(WrittenOut):
     """The part of `mode.SiteMode` that such layers ask."""
 
     calls: dict[str, int]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,6 +26,7 @@ class Parameters(TorchDispatchMode):
     """
 
     only_looks = True  # see `can_look`
+    supports_higher_order_operators = True  # which pass as they are
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -46,7 +48,7 @@ class Parameters(TorchDispatchMode):
         out = func(*args, **kwargs)
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-        name = func._schema.name.rpartition("::")[2]
+        name = func.name() if isinstance(func, HigherOrderOperator) else func._schema.name.rpartition("::")[2]
         read = [] if name.startswith("new_") or name.endswith("_like") else given  # which look at no value
         if all(id(t) in self._made for t in read):
             names = self.of(read)

@@ -14,7 +14,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils import _pytree as pytree
 
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.arrays import Arrays
+from noisykernels.injection.descent import Descent, roles_of
 from noisykernels.injection.doors import (
     ABOVE,
     Door,
@@ -219,8 +221,11 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
         with mode:
             out = original(module)(*args, **kwargs)
     else:
-        with mode, following(module, state, mode):
+        descent = Descent() if state.detail and not state.traced else None
+        with mode, following(module, state, mode), descent or contextlib.nullcontext():
             out = original(module)(*args, **kwargs)
+        if descent is not None:
+            _warn_of_written_out(descent)
         check_first(module, state, mode)
     mode.tell_left_out()
     return out
@@ -258,6 +263,15 @@ def following(model: nn.Module, state: NoiseState, mode: SiteMode) -> contextlib
         return contextlib.nullcontext()
     mode.chip.parameters = Parameters(model)
     return mode.chip.parameters
+
+
+def _warn_of_written_out(descent: Descent) -> None:
+    """Tells of what looks like attention that a model writes out, of which only a trace can be sure."""
+    if found := [name for name, role in roles_of(descent, descent.products).items() if role.part != "softmax"]:
+        warn_user(
+            f"inject: detail='attention': {', '.join(map(repr, found))} may be products of attentions that the model "
+            "writes out, which are found with example_input=... only: they keep their names"
+        )
 
 
 def check_first(model: nn.Module, state: NoiseState, mode: SiteMode) -> None:
@@ -336,7 +350,7 @@ def begin(
     key = key_of(state, data, first, dim, path) if record is None else ForwardKey(None, None, None, first.shape[dim])
     mode = make(placement, key, model, state.site_ids, state.places, record)
     mode.chip = Arrays(state.arrays)
-    mode.owner, mode.operands, mode.left = state, state.operands, state.left
+    mode.owner, mode.operands, mode.left, mode.roles = state, state.operands, state.left, state.roles
     if record is None and not mode.compiled:  # a graph would be guarded on the table
         mode.spots = state.spots
     if part and door is not None:

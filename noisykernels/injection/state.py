@@ -20,6 +20,7 @@ from noisykernels.injection.placement import Placement
 from noisykernels.injection.rows import Rows
 from noisykernels.injection.site import Site
 from noisykernels.injection.spot import Spot
+from noisykernels.injection.written_out import Role
 from noisykernels.nn.modules import NoisyLayer
 
 __all__ = [
@@ -74,6 +75,7 @@ class NoiseState(nn.Module):
         self.site_ids: dict[str, int] = {}
         self.places: dict[str, Rows | None] = {}  # where the traced sites hold their rows
         self.operands: dict[str, Array | None] = {}  # which one of traced products is an array
+        self.roles: dict[str, Role] = {}  # which calls are parts of attentions that the model writes out
         self.left: set[str] = set()  # sites that are left out
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.overrides import _get_current_function_mode_stack, get_overridable_functions
 from torch.utils import checkpoint
 
@@ -21,6 +22,7 @@ from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.running import announce, mark, silence, take_down
 from noisykernels.injection.state import is_injected
+from noisykernels.nn.signals import running, within_model
 
 __all__ = ["keep_noise"]
 
@@ -57,6 +59,7 @@ def _again(function: Callable[..., Any]) -> Callable[..., Any]:
 def keep_noise() -> None:
     """Makes checkpoints, compiled code and copies keep the noise of injected models."""
     keep_copies()
+    _show_flex_attention()
     if hasattr(checkpoint, "_noisykernels"):
         return
     checkpoint._noisykernels = True  # type: ignore[attr-defined]
@@ -91,6 +94,37 @@ def _patch_checkpoint() -> None:
 
     checkpoint._checkpoint_without_reentrant_generator = keeping_generator  # type: ignore[assignment]
     checkpoint.CheckpointFunction.apply = staticmethod(keeping_apply)  # type: ignore[method-assign]
+
+
+class _Shown:
+    """True while an injected model runs, and where torch's own switch, which it stands in for, is on."""
+
+    def __init__(self, switch: Any) -> None:
+        self.switch = switch
+
+    def __bool__(self) -> bool:
+        return bool(self.switch) or running() is not None
+
+
+def _show_flex_attention() -> None:
+    """torch.nn.attention.flex_attention compiles itself, in which no mode sees it, unless its switch says otherwise;
+    where others compile it, it must refuse."""
+    flex: Any = sys.modules.get("torch.nn.attention.flex_attention")
+    if flex is None or isinstance(flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG, _Shown):
+        return
+    flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = _Shown(flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG)
+    check = flex._validate_embed_dim
+
+    @functools.wraps(check)
+    def refusing(*args: Any) -> Any:
+        if within_model() and (torch.compiler.is_compiling() or get_eval_frame_callback() is not None):
+            raise RuntimeError(
+                "flex_attention cannot be compiled in an injected model, alone or with the model: no noise would enter "
+                "there; call torch.nn.attention.flex_attention.flex_attention as it is"
+            )
+        return check(*args)
+
+    flex._validate_embed_dim = refusing
 
 
 def _patch_tracer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from noisykernels._util.checks import shown
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels._util.warning import warn_user
+from noisykernels.injection.descent import Descent, names_without, roles_of, values_with_rows
 from noisykernels.injection.doors import original, paths_of
 from noisykernels.injection.drawing import LEFT_OUT
 from noisykernels.injection.kinds import KINDS, PREPARING
@@ -38,6 +40,10 @@ __all__ = [
     "refuse_unknown",
     "trace",
 ]
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+_NOTHING = contextlib.nullcontext()
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Site]:
@@ -81,6 +87,8 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
     more = tuple(_one_row_more(a, rows, dim) for a in args)
     more_kwargs = {n: _one_row_more(a, rows, dim) for n, a in kwargs.items()}
     with keeping_state(model), evaluating(model):
+        if state.detail:
+            _find_written_out(model, (args, kwargs), (more, more_kwargs))
         (small, mode), (large, again) = _record(model, args, kwargs), _record(model, more, more_kwargs)
         places = _places([*small, *mode.lookups], [*large, *again.lookups], rows)
         unsure = {name for name, where in places.items() if where is UNSURE}
@@ -129,6 +137,24 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
     return list(found), mode
 
 
+def _find_written_out(model: nn.Module, given: Arguments, more: Arguments) -> None:
+    """Finds the attentions that a model writes out, and tells of products of values that are parts of none."""
+    state, descent = state_of(model), Descent()
+    state.roles = {}
+    small, large = _record(model, *given, above=descent)[0], _record(model, *more)[0]
+    values = values_with_rows(small, large)
+    state.roles = roles_of(descent, values)
+    kinds = {kind_of(entry.name) for entry in small}
+    others = names_without(descent.products, state.roles)
+    if lost := [others[name] for name in values if name in others]:
+        warn_user(
+            f"inject: detail='attention': {', '.join(map(repr, lost))}: products of two values that are no scores and "
+            "no weighted sum of an attention, as far as can be told: no softmax of one alone is an operand of another"
+        )
+    elif not state.roles and "attention" not in kinds:
+        warn_user("inject: detail='attention': the model runs no attention")
+
+
 def arguments_of(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments: a tuple holds the former, a dict the latter."""
     if isinstance(example_input, Mapping):
@@ -145,14 +171,15 @@ def checked_example(op: str, example_input: Any) -> tuple[tuple[Any, ...], dict[
 
 
 def _record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Collection[str] = ()
-) -> tuple[Record, SiteMode]:
-    """The sites of a noiseless forward, some with their values, and the mode that has found them."""
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Collection[str] = (),
+    above: contextlib.AbstractContextManager[Any] = _NOTHING,
+) -> tuple[Record, SiteMode]:  # fmt: skip
+    """The sites of a noiseless forward, some with their values, and the mode that has found them; within `above`."""
     record: Record = []
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
     mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
-    with mode, following(model, state_of(model), mode):
+    with mode, following(model, state_of(model), mode), above:
         original(model)(*args, **kwargs)
     return record, mode
 
