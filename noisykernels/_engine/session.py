@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,10 +19,12 @@ from noisykernels._engine.arguments import chosen_sites, listed
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
-from noisykernels._util.data import Data, in_memory, needed
+from noisykernels._util.data import Data, needed
 from noisykernels._util.inputs import Call, Called, Inputs
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
+from noisykernels._util.streams import StreamedInputs, StreamedLabels, loaded
+from noisykernels._util.tensors import Growing
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.api import inject, sites_with_results
 from noisykernels.injection.placement import SILENT, Placement
@@ -58,7 +59,7 @@ class Problem:
     """
 
     model: nn.Module
-    data: tuple[Inputs, Tensor, Tensor]
+    data: tuple[Inputs | StreamedInputs, Tensor | StreamedLabels, Tensor]
     seed: int
     targets: tuple[Target, ...] = ()
     metric: Metric = ACCURACY
@@ -73,7 +74,7 @@ class Problem:
     def of(
         cls, call: Call, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
         metric: Metric = ACCURACY, sites: Sequence[str | int | type] | str | type | None = None, alone: bool = False,
-        **injected: str | None,
+        compute: Compute | None = None, **injected: str | None,
     ) -> Problem:  # fmt: skip
         """A problem from what a study is given: checked, and where the model is.
 
@@ -81,6 +82,7 @@ class Problem:
             call: how the model is called; its op is the study, for errors.
             sites: that are asked for, by words or indices.
             alone: inputs may come without labels, as they may where a metric needs none.
+            compute: how much memory there is: larger data are streamed.
             injected: `arrays`, `root` and `detail`.
         """
         op, forward = call.op, call.forward
@@ -89,23 +91,26 @@ class Problem:
         if seed is None:  # which operators take for a seed drawn now: no study could be repeated
             raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
-        inputs, labels = in_memory(op, data, call.takes(model))
-        labelled = labels is not None
-        if not labelled and (alone or getattr(metric, "against_clean", False)):
-            labels = torch.zeros(len(inputs), dtype=torch.int64)  # which nothing reads
-        labels = needed(op, data, labels)
-        metric.check_data(op, inputs.tensors[0], labels)
+        inputs, given = loaded(op, data, Compute.of(op, compute).memory_on(device), call.takes(model))
+        if given is None and (alone or metric.against_clean):
+            labels: Tensor | StreamedLabels = torch.zeros(len(inputs), dtype=torch.int64)  # which nothing reads
+        else:
+            labels = needed(op, data, given)
+        some = slice(None if isinstance(inputs, Inputs) else inputs.stream.at_once)  # others as they are read
+        metric.check_data(op, inputs[some].tensors[0], labels[some])
         ids = _ids(op, rows, len(labels))
-        call.check(model, inputs)
+        call.check(model, inputs[:2])
         if forward is not None:  # whose names begin at the model that is called
-            model = Called(model, forward, inputs)
+            model = Called(model, forward, inputs[:2])
             injected["root"] = ".".join(filter(None, (Called.ROOT, injected.get("root"))))
-            inputs = replace(inputs, names=(), grouped=True)
-        parts = inputs.to(device), labels.to(device), ids.to(device)
+            inputs = inputs.by_position()
+        inputs = inputs.to(device)
+        labels = labels.beside(inputs) if isinstance(labels, StreamedLabels) else labels.to(device)
+        parts = inputs, labels, ids.to(device)
         words = tuple(word for word in listed(sites) if isinstance(word, str | type))
         told: Any = injected
         call = replace(call, forward=None)
-        return cls(model, parts, seed, (), metric, asked=words, call=call, labelled=labelled, **told)
+        return cls(model, parts, seed, (), metric, asked=words, call=call, labelled=given is not None, **told)
 
     @property
     def name(self) -> str:
@@ -115,9 +120,12 @@ class Problem:
     def shuffled(self) -> Problem:
         """With the rows in an order of their own, fixed by the seed: the first ones are a random part of all."""
         generator = torch.Generator().manual_seed(self.seed % 2**63)
-        order = torch.randperm(len(self.data[0]), generator=generator).to(self.device)
         inputs, labels, ids = self.data
-        return replace(self, data=(inputs[order], labels[order], ids[order]))
+        order = torch.randperm(len(inputs), generator=generator)
+        inputs, ids = inputs.permuted(order), ids[order.to(self.device)]
+        if isinstance(labels, StreamedLabels):
+            return replace(self, data=(inputs, labels.beside(inputs), ids))
+        return replace(self, data=(inputs, labels[order.to(self.device)], ids))
 
     def first(self, rows: int) -> tuple[Inputs, Tensor, Tensor]:
         """So many rows, or all there are."""
@@ -325,14 +333,13 @@ class Session:
     @cached_property
     @torch.inference_mode()
     def _clean_run(self) -> tuple[NDArray[Any], int, NDArray[Any]]:
-        found, leads, metric, outputs = [], [], self.problem.metric, 0
+        found, leads, metric, outputs = Growing(), Growing(), self.problem.metric, 0
         with self.placing(SILENT):
             for x, y, _ in self.batches():
                 scores = self.scores(x)
                 metric.check_clean(self.op, scores, y)
-                found.append(metric.of_rows(scores, y))
+                found.add(metric.of_rows(scores, y))
                 outputs = scores.shape[-1]
                 if metric.by_argmax and outputs > 1:
-                    leads.append(scores.topk(2).values.double().diff().neg().squeeze(-1))
-        lead = torch.cat(leads).cpu().numpy() if leads else np.empty(0)
-        return metric.law.numbers(torch.cat(found).cpu().numpy()), outputs, lead
+                    leads.add(scores.topk(2).values.double().diff().neg().squeeze(-1))
+        return metric.law.numbers(found.all().cpu().numpy()), outputs, leads.all().cpu().numpy()

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from noisykernels._C import STREAM_VERSION
 from noisykernels._engine.store import canonical
 from noisykernels._util.inputs import Inputs
+from noisykernels._util.streams import StreamedInputs, StreamedLabels
 from noisykernels.hardware.device import Device
 from noisykernels.noise.description import Noise
 
 __all__ = ["identity", "study_key", "task_key", "task_of"]
 
 _BLOCK = 1 << 22  # values hashed at a time
+_ROWS = 256  # of streamed data
 
 
 # --------------------------------------------------------------------------------------------- keys
@@ -71,7 +73,8 @@ def task_of(key: str) -> tuple[str, list[float], list[int], tuple[int, int]]:
 
 
 def study_key(
-    model: nn.Module, inputs: Inputs | Tensor, labels: Tensor, noise: Noise | Sequence[Noise], seed: int, *,
+    model: nn.Module, inputs: Inputs | StreamedInputs | Tensor, labels: Tensor | StreamedLabels,
+    noise: Noise | Sequence[Noise], seed: int, *,
     plan: Mapping[str, Any], rows: Tensor | Sequence[int] | None = None, target: str = "activation",
 ) -> dict[str, Any]:  # fmt: skip
     """What all results of a study depend on, piece by piece, big ones as SHA-256.
@@ -107,11 +110,19 @@ def study_key(
     for name, value in sorted(state.items()):
         _hash(digests["weights"], name, value)
     ids = torch.arange(len(labels)) if rows is None else torch.as_tensor(rows, dtype=torch.int64)
-    inputs = Inputs.of(inputs)
-    for number, t in enumerate(inputs.tensors):
-        _hash(digests["inputs"], "inputs" if inputs.one is t else inputs.told()[number], t)
-    for name, value in (("labels", labels), ("rows", ids)):
-        _hash(digests[name], name, value)
+    rows_of = inputs if isinstance(inputs, StreamedInputs) else Inputs.of(inputs)
+    first = rows_of[:1]
+    for number, told in enumerate(first.told()):
+        name = "inputs" if first.one is not None else told
+        if isinstance(rows_of, Inputs):
+            _hash(digests["inputs"], name, rows_of.tensors[number])
+        else:
+            _hash_parts(digests["inputs"], name, len(rows_of), (p.tensors[number] for p in rows_of.split(_ROWS)))
+    if isinstance(labels, Tensor):
+        _hash(digests["labels"], "labels", labels)
+    else:
+        _hash_parts(digests["labels"], "labels", len(labels), labels.split(_ROWS))
+    _hash(digests["rows"], "rows", ids)
 
     def level(t: Tensor | None) -> float | str | None:
         if t is None or t.dim() == 0:
@@ -141,6 +152,15 @@ def _hash(digest: Any, name: str, value: Any) -> None:
     digest.update(canonical([name, str(value.dtype), list(value.shape)]).encode())
     for block in _blocks(value.detach().resolve_conj().resolve_neg()):
         digest.update(block.cpu().view(torch.uint8).numpy())
+
+
+def _hash_parts(digest: Any, name: str, rows: int, parts: Iterator[Tensor]) -> None:
+    """The same of a tensor of so many rows that comes in parts."""
+    for number, part in enumerate(parts):
+        if number == 0:
+            digest.update(canonical([name, str(part.dtype), [rows, *part.shape[1:]]]).encode())
+        for block in _blocks(part.detach()):
+            digest.update(block.cpu().view(torch.uint8).numpy())
 
 
 def _blocks(t: Tensor) -> Iterator[Tensor]:

@@ -30,6 +30,7 @@ from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.plan import Passes, Plan
 from noisykernels._engine.request import Advance, Answer, Request, joined, unheard
 from noisykernels._engine.session import Problem, Session
+from noisykernels._util.inputs import Inputs
 from noisykernels._util.runtime import torch_threads
 from noisykernels._util.warning import warn_user
 
@@ -72,11 +73,14 @@ def packed(problem: Problem) -> bytes:
     except ModuleNotFoundError:
         how = pickle
     inputs, labels, rows = problem.data
+    inputs = inputs.each(_alone) if isinstance(inputs, Inputs) else inputs
+    labels = _alone(labels) if isinstance(labels, torch.Tensor) else labels
     try:
-        found: bytes = how.dumps(replace(problem, data=(inputs.each(_alone), _alone(labels), _alone(rows))))
+        found: bytes = how.dumps(replace(problem, data=(inputs, labels, _alone(rows))))
         return found
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"walk: the model cannot be sent to workers: {error}") from error
+        what = "model" if isinstance(inputs, Inputs) else "model or its data"
+        raise ValueError(f"walk: the {what} cannot be sent to workers: {error}") from error
 
 
 def _alone(t: torch.Tensor) -> torch.Tensor:

@@ -100,7 +100,7 @@ def check_alike(name: str, batch: Batch, first: Batch) -> None:
             raise ValueError(f"{expected} {shown(t)} after {shown(one)}{hint}")
 
 
-def needed(name: str, data: Data, labels: Tensor | None) -> Tensor:
+def needed(name: str, data: Data, labels: Any) -> Any:
     """The labels, where they are needed."""
     if labels is None and isinstance(data, Mapping):
         keys = ", ".join(map(repr, LABELS))

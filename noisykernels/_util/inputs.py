@@ -66,6 +66,14 @@ class Inputs:
         """The same on a device."""
         return self.each(lambda t: t.to(device))
 
+    def permuted(self, order: Tensor) -> Inputs:
+        """The rows in another order."""
+        return self[order.to(self.device)]
+
+    def by_position(self) -> Inputs:
+        """The same, given by position."""
+        return replace(self, names=(), grouped=True)
+
     @property
     def device(self) -> torch.device:
         """Where they lie."""

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes, _get_current_di
 from noisykernels._util.checks import Range
 
 __all__ = [
+    "Growing",
     "can_look",
     "constructed",
     "dequantized",
@@ -24,6 +25,40 @@ __all__ = [
     "straight_through",
     "unseen",
 ]
+
+
+class Growing:
+    """Rows that are added in parts, in one piece of memory.
+
+    Small pieces, made between large ones that are freed, would keep the C library from using those again.
+
+    Example:
+        >>> rows = Growing()
+        >>> rows.add(torch.tensor([1, 2])), rows.add(torch.tensor([3])), rows.all()
+        (None, None, tensor([1, 2, 3]))
+    """
+
+    def __init__(self) -> None:
+        self.rows, self._held = 0, torch.empty(0)
+
+    @property
+    def bytes(self) -> int:
+        """Of what is held."""
+        return self._held.nbytes
+
+    def add(self, part: Tensor) -> None:
+        """Some more."""
+        end = self.rows + len(part)
+        if end > len(self._held) or self.rows == 0:
+            larger = part.new_empty((max(2 * end, 1 << 12), *part.shape[1:]))
+            larger[: self.rows] = self._held[: self.rows]
+            self._held = larger
+        self._held[self.rows : end] = part
+        self.rows = end
+
+    def all(self) -> Tensor:
+        """All of them."""
+        return self._held[: self.rows]
 
 
 def kept_type(value: Tensor) -> torch.dtype:

@@ -185,7 +185,7 @@ def layer_formats(
     cost.cost(begin)  # before any work: a table may lack a format
     problem = Problem.of(
         Call("layer_formats", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays,
-        root=root,
+        root=root, compute=compute,
     )  # fmt: skip
     with FormatRuns("layer_formats", problem, 1, compute) as runs:
         macs = operations(runs)

@@ -37,7 +37,8 @@ class FormatRuns:
         self.session = Session(op, problem, replace(compute, draws_per_pass=1))
         all_inputs, device = problem.data[0], problem.device
         if isinstance(inputs, Tensor):
-            size = None if all_inputs.one is None else list(all_inputs.one.shape[1:])
+            one = all_inputs[:1].one
+            size = None if one is None else list(one.shape[1:])
             if inputs.dim() == 0 or len(inputs) == 0 or list(inputs.shape[1:]) != size:
                 expected = "a number, as the model takes several inputs" if size is None else f"rows of size {size}"
                 raise ValueError(f"{op}: inputs must be {expected}, got a tensor of size {list(inputs.shape)}")

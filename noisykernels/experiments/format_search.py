@@ -198,7 +198,7 @@ def search_format(
         cost.cost(fmt)  # before any work: a table may lack a format
     problem = Problem.of(
         Call("search_format", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays,
-        root=root,
+        root=root, compute=compute,
     )  # fmt: skip
     with (
         FormatRuns("search_format", problem, inputs, compute) as runs,

@@ -258,7 +258,7 @@ def sweep_formats(
     results = []
     problem = Problem.of(
         Call("sweep_formats", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays,
-        root=root,
+        root=root, compute=compute,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         runs = FormatRuns("sweep_formats", problem, inputs, compute)

@@ -327,7 +327,7 @@ def order_sensitivity(
     compute = Compute.of(op, compute, "batch_rows", "threads")
     problem = Problem.of(
         Call(op, forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
-        alone=True,
+        alone=True, compute=compute,
     )  # fmt: skip
     with_labels = problem.labelled
     study = _Study(seed, permutations, tuple(orders))

@@ -162,7 +162,7 @@ def vote(
         raise ValueError(f"vote: draws must be at most {MOST_DRAWS} for a majority, got {len(ids)}")
     problem = Problem.of(
         Call("vote", forward, output), model, data, seed=seed, rows=rows, arrays=arrays, root=root, detail=detail,
-        sites=sites,
+        sites=sites, compute=compute,
     )  # fmt: skip
     means = Means("vote", None, subsets, seed)
     labels = problem.data[1]

@@ -209,7 +209,7 @@ def chips(
     ids = draw_list("chips", draws)
     problem = Problem.of(
         Call("chips", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
-        detail=detail, sites=sites,
+        detail=detail, sites=sites, compute=compute,
     )  # fmt: skip
     _, labels, _ = problem.data
     where = places_of("chips", problem, noise, sites)

@@ -162,12 +162,12 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     problem = Problem.of(
         Call("walk", asked.forward, asked.output), model, data, seed=asked.seed, rows=asked.rows,
         metric=asked.metric, arrays=asked.arrays, root=asked.root, detail=asked.detail,
-        sites=words_of(asked.sites, asked.groups),
+        sites=words_of(asked.sites, asked.groups), compute=asked.compute,
     )  # fmt: skip
     if strategy.shuffled:
         problem = problem.shuffled()
     problem = replace(problem, targets=targets)
-    computed = torch.float64 if problem.data[0].tensors[0].dtype == torch.float64 else torch.float32
+    computed = torch.float64 if problem.data[0][:1].tensors[0].dtype == torch.float64 else torch.float32
     for target in targets:
         for level in strategy.levels:
             target.check("walk", level, computed)
@@ -242,7 +242,10 @@ def _ties(session: Session) -> float | None:
 
 def _floor(session: Session, asked: Asked) -> float:
     """What is measured under unbounded noise."""
-    floor = asked.metric.floor(session.outputs, session.labels) if asked.floor is None else asked.floor
+    labels = session.labels
+    if not isinstance(labels, Tensor):  # of a measure of classes chance does not follow them
+        labels = labels[:1] if asked.metric.by_argmax else labels.cpu()
+    floor = asked.metric.floor(session.outputs, labels) if asked.floor is None else asked.floor
     if floor is None:
         raise ValueError(f"walk: {asked.metric.name} has no floor of its own: give floor=")
     return floor
