@@ -111,7 +111,7 @@ def study_key(
         _hash(digests["weights"], name, value)
     ids = torch.arange(len(labels)) if rows is None else torch.as_tensor(rows, dtype=torch.int64)
     rows_of = inputs if isinstance(inputs, StreamedInputs) else Inputs.of(inputs)
-    first = rows_of[:1]
+    first = rows_of if isinstance(rows_of, Inputs) else rows_of[:1]
     for number, told in enumerate(first.told()):
         name = "inputs" if first.one is not None else told
         if isinstance(rows_of, Inputs):
