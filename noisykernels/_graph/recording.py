@@ -25,13 +25,12 @@ from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value, is_symbol
 from noisykernels._util.inputs import Call, Inputs
 from noisykernels.injection.attention import multi_head_attention_forward
-from noisykernels.injection.doors import original
 from noisykernels.injection.kinds import KINDS, RECURRENT, SEVERAL
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.products import Pair, pairs_of
 from noisykernels.injection.recurrent import with_noise
-from noisykernels.injection.running import begin
+from noisykernels.injection.running import begin, result_of
 from noisykernels.injection.site import kind_of, whole_of
 from noisykernels.injection.state import state_of
 from noisykernels.injection.values import Change
@@ -389,7 +388,7 @@ def recorded(model: nn.Module, inputs: Inputs, call: Call) -> Recording:
     recorder.start([*args, *kwargs.values()], inside)
     before = _generators(inputs.device)
     with inside, recorder:
-        out = call.picked(original(model)(*args, **kwargs))
+        out = call.picked(result_of(recorder, model, args, kwargs))
     if any(not torch.equal(a, b) for a, b in zip(before, _generators(inputs.device), strict=True)):
         raise NotTraceable("it draws random numbers of its own")
     result = recorder.number(out) if isinstance(out, Tensor) else None

@@ -18,7 +18,7 @@ from noisykernels.hardware.device import Device, Draw
 from noisykernels.noise.arguments import level_tensor
 from noisykernels.noise.description import single_level
 
-__all__ = ["MacNoise", "deviation", "explicit_products"]
+__all__ = ["MacNoise", "deviation", "explicit_products", "looked_up"]
 
 
 Levels = tuple[Tensor | None, Tensor | None, Tensor | None]  # of products, steps, readings
@@ -181,6 +181,30 @@ def deviation(levels: Levels, contraction: Contraction, x: Tensor, weight: Tenso
         unit = torch.where(unit > 0, unit, 1)
     total: Any = sum((factor / unit).square() * square for factor, square in terms)
     return unit * _root(total)
+
+
+def looked_up(macs: MacNoise, contraction: Contraction, table: Tensor, y: Tensor, draw: Draw) -> Tensor:
+    """Entries of an array with the noise of their one product, with 1, one step and one reading.
+
+    Args:
+        macs: the device.
+        contraction: of the array.
+        table: as the array holds it.
+        y: entries (rows, ..., features).
+        draw: whose noise it is.
+    """
+    kept = y.to(kept_type(y))
+    given = macs.levels(contraction, table)
+    per_product, per_step, read = (None if level is None else _good(level.to(y.device, kept.dtype)) for level in given)
+    parts = {"per_product": None if per_product is None else per_product * kept, "per_step": per_step, "read": read}
+    terms = {operand: part for operand, part in parts.items() if part is not None}
+    if macs.explicit:
+        noise: Any = sum(part * draw.fresh(kept, operand) for operand, part in terms.items())
+    else:
+        square: Any = sum(part.square() for part in terms.values())
+        noise = _root(square) * draw.fresh(kept, "per_product")
+    made: Tensor = kept + noise
+    return made.to(y.dtype)
 
 
 def explicit_products(

@@ -23,12 +23,12 @@ from torch.utils.flop_counter import flop_registry
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels.hardware.device import Device
-from noisykernels.injection.doors import original
 from noisykernels.injection.kinds import FLEX, LOOKUPS
+from noisykernels.injection.lookups import acts_on_entries
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.rows import apart
-from noisykernels.injection.running import begin
+from noisykernels.injection.running import begin, result_of
 from noisykernels.injection.site import kind_of, whole_of
 from noisykernels.injection.state import state_of
 from noisykernels.injection.values import Change
@@ -88,6 +88,7 @@ class Call:
         array: the parameters that its array is made of; none where values are multiplied with values.
         asked: whether the mode asked for hardware there, so that it could run on some.
         why: why noise does not enter, though it was placed there or since nothing can; empty: it does, or was not.
+        idle: devices were placed there of which none acts.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Call:
     array: frozenset[str] = frozenset()
     asked: bool = False
     why: str = ""
+    idle: bool = False
 
 
 class _Counting(Parameters):
@@ -218,8 +220,12 @@ class _Account(SiteMode):
 
     def hardware_at(self, name: str) -> Sequence[Device] | None:
         """See `SiteMode`: hardware is only told of."""
-        call = self.operation(name)
-        call.asked, call.devices = True, super().hardware_at(name) or call.devices
+        call, devices = self.operation(name), super().hardware_at(name) or ()
+        if kind_of(name) in LOOKUPS:
+            devices, given = [d for d in devices if acts_on_entries(d, "bag" in name)], devices
+            if given and not devices:
+                call.why, call.idle = "a look-up has no inputs to convert and no sums of products", True
+        call.asked, call.devices = True, devices or call.devices
         return None
 
     def drawn(self, op: Any, kind: str, noise: Noise | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -254,7 +260,7 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         mode, args, kwargs = begin(model, state, args, kwargs, [], make)
         assert isinstance(mode, _Account)
         with mode, _Counting(mode) as mode.chip.parameters:
-            original(model)(*args, **kwargs)
+            result_of(mode, model, args, kwargs)
     for name, array in mode.chip.read.items():
         mode.operation(name).array |= array
     return list(mode.found.values())

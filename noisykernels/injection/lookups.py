@@ -11,11 +11,12 @@ from torch import Tensor
 
 from noisykernels.hardware.contraction import Contraction, Layout
 from noisykernels.hardware.device import Arithmetic, Device, Draw
-from noisykernels.hardware.macs import MacNoise
+from noisykernels.hardware.macs import MacNoise, looked_up
 from noisykernels.injection.recurrent import Running, held_by
 from noisykernels.injection.rows import Rows, apart, together
+from noisykernels.injection.site import kind_of
 
-__all__ = ["lookup_on_hardware", "table_of"]
+__all__ = ["acts_on_entries", "lookup_on_hardware", "table_of"]
 
 _OF_TABLE = Contraction("embedding", None, Layout((1, 0), 0, 1))  # an array (entries, features)
 
@@ -28,13 +29,24 @@ def table_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str | int,
     return first, args[first]
 
 
+def acts_on_entries(device: Device, several: bool) -> bool:
+    """Whether a device acts at a look-up, which converts no input and adds up nothing but `several` entries of a bag:
+    on what the array holds, on the reading of an entry, or on the result."""
+    if isinstance(device, MacNoise):
+        return device.noisy and not several
+    if isinstance(device, Arithmetic):
+        return False
+    return type(device).weight is not Device.weight or type(device).output is not Device.output
+
+
 def lookup_on_hardware(
     mode: Running, name: str, hardware: Sequence[Device], func: Any, args: Sequence[Any], kwargs: Mapping[str, Any],
     rows: Rows | None,
 ) -> Any:  # fmt: skip
     """What is looked up; None where the rows of several draws, or of what converters draw, are not known."""
-    hardware = [d for d in mode.at_level(name, hardware) if not isinstance(d, Arithmetic | MacNoise)]
     where, table = table_of(args, kwargs)
+    hardware = [d for d in mode.at_level(name, hardware) if acts_on_entries(d, "bag" in kind_of(name))]
+    macs = next((d for d in hardware if isinstance(d, MacNoise)), None)
     parts = []
     key, array = mode.part_key(name, "", None, table)
     count = 1 if key.draws is None else len(key.draws)
@@ -45,13 +57,16 @@ def lookup_on_hardware(
         found = func(*given, **{k: held if k == where else v for k, v in kwargs.items()})
         y = found[0] if isinstance(found, tuple) else found
         if rows is None or (split := apart(y, rows, 1 if rows.outer == 0 else mode.batch)) is None:
-            fresh = (type(d).output is not Device.output and d.operands and not d.of_array for d in hardware)
+            outputs = (d for d in hardware if d is macs or type(d).output is not Device.output)
+            fresh = (bool(d.operands) and not d.of_array for d in outputs)
             if count > 1 or any(fresh):
                 return None
             split = y.unsqueeze(0)
         mine = split if count == 1 else split.chunk(count)[number]
         of_draw = key if key.draws is None else key.of_draws(key.draws.narrow(0, number, 1))
         draw = Draw(replace(_OF_TABLE, layout=None), of_draw, y.device, array)
+        if macs is not None:
+            mine = looked_up(macs, _OF_TABLE, held, mine, draw)
         for device in hardware:
             mine = device.output(mine, draw)
         parts.append(mine)

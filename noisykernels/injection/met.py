@@ -8,7 +8,7 @@ from noisykernels._util.warning import warn_user
 from noisykernels.injection.placement import Asked, Placement
 from noisykernels.injection.site import Choice, closest, meets, near
 
-__all__ = ["check_met", "no_site", "warn_of_parameters", "warn_of_results", "warn_of_values"]
+__all__ = ["check_met", "no_site", "warn_of_idle", "warn_of_parameters", "warn_of_results", "warn_of_values"]
 
 
 def check_met(placement: Placement, names: Sequence[str], arrays: Collection[str], own: Callable[[str], bool]) -> None:
@@ -72,6 +72,19 @@ def no_site(op: str, choice: Choice, known: Sequence[str]) -> str:
 def _no_array(which: str, arrays: Collection[str]) -> str:
     known = ", ".join(dict.fromkeys(arrays)) or "none"
     return f"inject: hardware needs a linear layer, convolution or other contraction{which}; the model has {known}"
+
+
+def warn_of_idle(placement: Placement, placed: Sequence[str], idle: Collection[str]) -> None:
+    """Tells of hardware that does nothing at all the contractions, among those it is `placed` at, that a key means."""
+    hardware, found = placement.hardware, list[str]()
+    for choice in hardware if isinstance(hardware, dict) else (None,):
+        mine = [name for name in placed if choice is None or closest(hardware, name) == choice]
+        found += mine if all(name in idle for name in mine) else []
+    if found:
+        warn_user(
+            f"inject: hardware does nothing at {', '.join(map(repr, found))}: products of two values have no array, "
+            "look-ups no inputs to convert and no sums of products"
+        )
 
 
 def warn_of_parameters(

@@ -17,10 +17,9 @@ from noisykernels._util.inputs import Call
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import inject
-from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.rows import apart, together
-from noisykernels.injection.running import begin
+from noisykernels.injection.running import begin, result_of
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.state import is_injected, state_of
 from noisykernels.injection.values import Change
@@ -123,7 +122,7 @@ def watch(
             with noise_state(target, seed=seed, rows=torch.arange(done, done + len(inputs)), level=level):
                 mode, args, kwargs = begin(target, state_of(target), *inputs.arguments, make=make)
                 with mode:
-                    out = call.picked(original(target)(*args, **kwargs))
+                    out = call.picked(result_of(mode, target, args, kwargs))
                 mode.tell_left_out()
                 if backward is not None:
                     backward(out, needed(name, data, labels).to(place))

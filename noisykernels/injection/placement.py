@@ -114,7 +114,7 @@ class Placement:
                 path, _, last = choice.text.rpartition(":")
                 exact = path if last.partition("#")[0] == "module" else None  # with or without its number
                 found |= {p for p in modules if p == exact or closeness(f"{p}:module#0", choice) is not None}
-        return frozenset(p for p in found if p and (p not in modules or LEAVES.get(type(modules[p])) is None))
+        return frozenset(p for p in found if p not in modules or LEAVES.get(type(modules[p])) is None)
 
     @property
     def silent(self) -> bool:

@@ -217,6 +217,6 @@ def _why_not(name: str, call: Call) -> str:
         if name not in call.work.multiplied:
             return "it is added to the products, not multiplied"
         return "what is multiplied there is computed from it, and so no array"
-    if call.asked:
+    if call.asked and not call.idle:
         return "nothing is placed there"
     return call.why or "no array, so it takes no hardware"

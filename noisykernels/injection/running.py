@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils import _pytree as pytree
 
 from noisykernels._util.warning import warn_user
+from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.descent import Descent, roles_of
 from noisykernels.injection.doors import (
@@ -31,13 +32,15 @@ from noisykernels.injection.doors import (
 )
 from noisykernels.injection.drawing import ForwardKey
 from noisykernels.injection.keys import holds_draws, key_of
+from noisykernels.injection.kinds import LOOKUPS, PREPARING
 from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
-from noisykernels.injection.met import check_met, warn_of_parameters, warn_of_results, warn_of_values
+from noisykernels.injection.lookups import acts_on_entries
+from noisykernels.injection.met import check_met, warn_of_idle, warn_of_parameters, warn_of_results, warn_of_values
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Record
-from noisykernels.injection.site import path_of
+from noisykernels.injection.site import PARTS, kind_of, part_of, path_of
 from noisykernels.injection.state import KEY, NoiseState, is_injected, state_of
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.nn.signals import (
@@ -61,6 +64,7 @@ __all__ = [
     "hear",
     "hold",
     "mark",
+    "result_of",
     "set_up",
     "silence",
     "take_down",
@@ -216,19 +220,25 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
     mode, args, kwargs = begin(module, state, args, kwargs)
     if mode.compiled:
         with mode:
-            return original(module)(*args, **kwargs)
+            return result_of(mode, module, args, kwargs)
     if not state.unchecked or not is_injected(module):
         with mode:
-            out = original(module)(*args, **kwargs)
+            out = result_of(mode, module, args, kwargs)
     else:
         descent = Descent() if state.detail and not state.traced else None
         with mode, following(module, state, mode), descent or contextlib.nullcontext():
-            out = original(module)(*args, **kwargs)
+            out = result_of(mode, module, args, kwargs)
         if descent is not None:
             _warn_of_written_out(descent)
         check_first(module, state, mode)
     mode.tell_left_out()
     return out
+
+
+def result_of(mode: SiteMode, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the outermost forward gives within its mode, with noise where the module's result was asked for."""
+    out, path = original(module)(*args, **kwargs), mode.modules[-1][0]
+    return mode.give(path, out) if path in mode.placement.outputs else out
 
 
 def _each_draw(model: Any, state: NoiseState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -298,9 +308,21 @@ def check_asked(model: nn.Module, placement: Placement, names: Sequence[str], mo
                 placed.append(name)
     check_met(placement, names, mode.arrays, own.__contains__)
     warn_of_results(mode.closed)
+    idle = {name for name in placed if not _acts(placement.hardware_at(name, modules[path_of(name)]) or (), name, mode)}
+    warn_of_idle(placement, placed, idle)
     if mode.chip.parameters is not None:
         large = [name for name, p in model.named_parameters() if p.dim() > 1]
-        warn_of_parameters(placement, large, mode.chip.read, placed)
+        read = {name: parameters for name, parameters in mode.chip.read.items() if name not in idle}
+        warn_of_parameters(placement, large, read, placed)
+
+
+def _acts(devices: Sequence[Device], name: str, mode: SiteMode) -> bool:
+    """Whether any of the devices placed at a contraction acts there."""
+    if kind_of(name) in LOOKUPS:
+        return any(acts_on_entries(d, "bag" in kind_of(name)) for d in devices)
+    parts = [name, *(part_of(name, part) for part in PARTS if kind_of(name) == "attention")]
+    of_values = kind_of(name) in (*PREPARING, *PARTS, "attention") and not any(part in mode.chip.of for part in parts)
+    return not of_values or not all(d.of_array for d in devices)
 
 
 def begin(

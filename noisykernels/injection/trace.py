@@ -16,7 +16,7 @@ from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.descent import Descent, names_without, roles_of, values_with_rows
-from noisykernels.injection.doors import original, paths_of
+from noisykernels.injection.doors import paths_of
 from noisykernels.injection.drawing import LEFT_OUT
 from noisykernels.injection.kinds import KINDS, PREPARING
 from noisykernels.injection.memory import Array
@@ -25,7 +25,7 @@ from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, Rows, apart
-from noisykernels.injection.running import begin, check_asked, following
+from noisykernels.injection.running import begin, check_asked, following, result_of
 from noisykernels.injection.site import PARTS, Choice, Names, Site, kind_of, path_of, whole_of
 from noisykernels.injection.state import NoiseState, state_of
 from noisykernels.noise.contract import site_ids
@@ -180,7 +180,7 @@ def _record(
     mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
     mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
     with mode, following(model, state_of(model), mode), above:
-        original(model)(*args, **kwargs)
+        result_of(mode, model, args, kwargs)
     return record, mode
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from injecting import NOISE, oracle, run
+from injecting import NOISE, SEED, oracle, run
 from torch import Tensor, nn
 
 import noisykernels as nk
@@ -117,3 +117,39 @@ def test_a_result_in_which_nothing_is_found_is_told(monkeypatch: pytest.MonkeyPa
             run(Model("space"), X, "inner", **options)
         with pytest.raises(ValueError, match="'inner:module#0' matches no site"):
             run(Model("space"), X, "inner:module#0", **options)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"states": x + self.fc(x)}
+
+
+@pytest.mark.parametrize("where", [":module#0", ":module"])
+@pytest.mark.parametrize("traced", [True, False])
+def test_the_result_of_the_model_itself(where: str, traced: bool) -> None:
+    model = Residual().eval()
+    got = run(model, X, where, **({"example_input": X} if traced else {}))["states"]
+    assert torch.allclose(got, oracle(model(X)["states"], ":module#0"), atol=1e-6)
+    with nk.inject(model, NOISE, Residual, example_input=X):
+        assert [s.name for s in nk.sites(model)] == ["input", "fc:linear#0", ":module#0"]
+        row = next(row for row in nk.coverage(model, X) if row.name == ":module#0")
+        assert row.noise and row.shape == (5, 6)
+    table = nn.Embedding(9, 6)
+    tokens = torch.randint(9, (5,))
+    assert torch.equal(run(table, tokens, nn.Embedding), oracle(table(tokens), ":module#0"))
+    wrapper = nn.ModuleDict({"net": model})
+    wrapper.forward = lambda x: wrapper["net"](x)  # type: ignore[method-assign]
+    assert torch.equal(run(wrapper, X, where, example_input=X, root="net")["states"], run(model, X, where)["states"])
+
+
+def test_the_result_of_a_part_that_is_called_by_itself() -> None:
+    model = nn.ModuleDict({"part": Residual()}).eval()
+    with nk.inject(model, NOISE, "part:module"), nk.noise_state(model, seed=SEED):
+        with pytest.warns(UserWarning, match="'part' is called outside of the model's forward"):
+            got = model["part"](X)
+    assert torch.allclose(got["states"], oracle(model["part"](X)["states"], "part:module#0"), atol=1e-6)
