@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from noisykernels._engine.judging import entries
 from noisykernels._engine.request import Advance, Answer, Evaluate, Request, joined, unheard
 from noisykernels._engine.store import Store, StoreError
 from noisykernels._engine.store_keys import task_key, task_of
@@ -93,7 +94,7 @@ class CachedAnswers:
             start = time.monotonic()
             with self._alive():
                 answers = self.evaluate.answers(mine)
-            predictions = sum(answer.size for answer in answers)
+            predictions = sum(r.cells for r in mine)
             self.together = max(FIRST_GO, int(predictions * GO / max(1e-3, time.monotonic() - start)))
             found = {self._key(r): self.law.packed(answer) for r, answer in zip(mine, answers, strict=True)}
             # Where another engine has taken over meanwhile, tasks are cut otherwise.
@@ -145,7 +146,7 @@ class CachedAnswers:
                 site, levels, draws, (first, end) = task_of(key)
                 if end > self.rows:
                     raise ValueError(f"expected {self.rows} rows, got rows to {end}")
-                answer = self.law.unpacked(result, (len(levels), len(draws), end - first))
+                answer = self.law.unpacked(result, (len(levels), len(draws), entries(self.law, first, end)))
             except (KeyError, TypeError, ValueError) as error:
                 raise self.store.damage(key, error) from error
             self.read.add(key)

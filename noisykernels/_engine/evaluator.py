@@ -6,6 +6,7 @@ and passes of a chunk are cut in the same way whoever asks. So any worker may ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from noisykernels._C import cpu_level, cuda_multiplier
 from noisykernels._engine.idle import idle_sites
+from noisykernels._engine.judging import put
 from noisykernels._engine.plain import PlainEngine
 from noisykernels._engine.plan import ROWS, Plan, choose_plan, why_whole
 from noisykernels._engine.proofs import proved_up_to
-from noisykernels._engine.request import Advance, Answer, Request, unheard
+from noisykernels._engine.request import Advance, Answer, Request, begun, unheard, unlike
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
 from noisykernels._engine.verification import Check, Verification
@@ -28,6 +30,7 @@ from noisykernels._util.inputs import Inputs
 from noisykernels._util.runtime import gpu_precision
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.site import Site
+from noisykernels.metrics.law import ALL
 
 __all__ = ["Engine", "Evaluator"]
 
@@ -93,7 +96,9 @@ class Evaluator:
             draws: of a grid that is evaluated in full, and not kept, by whose size ``"auto"`` chooses; None: it
                 shares work.
         """
-        asked = session.compute
+        asked, metric = session.compute, session.problem.metric
+        if metric.law.block == ALL:
+            return cls(session, None, why=f"{metric.name} is of a whole pass: all rows of a draw are needed at once")
         if all(site.members for site in chosen):
             if asked.engine == "shared":
                 _tell(session, WHOLE, [TOGETHER])
@@ -166,7 +171,8 @@ class Evaluator:
     def rows_of_task(self, request: Request) -> int:
         """Some hundred rows, at whose multiples a request may be cut without changing its answer."""
         chunk = self.shared.rows if self.shared is not None and self.shares(request) else self.plain.rows
-        return chunk * -(-ROWS // chunk)
+        block = self.problem.metric.law.block
+        return math.lcm(chunk, block) if block > 1 else chunk * -(-ROWS // chunk)
 
     def engines(self, requests: Sequence[Request]) -> list[tuple[Engine, list[int]]]:
         """Each engine with the places of the requests that it evaluates."""
@@ -183,7 +189,7 @@ class Evaluator:
         Raises:
             Failed: an operation of the recording.
         """
-        found = [self.problem.metric.law.empty(len(r.levels), len(r.draws), r.rows) for r in requests]
+        found = [begun(self.problem.metric.law, r) for r in requests]
         with torch.inference_mode():
             for engine, places in self.engines(requests):
                 self._run(engine, {i: requests[i] for i in places}, found, advance)
@@ -195,14 +201,14 @@ class Evaluator:
         found, differing = list(answers), dict[str, str]()
         for i in (i for i, r in enumerate(requests) if self.shares(r)):
             r, verification = requests[i], self.verifications[requests[i].which]
-            plain = [self.problem.metric.law.empty(len(r.levels), len(r.draws), r.rows)]
+            plain = [begun(self.problem.metric.law, r)]
             assert self.shared is not None
             with torch.inference_mode():
                 self._run(self.plain, {0: r}, plain, unheard)
                 reason = Check(self.session, self.shared).why_not(r, answers[i], plain[0])
             verification.cells += r.cells
             if reason is None:
-                verification.verdicts += int((answers[i] != plain[0]).sum())
+                verification.verdicts += int(unlike(answers[i], plain[0]).sum())
             else:
                 verification.differing[r.site.name] = differing[r.site.name] = reason
                 found[i] = plain[0]
@@ -220,7 +226,7 @@ class Evaluator:
             some = slice(first, first + engine.rows)
             for k, answer in engine.chunk(list(parts.values()), first, (inputs[some], labels[some], rows[some])):
                 part, whole = parts[places[k]], requests[places[k]]
-                found[places[k]][..., part.start - whole.start : part.end - whole.start] = answer
+                put(self.problem.metric.law, found[places[k]], whole.start, part.start, answer)
                 advance(len(part.levels) * part.rows / whole.rows)
 
     @torch.inference_mode()

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from noisykernels._engine.judging import judged
 from noisykernels._engine.request import Answer, Request
 from noisykernels._engine.session import Session
 from noisykernels._util.inputs import Inputs
+from noisykernels.metrics.law import ALL
 
 __all__ = ["PlainEngine"]
 
@@ -24,6 +26,8 @@ class PlainEngine:
     def __init__(self, session: Session) -> None:
         self.session, self.problem = session, session.problem
         self.rows, self.draws = session.passes.rows, session.passes.draws
+        if session.problem.metric.law.block == ALL:  # whose outputs are held together
+            self.rows, self.draws = len(session.inputs), 1
 
     def chunk(
         self, requests: Sequence[Request], first: int, data: tuple[Inputs, Tensor, Tensor]
@@ -32,16 +36,18 @@ class PlainEngine:
         for k, request in enumerate(requests):
             some = slice(request.start - first, request.end - first)
             inputs, labels, rows = data[0][some], data[1][some], data[2][some]
+            targets = self.session.targets(inputs, labels)
             levels = []
             for level in request.levels:
                 placement = self.problem.targets[request.which].placement(request.site, level)
                 with self.session.placing(placement):
                     levels.append(torch.cat([
-                        self._rows(request.draws[i : i + self.draws], inputs, labels, rows)
+                        self._entries(request.draws[i : i + self.draws], inputs, targets, rows, request.start)
                         for i in range(0, len(request.draws), self.draws)
                     ]))  # fmt: skip
             yield k, torch.stack(levels).cpu().numpy()
 
-    def _rows(self, draws: Sequence[int], inputs: Inputs, labels: Tensor, rows: Tensor) -> Tensor:
-        scores = self.session.scores(inputs, rows, draws)
-        return self.problem.metric.of_rows(scores.unflatten(0, (len(draws), len(labels))), labels)
+    def _entries(self, draws: Sequence[int], inputs: Inputs, targets: Tensor, rows: Tensor, start: int) -> Tensor:
+        parts = [slice(low, low + self.session.passes.rows) for low in range(0, len(rows), self.session.passes.rows)]
+        scores = [self.session.scores(inputs[part], rows[part], draws).unflatten(0, (len(draws), -1)) for part in parts]
+        return judged(self.problem.metric, scores[0] if len(scores) == 1 else torch.cat(scores, 1), targets, start, 1)

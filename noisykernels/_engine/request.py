@@ -9,10 +9,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from noisykernels._engine.judging import entries, put
 from noisykernels.injection.site import Site
 from noisykernels.metrics.law import Answer, Law
 
-__all__ = ["Advance", "Answer", "Evaluate", "Facts", "Request", "joined", "unheard"]
+__all__ = ["Advance", "Answer", "Evaluate", "Facts", "Request", "begun", "joined", "unheard", "unlike"]
 
 Advance = Callable[[float], object]  # is called with the levels of requests that were done since, in parts
 
@@ -39,8 +43,12 @@ class Request:
 
     @property
     def cells(self) -> int:
-        """Numbers in its answer."""
+        """Predictions that it takes."""
         return len(self.levels) * len(self.draws) * self.rows
+
+    def entries(self, law: Law) -> int:
+        """Of its answer, for each level and draw: rows, or blocks of them."""
+        return entries(law, self.start, self.end)
 
     def within(self, start: int, end: int) -> Request | None:
         """The part of this request on rows start..end - 1; None: there is none."""
@@ -52,7 +60,7 @@ class Evaluate(Protocol):
     """What evaluates requests: the engines here, workers, a store before either."""
 
     def answers(self, requests: Sequence[Request], advance: Advance = unheard) -> list[Answer]:
-        """The answers to requests, each [levels, draws, rows]."""
+        """The answers to requests, each [levels, draws, entries], of a law of sums [..., width]."""
 
 
 class Facts(Protocol):
@@ -72,9 +80,20 @@ class Facts(Protocol):
         """Whether the rows of a draw share what is random under a target."""
 
 
+def begun(law: Law, request: Request) -> Answer:
+    """An answer to a request to be filled in."""
+    return law.empty(len(request.levels), len(request.draws), request.entries(law))
+
+
+def unlike(one: Answer, other: Answer) -> NDArray[np.bool_]:
+    """Where two answers differ; NaN is like NaN."""
+    same: NDArray[np.bool_] = (one == other) | ((one != one) & (other != other))
+    return ~same
+
+
 def joined(law: Law, request: Request, parts: Sequence[tuple[Request, Answer]]) -> Answer:
     """The answer to a request from those to its parts."""
-    found = law.empty(len(request.levels), len(request.draws), request.rows)
+    found = begun(law, request)
     for part, answer in parts:
-        found[..., part.start - request.start : part.end - request.start] = answer
+        put(law, found, request.start, part.start, answer)
     return found

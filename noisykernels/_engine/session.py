@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from noisykernels._engine.arguments import chosen_sites, listed
 from noisykernels._engine.compute import Compute
+from noisykernels._engine.judging import Tally
 from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
 from noisykernels._util.data import Data, needed
@@ -35,9 +36,13 @@ from noisykernels.injection.state import state_of
 from noisykernels.injection.trace import open_results
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
+from noisykernels.metrics.functions import check_function, of_function
+from noisykernels.metrics.names import MetricLike, named
 from noisykernels.noise.arguments import ids_tensor, seed_tensor
 
 __all__ = ["Data", "Problem", "Session", "places_of"]
+
+FEW = 64  # rows on which a function of the user's is tried
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class Problem:
     @classmethod
     def of(
         cls, call: Call, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
-        metric: Metric = ACCURACY, sites: Sequence[str | int | type] | str | type | None = None, alone: bool = False,
-        compute: Compute | None = None, **injected: str | None,
+        metric: MetricLike = ACCURACY, sites: Sequence[str | int | type] | str | type | None = None,
+        alone: bool = False, compute: Compute | None = None, **injected: str | None,
     ) -> Problem:  # fmt: skip
         """A problem from what a study is given: checked, and where the model is.
 
@@ -86,20 +91,25 @@ class Problem:
             injected: `arrays`, `root` and `detail`.
         """
         op, forward = call.op, call.forward
-        _check_metric(op, metric)
+        measure = named(op, metric)
         device = place_of(model)
         if seed is None:  # which operators take for a seed drawn now: no study could be repeated
             raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
         inputs, given = loaded(op, data, Compute.of(op, compute).memory_on(device), call.takes(model))
-        if given is None and (alone or metric.against_clean):
+        if given is None and (alone or getattr(measure, "against_clean", False)):
             labels: Tensor | StreamedLabels = torch.zeros(len(inputs), dtype=torch.int64)  # which nothing reads
         else:
             labels = needed(op, data, given)
         some = slice(None if isinstance(inputs, Inputs) else inputs.stream.at_once)  # others as they are read
-        metric.check_data(op, inputs[some].tensors[0], labels[some])
+        if known := hasattr(measure, "check_data"):  # else a plain function
+            measure.check_data(op, inputs[some].tensors[0], labels[some])
         ids = _ids(op, rows, len(labels))
         call.check(model, inputs[:2])
+        if not known:
+            measure = _of_function(call, measure, model, inputs[:FEW].to(device), labels[:FEW].to(device))
+        if given is not None and not measure.by_argmax:  # which nothing depends on
+            measure = measure.prepared(op, labels if isinstance(labels, Tensor) else labels.cpu())
         if forward is not None:  # whose names begin at the model that is called
             model = Called(model, forward, inputs[:2])
             injected["root"] = ".".join(filter(None, (Called.ROOT, injected.get("root"))))
@@ -110,7 +120,7 @@ class Problem:
         words = tuple(word for word in listed(sites) if isinstance(word, str | type))
         told: Any = injected
         call = replace(call, forward=None)
-        return cls(model, parts, seed, (), metric, asked=words, call=call, labelled=given is not None, **told)
+        return cls(model, parts, seed, (), measure, asked=words, call=call, labelled=given is not None, **told)
 
     @property
     def name(self) -> str:
@@ -158,18 +168,6 @@ def places_of(
     return [site.name for site in chosen_sites(op, problem.model, known, sites, root=problem.root)]
 
 
-def _check_metric(op: str, metric: Metric) -> None:
-    """Refuses what is no metric, and metrics whose statistics are not there: a wrong interval would look like one."""
-    if isinstance(metric, type) or not hasattr(metric, "check_data"):
-        raise TypeError(f"{op}: metric must be a Metric such as nk.metrics.ACCURACY, got {metric!r}")
-    if metric.law.name != "binary" or not metric.higher_is_better:
-        way = "higher" if metric.higher_is_better else "lower"
-        raise ValueError(
-            f"{op}: metric must be of a binary law, higher values the better ones, got {metric.name}: "
-            f"{metric.law.name}, {way}"
-        )
-
-
 def _ids(op: str, rows: Tensor | Sequence[int] | None, count: int) -> Tensor:
     """Ids of so many rows, checked."""
     ids = ids_tensor(op, "rows", rows, torch.device("cpu"))
@@ -177,6 +175,14 @@ def _ids(op: str, rows: Tensor | Sequence[int] | None, count: int) -> Tensor:
     if len(ids) != count:
         raise ValueError(f"{op}: rows must hold one id for each of {count} rows, got {len(ids)}")
     return ids
+
+
+@torch.inference_mode()
+def _of_function(call: Call, function: Any, model: nn.Module, inputs: Inputs, labels: Tensor) -> Metric:
+    """A plain function as a metric: what kind it is shows on some rows without noise."""
+    with keeping_state(model), evaluation_mode(model):
+        outputs = call(model, inputs.clone())
+    return of_function(call.op, function, outputs, labels)
 
 
 class Session:
@@ -315,31 +321,50 @@ class Session:
         """By how much the largest score of each row leads without noise; None where it is not that which decides."""
         return self._clean_run[2] if self.problem.metric.by_argmax and self.outputs > 1 else None
 
-    @torch.inference_mode()
-    def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """What is measured of each row [..., rows]."""
-        return self.problem.metric.of_rows(scores, labels)
+    def targets(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        """What the scores of some rows are held against: their labels, or their scores without noise."""
+        if not self.problem.metric.against_clean:
+            return labels
+        with self.placing(SILENT):
+            return torch.cat([self.scores(part) for part in inputs.split(self.passes.rows)])
+
+    def tally(self, copies: int = 1) -> Tally:
+        """An empty one of all rows."""
+        return Tally(self.problem.metric, len(self.inputs), copies)
 
     @property
-    def clean_mean(self) -> float:
+    def clean_value(self) -> float:
         """What is measured without noise."""
-        return float(self.clean.mean())
+        metric = self.problem.metric
+        return float(metric.value(metric.law.pooled(self.clean)))
 
     @cached_property
-    def outputs(self) -> int:
-        """Scores that the model gives for a row."""
+    def shape(self) -> tuple[int, ...]:
+        """Of the scores that the model gives for a row."""
         return self._clean_run[1]
+
+    @property
+    def outputs(self) -> int:
+        """Scores of a row, or of a position of it: classes."""
+        return self.shape[-1] if self.shape else 1
 
     @cached_property
     @torch.inference_mode()
-    def _clean_run(self) -> tuple[NDArray[Any], int, NDArray[Any]]:
-        found, leads, metric, outputs = Growing(), Growing(), self.problem.metric, 0
+    def _clean_run(self) -> tuple[NDArray[Any], tuple[int, ...], NDArray[Any]]:
+        tally, leads, metric, row = self.tally(), Growing(), self.problem.metric, 0
+        shape: tuple[int, ...] = ()
         with self.placing(SILENT):
             for x, y, _ in self.batches():
                 scores = self.scores(x)
-                metric.check_clean(self.op, scores, y)
-                found.add(metric.of_rows(scores, y))
-                outputs = scores.shape[-1]
-                if metric.by_argmax and outputs > 1:
+                targets = scores if metric.against_clean else y
+                metric.check_clean(self.op, scores, targets)
+                if row == 0:
+                    check_function(self.op, metric, scores[:FEW], targets[:FEW])
+                tally.add(row, scores.unsqueeze(0), targets)
+                row, shape = row + len(x), tuple(scores.shape[1:])
+                if metric.by_argmax and shape[-1] > 1:
                     leads.add(scores.topk(2).values.double().diff().neg().squeeze(-1))
-        return metric.law.numbers(found.all().cpu().numpy()), outputs, leads.all().cpu().numpy()
+        (answer,) = tally.answer()[0]
+        if metric.law.name != "binary" and (none := int(metric.law.missing(answer).sum())):
+            raise ValueError(f"{self.op}: without noise the {metric.name} of {none} of {row} rows is infinite or NaN")
+        return metric.law.numbers(answer), shape, leads.all().cpu().numpy()

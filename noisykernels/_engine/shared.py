@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from noisykernels._engine.judging import judged
 from noisykernels._engine.plan import Plan
-from noisykernels._engine.request import Answer, Request
+from noisykernels._engine.request import Answer, Request, begun
 from noisykernels._engine.session import Problem
 from noisykernels._engine.targets import Pass, Target, Work
 from noisykernels._graph.suffix import Suffix
@@ -72,15 +73,29 @@ class SharedEngine:
         """
         inputs, labels, rows = data
         metric, clean = self.problem.metric, self.clean(inputs, self.read_by(requests))
+        law = metric.law
         for group in _alike(requests):
             mine = [requests[k] for k in group]
             start, count = mine[0].start - first, mine[0].rows
-            found = [labels.new_zeros((len(r.levels), len(r.draws), count), dtype=metric.dtype) for r in mine]
+            targets = self._targets(clean, labels, start, start + count)
+            found = [labels.new_zeros(begun(law, r).shape, dtype=metric.dtype) for r in mine]
             for k, row, part in self.passes(mine, first, clean, rows):
-                numbers = metric.of_rows(part.scores, labels[start + row :][: part.scores.shape[2]])
-                part.put(numbers, row, found[k])
+                of_part = targets[row : row + part.scores.shape[2]]
+                numbers = judged(metric, part.scores, of_part, mine[0].start + row, leading=2)
+                if law.block == 1:
+                    part.put(numbers, row, found[k])
+                else:
+                    part.add(numbers, (mine[0].start + row) // law.block - mine[0].start // law.block, found[k])
             for k, numbers in zip(group, found, strict=True):  # where the device is waited for
                 yield k, numbers.cpu().numpy()
+
+    def _targets(self, clean: dict[int, Any], labels: Tensor, low: int, high: int) -> Tensor:
+        """What rows low..high - 1 of a chunk are held against: their labels, or their scores without noise."""
+        if not self.problem.metric.against_clean:
+            return labels[low:high]
+        number = self.tape.result
+        found: Tensor = part_of(self.tape, number, clean[number], low, high, len(labels))
+        return found
 
     def read_by(self, requests: Sequence[Request]) -> set[int]:
         """The values without noise that requests read."""

@@ -103,6 +103,11 @@ class Pass(NamedTuple):
         levels, draws, rows = numbers.shape[:3]
         found[self.level :, self.draw :, row:][:levels, :draws, :rows] = numbers
 
+    def add(self, sums: Tensor, block: int, found: Tensor) -> None:
+        """Adds sums [levels, draws, blocks, width] to those of the request, of which `block` is the first."""
+        levels, draws, blocks = sums.shape[:3]
+        found[self.level :, self.draw :, block:][:levels, :draws, :blocks] += sums
+
 
 class Target(ABC):
     """What a walk puts in, at level 1."""

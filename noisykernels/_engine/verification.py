@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from noisykernels._engine.request import Answer, Request
+from noisykernels._engine.request import Answer, Request, unlike
 from noisykernels._engine.rounding import Rounding, difference, rows_of, slices
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
@@ -142,14 +144,23 @@ class Check:
         Where one differs, the scores must agree within the bound, and that of the label must lie as near to another.
         """
         try:
-            for level, draws in zip(request.levels, answer != plain, strict=True):
-                for draw, rows in zip(request.draws, draws, strict=True):
-                    some = request.start + torch.from_numpy(rows.nonzero()[0][:AT_ONCE])
+            for level, draws in zip(request.levels, unlike(answer, plain), strict=True):
+                for draw, entries in zip(request.draws, draws, strict=True):
+                    some = self._rows_of(request, entries)[:AT_ONCE]
                     if len(some) and (worst := self._explained(request, level, draw, some)) > 1:
                         return _said(worst, level)
         except Failed as failed:
             return failed.reason
         return None
+
+    def _rows_of(self, request: Request, entries: NDArray[np.bool_]) -> Tensor:
+        """The rows of some entries of an answer to a request."""
+        block = self.session.problem.metric.law.block
+        if block == 1:
+            return request.start + torch.from_numpy(entries.nonzero()[0])
+        rows = torch.arange(request.start, request.end)
+        differs = torch.from_numpy(entries.any(-1))
+        return rows[differs[rows // block - request.start // block]]
 
     def _explained(self, request: Request, level: float, draw: int, rows: Tensor) -> float:
         """How far the scores of some rows differ, and how far that of the label is from all others, in parts of what

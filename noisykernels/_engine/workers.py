@@ -28,7 +28,7 @@ import torch
 from noisykernels._C import STREAM_VERSION, cpu_level
 from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.plan import Passes, Plan
-from noisykernels._engine.request import Advance, Answer, Request, joined, unheard
+from noisykernels._engine.request import Advance, Answer, Request, joined, unheard, unlike
 from noisykernels._engine.session import Problem, Session
 from noisykernels._util.inputs import Inputs
 from noisykernels._util.runtime import torch_threads
@@ -285,10 +285,12 @@ class Workers:
             place = len(self.trusted) % len(asked)
             request = asked[place]
             rows = self.here.engines([request])[0][0].rows
-            part = request.within(request.start, (request.start // rows + 1) * rows)
+            law = self.here.problem.metric.law
+            end = (request.start // rows + 1) * rows
+            part = request.within(request.start, end if law.block == 1 else request.end)  # sums have no parts
             assert part is not None
             (mine,) = self.here.answers([part])
-            self.trusted[worker] = bool((mine == answers[place][..., : part.rows]).all())
+            self.trusted[worker] = not unlike(mine, answers[place][:, :, : part.entries(law)]).any()
             if not self.trusted[worker]:
                 warn_user(
                     f"walk: a worker ({worker}) answers otherwise than this process for the same task, at site "

@@ -27,7 +27,7 @@ from noisykernels.experiments.format_search import changed
 from noisykernels.experiments.format_sweep import CODECS, TARGET
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.metrics.accuracy import ACCURACY
-from noisykernels.metrics.base import Metric
+from noisykernels.metrics.names import MetricLike
 from noisykernels.plotting.formats import plot_layer_formats
 from noisykernels.study.result import Result
 
@@ -139,7 +139,7 @@ def layer_formats(
     seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
     rows: Tensor | Sequence[int] | None = None,
-    metric: Metric = ACCURACY,
+    metric: MetricLike = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     forward: Callable[..., Any] | None = None,
@@ -206,7 +206,7 @@ def layer_formats(
                             found[site], reached, lower = less, n, True
                             break
                 advance(1)
-        return LayerFormats(found, macs, reached, runs.evaluations, cost, metric.name, arrays, runs.covered)
+        return LayerFormats(found, macs, reached, runs.evaluations, cost, runs.metric.name, arrays, runs.covered)
 
 
 class _Counter(Device):

@@ -18,6 +18,7 @@ from noisykernels._util.inputs import Inputs
 from noisykernels.arithmetic.serial import Serial
 from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import exactly
+from noisykernels.metrics.base import is_share
 
 __all__ = ["FormatRuns", "r_squared"]
 
@@ -55,9 +56,10 @@ class FormatRuns:
             session = stack.enter_context(self.session)
             if not any(has_weight(s) for s in session.sites):
                 raise ValueError(f"{self.op}: the model has no linear layer or convolution, so no format to choose")
-            self.clean = session.clean_mean
-            if self.clean == 0:
-                raise ValueError(f"{self.op}: the model gets no row of the data right")
+            self.clean = session.clean_value
+            if not self.clean > 0:
+                told = "gets no row of the data right" if is_share(self.metric) else "leaves nothing to take shares of"
+                raise ValueError(f"{self.op}: the model {told}: its {self.metric.name} is {self.clean:.4g} in float32")
             self.clean_scores = session.scores(self.few).double().flatten()
             self.covered = session.covered(replace(SILENT, hardware=[Serial()]), tell=True)
             self._stack = stack.pop_all()
@@ -78,18 +80,24 @@ class FormatRuns:
         with self.session.placing(replace(SILENT, hardware=hardware)):
             return self.session.scores(inputs, rows)
 
-    def total(self, hardware: Any) -> int:
-        """The sum of the metric over all rows: of the accuracy, correct predictions."""
-        total, law = 0, self.metric.law
+    def value(self, hardware: Any) -> float:
+        """What is measured on all rows."""
+        tally, row = self.session.tally(), 0
         for x, y, rows in self.session.batches():
-            answer = self.session.of_rows(self.scores(hardware, x, rows), y)
-            total += law.numbers(answer.cpu().numpy()).sum()
+            tally.add(row, self.scores(hardware, x, rows).unsqueeze(0), self.session.targets(x, y))
+            row += len(rows)
         self.evaluations += 1
-        return int(total)
+        return float(tally.values(self.op)[0])
+
+    def share(self, value: float) -> float:
+        """How much of what is measured in float32 is left: value / clean, clean / value where lower is better."""
+        if self.metric.higher_is_better:
+            return value / self.clean
+        return 0.0 if math.isnan(value) else self.clean / value if value > 0 else math.inf
 
     def normalised(self, hardware: Any) -> float:
         """What is measured, as a share of that in float32."""
-        return self.total(hardware) / self.rows / self.clean
+        return self.share(self.value(hardware))
 
     def agreement(self, hardware: Any) -> float:
         """R^2 between the last layer's values of the few rows in float32 and on hardware; 0 if they are not finite."""

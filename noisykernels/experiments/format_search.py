@@ -26,7 +26,7 @@ from noisykernels.experiments.format_runs import FormatRuns
 from noisykernels.experiments.format_sweep import INPUTS, TARGET, Sweep, design_space
 from noisykernels.hardware.device import Device
 from noisykernels.metrics.accuracy import ACCURACY
-from noisykernels.metrics.base import Metric
+from noisykernels.metrics.names import MetricLike
 
 __all__ = ["FormatChoice", "LinearPredictor", "changed", "exhaustive_search", "refined", "search_format"]
 
@@ -146,7 +146,7 @@ def search_format(
     seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
     rows: Tensor | Sequence[int] | None = None,
-    metric: Metric = ACCURACY,
+    metric: MetricLike = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     forward: Callable[..., Any] | None = None,

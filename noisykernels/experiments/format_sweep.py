@@ -28,7 +28,8 @@ from noisykernels.arithmetic.serial import Serial
 from noisykernels.experiments.format_runs import FormatRuns
 from noisykernels.hardware.device import Device
 from noisykernels.metrics.accuracy import ACCURACY
-from noisykernels.metrics.base import Metric
+from noisykernels.metrics.base import is_share
+from noisykernels.metrics.names import MetricLike
 from noisykernels.plotting.formats import plot_front
 from noisykernels.study.encoding import Codec, Codecs, codec_of
 from noisykernels.study.result import Result
@@ -77,7 +78,8 @@ class FormatResult:
     Args:
         format: the format.
         r2: agreement of the last layer with float32.
-        normalised: accuracy as a share of that in float32.
+        normalised: what is measured, the accuracy, as a share of that in float32 (of that which float32 is of it, where
+            lower is better).
         speedup, saving: by the cost model.
     """
 
@@ -198,7 +200,7 @@ def sweep_formats(
     seed: int,
     arithmetic: Callable[[Format], Device] = Serial,
     rows: Tensor | Sequence[int] | None = None,
-    metric: Metric = ACCURACY,
+    metric: MetricLike = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     forward: Callable[..., Any] | None = None,
@@ -267,27 +269,34 @@ def sweep_formats(
             kept = stack.enter_context(Store(store, _store_key(runs.session, inputs, arithmetic)))
         stack.enter_context(runs)
         advance = stack.enter_context(progress_of("sweep_formats", progress, len(made)))
-        known = {} if kept is None else _known(kept, runs.rows)
+        known = {} if kept is None else _known(kept, runs)
         for fmt, price in zip(made, costs, strict=True):
             if repr(fmt) not in known:
                 hardware = [arithmetic(fmt)]
-                known[repr(fmt)] = {"correct": runs.total(hardware), "r2": runs.agreement(hardware)}
+                known[repr(fmt)] = _told(runs, runs.value(hardware)) | {"r2": runs.agreement(hardware)}
                 if kept is not None:
                     kept.finish({repr(fmt): known[repr(fmt)]}, "sweep")
             found = known[repr(fmt)]
-            share = found["correct"] / runs.rows / runs.clean
+            share = runs.share(found["correct"] / runs.rows if is_share(runs.metric) else found["value"])
             results.append(FormatResult(fmt, found["r2"], share, *price))
             advance(1)
-        return Sweep(results, runs.clean, runs.rows, name, metric.name, arrays, runs.covered)
+        return Sweep(results, runs.clean, runs.rows, name, runs.metric.name, arrays, runs.covered)
 
 
-def _known(store: Store, rows: int) -> dict[str, Any]:
+def _told(runs: FormatRuns, value: float) -> dict[str, Any]:
+    """What was measured, as a store keeps it: a count, or a number."""
+    return {"correct": round(value * runs.rows)} if is_share(runs.metric) else {"value": value}
+
+
+def _known(store: Store, runs: FormatRuns) -> dict[str, Any]:
     """What a store holds, which anyone may have put there."""
-    found = store.done()
+    found, rows, share = store.done(), runs.rows, is_share(runs.metric)
     for task, result in found.items():
-        correct, r2 = (result.get("correct"), result.get("r2")) if isinstance(result, dict) else (None, None)
-        if type(correct) is not int or not 0 <= correct <= rows or type(r2) is not float or not 0 <= r2 < 1.001:
-            raise store.damage(task, f"expected a count of {rows} rows and an R^2")
+        told = result if isinstance(result, dict) else {}
+        number, r2 = told.get("correct" if share else "value"), told.get("r2")
+        good = type(number) is int and 0 <= number <= rows if share else type(number) is float
+        if not good or type(r2) is not float or not 0 <= r2 < 1.001:
+            raise store.damage(task, f"expected a {f'count of {rows} rows' if share else 'number'} and an R^2")
     return found
 
 

@@ -28,6 +28,7 @@ from noisykernels.hardware.execute import with_arithmetic
 from noisykernels.injection.placement import SILENT
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
+from noisykernels.metrics.names import MetricLike
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.plotting.ordering import plot_orders
 from noisykernels.study.result import Result
@@ -115,8 +116,10 @@ class OrderStudy(Result, kind="order study"):
                 f"{self.metric}: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
                 f"{self.metric} of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
                 f"{self.accuracy.max():.4f}",
-                f"predictions: {self.changed:.4f} changed by a permutation, {self.disagreement:.4f} differ between two",
             ]
+            if not math.isnan(self.changed):
+                differ = f"{self.disagreement:.4f} differ between two"
+                text.append(f"predictions: {self.changed:.4f} changed by a permutation, {differ}")
         return "\n".join(map(printable, text))
 
     def __repr__(self) -> str:
@@ -265,7 +268,7 @@ def order_sensitivity(
     orders: Sequence[str] = ORDERS,
     seed: int,
     rows: Tensor | Sequence[int] | None = None,
-    metric: Metric = ACCURACY,
+    metric: MetricLike = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     forward: Callable[..., Any] | None = None,
@@ -292,7 +295,7 @@ def order_sensitivity(
         orders: further orders to look at, as `Serial` names them; sorted ones are slow.
         seed: 64-bit seed of permutations and noise.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
-        metric: what is measured of the network.
+        metric: what is measured of the network, as for `walk`.
         arrays: which calls share what the devices beside the arithmetic draw for a chip, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
         forward, output: how the model is called, and what of its result is measured, as for `walk`.
@@ -353,14 +356,16 @@ def order_sensitivity(
 
         def predictions(order: str | int) -> tuple[Tensor, float]:
             study.present = order
-            found, answers = [], []
+            found, tally, row = [], session.tally(), 0
             for x, y, ids in session.batches(size):
                 scores = session.scores(x, ids)
-                _check_labels(op, metric, scores, y)
-                found.append(scores.argmax(1).masked_fill(scores.isnan().any(1), -1))  # -1: no prediction
-                answers.append(session.of_rows(scores, y))
+                targets = session.targets(x, y)
+                _check_labels(op, problem.metric, scores, y)
+                found.append(_predictions(scores, y))
+                tally.add(row, scores.unsqueeze(0), targets)
+                row += len(ids)
             advance(1)
-            return torch.cat(found), float(metric.law.numbers(torch.cat(answers).cpu().numpy()).mean())
+            return torch.cat(found), float(tally.values(op)[0])
 
         runs = 1 + (1 + len(study.orders) + permutations) * with_labels
         with (
@@ -378,7 +383,7 @@ def order_sensitivity(
             covered = session.covered(session.state.placement, tell=arithmetic is not None)
             named = {order: predictions(order) for order in ("none", *study.orders)} if with_labels else {}
             permuted = [predictions(number) for number in range(permutations)] if with_labels else []
-    every = torch.stack([p for p, _ in permuted]) if permuted else None
+    every = torch.stack([p for p, _ in permuted]) if permuted and permuted[0][0].numel() else None
     return OrderStudy(
         tuple(m.result(name, permutations) for name, m in study.moments.items()),
         np.array([mean for _, mean in permuted]),
@@ -388,7 +393,7 @@ def order_sensitivity(
         len(session.labels),
         permutations,
         seed,
-        metric.name,
+        problem.metric.name,
         arrays,
         covered,
     )
@@ -398,6 +403,13 @@ def _check_labels(op: str, metric: Metric, scores: Tensor, labels: Tensor) -> No
     """Refuses labels that are no classes, where a metric is of classes."""
     if metric.by_argmax:
         check_labels(op, scores, labels)
+
+
+def _predictions(scores: Tensor, labels: Tensor) -> Tensor:
+    """The class of each row, -1: none; nothing of outputs that are no scores of classes."""
+    if scores.dim() != 2 or scores.shape[1] < 2 or labels.is_floating_point():
+        return scores.new_empty(0, dtype=torch.int64)
+    return scores.argmax(1).masked_fill(scores.isnan().any(1), -1)
 
 
 def _check(arithmetic: Any) -> Any:

@@ -169,7 +169,7 @@ def vote(
     where = places_of("vote", problem, noise, sites)
     placed = {"noise": noise, "where": where, "hardware": hardware, "repeats": repeats}
     with Session("vote", problem, compute, **placed) as session:
-        clean, covered = session.clean_mean, session.covered(session.noisy)
+        clean, covered = session.clean_value, session.covered(session.noisy)
         predictions = np.empty((len(ids), len(labels)), np.int64)
         parts = []
         with progress_of("vote", progress, session.noisy_passes(ids)) as advance:

@@ -21,9 +21,11 @@ from noisykernels._util.inputs import Call, Output
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import covers, printable
 from noisykernels.metrics.accuracy import ACCURACY
-from noisykernels.metrics.base import Metric
+from noisykernels.metrics.base import is_share
+from noisykernels.metrics.law import ALL
+from noisykernels.metrics.names import MetricLike
 from noisykernels.noise.description import Noise
-from noisykernels.plotting.yields import SHARES, plot_yields
+from noisykernels.plotting.yields import plot_yields, usual_limits
 from noisykernels.stats.intervals import wilson
 from noisykernels.study.result import Result
 
@@ -59,9 +61,9 @@ def worst_of(accuracy: Sequence[float] | NDArray[np.float64], count: int) -> flo
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chips(Result, kind="chip study"):
-    """Accuracy of each of D chips on one data set; what `chips` returns.
+    """What is measured of each of D chips on one data set, the accuracy or another metric; what `chips` returns.
 
-    Columns of `to_pandas`: draw, rows, correct, accuracy.
+    Columns of `to_pandas`: draw, rows, correct, accuracy; of what is no share of rows, draw, rows, value.
 
     Example:
         >>> found = Chips(np.array([0.9, 0.8, 0.85, 0.6]), clean=0.92, rows=500, draws=(0, 1, 2, 3), seed=1)
@@ -77,10 +79,18 @@ class Chips(Result, kind="chip study"):
     metric: str = "accuracy"
     arrays: str = "module"
     covered: dict[str, float] = field(default_factory=dict)  # shares of multiply-adds
+    unit: str = "fraction of rows"
+    higher_is_better: bool = True
+    share: bool = True  # of rows that are right
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """What is measured of each chip: the accuracy, or what `metric` says."""
+        return self.accuracy
 
     @property
     def mean(self) -> float:
-        """Mean accuracy."""
+        """Mean over the chips."""
         return float(self.accuracy.mean())
 
     @property
@@ -90,18 +100,18 @@ class Chips(Result, kind="chip study"):
 
     @property
     def worst(self) -> float:
-        """Accuracy of the worst chip."""
-        return float(self.accuracy.min())
+        """The worst chip's."""
+        return float(self.accuracy.min() if self.higher_is_better else self.accuracy.max())
 
     def worst_of(self, count: int) -> float:
-        """Expected accuracy of the worst of `count` chips; see `worst_of`."""
+        """Expected value of the worst of `count` chips; see `worst_of`."""
         check_arguments(Chips.worst_of, locals())
-        return worst_of(self.accuracy, count)
+        return worst_of(self.accuracy, count) if self.higher_is_better else -worst_of(-self.accuracy, count)
 
     def yield_at(self, limit: float, confidence: float = 0.95) -> tuple[float, float, float]:
-        """Share of chips whose accuracy is at least `limit`, and Wilson's interval of it."""
+        """Share of chips that reach `limit` (at most that where lower is better), and Wilson's interval of it."""
         check_arguments(Chips.yield_at, locals())
-        good = int((self.accuracy >= limit).sum())
+        good = int((self.accuracy >= limit if self.higher_is_better else self.accuracy <= limit).sum())
         low, high = wilson(good, len(self.accuracy), confidence)
         return good / len(self.accuracy), float(low), float(high)
 
@@ -109,7 +119,7 @@ class Chips(Result, kind="chip study"):
         """Mean, spread, quantiles and yields as aligned text.
 
         Args:
-            limits: accuracies at which the yield is told; none: 99, 95 and 90 % of the clean accuracy.
+            limits: values at which the yield is told; none: 1, 5 and 10 % worse than the clean one.
         """
         check_arguments(Chips.table, locals())
         count = len(self.accuracy)
@@ -122,7 +132,7 @@ class Chips(Result, kind="chip study"):
             f"median     {float(np.median(self.accuracy)):.4f}",
             f"worst      {self.worst:.4f}   (of 10: {self.worst_of(min(10, count)):.4f})",
         ]
-        for limit in limits or [share * self.clean for share in SHARES]:
+        for limit in limits or usual_limits(self):
             share, low, high = self.yield_at(limit)
             lines.append(f"yield at {limit:.4f}: {share:.3f}   (95 %: {low:.3f} .. {high:.3f})")
         return "\n".join(map(printable, lines))
@@ -138,6 +148,10 @@ class Chips(Result, kind="chip study"):
         return plot_yields(self, ax, limits=limits).figure
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        if not self.share:
+            return ["draw", "rows", "value"], [
+                (d, self.rows, v) for d, v in zip(self.draws, self.accuracy, strict=True)
+            ]
         correct = np.rint(self.accuracy * self.rows).astype(np.int64).tolist()
         rows = zip(self.draws, correct, self.accuracy.tolist(), strict=True)
         return ["draw", "rows", "correct", "accuracy"], [(d, self.rows, c, a) for d, c, a in rows]
@@ -157,7 +171,7 @@ def chips(
     seed: int,
     sites: Sequence[str | int | type] | str | type | None = None,
     rows: Sequence[int] | Tensor | None = None,
-    metric: Metric = ACCURACY,
+    metric: MetricLike = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     detail: Literal["attention"] | None = None,
@@ -188,7 +202,8 @@ def chips(
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
     Returns:
-        `Chips`. Rows whose scores hold NaN count as wrong.
+        `Chips`. Rows whose scores hold NaN count as wrong; of other measures than shares of rows they are left out,
+        or count with the worst there is, with a warning.
 
     Raises:
         ValueError: neither hardware nor noise, bad data, draws or sizes; a model that is injected already, or without
@@ -211,16 +226,21 @@ def chips(
         Call("chips", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
         detail=detail, sites=sites, compute=compute,
     )  # fmt: skip
-    _, labels, _ = problem.data
+    (_, labels, _), measure = problem.data, problem.metric
     where = places_of("chips", problem, noise, sites)
     with Session("chips", problem, compute, noise=noise, where=where, hardware=hardware) as session:
-        clean, covered = session.clean_mean, session.covered(session.noisy)
-        answers = []  # which stay where they are made until all are there: a device is waited for once
+        clean, covered = session.clean_value, session.covered(session.noisy)
+        values = []
         with progress_of("chips", progress, session.noisy_passes(ids)) as advance:
-            for some, places, scores in session.noisy_scores(ids):
-                answers.append((places, session.of_rows(scores, labels[some])))
-                advance(1)
-    sums = np.zeros(len(ids), np.int64)
-    for places, answer in answers:
-        sums[places] += metric.law.numbers(answer.cpu().numpy()).sum(1)
-    return Chips(sums / len(labels), clean, len(labels), tuple(ids), seed, metric.name, arrays, covered)
+            for together in [ids] if measure.law.block < ALL else [[one] for one in ids]:  # whose outputs are held
+                tally = session.tally(len(together))
+                for some, places, scores in session.noisy_scores(together):
+                    if places.start == 0:
+                        targets = session.targets(session.inputs[some], labels[some])
+                    tally.add(some.start, scores, targets, places.start)
+                    advance(1)
+                values.append(tally.values("chips"))
+    return Chips(
+        np.concatenate(values), clean, len(labels), tuple(ids), seed, measure.name, arrays, covered, measure.unit,
+        measure.higher_is_better, is_share(measure),
+    )  # fmt: skip

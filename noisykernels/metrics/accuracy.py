@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from noisykernels._util.data import check_labels
 from noisykernels.metrics.law import BINARY, NAN, Binary
 
-__all__ = ["ACCURACY", "Accuracy"]
+__all__ = ["ACCURACY", "Accuracy", "check_told_apart"]
 
 
 class Accuracy:
@@ -22,7 +23,7 @@ class Accuracy:
         >>> accuracy = Accuracy()
         >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [float("nan"), 1.0]])
         >>> labels = torch.tensor([1, 1, 1])
-        >>> accuracy.of_rows(scores, labels).tolist(), accuracy.floor(10, labels)
+        >>> accuracy.of_rows(scores, labels).tolist(), accuracy.floor((10,), labels)
         ([1, 0, -1], 0.1)
     """
 
@@ -60,6 +61,7 @@ class Accuracy:
         """No NaN without noise, and labels that are classes."""
         if bool(scores.isnan().any()):
             raise ValueError(f"{op}: the model gives NaN without noise")
+        check_told_apart(op, self.name, scores.shape[-1])
         check_labels(op, scores, labels)
 
     def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -71,9 +73,26 @@ class Accuracy:
         """The share itself."""
         return pooled
 
-    def floor(self, outputs: int, labels: Tensor) -> float:
+    def number(self, value: float) -> float:
+        """The share itself."""
+        return value
+
+    def prepared(self, op: str, labels: Tensor) -> Accuracy:
+        """As it is."""
+        return self
+
+    def floor(self, outputs: Sequence[int], labels: Tensor) -> float:
         """Chance: 1 / classes."""
-        return 1 / outputs
+        return 1 / outputs[-1]
+
+
+def check_told_apart(op: str, name: str, classes: int) -> None:
+    """Refuses a measure of classes where there is one alone, which any noise leaves right."""
+    if classes < 2:
+        raise ValueError(
+            f"{op}: {name} of a model with one output is 1 at any noise: write metric='binary_accuracy' for a logit of "
+            "two classes, metric='mse' for a number"
+        )
 
 
 ACCURACY = Accuracy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from noisykernels.metrics.law import Law
 
-__all__ = ["Metric"]
+__all__ = ["Metric", "is_share", "measure_of"]
 
 
 class Metric(Protocol):
@@ -62,11 +63,38 @@ class Metric(Protocol):
         """Refuses outputs without noise, or targets, that make no sense together: ValueError."""
 
     def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The number of each row [copies, rows], or its sums [copies, rows, width], from outputs [copies, rows, ...]
-        and targets [rows, ...]."""
+        """The number of each row [copies, rows], or of a law of sums those of all these rows [copies, width], from
+        outputs [copies, rows, ...] and targets [rows, ...]."""
 
     def value(self, pooled: NDArray[np.float64]) -> Any:
         """What is told, from what the law has pooled over rows: [...], of sums from [..., width]."""
 
-    def floor(self, outputs: int, labels: Tensor) -> float | None:
-        """Its value for a model that knows nothing of the input and gives so many outputs; None: it has none."""
+    def number(self, value: float) -> float:
+        """The pooled number at which so much is told, of measures of rows: the counterpart of `value`."""
+
+    def prepared(self, op: str, labels: Tensor) -> Metric:
+        """This measure for the rows of a study, whose targets these are: what depends on all of them is found out once."""
+
+    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+        """Its value for a model that knows nothing of the input.
+
+        Args:
+            outputs: shape of a row's outputs.
+            labels: of all rows; of nothing where targets are the outputs without noise.
+
+        Returns:
+            The value; None: it has none, and a question must do without.
+        """
+
+
+def is_share(metric: Metric) -> bool:
+    """Whether it is a share of rows that are right: of which counts are kept, as of the accuracy."""
+    return metric.law.name == "binary" and metric.higher_is_better
+
+
+def measure_of(metric: Metric) -> dict[str, Any]:
+    """What statistics and readers need of a measure that is no share of rows, as JSON can hold it."""
+    law = {"binary": "bounded", "sums": "real"}.get(metric.law.name, metric.law.name)
+    return {
+        "law": law, "unit": metric.unit, "higher_is_better": metric.higher_is_better,
+    }  # fmt: skip

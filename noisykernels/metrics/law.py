@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from noisykernels._util.checks import Range, in_range
 
-__all__ = ["BINARY", "NAN", "Answer", "Binary", "Bounded", "Law", "Real", "Sums"]
+__all__ = ["ALL", "BINARY", "NAN", "Answer", "Binary", "Bounded", "Law", "Real", "Sums"]
 
 Answer = NDArray[Any]  # what a metric gives for each row, or block of them; its law says of which type
+ALL = 2**62  # rows of a block that is all of them, whatever the data: for numbers of a whole pass
 NAN = -1  # in the answers of a binary metric: the scores of the row hold NaN, and it counts as 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,20 +12,29 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels.plotting.style import axes_or_new, literal
 from noisykernels.stats.views import ChipsLike
 
-__all__ = ["SHARES", "plot_yields"]
+__all__ = ["plot_yields", "usual_limits"]
 
 
-SHARES = (0.99, 0.95, 0.9)  # of the clean accuracy, at which the yield is told
+SHARES = (0.99, 0.95, 0.9)  # of the clean value, at which the yield is told
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 
 
+def usual_limits(chips: ChipsLike) -> list[float]:
+    """1, 5 and 10 % worse than the clean value."""
+    if chips.higher_is_better and chips.clean > 0:
+        return [share * chips.clean for share in SHARES]
+    sign = -1 if chips.higher_is_better else 1
+    return [chips.clean + sign * (1 - share) * abs(chips.clean) for share in SHARES]
+
+
 def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = ()) -> Any:
-    """The share of chips whose accuracy is at least that of the axis, with its 95 % band, and every chip as a tick.
+    """The share of chips that reach the accuracy of the axis, or another value, with its 95 % band, and every chip as
+    a tick.
 
     Args:
         chips: what `chips` returned.
         ax: matplotlib axes; None makes a new figure.
-        limits: accuracies at which the yield is marked; none: 99, 95 and 90 % of the clean accuracy.
+        limits: values at which the yield is marked; none: 1, 5 and 10 % worse than the clean one.
 
     Returns:
         The axes.
@@ -35,15 +45,19 @@ def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = (
     check_arguments(plot_yields, locals())
     ax = axes_or_new("plot_yields", ax, (6.0, 4.2))
     count = f"{len(chips.accuracy)} chip{'s' * (len(chips.accuracy) != 1)}"
-    marks = list(limits) or [share * chips.clean for share in SHARES]
+    marks = list(limits) or usual_limits(chips)
     ends = [*chips.accuracy, chips.clean, *marks]
-    room = 0.04 * max(float(np.ptp(ends)), 0.02)
-    left, right = max(0.0, min(ends) - room), min(1.0, max(ends) + room)
-    # the share falls right behind each chip: a step at every accuracy that there is
+    ends = [end for end in ends if math.isfinite(end)]
+    room = 0.04 * (max(float(np.ptp(ends)), 0.02) if chips.share else float(np.ptp(ends)) or abs(chips.clean) or 1.0)
+    left, right = min(ends) - room, max(ends) + room
+    if chips.share:
+        left, right = max(0.0, left), min(1.0, right)
+    # the share falls right behind each chip: a step at every value that there is
     x = np.array([left, *np.unique(chips.accuracy), right])
     share, low, high = np.array([chips.yield_at(v) for v in x]).T
-    ax.fill_between(x, low, high, step="pre", color="0.35", alpha=0.18, lw=0)
-    ax.step(x, share, where="pre", color="0.2", lw=1.4)
+    where: Any = "pre" if chips.higher_is_better else "post"
+    ax.fill_between(x, low, high, step=where, color="0.35", alpha=0.18, lw=0)
+    ax.step(x, share, where=where, color="0.2", lw=1.4)
     ax.plot(chips.accuracy, np.zeros(len(chips.accuracy)), ls="", marker="|", ms=14, mew=0.8, color="0.45",
             label=count)  # fmt: skip
     ax.axvline(chips.clean, color="0.35", lw=1, ls="--", zorder=1, label=f"clean {chips.clean:.3f}")
@@ -55,8 +69,8 @@ def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = (
                 label=f"yield {found:.3f} at {limit:.3f}")  # fmt: skip
     ax.set_xlim(left, right)
     ax.set_ylim(0, 1.03)
-    ax.set_xlabel(literal(f"{chips.metric} (fraction of rows)"))
-    ax.set_ylabel("share of chips at least as accurate")
+    ax.set_xlabel(literal(f"{chips.metric}{f' ({chips.unit})' * bool(chips.unit)}"))
+    ax.set_ylabel("share of chips at least as accurate" if chips.share else "share of chips at least as good")
     ax.set_title(f"{count}, {chips.rows} rows, band 95 %", fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 0.06), fontsize=8, framealpha=0.85, edgecolor="none")

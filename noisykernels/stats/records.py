@@ -6,6 +6,7 @@ This file must not know torch or the compiled extension.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels.stats.intervals import Floats, wilson
+from noisykernels.stats.intervals import Floats, LawName, wilson
 from noisykernels.stats.midpoint import Axis
 
 INDEPENDENT = ("activation",)  # targets whose noise is new for each row
@@ -65,9 +66,45 @@ class Record(NamedTuple):
         return cls(str(site), int(site_index), float(level), int(draw), int(rows), int(correct),
                    int(correct) / int(rows), status, float(low), float(high))  # fmt: skip
 
+    @property
+    def value(self) -> float:
+        """What was measured."""
+        return self.accuracy
+
+    @property
+    def missing(self) -> int:
+        """Rows without a number: none, as those with NaN count as wrong."""
+        return 0
+
+    @property
+    def spread(self) -> float:
+        """NaN: the spread of yes and no follows from their share."""
+        return math.nan
+
+
+class Measured(NamedTuple):
+    """One cell of a study of another measure than a share of rows: a site at one level under one draw.
+
+    missing: rows (of sums: blocks of them) without a finite number, which `value` leaves out. spread: standard
+    deviation of a row's number that its clean one does not explain, in units of the value; NaN: not known.
+    low..high: 95 % Student interval over the rows.
+    """
+
+    site: str
+    site_index: int
+    level: float
+    draw: int
+    rows: int
+    missing: int
+    value: float
+    spread: float
+    status: str
+    low: float
+    high: float
+
 
 class Curve(NamedTuple):
-    """Accuracy of one site against level: the mean over draws and its 95 % band."""
+    """What is measured at one site against level: the mean over draws and its 95 % band."""
 
     site: str
     site_index: int
@@ -107,13 +144,15 @@ class Meta:
             measured, where it is not the accuracy; verification: what came of holding both engines against each other
             (rows and sites looked at, the worst difference in parts of its bound, sites that differ and so run whole);
             covered: shares of the model's multiply-adds that noise or hardware of the walk reaches;
-            ties: share of rows whose best score without noise leads by no more than rounding moves it.
+            ties: share of rows whose best score without noise leads by no more than rounding moves it;
+            measure: of what is no share of rows, its law, unit and direction.
         axis: None infers it: "linear" for purely multiplicative noise, else "log".
-        floor: accuracy under unbounded noise; None means 1 / classes.
+        floor: what is measured under unbounded noise; None: 1 / classes of the accuracy, of other measures none.
         target: what is noisy; noise of the targets in `INDEPENDENT` is independent between rows, other noise is
             shared by all rows of a draw, which widens the intervals.
         model, data: descriptions.
         midpoints: what an adaptive walk has found, a dictionary for each site; empty for a grid.
+        clean_value: what is measured without noise, of what is no share of rows; None: clean_correct / rows.
 
     Dictionaries must survive JSON.
     """
@@ -134,6 +173,7 @@ class Meta:
     model: str = ""
     data: str = ""
     midpoints: tuple[Mapping[str, Any], ...] = ()
+    clean_value: float | None = None
 
     def __post_init__(self) -> None:
         """Normalise types (so that a file reads back equal), infer, and check."""
@@ -155,18 +195,39 @@ class Meta:
             raise ValueError(f"classes: expected at least 1, got {self.classes}")
         if not 0 <= self.clean_correct <= self.rows or self.rows < 1:
             raise ValueError(f"clean_correct: got {self.clean_correct} of {self.rows} rows")
-        if self.floor is None:
+        if self.floor is None and self.clean_value is None:
             put(self, "floor", 1 / self.classes)
 
     @property
     def clean(self) -> float:
-        """Accuracy without noise."""
-        return self.clean_correct / self.rows
+        """What is measured without noise."""
+        return self.clean_correct / self.rows if self.clean_value is None else self.clean_value
 
     @property
     def metric(self) -> str:
         """What is measured, as a reader calls it."""
         return str(self.plan.get("metric", "accuracy"))
+
+    @property
+    def _measure(self) -> Mapping[str, Any]:
+        measure: Mapping[str, Any] = self.plan.get("measure", {})
+        return measure
+
+    @property
+    def law(self) -> LawName:
+        """Of the numbers of rows, as intervals take it."""
+        law: LawName = self._measure.get("law", "binary")
+        return law
+
+    @property
+    def unit(self) -> str:
+        """Of what is measured."""
+        return str(self._measure.get("unit", "fraction of rows"))
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of what is measured."""
+        return bool(self._measure.get("higher_is_better", True))
 
     @property
     def parameter(self) -> str:

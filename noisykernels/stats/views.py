@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.midpoint import Midpoint
-from noisykernels.stats.records import Curve, Meta, Record
+from noisykernels.stats.records import Curve, Measured, Meta, Record
 from noisykernels.stats.votes import VoteCurve
 
 __all__ = [
@@ -26,7 +26,7 @@ class StudyLike(Protocol):
     """Of a `Study`."""
 
     @property
-    def records(self) -> list[Record]: ...
+    def records(self) -> Sequence[Record | Measured]: ...
 
     @property
     def meta(self) -> Meta: ...
@@ -127,6 +127,15 @@ class ChipsLike(Protocol):
 
     @property
     def metric(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    @property
+    def share(self) -> bool: ...
 
     @property
     def accuracy(self) -> Floats: ...

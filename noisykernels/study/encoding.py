@@ -75,6 +75,12 @@ def _float(value: Any) -> float | str:
     return number if math.isfinite(number) else repr(number)
 
 
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, got {value!r}")
+    return value
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {value!r}")
@@ -85,7 +91,7 @@ _SIMPLE: Codecs = {
     float: Codec(_float, float),
     int: Codec(operator.index, operator.index),
     str: Codec(_text, _text),
-    bool: Codec(bool, bool),
+    bool: Codec(bool, _bool),
 }
 
 

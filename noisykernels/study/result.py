@@ -26,7 +26,7 @@ from noisykernels.study.html_page import picture, shown, table, text, versions, 
 __all__ = ["Result", "ResultFileError"]
 
 
-VERSION = 1  # of all formats
+VERSION = 2  # of formats: the newest
 FORMATS: dict[str, type[Result]] = {}  # "format" of a file: what it holds
 HOMES = ("noisykernels.walking", "noisykernels.experiments")  # packages of results beside this one
 
@@ -177,7 +177,7 @@ class Result(ABC):
         """
         check_arguments(Result.save, locals())
         body = self._body()
-        head = {"format": _format(self._kind), "version": VERSION, "sha256": digest(body)}
+        head = {"format": _format(self._kind), "version": self._version, "sha256": digest(body)}
         path = Path(path)
         with replacing(path) as file:
             file.write(json.dumps({**head, **body}, allow_nan=False).encode() + b"\n")
@@ -204,17 +204,24 @@ class Result(ABC):
         if made is None:
             wanted = '"format" of a result' if cls is Result else f'"format": "{_format(cls._kind)}"'
             raise ResultFileError(f"{path}: not a {cls._kind} file (no {wanted})")
-        if content.get("version") != VERSION:
-            raise ResultFileError(
-                f"{path}: format version {content.get('version')!r}; this release reads version {VERSION}"
-            )
+        version = content.get("version")
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise ResultFileError(f"{path}: format version {version!r}; this release reads version {VERSION}")
         body = {k: v for k, v in content.items() if k not in ("format", "version", "sha256")}
         if content.get("sha256") != digest(body):
             raise ResultFileError(f"{path}: damaged or edited: its SHA-256 does not fit its content")
         try:
-            return cast(R, made._of(body))
+            result = cast(R, made._of(body))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ResultFileError(f"{path}: not a valid {made._kind}: {error}") from error
+        if result._version != version:
+            raise ResultFileError(f"{path}: format version {version}, but what it holds is of {result._version}")
+        return result
+
+    @property
+    def _version(self) -> int:
+        """Of its file: the first that can hold it."""
+        return 1
 
     def _body(self) -> dict[str, Any]:
         """What is in a file, and equal where results are."""

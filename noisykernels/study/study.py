@@ -6,6 +6,7 @@ extension; pandas, xarray and matplotlib are imported only by the view that need
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,19 +23,23 @@ from noisykernels.plotting.curves import plot_curves, plot_study
 from noisykernels.stats.intervals import Floats, band
 from noisykernels.stats.logistic import fit_midpoint
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells, restored
-from noisykernels.stats.records import Curve, Meta, Record
+from noisykernels.stats.records import Curve, Measured, Meta, Record
+from noisykernels.stats.tolerance import fit_tolerance
 from noisykernels.study.comparison import Comparison, compare
+from noisykernels.study.encoding import codec_of
 from noisykernels.study.html_report import report
 from noisykernels.study.result import Result
 
 __all__ = ["Study"]
+
+_RECORDS = codec_of(list[Measured], {})
 
 
 @dataclass(frozen=True, repr=False)
 class Study(Result, kind="study"):
     """What a walk returns: records in task-key order (site, level, draw), and `meta`.
 
-    Columns of `to_pandas`: the fields of `Record`.
+    Columns of `to_pandas`: the fields of `Record`; of another measure than a share of rows, those of `Measured`.
 
     Raises:
         ValueError: a record of an unknown site, or two records of one cell.
@@ -51,12 +56,12 @@ class Study(Result, kind="study"):
         [1.0]
     """
 
-    records: list[Record]
+    records: Sequence[Record | Measured]
     meta: Meta
 
     def __post_init__(self) -> None:
         """Bring the records into task-key order and check their keys."""
-        records = sorted(self.records, key=lambda r: (r.site_index, r.level, r.draw))
+        records: Any = sorted(self.records, key=lambda r: (r.site_index, r.level, r.draw))
         for r in records:
             if r.site not in self.meta.sites[r.site_index : r.site_index + 1]:
                 raise ValueError(f"records: site {r.site_index} {r.site!r} is not in meta.sites")
@@ -81,9 +86,11 @@ class Study(Result, kind="study"):
         spent = f" within {most:,} evaluations" if isinstance(most, int) else ""
         return f", {left} site{'s' * (left != 1)} stopped{spent}"
 
-    def _cells(self) -> list[tuple[str, int, Floats, Floats, Floats]]:
-        """Per walked site: name, index, levels, accuracy and rows [level, draw], nan if missing."""
-        found: dict[int, list[Record]] = {}
+    def _cells(self) -> list[tuple[str, int, Floats, Floats, Floats, Floats]]:
+        """Per walked site: name, index, levels; values, rows behind them and spreads of these [level, draw], nan if
+        missing. Where rows have no number, the value is infinite, on the worse side."""
+        found: dict[int, list[Any]] = {}
+        worst = -math.inf if self.meta.higher_is_better else math.inf
         for r in self.records:
             found.setdefault(r.site_index, []).append(r)
         out = []
@@ -92,16 +99,17 @@ class Study(Result, kind="study"):
             draws = sorted({r.draw for r in records})
             row = {v: i for i, v in enumerate(levels)}
             column = {v: i for i, v in enumerate(draws)}
-            accuracy = np.full((len(levels), len(draws)), np.nan)
-            rows = np.zeros_like(accuracy)
+            values = np.full((len(levels), len(draws)), np.nan)
+            rows, spread = np.zeros_like(values), np.full_like(values, np.nan)
             for r in records:
-                accuracy[row[r.level], column[r.draw]] = r.accuracy
-                rows[row[r.level], column[r.draw]] = r.rows
-            out.append((records[0].site, index, np.array(levels), accuracy, rows))
+                at = row[r.level], column[r.draw]
+                values[at] = worst if r.missing and self.meta.law != "bounded" else r.value
+                rows[at], spread[at] = r.rows, r.spread
+            out.append((records[0].site, index, np.array(levels), values, rows, spread))
         return out
 
     def curves(self, confidence: float = 0.95) -> list[Curve]:
-        """Mean accuracy over draws per site and level, with the band of `stats.band`.
+        """Mean over draws per site and level of what is measured, with the band of `stats.band`.
 
         The band speaks of the noise's randomness on the given data, level by level: Wilson over
         all rows of all draws for activation noise (safe with any number of draws, never
@@ -116,9 +124,10 @@ class Study(Result, kind="study"):
         check_arguments(Study.curves, locals())
         return [
             Curve(site, index, levels, *band(
-                accuracy, rows, confidence=confidence, independent_rows=self.meta.independent_rows
-            ), accuracy.shape[1])
-            for site, index, levels, accuracy, rows in self._cells()
+                values, rows, confidence=confidence, independent_rows=self.meta.independent_rows, law=self.meta.law,
+                spread=None if self.meta.law == "binary" else spread,
+            ), values.shape[1])
+            for site, index, levels, values, rows, spread in self._cells()
         ]  # fmt: skip
 
     def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]:
@@ -141,11 +150,18 @@ class Study(Result, kind="study"):
         lo = None if floor == "free" else self.meta.floor if floor is None else float(floor)
         assert self.meta.axis is not None  # set by Meta
         found = []
-        for site, index, levels, accuracy, rows in self._cells():
-            m = fit_midpoint(
-                levels, accuracy, rows=rows, clean=self.meta.clean, floor=lo, axis=self.meta.axis,
-                confidence=confidence, independent_rows=self.meta.independent_rows, rising=self.meta.rising,
-            )  # fmt: skip
+        common: dict[str, Any] = {
+            "clean": self.meta.clean, "floor": lo, "axis": self.meta.axis, "confidence": confidence,
+            "independent_rows": self.meta.independent_rows, "rising": self.meta.rising,
+        }  # fmt: skip
+        for site, index, levels, values, rows, spread in self._cells():
+            if self.meta.law == "binary":
+                m = fit_midpoint(levels, values, rows=rows, **common)
+            else:
+                m = fit_tolerance(
+                    levels, values, at="half", rows=rows, law=self.meta.law, spread=spread,
+                    higher_is_better=self.meta.higher_is_better, **common,
+                )  # fmt: skip
             found.append(replace(m, site=site, site_index=index))
         return found
 
@@ -172,7 +188,7 @@ class Study(Result, kind="study"):
         evaluations = m.plan.get("evaluations")
         spent = f", {evaluations:,} evaluations" if isinstance(evaluations, int) else ""
         title = (
-            f"clean {m.metric} {m.clean:.4f} ({m.clean_correct} of {m.rows} rows), "
+            f"clean {m.metric} {m.clean:.4f}{self._of_rows()}, "
             + (f"adaptive{spent}{self._stopped()}" if m.midpoints else f"{len(m.levels)} levels x {len(m.draws)} draws")
             + (f" of the {m.parameter}" if m.parameter else "")
             + (", the sites of a group noisy together" if "groups" in m.plan else "")
@@ -180,6 +196,13 @@ class Study(Result, kind="study"):
             + "".join(f"; {line}" for line in covers(m.plan.get("covered", {})))
         )
         return "\n".join([printable(title), *aligned(lines, left=(1, 6))])
+
+    def _of_rows(self) -> str:
+        """How many rows there are: of a share, how many of them count."""
+        m = self.meta
+        if m.clean_value is None:
+            return f" ({m.clean_correct} of {m.rows} rows)"
+        return f"{f' {m.unit}' * bool(m.unit)} ({m.rows} rows, {'higher' if m.higher_is_better else 'lower'} is better)"
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Picture of the study: curves and profile, or the curves alone on the caller's axes.
@@ -196,16 +219,21 @@ class Study(Result, kind="study"):
         return plot_curves(self, ax=ax, **options).figure
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
-        return Record._fields, self.records
+        return self._kind_of_record._fields, self.records
+
+    @property
+    def _kind_of_record(self) -> type[Record] | type[Measured]:
+        return Record if self.meta.clean_value is None else Measured
 
     def _about(self) -> dict[str, Any]:
-        return asdict(self.meta)
+        found = asdict(self.meta)
+        return found if self.meta.clean_value is not None else {k: v for k, v in found.items() if k != "clean_value"}
 
     def chips(self, limit: float | None = None) -> Any:
         """The spread over draws at each site and level; under noise on weights a draw is a chip.
 
         Args:
-            limit: accuracy at which the yield is told; None: 95 % of the clean accuracy.
+            limit: value at which the yield is told; None: 95 % of the clean one, 105 % where lower is better.
 
         Returns:
             A pandas DataFrame: site, site_index, level, chips, mean, std, worst, best, yield.
@@ -217,19 +245,22 @@ class Study(Result, kind="study"):
         pandas = optional("pandas", "table")
         if self.meta.midpoints:
             raise ValueError("chips: an adaptive study has no chips to compare: give walk levels and draws")
-        least = 0.95 * self.meta.clean if limit is None else limit
-        records = self.to_pandas()
-        records["good"] = records["accuracy"] >= least
+        share = 0.95 if self.meta.higher_is_better else 1.05
+        least = share * self.meta.clean if limit is None else limit
+        records, better = self.to_pandas(), self.meta.higher_is_better
+        ends = ("min", "max") if better else ("max", "min")
+        records["accuracy"] = [r.value for r in self.records]
+        records["good"] = records["accuracy"] >= least if better else records["accuracy"] <= least
         table = records.groupby(["site", "site_index", "level"], as_index=False, sort=False).agg(
-            chips=("draw", "count"), mean=("accuracy", "mean"), std=("accuracy", "std"), worst=("accuracy", "min"),
-            best=("accuracy", "max"), good=("good", "mean"),
+            chips=("draw", "count"), mean=("accuracy", "mean"), std=("accuracy", "std"), worst=("accuracy", ends[0]),
+            best=("accuracy", ends[1]), good=("good", "mean"),
         )  # fmt: skip
         return pandas.DataFrame(table.rename(columns={"good": "yield"}))
 
     def to_xarray(self) -> Any:
         """The records as an xarray Dataset over (site, level, draw).
 
-        Counts and accuracies are float (nan where a cell has no record), status is text ("" there).
+        Counts and values are float (nan where a cell has no record), status is text ("" there).
         """
         xarray = optional("xarray", "table")
         names = {r.site_index: r.site for r in self.records}
@@ -240,7 +271,8 @@ class Study(Result, kind="study"):
         }
         places = {name: {v: i for i, v in enumerate(values)} for name, values in keys.items()}
         shape = tuple(len(v) for v in keys.values())
-        data: dict[str, Any] = {name: np.full(shape, np.nan) for name in ("rows", "correct", "accuracy", "low", "high")}
+        fields = [name for name in self._kind_of_record._fields if name not in ("site", *keys, "status")]
+        data: dict[str, Any] = {name: np.full(shape, np.nan) for name in fields}
         data["status"] = np.full(shape, "", dtype=object)
         for r in self.records:
             at = tuple(places[name][getattr(r, name)] for name in keys)
@@ -271,16 +303,23 @@ class Study(Result, kind="study"):
 
     def _body(self) -> dict[str, Any]:
         return {
-            "meta": asdict(self.meta),
-            "columns": list(Record._fields),
-            "records": [list(r) for r in self.records],
+            "meta": self._about(),
+            "columns": list(self._kind_of_record._fields),
+            "records": _RECORDS.write(self.records) if self._version > 1 else [list(r) for r in self.records],
         }
+
+    @property
+    def _version(self) -> int:
+        """Other measures than shares of rows came with the second version of the file."""
+        return 1 if self.meta.clean_value is None else 2
 
     @classmethod
     def _of(cls, body: Mapping[str, Any]) -> Study:
-        if body["columns"] != list(Record._fields):
-            raise ValueError(f"columns are {body['columns']}")
         meta = Meta(**body["meta"])
         for midpoint in meta.midpoints:
             restored(midpoint)
-        return cls([Record(*r) for r in body["records"]], meta)
+        kind = Record if meta.clean_value is None else Measured
+        if body["columns"] != list(kind._fields):
+            raise ValueError(f"columns are {body['columns']}")
+        records = [Record(*r) for r in body["records"]] if kind is Record else _RECORDS.read(body["records"])
+        return cls(records, meta)

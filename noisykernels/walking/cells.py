@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from noisykernels._engine.request import Answer, Request
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.site import Site
-from noisykernels.metrics.base import Metric
-from noisykernels.stats.records import Record
+from noisykernels.metrics.base import Metric, is_share
+from noisykernels.stats.intervals import t_quantile
+from noisykernels.stats.pseudo import spread_of
+from noisykernels.stats.records import Measured, Record
 
 __all__ = ["Cells", "counted"]
 
 
 def counted(request: Request, level: float, draw: int, numbers: NDArray[Any], status: str = "evaluated") -> Record:
-    """The record of one cell of a request, from the numbers of its rows."""
+    """The record of one cell of a request, from which of its rows are right."""
     site = request.site
     return Record.counted(site.name, site.index, level, draw, len(numbers), int(numbers.sum()), status)
+
+
+def measured(
+    request: Request, level: float, draw: int, answer: Answer, clean: NDArray[Any], metric: Metric
+) -> Measured:  # fmt: skip
+    """The record of one cell of a request, from the answer [entries] of its rows.
+
+    Args:
+        clean: the numbers of these entries without noise.
+        metric: that measures them.
+    """
+    law, site, rows = metric.law, request.site, request.rows
+    numbers, sums = law.numbers(answer), law.block > 1
+    there = np.isfinite(numbers.reshape(len(numbers), -1)).all(1)
+    value = float(metric.value(law.pooled(numbers)))
+    known = rows * int(there.sum()) // len(numbers)
+    spread = spread_of(clean[there], numbers[there], metric.value, sums=sums, rows=known)
+    half = t_quantile(0.95, max(1, known - 1)) * spread / math.sqrt(known) if known else math.nan
+    return Measured(
+        site.name, site.index, level, draw, rows, int(law.missing(answer).sum()), value, spread, "evaluated",
+        value - half, value + half,
+    )  # fmt: skip
 
 
 class Cells:
@@ -29,45 +55,76 @@ class Cells:
     Args:
         sites: those walked.
         targets: how many targets are walked.
-        clean: [rows], the number of each row without noise.
-        floor: their mean under unbounded noise.
+        clean: [rows], or [blocks, width], the numbers without noise.
+        floor: what is measured under unbounded noise; None: it is not known.
         metric: of which they are.
+        rows: of the data.
     """
 
-    def __init__(self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float, metric: Metric) -> None:
+    def __init__(
+        self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float | None, metric: Metric, rows: int
+    ) -> None:
         self.sites, self.targets, self.clean, self.floor, self.metric = list(sites), targets, clean, floor, metric
+        self.rows = rows
         self.evaluations: Counter[int] = Counter()  # numbers looked at, under each target
-        self._found: dict[tuple[int, str, float, int], Record] = {}
+        self._found: dict[tuple[int, str, float, int], Record | Measured] = {}
 
     @property
-    def clean_mean(self) -> float:
+    def clean_value(self) -> float:
         """What is measured without noise."""
-        return float(self.clean.mean())
+        return float(self.metric.value(self.metric.law.pooled(self.clean)))
+
+    @property
+    def known_floor(self) -> float:
+        """The floor, where one is needed: ValueError."""
+        if self.floor is None:
+            raise ValueError(f"walk: {self.metric.name} has no floor of its own: give floor=")
+        return self.floor
 
     def take(self, request: Request, answer: Answer) -> None:
         """Takes the answer to a request, a record for each cell."""
-        self.evaluations[request.which] += answer.size
+        self.evaluations[request.which] += request.cells
+        law, low = self.metric.law, request.start // self.metric.law.block
+        clean = self.clean[low : low + answer.shape[2]]
         for level, of_level in zip(request.levels, answer, strict=True):
-            if nan := int(self.metric.law.missing(of_level).sum()):
-                warn_user(
-                    f"walk: site {request.site.name} at level {level:g}: {nan} of {of_level.size} rows of scores hold "
-                    "NaN and count as wrong",
-                )
-            for draw, of_draw in zip(request.draws, self.metric.law.numbers(of_level), strict=True):
-                self.put(request.which, counted(request, level, draw, of_draw))
+            if nan := int(law.missing(of_level).sum()):
+                warn_user(f"walk: site {request.site.name} at level {level:g}: {nan} of {self._said_of(of_level)}")
+            for draw, of_draw in zip(request.draws, of_level, strict=True):
+                if is_share(self.metric):
+                    record: Record | Measured = counted(request, level, draw, law.numbers(of_draw))
+                else:
+                    record = measured(request, level, draw, of_draw, clean, self.metric)
+                self.put(request.which, record)
+
+    def _said_of(self, answer: Answer) -> str:
+        """What becomes of the entries of an answer [draws, entries] that have no number."""
+        law, name = self.metric.law, self.metric.name
+        if law.name == "binary":
+            return f"{answer.size} rows of scores hold NaN and count as wrong"
+        count, what = answer.shape[0] * answer.shape[1], "rows" if law.block == 1 else "blocks of rows"
+        become = "count with the worst" if law.name == "bounded" else "are left out"
+        return f"{count} {what} have an infinite or no {name} and {become}"
 
     def prove(self, request: Request, levels: Sequence[float]) -> None:
         """Takes it that at some levels of a request on all rows no prediction flips: the counts are the clean ones."""
         for level in levels:
             for draw in request.draws:
-                self.put(request.which, counted(request, level, draw, self.clean, "proved"))
+                self.put(request.which, self._of_clean(request, level, draw))
 
-    def put(self, which: int, record: Record) -> None:
+    def _of_clean(self, request: Request, level: float, draw: int) -> Record | Measured:
+        if is_share(self.metric):
+            return counted(request, level, draw, self.clean, "proved")
+        site, value = request.site, self.clean_value
+        return Measured(
+            site.name, site.index, level, draw, request.rows, 0, value, 0.0, "proved", value, value
+        )  # fmt: skip
+
+    def put(self, which: int, record: Record | Measured) -> None:
         """Takes a record."""
         key = which, record.site, record.level, record.draw
         if key not in self._found or self._found[key].rows < record.rows:
             self._found[key] = record
 
-    def records(self, which: int) -> list[Record]:
+    def records(self, which: int) -> list[Record | Measured]:
         """The records under one of the targets."""
         return [record for (target, *_), record in self._found.items() if target == which]

@@ -15,7 +15,7 @@ from noisykernels._engine.targets import Activation, Target, Weight
 from noisykernels._util.inputs import Output
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.metrics.accuracy import ACCURACY
-from noisykernels.metrics.base import Metric
+from noisykernels.metrics.names import MetricLike
 from noisykernels.noise.description import Noise
 from noisykernels.stats.midpoint import Axis
 from noisykernels.walking.groups import Groups, check_groups
@@ -34,7 +34,7 @@ class Asked:
     sites: Sequence[str | int | type] | str | type | None = None
     groups: Groups = None
     rows: Tensor | Sequence[int] | None = None
-    metric: Metric = ACCURACY
+    metric: MetricLike = ACCURACY
     floor: float | None = None
     axis: Axis | None = None
     arrays: str = "module"

@@ -20,7 +20,7 @@ from noisykernels.arithmetic.serial import Serial
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.periphery import ADC, DAC
 from noisykernels.metrics.accuracy import ACCURACY
-from noisykernels.metrics.base import Metric
+from noisykernels.metrics.names import MetricLike
 from noisykernels.study.study import Study
 from noisykernels.walking.groups import Groups
 from noisykernels.walking.options import Asked
@@ -100,7 +100,7 @@ def walk_parameter(
     sites: Sequence[str | int | type] | str | type | None = None,
     groups: Groups = None,
     rows: Tensor | Sequence[int] | None = None,
-    metric: Metric = ACCURACY,
+    metric: MetricLike = ACCURACY,
     floor: float | None = None,
     compute: Compute | None = None,
     store: str | os.PathLike[str] | None = None,

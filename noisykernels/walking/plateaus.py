@@ -79,7 +79,7 @@ def _put_settled(request: Request, level: float, answer: Answer, cells: Cells, s
         return False  # it is run in full, with a warning
     hits = cells.metric.law.numbers(answer).astype(bool)
     before = cells.clean[: hits.size].reshape(hits.shape).astype(bool)
-    clean, floor = cells.clean_mean, cells.floor
+    clean, floor = cells.clean_value, cells.known_floor
     near = share * (clean - floor)
     low, high = _of_flips(before, hits)
     at_clean = max(-low, high) <= near

@@ -15,6 +15,8 @@ from noisykernels._engine.request import Evaluate, Facts, Request
 from noisykernels._util.checks import in_range
 from noisykernels._util.progress import progress_of
 from noisykernels._util.warning import warn_user
+from noisykernels.metrics.base import Metric, is_share
+from noisykernels.metrics.law import ALL
 from noisykernels.walking.cells import Cells
 from noisykernels.walking.plateaus import settled
 from noisykernels.walking.search import SiteSearch, needed_row_draws, quantile, seek
@@ -47,6 +49,9 @@ class Strategy(Protocol):
 
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """What a study's plan says of it, and of what it has found."""
+
+    def check(self, metric: Metric) -> None:
+        """Refuses a measure that cannot be looked at so: ValueError."""
 
     @property
     def whole(self) -> bool:
@@ -82,6 +87,11 @@ class Grid:
         """See `Strategy`."""
         return {} if self.plateaus is None else {"plateaus": self.plateaus}
 
+    def check(self, metric: Metric) -> None:
+        """Plateaus are of shares: a number may change where no prediction does."""
+        if self.plateaus is not None and not is_share(metric):
+            raise ValueError(f"walk: plateaus are for shares of rows, such as the accuracy, got metric {metric.name}")
+
     @property
     def whole(self) -> bool:
         """See `Strategy`."""
@@ -89,7 +99,7 @@ class Grid:
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
-        rows = len(cells.clean)
+        rows = cells.rows
         grid = [Request(s, self.levels, self.draws, rows, which=k) for s in cells.sites for k in range(cells.targets)]
         with progress_of("walk", progress, len(grid) * len(self.levels)) as advance:
             for idle in (r for r in grid if r.site.name in facts.idle):
@@ -136,6 +146,14 @@ class Search:
         if self.most is not None:
             object.__setattr__(self, "most", in_range("Search", "most", self.most))
 
+    def check(self, metric: Metric) -> None:
+        """A search spends rows: it needs a number of each."""
+        if metric.law.block > 1:
+            raise ValueError(
+                f"walk: a search needs a number of each row, which {metric.name} does not give: it is of "
+                f"{'a whole pass' if metric.law.block == ALL else 'sums over rows'}; give levels and draws for a grid"
+            )
+
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See `Strategy`."""
         return {"most": self._most} if any(midpoint["method"] == "stopped" for midpoint in found) else {}
@@ -146,7 +164,7 @@ class Search:
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
-        clean, floor = cells.clean_mean, cells.floor
+        clean, floor = cells.clean_value, cells.known_floor
         if not 0 <= floor < clean:
             raise ValueError(
                 f"walk: the clean {cells.metric.name} {clean:.4f} is not above the floor {floor:.4f}: nothing to find"
@@ -182,7 +200,7 @@ class Search:
     def _warn_of_few_rows(self, cells: Cells) -> None:
         """A search repeats few rows under so many draws that a whole grid would cost less."""
         rows, law = len(cells.clean), cells.metric.law
-        slope = USUAL_SLOPE * (cells.clean_mean - cells.floor)
+        slope = USUAL_SLOPE * (cells.clean_value - cells.known_floor)
         wanted = needed_row_draws(quantile(0.95, 1), law.largest_variance, self.rel_ci * slope)
         enough = math.ceil(3 * wanted / OF_GRID)
         if rows < enough:

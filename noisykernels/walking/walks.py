@@ -26,7 +26,8 @@ from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import Site
 from noisykernels.metrics.accuracy import ACCURACY
-from noisykernels.metrics.base import Metric
+from noisykernels.metrics.base import is_share, measure_of
+from noisykernels.metrics.names import MetricLike
 from noisykernels.noise.description import Noise
 from noisykernels.stats.records import Meta
 from noisykernels.study.study import Study
@@ -65,7 +66,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     rows: Tensor | Sequence[int] | None = None,
     forward: Callable[..., Any] | None = None,
     output: Output = None,
-    metric: Metric = ACCURACY,
+    metric: MetricLike = ACCURACY,
     floor: float | None = None,
     axis: Literal["log", "linear"] | None = None,
     search: Search | None = None,
@@ -164,6 +165,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
         metric=asked.metric, arrays=asked.arrays, root=asked.root, detail=asked.detail,
         sites=words_of(asked.sites, asked.groups), compute=asked.compute,
     )  # fmt: skip
+    metric = problem.metric
+    strategy.check(metric)
     if strategy.shuffled:
         problem = problem.shuffled()
     problem = replace(problem, targets=targets)
@@ -174,26 +177,14 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     session = Session("walk", problem, asked.compute)
     sent = None if session.compute.executor is None else packed(problem)  # before it is injected
     with session:
-        cells = Cells(_chosen(session, asked), len(targets), session.clean, _floor(session, asked), asked.metric)
+        cells = Cells(
+            _chosen(session, asked), len(targets), session.clean, _floor(session, asked), metric, len(session.labels)
+        )
         # What is kept may be enlarged, and must then have the plan that it began with.
         draws = len(strategy.draws) if strategy.whole and asked.store is None else None
         here = Evaluator.of(session, cells.sites, strategy.levels, draws)
         ties, covered = _ties(session), _covered(session, asked, cells.sites)
-        plan = here.described()
-        kept = plan | {"order": "permuted" if strategy.shuffled else "as given"}
-        if targets[0].shares_rows:  # what is on a chip
-            plan["arrays"] = asked.arrays
-            if any(len(site.calls) > 1 for site in session.sites):  # else they are the same
-                kept["arrays"] = asked.arrays
-        if asked.root:
-            plan["root"], kept["root"] = asked.root, asked.root
-        if asked.detail is not None:
-            plan["detail"] = kept["detail"] = asked.detail
-        if groups := {site.name: list(site.members) for site in cells.sites if site.members}:
-            plan["groups"] = kept["groups"] = groups
-        kept |= problem.call.told()
-        if identity := asked.metric.identity():
-            plan["metric"], kept["metric"] = asked.metric.name, identity
+        plan, kept = _plans(session, asked, here, cells)
         with evaluation(here, sent, asked.store, kept, strategy.levels) as evaluate:
             found = strategy.run(evaluate, here, cells, asked.progress)
     if here.why:
@@ -203,6 +194,31 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
         plan["ties"] = round(ties, 4)
     plans = [plan | ({} if here.shared is None else {"verification": v.told()}) for v in here.verifications]
     return [_study(session, asked, cells, found, plan, which) for which, plan in enumerate(plans)]
+
+
+def _plans(
+    session: Session, asked: Asked, here: Evaluator, cells: Cells
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """What a study tells of how it came about, and what a store of it belongs to."""
+    metric = cells.metric
+    plan = here.described()
+    kept = plan | {"order": "permuted" if asked.strategy.shuffled else "as given"}
+    if asked.targets[0].shares_rows:  # what is on a chip
+        plan["arrays"] = asked.arrays
+        if any(len(site.calls) > 1 for site in session.sites):  # else they are the same
+            kept["arrays"] = asked.arrays
+    if asked.root:
+        plan["root"], kept["root"] = asked.root, asked.root
+    if asked.detail is not None:
+        plan["detail"] = kept["detail"] = asked.detail
+    if groups := {site.name: list(site.members) for site in cells.sites if site.members}:
+        plan["groups"] = kept["groups"] = groups
+    kept |= session.problem.call.told()
+    if identity := metric.identity():
+        plan["metric"], kept["metric"] = metric.name, identity
+    if not is_share(metric):
+        plan["measure"] = measure_of(metric)
+    return plan, kept
 
 
 def _chosen(session: Session, asked: Asked) -> list[Site]:
@@ -240,15 +256,14 @@ def _ties(session: Session) -> float | None:
     return share
 
 
-def _floor(session: Session, asked: Asked) -> float:
-    """What is measured under unbounded noise."""
-    labels = session.labels
+def _floor(session: Session, asked: Asked) -> float | None:
+    """What is measured under unbounded noise; None: it is not known."""
+    if asked.floor is not None:
+        return asked.floor
+    labels, metric = session.labels, session.problem.metric
     if not isinstance(labels, Tensor):  # of a measure of classes chance does not follow them
-        labels = labels[:1] if asked.metric.by_argmax else labels.cpu()
-    floor = asked.metric.floor(session.outputs, labels) if asked.floor is None else asked.floor
-    if floor is None:
-        raise ValueError(f"walk: {asked.metric.name} has no floor of its own: give floor=")
-    return floor
+        labels = labels[:1] if metric.by_argmax else labels.cpu()
+    return metric.floor(session.shape, labels)
 
 
 def _study(
@@ -256,13 +271,15 @@ def _study(
 ) -> Study:  # fmt: skip
     """The study of one target."""
     records, target, strategy = cells.records(which), asked.targets[which], asked.strategy
+    share = is_share(cells.metric)
     meta = Meta(
         seed=asked.seed,
         noise=target.told(),
         levels=tuple(strategy.levels) or tuple(sorted({r.level for r in records})),
         draws=tuple(strategy.draws) or tuple(sorted({r.draw for r in records})),
-        rows=len(cells.clean),
-        clean_correct=int(cells.clean.sum()),
+        rows=len(session.labels),
+        clean_correct=int(cells.clean.sum()) if share else 0,
+        clean_value=None if share else cells.clean_value,
         classes=session.outputs,
         sites=tuple(s.name for s in (session.sites if asked.groups is None else cells.sites)),
         stream_version=STREAM_VERSION,

@@ -11,7 +11,7 @@ import contextlib
 import random
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Fine(Accuracy):
         places = self.places(scores)
         return torch.where(places.isfinite(), places.nan_to_num().floor().remainder(2), -1).to(torch.int8)
 
-    def floor(self, outputs: int, labels: Tensor) -> float:
+    def floor(self, outputs: Sequence[int], labels: Tensor) -> float:
         return 0.5
 
     def margins(self, scores: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "list": (lambda p: p.write_text("[1, 2]"), "not a KIND file"),
     "format": (lambda p: changed(p, format="noisykernels.other"), "not a KIND file"),
     "format of no text": (lambda p: changed(p, format=["a"]), "not a KIND file"),
-    "newer": (lambda p: changed(p, version=2), "format version 2; this release reads version 1"),
+    "newer": (lambda p: changed(p, version=3), "format version 3; this release reads version 2"),
     "one more": (lambda p: changed(p, more=1), "damaged or edited"),
     "not a number": (lambda p: changed(p, more=math.nan), "damaged or edited"),
     "no checksum": (lambda p: changed(p, sha256=None), "damaged or edited"),

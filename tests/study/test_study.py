@@ -210,7 +210,7 @@ DAMAGE = {
     "binary": (lambda p: p.write_bytes(bytes(range(256))), "not a study file, or cut off"),
     "foreign": (lambda p: p.write_text('{"a": 1}'), "not a study file"),
     "list": (lambda p: p.write_text("[1, 2]"), "not a study file"),
-    "newer": (lambda p: changed(p, version=2), "format version 2; this release reads version 1"),
+    "newer": (lambda p: changed(p, version=3), "format version 3; this release reads version 2"),
     "one digit": (
         lambda p: p.write_text(p.read_text().replace('"seed": 1', '"seed": 2')), "damaged or edited"
     ),

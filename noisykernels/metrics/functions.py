@@ -1,0 +1,234 @@
+"""Measures that a user writes as a function of outputs and targets, and what is found out about them beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import shown
+from noisykernels.metrics.base import Metric
+from noisykernels.metrics.law import ALL, Law, Sums
+from noisykernels.metrics.rows import PerRow
+
+__all__ = ["ByRow", "WholePass", "check_function", "of_function"]
+
+Function = Callable[[Tensor, Tensor], Any]
+OWN = __name__.rpartition(".")[0]
+CLOSE = 1e-4  # relative: a function of a row may round otherwise in other company
+
+
+@dataclass(frozen=True)
+class _Given(PerRow):
+    """What both kinds of functions say of themselves.
+
+    Args:
+        function: of outputs [rows, ...] and targets [rows, ...].
+        higher_is_better: its direction.
+        name: what a reader calls it; empty: as the function is called.
+        unit: of its value.
+        floor_value: its value for a model that knows nothing of the input; None: it has none.
+        against: what the targets are: ``"labels"``, or the outputs without noise, ``"clean"``.
+    """
+
+    function: Function
+    higher_is_better: bool  # type: ignore[misc]
+    name: str = ""  # type: ignore[misc]
+    unit: str = ""  # type: ignore[misc]
+    floor_value: float | None = None
+    against: Literal["labels", "clean"] = "labels"
+
+    def __post_init__(self) -> None:
+        """Checks all."""
+        given = {"function": self.function, "higher_is_better": self.higher_is_better, "name": self.name,
+                 "unit": self.unit, "floor_value": self.floor_value, "against": self.against}  # fmt: skip
+        check_arguments(type(self), given)
+        if not self.name:
+            called = getattr(self.function, "__name__", type(self.function).__name__)
+            object.__setattr__(self, "name", "metric" if called == "<lambda>" else called)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, higher_is_better={self.higher_is_better})"
+
+    @property
+    def against_clean(self) -> bool:  # type: ignore[override]
+        """Whether the targets are the outputs without noise."""
+        return self.against == "clean"
+
+    def floor(self, outputs: Any, labels: Tensor) -> float | None:
+        """As it was said."""
+        return self.floor_value
+
+    def given(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What the function gives, as a tensor."""
+        found = self.function(outputs, targets)
+        return found if isinstance(found, Tensor) else torch.as_tensor(found)
+
+
+@dataclass(frozen=True, repr=False)
+class ByRow(_Given):
+    """A function that gives one number for each row.
+
+    Args:
+        function: of outputs [rows, ...] and targets [rows, ...], to [rows].
+        higher_is_better: its direction.
+        name: what a reader calls it; empty: as the function is called.
+        unit: of its value.
+        floor_value: its value for a model that knows nothing of the input; None: it has none.
+        against: what the targets are: ``"labels"``, or the outputs without noise, ``"clean"``.
+
+    Example:
+        >>> metric = ByRow(lambda y, t: (y - t).abs().mean(-1), higher_is_better=False, name="mae")
+        >>> metric.of_rows(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[1.0, 1.0]])).tolist()
+        [[1.0]]
+    """
+
+    def parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See `PerRow`."""
+        found = [self.given(one, targets) for one in outputs]
+        for one in found:
+            if one.shape != (len(targets),):
+                raise ValueError(
+                    f"{self.name}: the function must give one number for each of {len(targets)} rows, got "
+                    f"{list(one.shape)}"
+                )
+        return torch.stack(found).to(outputs.device)
+
+
+@dataclass(frozen=True, repr=False)
+class WholePass(_Given):
+    """A function that gives one number of all rows at once: for grids, votes and chips, by the plain engine.
+
+    Args:
+        function: of outputs [rows, ...] and targets [rows, ...] of all rows, to a number.
+        higher_is_better: its direction.
+        name: what a reader calls it; empty: as the function is called.
+        unit: of its value.
+        floor_value: its value for a model that knows nothing of the input; None: it has none.
+        against: what the targets are: ``"labels"``, or the outputs without noise, ``"clean"``.
+
+    Example:
+        >>> metric = WholePass(lambda y, t: torch.corrcoef(torch.stack([y, t]))[0, 1], higher_is_better=True, name="r")
+        >>> metric.of_rows(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2.0, 4.0, 6.0])).round(decimals=3).tolist()
+        [[1.0]]
+    """
+
+    dtype: ClassVar[torch.dtype] = torch.float64
+
+    @property
+    def law(self) -> Law:
+        """One number of all rows."""
+        return Sums(1, ALL)
+
+    def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The number of all these rows [copies, 1]."""
+        found = [self.given(one, labels) for one in scores]
+        for one in found:
+            if one.numel() != 1:
+                raise ValueError(f"{self.name}: the function must give one number of a pass, got {list(one.shape)}")
+        return torch.stack([one.double().reshape(1) for one in found]).to(scores.device)
+
+    def value(self, pooled: Any) -> Any:
+        """The number."""
+        return pooled[..., 0]
+
+    def number(self, value: float) -> float:
+        """Of a whole pass there are no rows."""
+        raise ValueError(f"{self.name} is of a whole pass, which has no numbers of rows")
+
+
+def of_function(op: str, function: Any, outputs: Tensor, targets: Tensor) -> ByRow | WholePass:
+    """What a plain function is: one number for each row, or one of all; and which direction is the better one.
+
+    The better direction is that in which outputs lie that are held against their own targets, seen from those that are
+    held against other rows'.
+
+    Args:
+        op: for errors.
+        function: of outputs and targets.
+        outputs, targets: of some rows without noise.
+
+    Raises:
+        ValueError: neither kind, or no direction can be seen.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    count = len(targets)
+    try:
+        found = function(outputs, targets)
+        found = found if isinstance(found, Tensor) else torch.as_tensor(found, dtype=torch.float64)
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{op}: metric {name} fails for outputs {list(outputs.shape)} and targets {list(targets.shape)}: "
+            f"{type(error).__name__}: {said}"
+        ) from error
+    if found.shape not in ((count,), ()):
+        raise ValueError(
+            f"{op}: metric {name} must give one number for each of {count} rows, or one of all, got {list(found.shape)}"
+        )
+    whole = found.shape == ()
+    if whole and count == 1:
+        raise ValueError(f"{op}: metric {name} cannot be told to be of rows or of a pass from one row of data")
+    other = torch.as_tensor(function(outputs, targets.roll(1, 0))).double().mean()
+    own = found.double().mean()
+    if not bool((own - other).isfinite()) or own == other:
+        kind = "WholePass" if whole else "ByRow"
+        raise ValueError(
+            f"{op}: which values of metric {name} are better cannot be seen: write nk.metrics.{kind}({name}, "
+            "higher_is_better=True) or False"
+        )
+    return (WholePass if whole else ByRow)(function, bool(own > other))
+
+
+def check_function(op: str, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+    """Tries a measure that is not this package's own, on some rows without noise.
+
+    Raises:
+        ValueError: numbers of rows that depend on others, or on when they are asked for.
+    """
+    if isinstance(metric, WholePass):
+        _check_repeatable(op, metric, outputs, targets)
+    elif metric.law.block == 1 and (isinstance(metric, ByRow) or not type(metric).__module__.startswith(OWN)):
+        _check_rows(op, metric, outputs, targets)
+
+
+def _check_rows(op: str, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+    """Refuses a function whose numbers of rows depend on their order, or on the other rows of a batch.
+
+    Raises:
+        ValueError: it mixes rows, or gives another number of them.
+    """
+
+    def numbers(some: Any) -> Tensor:
+        return metric.of_rows(outputs[some].unsqueeze(0), targets[some])[0].double()
+
+    count = len(targets)
+    every, turned = torch.arange(count), torch.arange(count - 1, -1, -1)
+    try:
+        whole = numbers(every)
+        split = torch.cat([numbers(part) for part in every.split(max(1, count // 2))])
+        order = numbers(turned)[turned]
+    except ValueError as error:
+        raise ValueError(f"{op}: metric {error}") from error
+    near = CLOSE * whole.abs().clamp(min=1e-6)
+    for found, what in ((order, "in another order"), (split, "in two batches")):
+        if bool(((found - whole).abs() > near).any()):
+            raise ValueError(
+                f"{op}: metric {metric.name} mixes rows: the same rows {what} have other numbers. Write a function "
+                f"of each row alone, or nk.metrics.WholePass({metric.name}, ...) for one of all rows"
+            )
+
+
+def _check_repeatable(op: str, metric: WholePass, outputs: Tensor, targets: Tensor) -> None:
+    """Refuses a function of a pass that gives no number, or another one each time.
+
+    Raises:
+        ValueError: so it is.
+    """
+    one, again = (metric.of_rows(outputs.unsqueeze(0), targets) for _ in range(2))
+    if not torch.equal(one.nan_to_num(), again.nan_to_num()):
+        raise ValueError(f"{op}: metric {metric.name} gives another number for the same outputs: {shown(float(again))}")

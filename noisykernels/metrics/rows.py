@@ -1,0 +1,178 @@
+"""What measures of single rows share: positions within a row, their weights, and large outputs judged in slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noisykernels._util.checks import shown
+from noisykernels.metrics.law import Bounded, Law, Real
+
+__all__ = ["PerRow", "class_axis", "classes_last", "wide"]
+
+SLICE = 1 << 22  # values of outputs that are judged at once: what a measure computes of them takes some times as much
+
+
+class PerRow:
+    """A measure of one number for each row: the mean over the row's positions, which may have weights.
+
+    Over all rows it is the weighted mean of positions, too: a row counts with its own weights' share. Subclasses give
+    `parts`, and `weights` where not all positions count alike.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool] = False
+    by_argmax: ClassVar[bool] = False
+    bounds: ClassVar[Bounded | None] = None  # of a position's number
+    dtype: ClassVar[torch.dtype] = torch.float32
+    against_clean: bool = False
+    scale: float | None = None  # mean of the rows' weights, known once there are data
+    most: float = 1.0  # of a row's weights, in parts of that
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @property
+    def law(self) -> Law:
+        """How the numbers of rows are kept and counted."""
+        if self.bounds is None:
+            return Real()
+        low, high, worst = (self.most * v for v in (self.bounds.low, self.bounds.high, self.bounds.worst))
+        return Bounded(low, high, worst)
+
+    def identity(self) -> str:
+        """By which stores and studies tell it from others."""
+        return repr(self)
+
+    # ------------------------------------------------------------------------------------- what is measured
+
+    def parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The number of each position [copies, rows, *positions], from outputs [copies, rows, ...] of at least single
+        precision and targets [rows, ...]."""
+        raise NotImplementedError
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        """Of the positions [rows, *positions], or the first dimensions of these; None: all count alike."""
+        return None
+
+    def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The number of each row [copies, rows], from outputs [copies, rows, ...] and targets [rows, ...]."""
+        if scores.numel() <= SLICE:
+            return self._numbers(scores, labels)
+        copies, rows = scores.shape[:2]
+        found = scores.new_empty((copies, rows), dtype=self.dtype)
+        step = max(1, SLICE * copies * rows // scores.numel())
+        for copy_ in range(copies):
+            for low in range(0, rows, step):
+                some = slice(low, low + step)
+                found[copy_, some] = self._numbers(scores[copy_ : copy_ + 1, some], labels[some])[0]
+        return found
+
+    def _numbers(self, scores: Tensor, labels: Tensor) -> Tensor:
+        parts, weights = self.parts(wide(scores), labels), self.weights(labels)
+        if weights is None:
+            return (parts.flatten(2).mean(-1) if parts.dim() > 2 else parts).to(self.dtype)
+        weights = weights.reshape(weights.shape + (1,) * (parts.dim() - 1 - weights.dim())).expand(parts.shape[1:])
+        weights = weights.to(parts.dtype)
+        counted = torch.where(weights == 0, 0.0, parts * weights).reshape(*parts.shape[:2], -1).sum(-1)
+        whole = weights.reshape(len(weights), -1).sum(-1) if self.scale is None else self.scale
+        return (counted / whole).to(self.dtype)
+
+    def value(self, pooled: NDArray[np.float64]) -> Any:
+        """What is told of the mean over rows."""
+        return pooled
+
+    def number(self, value: float) -> float:
+        """The mean over rows at which so much is told."""
+        return value
+
+    # ------------------------------------------------------------------------------------- what is checked
+
+    def prepared(self, op: str, labels: Tensor) -> PerRow:
+        """This measure for the rows of a study, whose targets these are."""
+        weights = None if self.against_clean else self.weights(labels)
+        if weights is None:
+            return self
+        sums = weights.reshape(len(weights), -1).double().sum(-1)
+        if not float(sums.sum()) > 0:
+            raise ValueError(f"{op}: {self.name} needs at least one target that counts, got none")
+        found = copy(self)
+        object.__setattr__(found, "scale", float(sums.mean()))
+        object.__setattr__(found, "most", float(sums.max() / sums.mean()))
+        return found
+
+    def check_data(self, op: str, inputs: Tensor, labels: Tensor) -> None:
+        """As many targets as rows."""
+        if inputs.dim() == 0 or labels.dim() == 0 or not len(inputs) == len(labels) > 0:
+            raise ValueError(
+                f"{op}: data must be inputs (rows, ...) and targets (rows, ...), not empty, "
+                f"got {shown(inputs)} and {shown(labels)}"
+            )
+        if labels.is_floating_point() and not bool(labels.isfinite().all()):
+            raise ValueError(f"{op}: targets must be finite, got NaN or infinity in {shown(labels)}")
+
+    def check_scores(self, op: str, scores: object, rows: int) -> Tensor:
+        """Numbers for each row."""
+        if not isinstance(scores, Tensor) or scores.dim() == 0 or scores.shape[0] != rows:
+            got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"{op}: the model must give a tensor of shape [{rows}, ...], got {got}")
+        if not scores.is_floating_point():
+            raise ValueError(f"{op}: {self.name} needs floating-point outputs, got {scores.dtype}")
+        return scores
+
+    def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
+        """No NaN without noise."""
+        if bool(scores.isnan().any()):
+            raise ValueError(f"{op}: the model gives NaN without noise")
+
+    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+        """Its value for a model that knows nothing of the input; None: it has none."""
+        return None
+
+
+def wide(outputs: Tensor) -> Tensor:
+    """In at least single precision."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def class_axis(op: str, outputs: Sequence[int], positions: Sequence[int], dim: int | None) -> int:
+    """Which dimension of a row's outputs counts classes, the first (0) or the last (-1), where its targets are so many.
+
+    Args:
+        op: for errors.
+        outputs: shape of a row's outputs.
+        positions: shape of a row's targets.
+        dim: as the user says it, rows included: 1 or -1; None: as the shapes say.
+
+    Raises:
+        ValueError: the shapes do not go together, or go together in either way.
+    """
+    last, first = [*outputs[:-1]] == [*positions], [*outputs[1:]] == [*positions]
+    fits = {-1: bool(outputs) and last, 0: bool(outputs) and first}
+    if dim is not None:
+        fits = {axis: there and (axis == (-1 if dim == -1 else 0) or len(outputs) == 1) for axis, there in fits.items()}
+    if not any(fits.values()):
+        where = {None: "first or last", -1: "last", 1: "first"}[dim]
+        wanted = f"[rows, {', '.join([*map(str, positions), 'classes'])}]"
+        raise ValueError(
+            f"{op}: outputs must be of the targets' shape with a dimension of classes, {where} of a row's, such as "
+            f"{wanted}, got [rows, {', '.join(map(str, outputs))}]"
+        )
+    if fits[-1] and fits[0] and len(outputs) > 1:
+        raise ValueError(
+            f"{op}: outputs [rows, {', '.join(map(str, outputs))}] may have their classes in the first or in the last "
+            "dimension of a row's: say dim=1 or dim=-1 of the metric"
+        )
+    return -1 if fits[-1] else 0
+
+
+def classes_last(outputs: Tensor, targets: Tensor, dim: int | None) -> Tensor:
+    """Outputs [copies, rows, ...] with their classes in the last dimension."""
+    return outputs.movedim(2, -1) if class_axis("metric", outputs.shape[2:], targets.shape[1:], dim) == 0 else outputs

@@ -1,0 +1,183 @@
+"""Measures of numbers: how far outputs are from their targets, be these labels or the outputs without noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from noisykernels._util.checks import flag, one_of, shown
+from noisykernels.metrics.law import Bounded
+from noisykernels.metrics.rows import PerRow
+
+__all__ = ["MSE", "Cosine", "RelativeMSE"]
+
+
+@dataclass(frozen=True)
+class _OfValues(PerRow):
+    """A measure of outputs against targets of their own shape.
+
+    Args:
+        against: ``"labels"``, or the outputs without noise, ``"clean"``: no labels are needed then.
+    """
+
+    against: Literal["labels", "clean"] = "labels"
+
+    def __post_init__(self) -> None:
+        """Checks it."""
+        one_of(type(self).__name__, "against", self.against, ("labels", "clean"))
+
+    @property
+    def against_clean(self) -> bool:  # type: ignore[override]
+        """Whether the targets are the outputs without noise."""
+        return self.against == "clean"
+
+    def check_data(self, op: str, inputs: Tensor, labels: Tensor) -> None:
+        """Numbers that are real."""
+        super().check_data(op, inputs, labels)
+        if labels.is_complex():
+            raise ValueError(f"{op}: {self.name} needs real targets, got {shown(labels)}")
+
+    def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
+        """A target for each output."""
+        super().check_clean(op, scores, labels)
+        if _alike(scores.shape[1:]) != _alike(labels.shape[1:]):
+            raise ValueError(
+                f"{op}: {self.name} needs targets of the outputs' shape, got targets {list(labels.shape)} and outputs "
+                f"{list(scores.shape)}"
+            )
+
+    def together(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The targets [1, rows, ...] in the shape and type of the outputs."""
+        return targets.reshape(len(targets), *outputs.shape[2:]).to(outputs.dtype).unsqueeze(0)
+
+
+def _alike(shape: Sequence[int]) -> list[int]:
+    """A row's shape; one number is one, be it in a dimension of its own."""
+    return [] if [*shape] == [1] else [*shape]
+
+
+@dataclass(frozen=True)
+class MSE(_OfValues):
+    """Mean squared distance of outputs from their targets; its floor is the targets' variance.
+
+    Args:
+        against: ``"labels"``, or the outputs without noise, ``"clean"``, which has no floor.
+
+    Example:
+        >>> import torch
+        >>> MSE().of_rows(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[1.0, 1.0]])).tolist()
+        [[2.0]]
+    """
+
+    name: ClassVar[str] = "mse"
+
+    def parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See `PerRow`."""
+        return (outputs - self.together(outputs, targets)).square()
+
+    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+        """The variance of the targets, of each element over the rows."""
+        return None if self.against_clean else _variance(labels)
+
+
+@dataclass(frozen=True)
+class RelativeMSE(_OfValues):
+    """Mean squared distance of outputs from their targets, in parts of the targets' variance: 1 - R^2; its floor is 1.
+
+    Args:
+        decibels: tell ``10 log10`` of it; the floor is then 0 dB.
+
+    Example:
+        >>> import torch
+        >>> targets = torch.tensor([[0.0], [2.0]])
+        >>> metric = RelativeMSE().prepared("f", targets)
+        >>> metric.of_rows(torch.tensor([[[1.0], [2.0]]]), targets).tolist()
+        [[1.0, 0.0]]
+    """
+
+    name: ClassVar[str] = "relative_mse"
+    against: Literal["labels"] = "labels"
+    decibels: bool = False
+    variance: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks it."""
+        one_of("RelativeMSE", "against", self.against, ("labels",))
+        flag("RelativeMSE", "decibels", self.decibels)
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        """What it is told in."""
+        return "dB" if self.decibels else "parts of the targets' variance"
+
+    def prepared(self, op: str, labels: Tensor) -> PerRow:
+        """With the variance of the targets."""
+        found: PerRow = super().prepared(op, labels)
+        variance = _variance(labels)
+        if not variance > 0:
+            raise ValueError(f"{op}: {self.name} needs targets that differ, got the same for all rows: write 'mse'")
+        found = type(self)(decibels=self.decibels)
+        object.__setattr__(found, "variance", variance)
+        return found
+
+    def parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See `PerRow`."""
+        return (outputs - self.together(outputs, targets)).square() / self.variance
+
+    def value(self, pooled: NDArray[np.float64]) -> Any:
+        """The ratio, or its decibels."""
+        if not self.decibels:
+            return pooled
+        with np.errstate(divide="ignore"):
+            return 10 * np.log10(pooled)
+
+    def number(self, value: float) -> float:
+        """The ratio."""
+        return float(10 ** (value / 10)) if self.decibels else value
+
+    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+        """That of the targets' mean."""
+        return 0.0 if self.decibels else 1.0
+
+
+@dataclass(frozen=True)
+class Cosine(_OfValues):
+    """Cosine of the angle between a row's output and its target, over the last dimension; its floor is 0.
+
+    Args:
+        against: ``"labels"``, or the outputs without noise, ``"clean"``.
+
+    Example:
+        >>> import torch
+        >>> Cosine().of_rows(torch.tensor([[[1.0, 1.0]]]), torch.tensor([[1.0, 0.0]]))
+        tensor([[0.7071]])
+    """
+
+    name: ClassVar[str] = "cosine"
+    higher_is_better: ClassVar[bool] = True
+    bounds: ClassVar[Bounded] = Bounded(-1.0, 1.0, worst=-1.0)
+
+    def parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See `PerRow`."""
+        together = self.together(outputs, targets).expand_as(outputs)
+        return cosine_similarity(outputs, together, dim=-1).clamp(-1, 1)
+
+    def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
+        """Vectors."""
+        super().check_clean(op, scores, labels)
+        if scores.dim() < 2 or scores.shape[-1] < 2:
+            raise ValueError(f"{op}: cosine of a single output is its sign alone: write metric='mse'")
+
+    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+        """Of a vector that knows nothing of the target."""
+        return 0.0
+
+
+def _variance(targets: Tensor) -> float:
+    return float(targets.double().reshape(len(targets), -1).var(0, correction=0).mean())
