@@ -73,7 +73,7 @@ class Metric(Protocol):
         """The pooled number at which so much is told, of measures of rows: the counterpart of `value`."""
 
     def prepared(self, op: str, labels: Tensor) -> Metric:
-        """This measure for the rows of a study, whose targets these are: what depends on all of them is found out once."""
+        """This measure for the rows of a study, whose targets these are."""
 
     def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
         """Its value for a model that knows nothing of the input.

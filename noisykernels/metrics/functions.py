@@ -17,7 +17,6 @@ from noisykernels.metrics.rows import PerRow
 
 __all__ = ["ByRow", "WholePass", "check_function", "of_function"]
 
-Function = Callable[[Tensor, Tensor], Any]
 OWN = __name__.rpartition(".")[0]
 CLOSE = 1e-4  # relative: a function of a row may round otherwise in other company
 
@@ -35,7 +34,7 @@ class _Given(PerRow):
         against: what the targets are: ``"labels"``, or the outputs without noise, ``"clean"``.
     """
 
-    function: Function
+    function: Callable[[Tensor, Tensor], Any]
     higher_is_better: bool  # type: ignore[misc]
     name: str = ""  # type: ignore[misc]
     unit: str = ""  # type: ignore[misc]

@@ -18,24 +18,8 @@ from noisykernels.metrics.rows import PerRow
 __all__ = ["MSE", "Cosine", "RelativeMSE"]
 
 
-@dataclass(frozen=True)
 class _OfValues(PerRow):
-    """A measure of outputs against targets of their own shape.
-
-    Args:
-        against: ``"labels"``, or the outputs without noise, ``"clean"``: no labels are needed then.
-    """
-
-    against: Literal["labels", "clean"] = "labels"
-
-    def __post_init__(self) -> None:
-        """Checks it."""
-        one_of(type(self).__name__, "against", self.against, ("labels", "clean"))
-
-    @property
-    def against_clean(self) -> bool:  # type: ignore[override]
-        """Whether the targets are the outputs without noise."""
-        return self.against == "clean"
+    """A measure of outputs against targets of their own shape."""
 
     def check_data(self, op: str, inputs: Tensor, labels: Tensor) -> None:
         """Numbers that are real."""
@@ -63,7 +47,27 @@ def _alike(shape: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class MSE(_OfValues):
+class _OfEither(_OfValues):
+    """Against labels or the outputs without noise.
+
+    Args:
+        against: ``"labels"``, or the outputs without noise, ``"clean"``: no labels are needed then.
+    """
+
+    against: Literal["labels", "clean"] = "labels"
+
+    def __post_init__(self) -> None:
+        """Checks it."""
+        one_of(type(self).__name__, "against", self.against, ("labels", "clean"))
+
+    @property
+    def against_clean(self) -> bool:  # type: ignore[override]
+        """Whether the targets are the outputs without noise."""
+        return self.against == "clean"
+
+
+@dataclass(frozen=True)
+class MSE(_OfEither):
     """Mean squared distance of outputs from their targets; its floor is the targets' variance.
 
     Args:
@@ -102,13 +106,11 @@ class RelativeMSE(_OfValues):
     """
 
     name: ClassVar[str] = "relative_mse"
-    against: Literal["labels"] = "labels"
     decibels: bool = False
     variance: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         """Checks it."""
-        one_of("RelativeMSE", "against", self.against, ("labels",))
         flag("RelativeMSE", "decibels", self.decibels)
 
     @property
@@ -122,7 +124,7 @@ class RelativeMSE(_OfValues):
         variance = _variance(labels)
         if not variance > 0:
             raise ValueError(f"{op}: {self.name} needs targets that differ, got the same for all rows: write 'mse'")
-        found = type(self)(decibels=self.decibels)
+        found = type(self)(self.decibels)
         object.__setattr__(found, "variance", variance)
         return found
 
@@ -147,7 +149,7 @@ class RelativeMSE(_OfValues):
 
 
 @dataclass(frozen=True)
-class Cosine(_OfValues):
+class Cosine(_OfEither):
     """Cosine of the angle between a row's output and its target, over the last dimension; its floor is 0.
 
     Args:

@@ -29,13 +29,14 @@ MADE = {
     "Chips", "Comparison", "Curve", "DataInfo", "FormatChoice", "FormatResult", "LayerFormats", "LayerOrder", "Meta",
     "LinearPredictor", "Midpoint", "Mixed", "NoiseState", "OrderStudy", "Pair", "Record", "Recordings", "Site", "Study",
     "Sweep", "VoteCurve", "Votes", "Draw", "Format", "Device", "Arithmetic", "Result", "Law", "Metric", "Binary",
-    "Accuracy", "RayExecutor", "Coverage", "Reach", "SiteDraw",
+    "Accuracy", "PerRow", "OfSums", "RayExecutor", "Coverage", "Reach", "SiteDraw",
 }  # fmt: skip
 # Methods that the package calls on what it is given: torch's, and those of devices, metrics, searches and executors.
 CALLED = set(
     "forward extra_repr reset_parameters drawn add_param_group load_state_dict step passes "
     "input output weight cells measure contract add_bias levels perturbed given_order "
-    "check_clean check_data check_scores floor of_rows value empty missing numbers packed pooled unpacked "
+    "check_clean check_data check_scores floor of_rows value empty missing numbers packed pooled unpacked number "
+    "check prepared parts weights totals classes frequencies hits together given "
     "tell_of_part set_block "
     "channels fixed fresh largest look described run evaluations rows_on memory_on of submit".split()
 )  # fmt: skip
