@@ -87,7 +87,7 @@ def test_an_arithmetic_of_ones_own(problem: Problem) -> None:
 def test_a_sweep_goes_on_where_it_stopped(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = problem
     evaluated: list[str] = []
-    correct = FormatRuns.total
+    correct = FormatRuns.value
 
     def counted(self: FormatRuns, hardware: Any) -> int:
         if len(evaluated) == 2:
@@ -95,13 +95,13 @@ def test_a_sweep_goes_on_where_it_stopped(problem: Problem, tmp_path: Path, monk
         evaluated.append(repr(hardware))
         return correct(self, hardware)
 
-    monkeypatch.setattr(format_runs.FormatRuns, "total", counted)
+    monkeypatch.setattr(format_runs.FormatRuns, "value", counted)
     names, store = ["M4E5", "L3R6", "M6E5", "L4R8"], tmp_path / "sweep.db"
     with pytest.raises(KeyboardInterrupt):
         sweep_formats(model, (x, y), names, store=store, seed=0)
     assert type(model) is nn.Sequential
     whole: list[str] = []
-    monkeypatch.setattr(format_runs.FormatRuns, "total", lambda s, h: whole.append(repr(h)) or correct(s, h))
+    monkeypatch.setattr(format_runs.FormatRuns, "value", lambda s, h: whole.append(repr(h)) or correct(s, h))
     kept = sweep_formats(model, (x, y), names, store=store, seed=0)
     assert len(whole) == 2 and kept.results == sweep_formats(model, (x, y), names, seed=0).results
     whole.clear()

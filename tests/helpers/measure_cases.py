@@ -258,8 +258,9 @@ CASES: dict[str, Case] = {
 def prepared(case: Case) -> tuple[Metric, Tensor, Tensor]:
     """The measure for a case's data, its outputs without noise, and its targets."""
     from noisykernels._engine.session import Problem
+    from noisykernels._util.inputs import Call
 
     x, _ = case.data()
-    problem = Problem.of("test", case.model(), case.data(), seed=1, metric=case.metric)
+    problem = Problem.of(Call("test"), case.model(), case.data(), seed=1, metric=case.metric)
     with torch.no_grad():
         return problem.metric, case.model()(x), problem.data[1]
