@@ -64,7 +64,6 @@ class _OfPairs(OfClasses, OfSums):
 
     def prepared(self, op: str, labels: Tensor) -> PerRow:
         """With the classes that the labels hold."""
-        found: PerRow = super().prepared(op, labels)
         held = labels[labels != self.ignore_index].unique().tolist()
         if len(held) < 2:
             raise ValueError(f"{op}: {self.name} needs labels of two classes or more, got {held}")

@@ -120,7 +120,6 @@ class RelativeMSE(_OfValues):
 
     def prepared(self, op: str, labels: Tensor) -> PerRow:
         """With the variance of the targets."""
-        found: PerRow = super().prepared(op, labels)
         variance = _variance(labels)
         if not variance > 0:
             raise ValueError(f"{op}: {self.name} needs targets that differ, got the same for all rows: write 'mse'")
