@@ -30,8 +30,9 @@ class Compute:
         batch_rows, draws_per_pass: rows of a pass (None: 500, and 5,000 on a GPU), and how many draws of them at once;
             fewer where `memory` asks for it. Part of the contraction plan: a prediction at a decision boundary may
             depend on them by rounding, the noise does not.
-        memory: bytes that the values of a pass may take, beside the model and the data; in each worker. None: 1 GiB,
-            and a quarter of a GPU's memory (give less to several workers on one).
+        memory: bytes that the values of a pass may take, beside the model and tensors of data; in each worker. Data of
+            a loader that take more than a quarter of it are read chunk by chunk, each an eighth of it. None: 1 GiB, and
+            a quarter of a GPU's memory (give less to several workers on one).
         threads: torch's threads for the study, in each worker too; None keeps the present number. Also of the plan.
         executor: who evaluates: an object with `submit` as in `concurrent.futures`, or a number of processes to
             start; None: this process. The results are the same, whoever does.

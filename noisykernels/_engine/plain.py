@@ -1,7 +1,7 @@
 """The plain engine: for every site, level and draw the whole noisy model runs.
 
 This is the reference that the other engine is held against: correct and readable first. All it does for speed is to
-fold draws into the batch, to hold the data in memory, and to run without autograd.
+fold draws into the batch and to run without autograd.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def batch_of(name: str, batch: Any, dim: int = 0) -> Batch:
     else:
         given = _inputs(name, batch)
     if labels is not None and not isinstance(labels, Tensor):
-        labels = _tensor(name, labels)
+        labels = _tensor(name, labels, number=True)
     found = Batch(given if dim == 0 else Inputs(given.tensors, given.names, dim, given.grouped), labels)
     _check_rows(name, found)
     return found
@@ -185,7 +185,7 @@ def _by_name(name: str, batch: Mapping[str, Any]) -> tuple[Inputs, Tensor | None
     label = next((key for key in LABELS if key in there), None)
     made = {
         key: pad_sequence(ragged[key], batch_first=True, padding_value=NO_LABEL if key == label else 0)
-        if key in ragged else _tensor(name, value, key)
+        if key in ragged else _tensor(name, value, key, number=key == label)
         for key, value in there.items()
     }  # fmt: skip
     labels = None if label is None else made.pop(label)
@@ -208,10 +208,12 @@ def _ragged(value: Any) -> list[Tensor] | None:
     return rows if len(same) == 1 and len({len(r) for r in rows}) > 1 else None
 
 
-def _tensor(name: str, value: Any, key: str = "") -> Tensor:
-    """A tensor of what holds numbers."""
+def _tensor(name: str, value: Any, key: str = "", number: bool = False) -> Tensor:
+    """A tensor of what holds numbers, or is one, where that may be."""
     if isinstance(value, Tensor):
         return value
+    if number and isinstance(value, int | float | np.generic):
+        return torch.as_tensor(value)
     try:
         rows = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(v, Tensor) for v in value)
         if isinstance(value, np.ndarray | list | tuple):
@@ -233,9 +235,8 @@ def _check_rows(name: str, batch: Batch) -> None:
         raise ValueError(f"{name}: inputs of data must have as many rows as each other, got {got}")
     if labels is not None and (labels.dim() == 0 or counts[0] != len(labels)):
         got = f"{counts[0]} and {len(labels) if labels.dim() else _scalar(labels)}"
-        raise ValueError(
-            f"{name}: data must have as many inputs as labels, got {got} (two batches of inputs are [(a,), (b,)])"
-        )
+        hint = "two batches of inputs are [(a,), (b,)]" if labels.dim() else "rows one by one go into a DataLoader"
+        raise ValueError(f"{name}: data must have as many inputs as labels, got {got} ({hint})")
 
 
 def _scalar(t: Tensor) -> str:

@@ -139,6 +139,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"x": X, "z": torch.tensor(1.0), "labels": Y},
         r"must have rows, got torch.float32 of shape",
     ),
+    "rows one by one": (
+        [(x, int(y)) for x, y in zip(X, Y, strict=True)],
+        r"got 2 and torch.int64 of shape \[\] \(rows one",
+    ),
+    "rows one by one, named": (
+        [{"x": X[0], "label": 3}],
+        r"got 2 and torch.int64 of shape \[\] \(rows one by one go into",
+    ),
     "complex words": ({"x": X, "z": np.array(["a"]), "labels": Y}, "got 'z'"),
 }
 
