@@ -126,7 +126,7 @@ def test_without_output_the_logits_or_the_first_tensor(engine: str) -> None:
     y = torch.arange(30) % 3
     forms: list[Callable[[Tensor], Any]] = [
         lambda s: s, lambda s: (s, s[:, :1]), lambda s: {"loss": None, "scores": s}, lambda s: [[s]],
-        lambda s: {"a": s + 1, "logits": s},
+        lambda s: {"a": -s, "logits": s},
     ]  # fmt: skip
     found = [walked(Tuple(form), (x, y), engine) for form in forms]
     assert all(records == found[0] for records in found)

@@ -82,7 +82,7 @@ def test_so_do_dicts_two_inputs_and_any_iterable() -> None:
 
 
 @pytest.mark.parametrize("more", [
-    {"search": nk.Search(rel_ci=0.3), "sites": ["2"]}, {"plateaus": 0.03, "sites": ["0", "2"]},
+    {"search": nk.Search(rel_ci=0.3), "sites": ["2"]}, {"plateaus": 0.03, "sites": ["2"]},
     {"sites": ["2"], "compute": nk.Compute(memory=SMALL, executor=1)},
     {"sites": ["2"], "compute": nk.Compute(memory=SMALL, verify="full")},
     {"target": "weight", "sites": ["2"]},
@@ -119,6 +119,7 @@ CHANGES: dict[str, tuple[Callable[[int], Any], str]] = {
     "other labels": (lambda n: batches(X, Y if n == 1 else 2 - Y), "other rows"),
     "fewer": (lambda n: batches(X[: 601 - n], Y[: 601 - n]), "599 rows after 600|550 rows after 600|other rows"),
     "more": (lambda n: batches(X[: 549 + 50 * n], Y[: 549 + 50 * n]), "more than 599 rows after 599|other rows"),
+    "a batch more": (lambda n: batches(X[: 500 + 50 * n], Y[: 500 + 50 * n]), "more than 550 rows after 550"),
     "used up": (lambda n: batches(X, Y) if n == 1 else [], "0 rows after 600"),
     "a late change": (lambda n: batches(torch.cat([X[:-1], X[-1:] * n]), Y), r"other rows \(from row 550 on\)"),
 }
@@ -160,7 +161,7 @@ def test_parts_of_any_place_and_size(batch: int) -> None:
     order = torch.randperm(120, generator=torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(2)
     for inputs, expected in ((stream, x), (stream.permuted(order), x[order])):
-        for _ in range(25):
+        for _ in range(8):
             first = int(torch.randint(120, (), generator=generator))
             some = slice(first, first + int(torch.randint(1, 60, (), generator=generator)))
             assert torch.equal(inputs[some].tensors[0], expected[some])
@@ -168,6 +169,20 @@ def test_parts_of_any_place_and_size(batch: int) -> None:
             assert torch.equal(inputs[end].tensors[0], expected[end])
         picked = torch.randint(120, (9,), generator=generator)
         assert torch.equal(inputs[picked].tensors[0], expected[picked])
+
+
+def test_the_first_rows_of_an_order_stay_and_rows_as_they_come_take_one_pass() -> None:
+    """A search begins with the first rows at every site; a grid goes on where it was."""
+    data = Again(lambda _: batches(X, Y))
+    stream = loaded("f", data, SMALL)[0]
+    assert isinstance(stream, StreamedInputs) and data.times == 1
+    for part in stream.split(37):
+        assert len(part) > 0
+    assert data.times == 2
+    mixed = stream.permuted(torch.randperm(600))
+    for first in (0, 300, 0, 302, 4):
+        assert len(mixed[first : first + 3]) == 3
+    assert data.times == 4
 
 
 DATA = """
