@@ -40,7 +40,7 @@ def batches(name: str, data: Data, size: int, dim: int = 0, takes: Sequence[str]
     found = opened(name, data, size, takes, dim)
     if not isinstance(found, Batch):
         for batch in found:
-            yield batch_of(name, batch, dim)
+            yield batch_of(name, batch, dim, takes)
         return
     for first in range(0, max(1, len(found.inputs)), size):
         rows = slice(first, first + size)
@@ -65,7 +65,7 @@ def in_memory(name: str, data: Data, takes: Sequence[str] | None = None) -> Batc
         (3, [0, 1, 0])
     """
     found = opened(name, data, 1024, takes)
-    return found if isinstance(found, Batch) else joined(name, [batch_of(name, batch) for batch in found])
+    return found if isinstance(found, Batch) else joined(name, [batch_of(name, batch, 0, takes) for batch in found])
 
 
 def joined(name: str, parts: Sequence[Batch]) -> Batch:

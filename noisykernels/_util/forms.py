@@ -2,8 +2,8 @@
 
 - A tensor or array: inputs without labels. A pair ``(x, y)``, as tuple or list: inputs and labels.
 - ``((x, z), y)`` and ``({"a": x, "b": z}, y)``: several inputs, by position or by name.
-- A dict (or any mapping): inputs by name; labels are what the first of `LABELS` that is there names. A named tuple:
-  likewise, inputs by position; without such a name, a pair.
+- A dict (or any mapping): inputs by name; labels are what the first of `LABELS` that is there names. An input that is
+  alone beside labels may have any name. A named tuple: likewise, inputs by position; without such a name, a pair.
 - A ``Dataset``, and a table with columns as Hugging Face's: batches of its rows. Anything else: an iterable of batches,
   each in one of the forms above.
 """
@@ -49,20 +49,20 @@ def opened(name: str, data: Any, size: int, takes: Sequence[str] | None = None, 
         TypeError: what is no data.
     """
     if _is_leaf(data) or _is_whole(data):
-        return batch_of(name, data, dim)
+        return batch_of(name, data, dim, takes)
     if isinstance(data, tuple) and len(data) > 2 and all(map(_is_leaf, data)):
         raise TypeError(
             f"{name}: data must be (inputs, labels), got {shown(data[0])} and {len(data) - 1} more: several inputs are "
             "((a, b), labels)"
         )
     if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
-        return batch_of(name, data.tensors, dim)
+        return batch_of(name, data.tensors, dim, takes)
     if _is_table(data):
         return _Table(name, data, size, takes)
     if isinstance(data, Mapping) and data and all(map(_is_table, data.values())):
         raise TypeError(f"{name}: data must be one of the data sets {', '.join(map(repr, data))}, got all of them")
     if isinstance(data, Mapping) and data and any(map(_is_leaf, data.values())):
-        return batch_of(name, data, dim)  # which says what is wrong with the others
+        return batch_of(name, data, dim, takes)  # which says what is wrong with the others
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=size, collate_fn=_collated)
     if isinstance(data, str | bytes | Mapping | type) or not isinstance(data, Iterable):
@@ -70,8 +70,15 @@ def opened(name: str, data: Any, size: int, takes: Sequence[str] | None = None, 
     return data
 
 
-def batch_of(name: str, batch: Any, dim: int = 0) -> Batch:
+def batch_of(name: str, batch: Any, dim: int = 0, takes: Sequence[str] | None = None) -> Batch:
     """A batch in any form as inputs and labels.
+
+    Args:
+        name: of the function that asks, for errors.
+        batch: in any form.
+        dim: dimension of the inputs that counts rows.
+        takes: names of the model's arguments: an input that is alone beside labels, under another name, is given by
+            position.
 
     Raises:
         TypeError: what makes no tensors.
@@ -95,6 +102,8 @@ def batch_of(name: str, batch: Any, dim: int = 0) -> Batch:
         given = _inputs(name, batch)
     if labels is not None and not isinstance(labels, Tensor):
         labels = _tensor(name, labels, number=True)
+    if takes is not None and labels is not None and len(given.names) == 1 and given.names[0] not in takes:
+        given = Inputs(given.tensors)
     found = Batch(given if dim == 0 else Inputs(given.tensors, given.names, dim, given.grouped), labels)
     _check_rows(name, found)
     return found
@@ -269,7 +278,9 @@ class _Table:
         label = next((key for key in LABELS if key in columns), None)
         self.columns = [c for c in columns if c == label or takes is None or c in takes]
         self.all = takes is None
-        if not [c for c in self.columns if c != label]:
+        if not [c for c in self.columns if c != label] and len(columns) == 2 and label is not None:
+            self.columns = columns  # one beside labels, whatever it is called
+        elif not [c for c in self.columns if c != label]:
             raise ValueError(
                 f"{name}: data must have a column for an argument of the model's forward, {', '.join(takes or ())}, "
                 f"got {', '.join(columns)}; rename_column() or forward="

@@ -52,14 +52,14 @@ def loaded(
     parts: list[Batch] = []
     stream, size = None, 0
     for raw in found:
-        batch = batch_of(name, raw)
+        batch = batch_of(name, raw, 0, takes)
         if stream is not None:
             stream.count(batch)
             continue
         parts.append(batch)
         size += _bytes(batch)
         if again and size > memory // HELD:
-            stream = Stream(name, found, memory // CHUNK, parts[0])
+            stream = Stream(name, found, memory // CHUNK, parts[0], takes)
             for part in parts:
                 stream.count(part)
             parts = []
@@ -69,7 +69,7 @@ def loaded(
             stream
         ) if labels is None and stream.first.labels is not None else labels
     if again and parts:
-        _refuse_changes(name, found, parts[0])
+        _refuse_changes(name, found, parts[0], takes)
     return joined(name, parts)
 
 
@@ -81,10 +81,13 @@ class Stream:
         batches: that can be iterated again.
         room: bytes of a chunk.
         first: a batch, as which all must be.
+        takes: see `opened`.
     """
 
-    def __init__(self, name: str, batches: Iterable[Any], room: int, first: Batch) -> None:
-        self.name, self.batches = name, batches
+    def __init__(
+        self, name: str, batches: Iterable[Any], room: int, first: Batch, takes: Sequence[str] | None
+    ) -> None:  # fmt: skip
+        self.name, self.batches, self.takes = name, batches, takes
         self.first = Batch(first.inputs[:1].clone(), None if first.labels is None else first.labels[:1].clone())
         self.rows = 0
         self._digests = Growing()  # of each row
@@ -202,7 +205,7 @@ class _Reader:
         raw = next(self.iterator, None)
         if raw is None:
             raise ValueError(_changed(stream.name, f"{first} rows", f"{stream.rows}"))
-        batch = batch_of(stream.name, raw)
+        batch = batch_of(stream.name, raw, 0, stream.takes)
         digests, known = _digests(batch), stream.digests[first : first + len(batch.inputs)]
         if len(digests) > len(known):
             raise ValueError(_changed(stream.name, f"more than {stream.rows} rows", f"{stream.rows}"))
@@ -365,11 +368,11 @@ def _changed(name: str, got: str, before: str) -> str:
     )
 
 
-def _refuse_changes(name: str, batches: Iterable[Any], first: Batch) -> None:
+def _refuse_changes(name: str, batches: Iterable[Any], first: Batch, takes: Sequence[str] | None) -> None:
     """Refuses data in memory whose first batch is another one when it is read again: no study could be repeated."""
     with torch.random.fork_rng(devices=[]):
         raw = next(iter(batches), None)
     if raw is None:
         return  # it is used up, and held
-    if not np.array_equal(_digests(batch_of(name, raw)), _digests(first)):
+    if not np.array_equal(_digests(batch_of(name, raw, 0, takes)), _digests(first)):
         raise ValueError(_changed(name, "other rows, or their order", "these"))

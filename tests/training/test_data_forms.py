@@ -57,6 +57,8 @@ FORMS: dict[str, Callable[[], Any]] = {
     "batches of lists": lambda: [[X, Y]],
     "batches of arrays": lambda: [(X.numpy(), Y.numpy())],
     "iterator": lambda: iter([(X, Y)]),
+    "an input of any name": lambda: [{"x": X, "labels": Y}],
+    "a column of any name": lambda: Table({"pixels": X.tolist(), "label": Y.tolist()}),
     "dict": lambda: {"input": X, "labels": Y},
     "dict of arrays": lambda: {"label": Y.numpy(), "input": X.numpy()},
     "dicts": lambda: [{"input": X, "target": Y}],
@@ -112,8 +114,11 @@ def test_every_form_means_the_same(function: str) -> None:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_names_that_the_model_does_not_take_are_refused(function: str) -> None:
-    with pytest.raises(ValueError, match=rf"{function}: .* model's forward, input, got {{'x'}}; forward= says"):
-        FUNCTIONS[function]([{"x": X, "labels": Y}])
+    """But for an input that is alone beside labels."""
+    with pytest.raises(
+        ValueError, match=rf"{function}: .* model's forward, input, got {{'input', 'x'}}; forward= says"
+    ):
+        FUNCTIONS[function]([{"input": X, "x": X, "labels": Y}])
 
 
 def test_two_tensors_are_never_two_batches() -> None:

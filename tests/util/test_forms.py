@@ -126,8 +126,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "one of the data sets 'train', 'test'",
     ),
     "no column": (
-        Table({"text": ["a"], "label": [0]}),
-        r"a column for .*, x, z, got text, label; rename_col",
+        Table({"a": [1], "b": [1], "label": [0]}),
+        r"a column for .*, x, z, got a, b, label; rename_col",
     ),
     "lengths without a mask": ([{"x": [[1, 2], [1]], "z": [1, 2]}], r"'attention_mask'.* got 'x' of lengths 1 to 2"),
     "lengths of batches without a mask": ([(X, Y), (X[:, :1], Y)], r"shape \[6, 1\] after .* need an 'attention_mask'"),
@@ -161,8 +161,8 @@ def test_what_is_refused(what: str) -> None:
 
 def test_models_are_asked_for_the_names_that_they_take() -> None:
     tokens, mask, labels = encoded()
-    with pytest.raises(ValueError, match=r"input_ids, attention_mask, labels, got {'ids'}; forward= says"):
-        accuracy(Encoder(), {"ids": tokens, "labels": labels})
+    with pytest.raises(ValueError, match=r"input_ids, attention_mask, labels, got {'ids', 'mask'}; forward= says"):
+        accuracy(Encoder(), {"ids": tokens, "mask": mask, "labels": labels})
     assert accuracy(Encoder(), {"input_ids": tokens, "attention_mask": mask, "labels": labels}) == 1.0
     found = accuracy(Encoder(), (tokens, labels), forward=lambda model, batch: model(batch, mask), batch_size=40)
     assert found == 1.0
