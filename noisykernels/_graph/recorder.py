@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from noisykernels._graph.recording import Recording, recorded
 from noisykernels._graph.rows import are_close, find_rows
-from noisykernels._graph.tape import NotTraceable, Rows, Step, Tape, Value, is_symbol
+from noisykernels._graph.tape import Cut, NotTraceable, Rows, Step, Tape, Value, is_symbol
 from noisykernels._util.inputs import Call, Inputs
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.rows import FIRST
@@ -99,7 +99,7 @@ def _merged(runs: list[Recording]) -> tuple[Tape, list[str]]:
             is_open = [isinstance(x, Value) and x.number in tape.fixed for x in leaves]
             pairs = zip(leaves, closed, is_open, strict=True)
             opened = _step(s, [x if is_so else y for x, y, is_so in pairs], trees[0][1])
-        if step.inputs or any(isinstance(x, Rows) for x in leaves):
+        if step.inputs or any(isinstance(x, Rows | Cut) for x in leaves):
             tape.steps.append(step)
             follows |= set(step.outputs)
             if opened is not step:
@@ -144,6 +144,9 @@ def _merged_leaf(step: Step, leaves: tuple[Any, Any, Any]) -> Any:
             return first
     except (TypeError, ValueError, RuntimeError):
         pass
+    if all(type(x) is slice for x in leaves):
+        ends = zip(*((x.start, x.stop, x.step) for x in leaves), strict=True)
+        return Cut(*(_merged_leaf(step, each) for each in ends))
     whole = all(type(x) is int for x in leaves) and first % SIZES[0] == 0
     if whole and all(x * SIZES[0] == first * n for x, n in zip(leaves, SIZES, strict=True)):
         return Rows(first // SIZES[0])

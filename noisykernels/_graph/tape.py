@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from noisykernels._util.inputs import Inputs
 from noisykernels.injection.rows import Rows as Place
 
-__all__ = ["NotTraceable", "Rows", "Step", "Tape", "Value", "is_symbol", "joined", "part_of", "positions", "repeated"]
+__all__ = ["Cut", "NotTraceable", "Rows", "Step", "Tape", "Value", "is_symbol", "joined", "part_of", "positions", "repeated"]
 
 
 class NotTraceable(Exception):
@@ -33,6 +33,15 @@ class Rows:
     """A whole number that is `factor` times the number of rows."""
 
     factor: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A slice of which an end follows the number of rows."""
+
+    start: Any
+    stop: Any
+    step: Any
 
 
 class Step:
@@ -72,6 +81,8 @@ class Step:
         def resolve(a: Any) -> Any:
             if isinstance(a, Value):
                 return values[a.number]
+            if isinstance(a, Cut):
+                return slice(resolve(a.start), resolve(a.stop), resolve(a.step))
             return a.factor * rows if isinstance(a, Rows) else a
 
         if self._flat:
@@ -92,7 +103,7 @@ class Step:
 
 
 def is_symbol(a: Any) -> bool:
-    return isinstance(a, Value | Rows)
+    return isinstance(a, Value | Rows | Cut)
 
 
 @dataclass

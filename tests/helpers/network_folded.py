@@ -136,6 +136,11 @@ two views through one | v > v
     + self.a = nn.Linear($F, $F)
     u, v = torch.relu(self.a(torch.cat([x, x.flip(1)], 0))).chunk(2, 0)
     x = u - 0.5 * v
+two views cut apart by the number of rows | v > v
+    + self.a = nn.Linear($F, $F)
+    n = x.shape[0]
+    y = torch.tanh(self.a(torch.cat([x, -x], 0)))
+    x = y[:n] + 0.5 * y[n:].flip(1)
 new_tensor of numbers | v > v
     x = x * x.new_tensor([1.0, -0.5] + [0.5] * ($F - 2))
 a grid that is kept | v > v
