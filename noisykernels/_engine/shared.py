@@ -102,7 +102,7 @@ class SharedEngine:
         found: set[int] = set()
         for site, which in {(r.site.name, r.which) for r in requests}:
             found |= self.suffix(site).values | self.problem.targets[which].reads(self.tape, site)
-        return found - self.tape.fixed.keys()
+        return found - self.tape.fixed.keys() - self.tape.chosen
 
     def clean(self, inputs: Inputs, keep: set[int] | None = None) -> dict[int, Any]:
         """The values of some rows without noise: all of them, or those to keep and the scores."""
@@ -149,7 +149,8 @@ class SharedEngine:
     ) -> dict[int, Any]:  # fmt: skip
         """The clean values around a site's suffix, those of rows low..high - 1 of a chunk."""
         wanted = self.suffix(site).values | target.reads(self.tape, site)
-        return {n: part_of(self.tape, n, clean[n], low, high, rows) for n in wanted - self.tape.fixed.keys()}
+        wanted -= self.tape.fixed.keys() | self.tape.chosen
+        return {n: part_of(self.tape, n, clean[n], low, high, rows) for n in wanted}
 
     def scale(self, site: Site, target: Target, clean: dict[int, Any], rows: Tensor) -> float | None:
         """The level at which a target is about as large as the values at a site, from those of some rows: a quarter of

@@ -19,7 +19,7 @@ from noisykernels._graph.tape import Step, Tape, Value, is_symbol
 from noisykernels.injection.rows import Rows as Place
 from noisykernels.injection.rows import apart
 
-__all__ = ["follow_positions", "largest_place"]
+__all__ = ["follow_positions", "indexed", "largest_place"]
 
 COUNTS = (3, 11, 300, 1031)  # numbers of rows at which positions are looked at
 _RANKS = frozenset("topk sort argsort argmax argmin max min msort kthvalue median".split())  # give places along one
@@ -73,7 +73,7 @@ def _takes_own_rows(tape: Tape, step: Step, n: int, stride: int | None) -> bool:
     target = _first(step)
     if target is None or target == n or tape.row_dims.get(target) is None:
         return False
-    dim = _indexed(step, n, len(tape.shapes[target]))
+    dim = indexed(step, n, len(tape.shapes[target]))
     if dim is None or dim != tape.row_dims[target] or tape.outer.get(target, 1) != 1:
         return False
     if stride is None:
@@ -91,7 +91,7 @@ def _counts_rows(tape: Tape, n: int) -> bool:
     return True
 
 
-def _indexed(step: Step, n: int, rank: int) -> int | None:
+def indexed(step: Step, n: int, rank: int) -> int | None:
     """The dimension of the first argument that an index means."""
     name, index = name_of(step.function), Value(n)
     if name in _BY_DIM:

@@ -41,6 +41,7 @@ __all__ = ["Recording", "recorded"]
 
 _aten = torch.ops.aten
 _TO_NUMBERS = frozenset([_aten._local_scalar_dense.default, _aten.equal.default, _aten.item.default])
+_LIKE_FIRST = frozenset("index_add index_put index_copy __setitem__".split())  # whose results have the first's shape
 _OF_SHAPE = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ detach_".split())
 _CHOOSE = ("__getitem__", "index")  # whose boolean indices say how many entries there are
 _AS = {"expand_as": Tensor.expand, "view_as": Tensor.view, "reshape_as": Tensor.reshape}  # which take a shape
@@ -279,7 +280,10 @@ class _Recorder(SiteMode):
     def _written_down(self, step: Step) -> None:
         if not self.depends.isdisjoint(step.inputs):
             self.depends |= set(step.outputs)
-            if not self.sized.isdisjoint(step.inputs) or not is_trusted(step.calls):
+            first = step.args[0] if step.args else None
+            by_first = name_of(step.function) in _LIKE_FIRST and isinstance(first, Value)
+            read = {first.number} if by_first else set(step.inputs)  # type: ignore[union-attr]
+            if not self.sized.isdisjoint(read) or not is_trusted(step.calls) or _counts(step):
                 self.sized |= set(step.outputs)
         self.steps.append(step)
 
@@ -370,6 +374,11 @@ class _Recorder(SiteMode):
             number = self._allocate((base, chain[: i + 1]))
             self._written_down(Step(Output(view.function, view.output), args, kwargs, (number,), (view.function,)))
         self._becomes(t, number)
+
+
+def _counts(step: Step) -> bool:
+    """Whether a step gives as many places as values say."""
+    return name_of(step.function) == "where" and len(step.args) + len(step.kwargs) < 2
 
 
 def recorded(model: nn.Module, inputs: Inputs, call: Call) -> Recording:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from noisykernels._graph.chosen import Choices, Pair
 from noisykernels._graph.operations import INDEXING, POSITIONS, SPLITS, UNIFORM, is_trusted
 from noisykernels._graph.positions import follow_positions, largest_place
 from noisykernels._graph.tape import NotTraceable, Step, Tape, Value, is_symbol, positions
@@ -42,6 +43,12 @@ def find_rows(tape: Tape, inputs: Inputs, scores: Tensor) -> str | None:
     values: dict[int, Any] = dict(enumerate(inputs.tensors))
     for number, value in values.items():
         _take(tape, number, value, (0, 1))
+
+    def random(n: int, bits: bool = False) -> Pair:
+        like = (torch.rand(values[n].shape, generator=generator) < 0.5).to(values[n]) if bits else values[n]
+        return _two_and_three(tape, n, like, generator)
+
+    choices = Choices(tape, random, is_close)
     for i, step in enumerate(tape.steps):
         if not is_trusted(step.calls):
             return f"{step.name} is not known to keep rows apart"
@@ -50,7 +57,7 @@ def find_rows(tape: Tape, inputs: Inputs, scores: Tensor) -> str | None:
             tape.shapes[n] = tuple(values[n].shape)
         if step.names and not all(bool(values[n].isfinite().all()) for n in step.outputs):
             tape.infinite |= set(step.names)
-        why = _find_rows_after(tape, step, values, generator)
+        why = _find_rows_after(tape, step, values, generator, choices)
         if why is not None:
             return why
         tape.forget(values, i, set())
@@ -64,6 +71,8 @@ def find_rows(tape: Tape, inputs: Inputs, scores: Tensor) -> str | None:
 
 def _take(tape: Tape, number: int, value: Tensor, place: tuple[int, int] | None) -> None:
     tape.shapes[number] = tuple(value.shape)
+    if value.dtype in (torch.bool, torch.uint8):
+        tape.masks.add(number)
     if place is None:
         tape.counted.add(number)
         return
@@ -72,8 +81,13 @@ def _take(tape: Tape, number: int, value: Tensor, place: tuple[int, int] | None)
         tape.outer[number] = place[1]
 
 
-def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: torch.Generator) -> str | None:
+def _find_rows_after(
+    tape: Tape, step: Step, values: dict[int, Any], generator: torch.Generator, choices: Choices
+) -> str | None:  # fmt: skip
     """Where the results of a step hold rows; a reason if it is not known."""
+    if choices.meets(step):
+        pairs = choices.after(step)
+        return pairs if isinstance(pairs, str) else _take_places(tape, step, values, pairs)
     counted = [n for n in step.inputs if n in tape.counted]
     if len(counted) == len(step.inputs):  # made of the number of rows alone
         return _find_made(tape, step, values)
@@ -82,7 +96,9 @@ def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: 
         return why
     if _follows_values(step, values):
         return f"{step.name} takes as many entries as values say"
-    table, other = _two_and_three(tape, step, values, generator)
+    of_rows = (n for n in step.inputs if n not in tape.counted)
+    random = {n: _two_and_three(tape, n, values[n], generator) for n in of_rows}
+    table, other = ({n: pair[i] for n, pair in random.items()} for i in (0, 1))
     table |= {n: tape.made(n, tape.rows) for n in counted}
     other |= {n: tape.made(n, len(ORDER)) for n in counted}
     try:
@@ -90,9 +106,16 @@ def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: 
         step.run(other, len(ORDER))
     except Exception:
         return f"{step.name} cannot run on another number of rows"
+    return _take_places(tape, step, values, {n: (table[n], other[n]) for n in step.outputs}, stride)
+
+
+def _take_places(
+    tape: Tape, step: Step, values: dict[int, Any], pairs: dict[int, Pair], stride: int | None = None
+) -> str | None:  # fmt: skip
+    """Where values hold rows, from what they are for two and for three; a reason if they do not."""
     largest = largest_place(tape, step)
-    for n in step.outputs:
-        place = _place(table[n], other[n], stride)
+    for n, (two, three) in pairs.items():
+        place = _place(two, three, stride)
         if place is None or _splits_rows(step, tape):
             tape.row_dims[n] = None
             return f"{step.name} mixes rows"
@@ -104,23 +127,16 @@ def _find_rows_after(tape: Tape, step: Step, values: dict[int, Any], generator: 
     return None
 
 
-def _two_and_three(
-    tape: Tape, step: Step, values: dict[int, Any], generator: torch.Generator
-) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Random arguments of a step for two rows, and the same with the rows in another order and number."""
-    table, other = {}, {}
-    for n in (n for n in step.inputs if n not in tape.counted):
-        dim, outer, stride = tape.row_dims[n], tape.outer.get(n, 1), tape.strides.get(n)
-        if stride is None:
-            table[n] = _shaken(values[n], generator)
-            other[n] = _arranged(table[n], dim, outer)
-            continue
-        place = tape.place(n)
-        first = _shaken(values[n] - positions(place, values[n], tape.rows, stride), generator)
-        more = _arranged(first, dim, outer)
-        table[n] = first + positions(place, first, tape.rows, stride)
-        other[n] = more + positions(place, more, len(ORDER), stride)
-    return table, other
+def _two_and_three(tape: Tape, n: int, value: Tensor, generator: torch.Generator) -> Pair:
+    """Random values like one for two rows, and the same with the rows in another order and number."""
+    dim, outer, stride = tape.row_dims[n], tape.outer.get(n, 1), tape.strides.get(n)
+    if stride is None:
+        two = _shaken(value, generator)
+        return two, _arranged(two, dim, outer)
+    place = tape.place(n)
+    two = _shaken(value - positions(place, value, tape.rows, stride), generator)
+    three = _arranged(two, dim, outer)
+    return two + positions(place, two, tape.rows, stride), three + positions(place, three, len(ORDER), stride)
 
 
 def _find_made(tape: Tape, step: Step, values: dict[int, Any]) -> str | None:

@@ -176,7 +176,7 @@ class Suffix:
         read = {self.tape.result}  # values that steps after one read
         for i, step in enumerate(self.steps):
             results: list[Tensor | None] = [None]
-            if not half and not any(n in beyond for n in step.inputs):
+            if not half and not any(n in beyond for n in step.inputs) and any(n in carried[0] for n in step.inputs):
                 results = [direction_of(step, c, self.tape, draws, rows) for c in carried]
             if any(r is None for r in results):
                 rest.append(i)

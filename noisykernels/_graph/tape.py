@@ -14,7 +14,19 @@ from torch.utils import _pytree as pytree
 from noisykernels._util.inputs import Inputs
 from noisykernels.injection.rows import Rows as Place
 
-__all__ = ["Cut", "NotTraceable", "Rows", "Step", "Tape", "Value", "is_symbol", "joined", "part_of", "positions", "repeated"]
+__all__ = [
+    "Cut",
+    "NotTraceable",
+    "Rows",
+    "Step",
+    "Tape",
+    "Value",
+    "is_symbol",
+    "joined",
+    "part_of",
+    "positions",
+    "repeated",
+]
 
 
 class NotTraceable(Exception):
@@ -125,6 +137,8 @@ class Tape:
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # with `rows` rows
     strides: dict[int, int] = field(default_factory=dict)  # of indices that are moved by so much for every row
     bounds: dict[int, int] = field(default_factory=dict)  # whole numbers are from 0 to below
+    masks: set[int] = field(default_factory=set)  # values of bits
+    chosen: set[int] = field(default_factory=set)  # values of entries that masks choose: made anew where they are read
     fixed: dict[int, Any] = field(default_factory=dict)  # values that are the same for all rows
     before: list[Step] = field(default_factory=list)  # that make these
     opened: dict[int, Step] = field(default_factory=dict)  # by first result, steps that read these
@@ -174,7 +188,17 @@ class Tape:
             if any(n in reached for n in step.inputs):
                 found.append(step)
                 reached |= set(step.outputs)
-        return found
+        return self._with_choices(found, reached)
+
+    def _with_choices(self, found: list[Step], made: set[int]) -> list[Step]:
+        """These steps, and those that make the chosen entries that they read."""
+        lacking = {n for step in found for n in step.inputs if n in self.chosen and n not in made}
+        if not lacking:
+            return found
+        more = [step for step in self.steps if not lacking.isdisjoint(step.outputs)]
+        every = {step.outputs[0]: step for step in (*more, *found)}
+        order = [every[step.outputs[0]] for step in (*self.before, *self.steps) if step.outputs[0] in every]
+        return self._with_choices(order, made | {n for step in more for n in step.outputs})
 
     def run(self, inputs: Inputs | Tensor, keep: set[int] | None = None) -> dict[int, Any]:
         """All values (those in `keep` and the result, if given) for a batch of inputs."""

@@ -98,6 +98,8 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
             first, other, alike = ({e.name: e.value for e in (*run, *m.lookups)} for run, m in runs)
             for name in unsure:
                 places[name] = _place_of_values(first.get(name), other.get(name), alike.get(name), rows)
+        if mode.chooses:
+            _refuse_coincidences(model, places, {e.name: e.shape for e in (*small, *mode.lookups)}, (args, kwargs), dim)
         others = {entry.name: entry for entry in large}
         entries = others | {entry.name: entry for entry in small}
         for name, (operands, array) in mode.noted.items():  # of attention's own products, which are no sites
@@ -170,14 +172,59 @@ def checked_example(op: str, example_input: Any) -> tuple[tuple[Any, ...], dict[
     return args, kwargs
 
 
+class _Tracing(SiteMode):
+    """Takes note of whether anything has a shape that follows values."""
+
+    chooses = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "index"):
+            places = pytree.tree_leaves(args[1:])
+            self.chooses |= any(isinstance(a, Tensor) and a.dtype is torch.bool and a.dim() > 0 for a in places)
+        else:
+            self.chooses |= name in ("nonzero", "argwhere", "masked_select", "unique") or (
+                name == "where" and len(args) == 1 and not kwargs
+            )
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _refuse_coincidences(
+    model: nn.Module, places: dict[str, Rows | None], shapes: dict[str, tuple[int, ...]], given: Any, dim: int
+) -> None:
+    """Values of as many entries as values say may have as many for each row by chance: not so for other data."""
+    changes = (_negated, lambda a: _turned(a, dim), lambda a: _negated(_turned(a, dim)))
+    for change in changes:
+        args, kwargs = pytree.tree_map_only(Tensor, change, given)
+        try:
+            record, mode = _record(model, args, kwargs)
+        except Exception:
+            continue  # data that the model does not take tell nothing
+        for name, shape, *_ in (*record, *mode.lookups):
+            place = places.get(name)
+            if place is None or place.outer == 0 or name not in shapes:
+                continue
+            if len(shape) != len(shapes[name]) or shape[place.dim] != shapes[name][place.dim]:
+                places[name] = None
+
+
+def _negated(a: Tensor) -> Tensor:
+    return -a if a.is_floating_point() else a
+
+
+def _turned(a: Tensor, dim: int) -> Tensor:
+    return a.flip([d for d in range(a.dim()) if d != dim])
+
+
 def _record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Collection[str] = (),
     above: contextlib.AbstractContextManager[Any] = _NOTHING,
-) -> tuple[Record, SiteMode]:  # fmt: skip
+) -> tuple[Record, _Tracing]:  # fmt: skip
     """The sites of a noiseless forward, some with their values, and the mode that has found them; within `above`."""
     record: Record = []
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
-    mode, args, kwargs = begin(model, state_of(model), args, kwargs, record)
+    mode, args, kwargs = begin(model, state_of(model), args, kwargs, record, make=_Tracing)
+    assert isinstance(mode, _Tracing)
     mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
     with mode, following(model, state_of(model), mode), above:
         result_of(mode, model, args, kwargs)

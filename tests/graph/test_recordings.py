@@ -318,7 +318,7 @@ LEFT = {
     branch: "__bool__ turns values into numbers", any_large: "__bool__ turns values into numbers",
     largest_as_number: "item turns values into numbers", number_in_a_slice: "__getitem__ turns values into numbers",
     as_array: "numpy turns values into numbers", as_list: "tolist turns values into numbers",
-    chosen_entries: "__getitem__ takes as many entries as values say", positions: "goes by the positions of rows",
+    chosen_entries: "view takes as many entries as values say", positions: "goes by the positions of rows",
     diagonal: "goes by the positions of rows", mask_of_the_neighbour: "roll mixes rows",
     neighbour: "goes by the positions of rows",
     running_sum: "cumsum mixes rows", quiet_sum: "cumsum mixes rows",

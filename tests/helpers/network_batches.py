@@ -196,4 +196,27 @@ halves of the batch | v > v
     n = len(x)
     y = torch.cat([x, x.flip(1)], 1).view(2 * n, -1)
     x = torch.tanh(y[:n]) + 0.5 * y[n:]
+experts of limited room | s > s
+    h = x.reshape(-1, x.shape[-1])
+    (k,) = torch.where(h[:, 0] > 0)
+    x = h.index_add(0, k[:4], torch.tanh(h[k[:4]])).view_as(x)
+chosen entries less their mean | s > s
+    h = x.reshape(-1, x.shape[-1])
+    m = h[:, 0] > 0
+    y = h.clone()
+    y[m] = h[m] - h[m].mean(0)
+    x = y.view_as(x)
+chosen entries in order | s > s
+    h = x.reshape(-1, x.shape[-1])
+    (k,) = torch.where(h[:, 0] > 0)
+    x = h.index_add(0, k, torch.tanh(h[k]).sort(0)[0]).view_as(x)
+chosen entries counted | s > s
+    h = x.reshape(-1, x.shape[-1])
+    (k,) = torch.where(h[:, 0] > 0)
+    x = h.index_add(0, k, torch.tanh(h[k]) * (0.1 + k.shape[0] / 8)).view_as(x)
+chosen entries of others | s > s
+    h = x.reshape(-1, x.shape[-1])
+    (k,) = torch.where(h[:, 0] > 0)
+    (j,) = torch.where(h.flip(0)[:, 0] > 0)
+    x = h.index_add(0, k, torch.tanh(h[j])).view_as(x)
 """

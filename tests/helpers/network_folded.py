@@ -155,4 +155,30 @@ rotary positions | s > s
     t = torch.arange(x.shape[1])[None].expand(len(x), -1)
     s = t[..., None].to(x.dtype) * torch.linspace(0.1, 1, x.shape[-1], dtype=x.dtype)
     x = x * s.cos() + torch.cat([-x[..., 1:], x[..., :1]], -1) * s.sin()
+experts by their tokens | s > s
+    + self.g = nn.Linear($F, 3)
+    + self.e = nn.Linear($F, $F)
+    + self.w = nn.Parameter(torch.randn(3, $F))
+    b, t, f = x.shape
+    h = x.reshape(-1, f)
+    p, i = self.g(h).softmax(-1).topk(2, -1)
+    m, y = F.one_hot(i, 3).permute(2, 1, 0), torch.zeros_like(h)
+    for n in range(3):
+        j, k = torch.where(m[n])
+        y.index_add_(0, k, torch.tanh(self.e(h[None, k].reshape(-1, f)) * self.w[n]) * p[k, j, None])
+    x = x + y.view(b, t, f)
+experts by a mask of tokens | s > s
+    + self.g = nn.Linear($F, 2)
+    + self.e = nn.Linear($F, $F)
+    h = x.reshape(-1, x.shape[-1])
+    i, y = self.g(h).argmax(-1), torch.zeros_like(h)
+    for n in range(2):
+        y[i == n] = torch.relu(self.e(h[i == n])) * (n + 1)
+    x = y.view_as(x)
+rows of a kind | v > v
+    + self.e = nn.Linear($F, $F)
+    m = x[:, 0] > 0.2
+    y = x.clone()
+    y[m] = torch.tanh(self.e(x[m]))
+    x = y
 """
