@@ -20,6 +20,7 @@ from noisykernels._graph.tape import Cut, Rows, Step, Tape, Value, is_symbol
 
 __all__ = ["Choices"]
 
+DEPTH = 4  # operations that are looked at to tell whether a mask is another one
 TRIES = 8  # of masks, until they choose other numbers of entries
 _TAKES = frozenset(["__getitem__", "index_select"])
 _GIVES = frozenset(["__setitem__", "index_put", "index_add"])
@@ -105,14 +106,20 @@ class Choices:
             return None  # a number is written, wherever it is
         return self._known(mask.number) if self.tape.outer.get(mask.number, 1) == 1 else None
 
-    def _known(self, number: int) -> int:
-        """The first value that is made as this one."""
-        if (place := self.tape.producers.get(number)) is None:
+    def _known(self, number: int, depth: int = DEPTH) -> int:
+        """The first value that is made as this one, by the same operations on the same values."""
+        if depth == 0 or (place := self.tape.producers.get(number)) is None:
             return number
         maker = self.tape.steps[place]
         leaves, tree = pytree.tree_flatten((maker.args, maker.kwargs), is_leaf=is_symbol)
-        key = (maker.function, str(tree), *(id(a) if isinstance(a, Tensor) else repr(a) for a in leaves))
-        return self.first.setdefault((key, maker.outputs.index(number)), number)
+
+        def told(a: Any) -> Any:
+            if isinstance(a, Value):
+                return self._known(a.number, depth - 1)
+            return f"{type(a)} {id(a) if isinstance(a, Tensor) else a!r}"
+
+        key = (maker.function, str(tree), *map(told, leaves), maker.outputs.index(number))
+        return self.first.setdefault(key, number)
 
     def _choose(self, number: int) -> bool:
         """Masks of two and of three rows that choose other numbers of entries."""

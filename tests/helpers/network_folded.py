@@ -175,6 +175,13 @@ experts by a mask of tokens | s > s
     for n in range(2):
         y[i == n] = torch.relu(self.e(h[i == n])) * (n + 1)
     x = y.view_as(x)
+chosen before what is taken there | s > s
+    + self.a = nn.Linear($F, $F)
+    h = x.reshape(-1, x.shape[-1])
+    (k,) = torch.where(h[:, 0] > 0.1)
+    u = h[k] + 1
+    z = torch.tanh(self.a(x)).reshape(h.shape)
+    x = z.index_add(0, k, u * z[k]).view_as(x)
 rows of a kind | v > v
     + self.e = nn.Linear($F, $F)
     m = x[:, 0] > 0.2
