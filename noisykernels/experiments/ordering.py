@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from noisykernels._engine.arguments import chosen_sites
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.session import Problem, Session
 from noisykernels._util.arguments import check_arguments
@@ -26,6 +27,7 @@ from noisykernels.arithmetic.order import random_order
 from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.execute import with_arithmetic
 from noisykernels.injection.placement import SILENT
+from noisykernels.injection.site import whole_of
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.metrics.names import MetricLike
@@ -259,6 +261,11 @@ class _Watched(Arithmetic):
         return cast(Tensor, self.inner.add_bias(y, bias, draw))
 
 
+def _unordered(hardware: Sequence[Any] | None) -> list[Device] | None:
+    """The devices of a layer that is not looked at."""
+    return None if hardware is None else [d.unordered() if hasattr(d, "unordered") else d for d in hardware]
+
+
 def order_sensitivity(
     model: nn.Module,
     data: Data,
@@ -267,6 +274,7 @@ def order_sensitivity(
     permutations: int = 20,
     orders: Sequence[str] = ORDERS,
     seed: int,
+    sites: Sequence[str | int | type] | str | type | None = None,
     rows: Tensor | Sequence[int] | None = None,
     metric: MetricLike = ACCURACY,
     arrays: Literal["module", "call", "parameter"] = "module",
@@ -294,6 +302,8 @@ def order_sensitivity(
         permutations: number P of random orders, 0, 1, ...: see `random_order`. One has no spread: NaN.
         orders: further orders to look at, as `Serial` names them; sorted ones are slow.
         seed: 64-bit seed of permutations and noise.
+        sites: names, name patterns, module types or indices of the contractions that are permuted; the others add up
+            without an order, or, where `arithmetic` is given, exactly. None: all.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
         metric: what is measured of the network, as for `walk`.
         arrays: which calls share what the devices beside the arithmetic draw for a chip, as for `inject`.
@@ -322,21 +332,21 @@ def order_sensitivity(
     check_arguments(order_sensitivity, locals())
     op = "order_sensitivity"
     permutations = in_range(op, "permutations", permutations)
-    for order in orders:
-        if order not in NAMES:
-            raise ValueError(f"{op}: orders must be some of {', '.join(NAMES)}, got {order!r}")
+    _check_orders(op, orders)
     if arithmetic is not None:
         _check(arithmetic)
     compute = Compute.of(op, compute, "batch_rows", "threads")
     problem = Problem.of(
         Call(op, forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
-        alone=True, compute=compute,
+        alone=True, compute=compute, sites=sites,
     )  # fmt: skip
     with_labels = problem.labelled
-    study = _Study(seed, permutations, tuple(orders))
+    study, chosen = _Study(seed, permutations, tuple(orders)), set[str]()
 
     def hardware(name: str, module: nn.Module) -> list[Device] | None:
         own = module.hardware if isinstance(module, NoisyLayer) else None
+        if sites is not None and chosen.isdisjoint((name, whole_of(name))):
+            return _unordered(own)
         if arithmetic is not None:
             others = [d for d in own or () if not isinstance(d, Arithmetic)]
             return list(with_arithmetic(op, others, _Watched(arithmetic, name, study)))
@@ -345,6 +355,7 @@ def order_sensitivity(
         ]  # fmt: skip
 
     with Session(op, problem, compute) as session:
+        chosen |= {site.name for site in chosen_sites(op, session.model, session.sites, sites, root=root)}
         size = compute.rows_on(problem.device)
 
         def measure() -> None:
@@ -380,7 +391,7 @@ def order_sensitivity(
                 )
             if not study.moments:
                 raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
-            covered = session.covered(session.state.placement, tell=arithmetic is not None)
+            covered = session.covered(session.state.placement, tell=arithmetic is not None and sites is None)
             named = {order: predictions(order) for order in ("none", *study.orders)} if with_labels else {}
             permuted = [predictions(number) for number in range(permutations)] if with_labels else []
     every = torch.stack([p for p, _ in permuted]) if permuted and permuted[0][0].numel() else None
@@ -410,6 +421,13 @@ def _predictions(scores: Tensor, labels: Tensor) -> Tensor:
     if scores.dim() != 2 or scores.shape[1] < 2 or labels.is_floating_point():
         return scores.new_empty(0, dtype=torch.int64)
     return scores.argmax(1).masked_fill(scores.isnan().any(1), -1)
+
+
+def _check_orders(op: str, orders: Sequence[str]) -> None:
+    """Refuses what is no named order."""
+    for order in orders:
+        if order not in NAMES:
+            raise ValueError(f"{op}: orders must be some of {', '.join(NAMES)}, got {order!r}")
 
 
 def _check(arithmetic: Any) -> Any:

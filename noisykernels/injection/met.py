@@ -8,7 +8,15 @@ from noisykernels._util.warning import warn_user
 from noisykernels.injection.placement import Asked, Placement
 from noisykernels.injection.site import Choice, closest, meets, near
 
-__all__ = ["check_met", "no_site", "warn_of_idle", "warn_of_parameters", "warn_of_results", "warn_of_values"]
+__all__ = [
+    "check_met",
+    "no_site",
+    "warn_of_idle",
+    "warn_of_parameters",
+    "warn_of_results",
+    "warn_of_unmet",
+    "warn_of_values",
+]
 
 
 def check_met(placement: Placement, names: Sequence[str], arrays: Collection[str], own: Callable[[str], bool]) -> None:
@@ -72,6 +80,20 @@ def no_site(op: str, choice: Choice, known: Sequence[str]) -> str:
 def _no_array(which: str, arrays: Collection[str]) -> str:
     known = ", ".join(dict.fromkeys(arrays)) or "none"
     return f"inject: hardware needs a linear layer, convolution or other contraction{which}; the model has {known}"
+
+
+def warn_of_unmet(placement: Placement, names: Sequence[str], arrays: Sequence[str]) -> None:
+    """Tells of words that mean sites of the trace, and none of a forward with these sites and arrays."""
+    lost = []
+    for argument, choice in placement.choices():
+        known = (*names, *arrays) if argument == "hardware" else names
+        if argument in ("where", "noise", "hardware") and not any(meets(name, choice) for name in known):
+            lost.append(choice.text)
+    if lost:
+        warn_user(
+            f"inject: {', '.join(map(repr, lost))} met a site with example_input, but none in the first forward: the "
+            "model runs otherwise there, or was changed since"
+        )
 
 
 def warn_of_idle(placement: Placement, placed: Sequence[str], idle: Collection[str]) -> None:

@@ -35,7 +35,14 @@ from noisykernels.injection.keys import holds_draws, key_of
 from noisykernels.injection.kinds import LOOKUPS, PREPARING
 from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
 from noisykernels.injection.lookups import acts_on_entries
-from noisykernels.injection.met import check_met, warn_of_idle, warn_of_parameters, warn_of_results, warn_of_values
+from noisykernels.injection.met import (
+    check_met,
+    warn_of_idle,
+    warn_of_parameters,
+    warn_of_results,
+    warn_of_unmet,
+    warn_of_values,
+)
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
@@ -288,7 +295,9 @@ def check_first(model: nn.Module, state: NoiseState, mode: SiteMode) -> None:
     """After the first forward in which noise is on: what was asked for has met a site, and values that take noise."""
     if not state.placement.on(model):
         return
-    if not state.traced:
+    if state.traced:
+        warn_of_unmet(state.placement, mode.names(), mode.arrays)
+    else:
         check_asked(model, state.placement, mode.names(), mode)
     warn_of_values(mode.valueless)
     state.unchecked = False

@@ -213,3 +213,22 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="data must be"):
         order_sensitivity(model, data[0][:0], Serial(low=-1), seed=1)
     assert type(model) is nn.Sequential
+
+
+def test_some_layers_alone() -> None:
+    """By name, by what holds them or by type: their figures are those among all, the others add up exactly."""
+    model, data = mlp(), made()
+    told: dict[str, Any] = {"arithmetic": Serial(low=-0.5, high=0.5), "permutations": 3, "seed": 2}
+    whole, first = (order_sensitivity(model, data, **told, sites=sites) for sites in (None, "0"))
+    assert [layer.name for layer in whole.layers] == ["0:linear#0", "2:linear#0"]
+    assert [layer.name for layer in first.layers] == ["0:linear#0"]
+    assert first.layers[0].spread == whole.layers[0].spread
+    assert first.covered["arithmetic"] == pytest.approx(40 * 12 / (40 * 12 + 12 * 5), abs=1e-6)
+    by_type = order_sensitivity(model, data, **told, sites=nn.Linear)
+    assert by_type == whole and order_sensitivity(model, data, **told, sites=[1]) == first
+    with nk.inject(model, None, hardware={"0": [Serial(low=-0.5, high=0.5)]}, example_input=data[0][:2]):
+        with nk.noise_state(model, seed=2):
+            hits = float((model(data[0]).argmax(1) == data[1]).float().mean())
+    assert first.orders["natural"] == pytest.approx(hits)
+    with pytest.raises(ValueError, match="no site 'nothing'"):
+        order_sensitivity(model, data, **told, sites="nothing")

@@ -228,7 +228,7 @@ STUDIES: Good = {
         cost=None, inputs=2, arithmetic=nk.Serial, arrays="module",
     ),
     experiments.order_sensitivity: lambda: measured(
-        arithmetic=nk.Serial(**LIMITS), permutations=1, orders=("natural",), arrays="module"
+        arithmetic=nk.Serial(**LIMITS), permutations=1, orders=("natural",), arrays="module", sites=None
     ),
     experiments.order_of: lambda: dict(arithmetic=nk.Serial(**LIMITS), x=X[0], weight=X[1]),
     experiments.running_sums: lambda: dict(x=X[0], weight=X[1], arithmetic=None, seed=0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from injecting import NOISE, SEED
 from operators import assert_same_bits
-from torch import nn
+from torch import Tensor, nn
 
 import noisykernels as nk
 from noisykernels.cli.main import main
@@ -282,3 +283,29 @@ def test_what_asks_for_nothing_is_a_mistake() -> None:
     for mistake, message in mistakes:
         with pytest.raises(ValueError, match=message):
             mistake()
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) if self.training else self.b(x)
+
+
+@pytest.mark.parametrize(
+    "placed", [{"noise": NOISE, "where": "b"}, {"noise": None, "hardware": {"b:linear": [nk.WeightNoise(add=0.1)]}}]
+)
+def test_a_forward_that_runs_otherwise_than_the_trace_is_told(placed: dict[str, Any]) -> None:
+    x, model = torch.randn(2, 3), Branches()
+    with nk.inject(model, **placed, example_input=x), nk.noise_state(model, seed=1):
+        with pytest.warns(UserWarning, match="'b.*' met a site with example_input, but none in the first forward"):
+            model.train()(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.eval()(x)
+    with nk.inject(model, **placed, example_input=x), nk.noise_state(model, seed=1):
+        model.b = nn.Linear(3, 3)
+        with pytest.warns(UserWarning, match="model runs otherwise there, or was changed since"):
+            model(x)
