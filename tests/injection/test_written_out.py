@@ -265,6 +265,14 @@ class Pooled(Base):
         return self.head((weights.unsqueeze(1) @ x).squeeze(1))
 
 
+class PooledScores(Base):
+    """A weighted mean, by a softmax of means of products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, _ = self.heads(x)
+        return self.head(((q @ k.mT).mean((1, 2)).softmax(-1).unsqueeze(1) @ x).squeeze(1))
+
+
 class Latents(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(((self.held @ x.mT).softmax(-1) @ x).mean(1))
@@ -277,6 +285,7 @@ NONE: dict[type[Base], tuple[list[str], str]] = {
     Difference: ([":matmul#0", ":matmul#1", ":matmul#2"], "':matmul#0', ':matmul#1', ':matmul#2': products"),
     Gates: ([*KNOWN, ":einsum#0"], "':einsum#0': products"),
     Pooled: ([*KNOWN, ":matmul#0"], "':matmul#0': products"),
+    PooledScores: ([":matmul#0", ":matmul#1"], "':matmul#0', ':matmul#1': products"),
     Latents: ([":matmul#0", ":matmul#1"], "':matmul#1': products"),
 }
 
