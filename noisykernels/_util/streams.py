@@ -26,6 +26,7 @@ from noisykernels._util.tensors import Growing
 __all__ = ["StreamedInputs", "StreamedLabels", "loaded"]
 
 HELD = 4  # data are held that take this part of the memory, twice for a moment, while batches are joined
+ROWS = 64  # read at once of data that come row by row
 CHUNK = 8  # and else a chunk takes this part of it
 LAST = 4  # rows from the end that are kept, as the check of engines looks at some
 
@@ -45,7 +46,7 @@ def loaded(
         TypeError: what makes no tensors.
         ValueError: as `in_memory`; data that give other rows when they are read again.
     """
-    found = opened(name, data, 1024, takes)
+    found = opened(name, data, ROWS, takes)
     if isinstance(found, Batch):
         return found
     again = not isinstance(found, list | tuple | set | dict) and not hasattr(found, "__next__")
