@@ -145,8 +145,8 @@ def _merged_leaf(step: Step, leaves: tuple[Any, Any, Any]) -> Any:
     except (TypeError, ValueError, RuntimeError):
         pass
     if all(type(x) is slice for x in leaves):
-        ends = zip(*((x.start, x.stop, x.step) for x in leaves), strict=True)
-        return Cut(*(_merged_leaf(step, each) for each in ends))
+        start, stop, stride = zip(*((x.start, x.stop, x.step) for x in leaves), strict=True)
+        return Cut((_merged_leaf(step, start), _merged_leaf(step, stop), _merged_leaf(step, stride)))
     whole = all(type(x) is int for x in leaves) and first % SIZES[0] == 0
     if whole and all(x * SIZES[0] == first * n for x, n in zip(leaves, SIZES, strict=True)):
         return Rows(first // SIZES[0])

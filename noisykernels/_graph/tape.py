@@ -51,9 +51,7 @@ class Rows:
 class Cut:
     """A slice of which an end follows the number of rows."""
 
-    start: Any
-    stop: Any
-    step: Any
+    ends: tuple[Any, Any, Any]  # start, stop and step
 
 
 class Step:
@@ -90,11 +88,11 @@ class Step:
     def arguments(self, values: dict[int, Any], rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with values from a table."""
 
-        def resolve(a: Any) -> Any:
+        def resolve(a: Any) -> Any:  # not within itself, which would keep the table alive
             if isinstance(a, Value):
                 return values[a.number]
             if isinstance(a, Cut):
-                return slice(resolve(a.start), resolve(a.stop), resolve(a.step))
+                return slice(*(end.factor * rows if isinstance(end, Rows) else end for end in a.ends))
             return a.factor * rows if isinstance(a, Rows) else a
 
         if self._flat:
