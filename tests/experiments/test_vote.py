@@ -143,11 +143,12 @@ def test_nan_votes_for_nobody() -> None:
 def test_table_frame_and_picture(digits, monkeypatch) -> None:
     model, pairs = digits
     votes = vote(model, pairs, noise=nk.Noise(add=1.0), draws=12, seed=0)
-    lines = votes.table().splitlines()
-    assert lines[0] == f"clean accuracy {votes.clean:.4f}, 300 rows, 12 draws, seed 0"
-    assert lines[1].split() == ["executions", *KINDS] and len({len(line) for line in lines[1:]}) == 1
-    assert [int(line.split()[0]) for line in lines[3:]] == [*range(1, 11), 12]
-    assert float(lines[5].split()[4]) == round(votes.curves["logit"].accuracy[2], 4)
+    title, covered, *lines = votes.table().splitlines()
+    assert title == f"clean accuracy {votes.clean:.4f}, 300 rows, 12 draws, seed 0"
+    assert covered == "noise after 100.0 % of the multiply-adds"
+    assert lines[0].split() == ["executions", *KINDS] and len({len(line) for line in lines}) == 1
+    assert [int(line.split()[0]) for line in lines[2:]] == [*range(1, 11), 12]
+    assert float(lines[4].split()[4]) == round(votes.curves["logit"].accuracy[2], 4)
     pandas = pytest.importorskip("pandas")
     frame = votes.to_pandas()
     assert list(frame.columns) == ["kind", "executions", "accuracy", "error"] and len(frame) == 36
