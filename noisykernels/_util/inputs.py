@@ -193,7 +193,7 @@ class Call:
         Raises:
             ValueError: names that it does not know, or more inputs than it takes.
         """
-        if self.forward is not None or inputs.one is not None or (takes := _signature(model)) is None:
+        if self.forward is not None or (takes := _signature(model)) is None:
             return
         args, kwargs = inputs.arguments
         try:

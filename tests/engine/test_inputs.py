@@ -189,5 +189,7 @@ def test_inputs_of_different_sizes_are_told_by_name() -> None:
         walked(TwoInputs(), {"image": image, "numbers": numbers[:7], "labels": labels})
     with pytest.raises(ValueError, match=r"the model's forward, image, numbers, got 3 by position; forward="):
         walked(TwoInputs(), ((image, numbers, numbers), labels))
+    with pytest.raises(ValueError, match=r"the model's forward, image, numbers, got 1 by position; forward="):
+        walked(TwoInputs(), (image, labels))
     with pytest.raises(ValueError, match=r"labels under one of 'labels', 'label', 'targets', 'target', got {'image'"):
         walked(TwoInputs(), {"image": image, "numbers": numbers})
