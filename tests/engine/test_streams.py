@@ -66,6 +66,14 @@ def test_a_stream_has_the_records_of_a_tensor(workers: int) -> None:
     assert walked(data, **sites) == walked((X, Y), **sites)
 
 
+@pytest.mark.parametrize("memory", [SMALL, 512 * 1024])
+def test_labels_are_kept_where_they_are_small(memory: int) -> None:
+    inputs, labels = loaded("f", loader(), memory)
+    assert isinstance(inputs, StreamedInputs) and isinstance(labels, Tensor) == (memory > SMALL)
+    more = {"sites": ["2"], "search": nk.Search(rel_ci=0.3), "compute": nk.Compute(memory=memory)}
+    assert walked(loader(), **more) == walked((X, Y), **more)
+
+
 def test_so_do_dicts_two_inputs_and_any_iterable() -> None:
     image, numbers, labels = pictures(400)
     given: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[1.0], draws=2, seed=1)
