@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisykernels._graph.in_place import HERE, Output, View, memory_of, out_of_place, seen, write_through
+from noisykernels._graph.inside import Inside
 from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value, is_symbol
 from noisykernels._util.inputs import Call, Inputs
@@ -39,8 +38,6 @@ from noisykernels.noise.description import Noise
 
 __all__ = ["Recording", "recorded"]
 
-_aten = torch.ops.aten
-_TO_NUMBERS = frozenset([_aten._local_scalar_dense.default, _aten.equal.default, _aten.item.default])
 _LIKE_FIRST = frozenset("index_add index_put index_copy __setitem__".split())  # whose results have the first's shape
 _OF_SHAPE = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ detach_".split())
 _CHOOSE = ("__getitem__", "index")  # whose boolean indices say how many entries there are
@@ -75,41 +72,10 @@ class Recording(NamedTuple):
 _Lineage = tuple[int, tuple[View, ...]]  # the value that memory was made for, and how this one looks at it
 
 
-class _Inside(TorchDispatchMode):
-    """Sees the kernels that a function calls."""
-
-    supports_higher_order_operators = True  # which pass as they are
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.written: set[int] = set()  # memory
-        self.numbers = False  # values became numbers
-        self.places: dict[Any, list[tuple[int, str]]] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch's compiler is loaded, which takes a second: nothing is compiled here
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if isinstance(func, HigherOrderOperator):  # what it runs is seen, too
-            return func(*args, **kwargs)
-        if func in _TO_NUMBERS:
-            self.numbers = True
-        if func not in self.places:
-            arguments = enumerate(func._schema.arguments)
-            self.places[func] = [(i, a.name) for i, a in arguments if a.alias_info and a.alias_info.is_write]
-        for i, name in self.places[func]:
-            given = args[i] if i < len(args) else kwargs.get(name)
-            with torch._C.DisableTorchFunction():
-                self.written |= {memory_of(t) for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.numel()}
-        return func(*args, **kwargs)
-
-
 class _Recorder(SiteMode):
     """Runs a forward without noise and writes down every operation on tensors."""
 
-    def start(self, inputs: Sequence[Tensor], inside: _Inside) -> None:
+    def start(self, inputs: Sequence[Tensor], inside: Inside) -> None:
         self.inside = inside
         self.steps: list[Step] = []
         self.count = 0
@@ -392,7 +358,7 @@ def recorded(model: nn.Module, inputs: Inputs, call: Call) -> Recording:
     keys = [*state.parameters_of_forward[: len(args)], *range(len(state.parameters_of_forward), len(args)), *kwargs]
     silent = Placement(layers_own=False, detail=state.detail, outputs=state.outputs)
     recorder = _Recorder(silent, mode.key, model, state.site_ids, state.places, mode.record)
-    inside = _Inside()
+    inside = Inside()
     recorder.owner, recorder.roles = state, state.roles
     recorder.start([*args, *kwargs.values()], inside)
     before = _generators(inputs.device)
