@@ -175,6 +175,7 @@ def _options(args: argparse.Namespace, rows: int) -> dict[str, Any]:
             memory=None if args.memory is None else int(args.memory * 2**30),
             executor=args.workers,
         ),
+        metric=args.metric,
         store=args.store,
         seed=args.seed,
         sites=args.sites,
@@ -220,6 +221,7 @@ def run_vote(args: argparse.Namespace) -> None:
         seed=args.seed,
         sites=args.sites,
         detail=args.detail,
+        metric=args.metric,
         compute=_compute(args),
         progress=not args.quiet,
     )
@@ -240,9 +242,10 @@ def run_chips(args: argparse.Namespace) -> None:
     data = load(args.data, "test", root=args.root, limit=args.rows)
     chips = nk.chips(
         model, data, hardware=[noise], draws=args.draws, seed=args.seed, arrays=args.arrays, detail=args.detail,
-        progress=not args.quiet,
+        metric=args.metric, progress=not args.quiet,
     )  # fmt: skip
-    found = {"clean": chips.clean, "mean": chips.mean, "std": chips.std, "accuracy": chips.accuracy.tolist()}
+    found: dict[str, Any] = {"clean": chips.clean, "mean": chips.mean, "std": chips.std}
+    found["accuracy" if chips.metric == "accuracy" else "values"] = chips.accuracy.tolist()
     found["covered"] = chips.covered
     found |= {"yields": [{"limit": v, "share": chips.yield_at(v)[0]} for v in args.limits]} if args.limits else {}
     head = f"{args.model} on {args.data}; {noise!r}"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from noisykernels._util.checks import RANGES, Range, shown, whole
 from noisykernels._util.text import one_line, printable
 from noisykernels.cli import commands
-from noisykernels.cli.reading import LEVELS, Number, Numbers, a_device, a_group, a_path, a_site, a_text
+from noisykernels.cli.reading import LEVELS, Number, Numbers, a_device, a_group, a_metric, a_path, a_site, a_text
 from noisykernels.datasets.vision import DATASETS
 from noisykernels.noise.contract import KINDS
 from noisykernels.stats.votes import MOST_DRAWS
@@ -131,7 +131,12 @@ def parser() -> argparse.ArgumentParser:
         "--draws-per-pass", type=of("draws_per_pass"), default=8, help="draws of a pass (default: %(default)s)"
     )
 
-    noisy = _Parser(add_help=False, parents=[passes])
+    measured = _Parser(add_help=False)
+    measured.add_argument("--metric", type=a_metric, default="accuracy", metavar="NAME",
+                          help="what is measured: accuracy, top5, nll, brier, kl, agreement, f1, ece, ... (default: "
+                          "%(default)s)")  # fmt: skip
+
+    noisy = _Parser(add_help=False, parents=[passes, measured])
     noisy.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
     noisy.add_argument(
         "--kind",
@@ -211,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     mixed.add_argument("--out", type=a_path, help="write a study (JSON) for each ratio to this folder")
 
     parameter = command(
-        "parameter", commands.run_parameter, parents=[shared, passes, work, shares, files],
+        "parameter", commands.run_parameter, parents=[shared, passes, measured, work, shares, files],
         help="midpoint of a limit, of bits, of a leak in each layer",
     )  # fmt: skip
     parameter.add_argument("parameter", choices=PARAMETERS, help="what is walked, in one contraction at a time")
@@ -235,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     chips = command(
         "chips",
         commands.run_chips,
-        parents=[shared, shares, inside],
+        parents=[shared, measured, shares, inside],
         help="spread of accuracy over chips with noisy weights",
     )
     chips.add_argument("--noise", default="add", choices=("add", "mul"), help="kind of noise (default: %(default)s)")

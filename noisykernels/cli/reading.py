@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from noisykernels._util.checks import RANGES, Range, shown, whole
+from noisykernels.metrics.names import named
 
-__all__ = ["LEVELS", "Number", "Numbers", "a_device", "a_group", "a_path", "a_site", "a_text"]
+__all__ = ["LEVELS", "Number", "Numbers", "a_device", "a_group", "a_metric", "a_path", "a_site", "a_text"]
 
 LEVELS = Range(0, torch.finfo(torch.float32).max)  # what the noise of the networks of the command line can have
 FINITE = Range()
@@ -105,6 +106,15 @@ def a_group(text: str) -> str:
     name, equals, site = text.partition("=")
     if text not in ("all", "block") and not (name.strip() and equals and site.strip() and "\0" not in text):
         raise argparse.ArgumentTypeError(f"expected all, block or NAME=SITE, got {shown(text)}")
+    return text
+
+
+def a_metric(text: str) -> str:
+    """The name of a measure."""
+    try:
+        named("--metric", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--metric: ")) from error
     return text
 
 

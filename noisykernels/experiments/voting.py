@@ -21,6 +21,10 @@ from noisykernels._util.data import Data
 from noisykernels._util.inputs import Call, Output
 from noisykernels._util.progress import progress_of
 from noisykernels._util.text import covers, printable
+from noisykernels.experiments.mean_votes import MEANS, MeanVotes
+from noisykernels.metrics.accuracy import ACCURACY, Accuracy
+from noisykernels.metrics.base import is_share
+from noisykernels.metrics.names import MetricLike
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.description import Noise
 from noisykernels.plotting.votes import plot_votes
@@ -32,7 +36,8 @@ __all__ = ["Votes", "vote"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Votes(Result, kind="vote"):
-    """Accuracy against the number of executions, by kind of vote; what `vote` returns.
+    """What is measured, the accuracy or another metric, against the number of executions, by kind of vote; what `vote`
+    returns.
 
     Columns of `to_pandas`: kind, executions, accuracy, error.
 
@@ -54,9 +59,12 @@ class Votes(Result, kind="vote"):
     seed: int
     arrays: str = "module"
     covered: dict[str, float] = field(default_factory=dict)  # shares of multiply-adds
+    metric: str = "accuracy"
+    unit: str = "fraction of rows"
+    share: bool = True  # of rows that are right
 
     def table(self) -> str:
-        """Accuracy +- standard error as aligned text: lines for n up to 10, every tenth and the last."""
+        """Value +- standard error as aligned text: lines for n up to 10, every tenth and the last."""
         count = len(self.draws)
         lines = ["executions" + "".join(f"{kind:>18}" for kind in self.curves)]
         lines.append("-" * len(lines[0]))
@@ -64,7 +72,7 @@ class Votes(Result, kind="vote"):
             if i < 10 or (i + 1) % 10 == 0 or i + 1 == count:
                 cells = "".join(f"  {c.accuracy[i]:.4f} +- {c.error[i]:.4f}" for c in self.curves.values())
                 lines.append(f"{i + 1:10}{cells}")
-        title = f"clean accuracy {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
+        title = f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
         return "\n".join(map(printable, [title, *covers(self.covered), *lines]))
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
@@ -73,7 +81,7 @@ class Votes(Result, kind="vote"):
             for kind, c in self.curves.items()
             for row in zip(*(column.tolist() for column in c), strict=True)
         ]
-        return ["kind", *VoteCurve._fields], rows
+        return ["kind", "executions", "accuracy" if self.metric == "accuracy" else "value", "error"], rows
 
     def _brief(self) -> str:
         kinds, draws = len(self.curves), len(self.draws)
@@ -95,6 +103,7 @@ def vote(
     seed: int,
     sites: Sequence[str | int | type] | str | type | None = None,
     kinds: Sequence[str] | str = KINDS,
+    metric: MetricLike = ACCURACY,
     repeats: int | dict[str, int] = 1,
     subsets: int = 20,
     rows: Sequence[int] | torch.Tensor | None = None,
@@ -109,7 +118,8 @@ def vote(
     """Runs the noisy model once per draw and tells the accuracy of n executions that vote, n = 1..D.
 
     `majority`: the class most executions name (exact, see `majority`); `logit`, `probability`: the class with the
-    highest mean score or softmax (see `mean_scores`).
+    highest mean score or softmax (see `mean_scores`). Another metric measures `mean`, the mean of the outputs, or
+    `probability`, the logarithm of the mean softmax: its mean over subsets of the draws.
 
     Args:
         model: a classifier, (rows, ...) -> (rows, classes), not injected; it is left as it was.
@@ -121,7 +131,9 @@ def vote(
         seed: 64-bit seed of the noise; also of the random subsets.
         sites: names, name patterns, module types or indices of the noisy sites, as ``where`` of `inject`; None: all.
             Not with a dict.
-        kinds: of votes, from ``"majority"``, ``"logit"``, ``"probability"``.
+        kinds: of votes, from ``"majority"``, ``"logit"``, ``"probability"``; of another metric than the accuracy from
+            ``"mean"``, the usual one, and ``"probability"``.
+        metric: what is measured, as for `walk`.
         repeats: multi-execution beside the voting, as for `inject`.
         subsets: random subsets for the mean scores, see `mean_scores`.
         rows: int64 vector, data-set index of each row of the data; None numbers them in order.
@@ -150,9 +162,13 @@ def vote(
         (['majority', 'logit', 'probability'], (5,))
     """
     check_arguments(vote, locals())
-    wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(KINDS):
-        raise ValueError(f"vote: kinds must be some of {KINDS}, each once, got {kinds!r}")
+    classes = metric == "accuracy" or (isinstance(metric, Accuracy) and not metric.identity())
+    wanted, known = (kinds,) if isinstance(kinds, str) else tuple(kinds), KINDS if classes else MEANS
+    if not classes and wanted == KINDS:
+        wanted = MEANS[:1]
+    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
+        which = "" if classes else "of another metric than the accuracy "
+        raise ValueError(f"vote: kinds {which}must be some of {known}, each once, got {kinds!r}")
     if noise is None and hardware is None and not any(isinstance(m, NoisyLayer) for m in model.modules()):
         raise ValueError("vote: noise is None, there is no hardware, and the model has no noisy layer")
     compute = Compute.of("vote", compute, *SIZES)
@@ -161,8 +177,8 @@ def vote(
     if "majority" in wanted and len(ids) > MOST_DRAWS:  # which counting would say after all the work
         raise ValueError(f"vote: draws must be at most {MOST_DRAWS} for a majority, got {len(ids)}")
     problem = Problem.of(
-        Call("vote", forward, output), model, data, seed=seed, rows=rows, arrays=arrays, root=root, detail=detail,
-        sites=sites, compute=compute,
+        Call("vote", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
+        detail=detail, sites=sites, compute=compute,
     )  # fmt: skip
     means = Means("vote", None, subsets, seed)
     labels = problem.data[1]
@@ -170,6 +186,14 @@ def vote(
     placed = {"noise": noise, "where": where, "hardware": hardware, "repeats": repeats}
     with Session("vote", problem, compute, **placed) as session:
         clean, covered = session.clean_value, session.covered(session.noisy)
+        if not classes:
+            with progress_of("vote", progress, session.noisy_passes(ids)) as advance:
+                found = _of_means(session, wanted, ids, subsets, advance)
+            measure = problem.metric
+            return Votes(
+                found, clean, len(labels), tuple(ids), seed, arrays, covered, measure.name, measure.unit,
+                is_share(measure),
+            )  # fmt: skip
         predictions = np.empty((len(ids), len(labels)), np.int64)
         parts = []
         with progress_of("vote", progress, session.noisy_passes(ids)) as advance:
@@ -188,3 +212,18 @@ def vote(
     if "majority" in wanted:
         curves["majority"] = majority_curve("vote", predictions, labels.cpu().numpy(), session.outputs, None)
     return Votes({k: curves[k] for k in wanted}, clean, len(labels), tuple(ids), seed, arrays, covered)
+
+
+def _of_means(
+    session: Session, kinds: tuple[str, ...], ids: list[int], subsets: int, advance: Callable[[float], object]
+) -> dict[str, VoteCurve]:
+    """Curves of mean outputs, each batch of rows under all draws."""
+    votes, parts = MeanVotes(session, kinds, len(ids), subsets, session.problem.seed), []
+    for some, places, scores in session.noisy_scores(ids):
+        parts.append(scores)
+        advance(1)
+        if places.stop == len(ids):
+            targets = session.targets(session.inputs[some], session.labels[some])
+            votes.add(some.start, torch.cat(parts), targets)
+            parts = []
+    return votes.curves()

@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels.plotting.style import axes_or_new
+from noisykernels.plotting.style import axes_or_new, literal
 from noisykernels.stats.views import VotesLike
 
 __all__ = ["plot_votes"]
 
 
 # kind of vote: (colour, marker)
-VOTES = {"majority": ("#0072B2", "s"), "logit": ("#D55E00", "o"), "probability": ("#009E73", "v")}
+VOTES = {
+    "mean": ("#D55E00", "o"),
+    "majority": ("#0072B2", "s"),
+    "logit": ("#D55E00", "o"),
+    "probability": ("#009E73", "v"),
+}
 
 
 def plot_votes(votes: VotesLike, ax: Any = None, *, legend: bool = True) -> Any:
-    """Accuracy against the number of executions, one line per kind of vote with its 95 % band.
+    """What is measured against the number of executions, one line per kind of vote with its 95 % band.
 
     Args:
         votes: what `vote` returned.
@@ -37,8 +42,10 @@ def plot_votes(votes: VotesLike, ax: Any = None, *, legend: bool = True) -> Any:
     for kind, c in votes.curves.items():
         colour, marker = VOTES[kind]
         half = 1.96 * c.error
-        ax.fill_between(c.executions, np.maximum(c.accuracy - half, 0), np.minimum(c.accuracy + half, 1),
-                        color=colour, alpha=0.18, lw=0)  # fmt: skip
+        low, high = c.accuracy - half, c.accuracy + half
+        if votes.share:
+            low, high = np.maximum(low, 0), np.minimum(high, 1)
+        ax.fill_between(c.executions, low, high, color=colour, alpha=0.18, lw=0)  # fmt: skip
         ax.plot(c.executions, c.accuracy, color=colour, lw=1.4, marker=marker, ms=4, mew=0, label=kind)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.annotate(
@@ -47,7 +54,7 @@ def plot_votes(votes: VotesLike, ax: Any = None, *, legend: bool = True) -> Any:
     )  # fmt: skip
     ax.margins(y=0.12)
     ax.set_xlabel("executions that vote")
-    ax.set_ylabel("accuracy (fraction of rows)")
+    ax.set_ylabel(literal(f"{votes.metric}{f' ({votes.unit})' * bool(votes.unit)}"))
     draws = len(votes.draws)
     ax.set_title(f"{votes.rows} rows, {draws} draw{'s' * (draws != 1)}, band 95 %", fontsize=10)
     if legend:

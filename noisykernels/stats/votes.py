@@ -213,7 +213,7 @@ class Means:
                 raise ValueError(f"{self.op}: kind must be one of {KINDS[1:]}, got {kind!r}")
         if not self.plan:
             self.executions = _executions(self.op, self.n, draws)
-            self.plan = [_subsets(draws, int(k), self.subsets, self.seed) for k in self.executions]
+            self.plan = [subsets_of(draws, int(k), self.subsets, self.seed) for k in self.executions]
         step = max(1, 2**18 // (draws * classes))  # 2 MiB of float64, to stay in the cache
         with np.errstate(all="ignore"):  # inf - inf is NaN, which is wrong
             for first in range(0, rows, step):
@@ -253,7 +253,7 @@ def _hit(total: Floats, labels: Ints) -> Floats:
     return hit
 
 
-def _subsets(draws: int, n: int, subsets: int, seed: int) -> tuple[list[Ints], float]:
+def subsets_of(draws: int, n: int, subsets: int, seed: int) -> tuple[list[Ints], float]:
     """The subsets averaged over, and the share of one subset's variance that the average has at most."""
     blocks = draws // n
     if math.comb(draws, n) <= blocks + subsets:

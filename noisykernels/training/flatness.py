@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import shown
 from noisykernels._util.data import Data, batches, check_classes, needed
 from noisykernels._util.inputs import Call, Output
 from noisykernels._util.runtime import evaluating, place_of
+from noisykernels.metrics.names import MetricLike, named
 from noisykernels.training.sam import ASAM, SAM, SAMSON
 
 __all__ = ["m_sharpness"]
@@ -26,6 +27,7 @@ def m_sharpness(
     rho: float = 0.05,
     ascent: type[SAM] | type[ASAM] | type[SAMSON] = SAM,
     batch_size: int = 128,
+    metric: MetricLike | None = None,
     forward: Callable[..., Any] | None = None,
     output: Output = None,
     **options: Any,
@@ -35,14 +37,16 @@ def m_sharpness(
     .. math:: \frac1N \sum_{\text{batches } b} m_b \big[ L_b(w + \epsilon_b) - L_b(w) \big]
 
     with :math:`\epsilon_b` the ascent of `SAM`, `ASAM` or `SAMSON` on the batch: to first order where the loss in the
-    ball is largest. Cross-entropy, in evaluation mode; the weights are put back to the bit.
+    ball is largest. Cross-entropy, or another measure of rows, in evaluation mode; the weights are put back to the bit.
 
     Args:
-        model: a classifier, (rows, ...) -> (rows, classes).
+        model: a classifier, (rows, ...) -> (rows, classes); with another metric, what that takes.
         data: (inputs, labels), in any of the forms of ``docs/guides/data.md``.
         rho: size of the ball, as the optimizer has it.
         ascent: `SAM`, `ASAM` or `SAMSON`.
         batch_size: *m*: rows of a batch, where `data` are no batches.
+        metric: a measure of rows with a gradient, as for `walk`; it is the loss, its negative where higher is better.
+            `data` are then read twice. None: cross-entropy, also of shares of classes.
         forward, output: how the model is called, and what of its result are the scores, as for `walk`.
         options: of the ascent: eta, p.
 
@@ -50,7 +54,7 @@ def m_sharpness(
         The mean rise of the loss, per row.
 
     Raises:
-        ValueError: no data, no labels, or an option out of range.
+        ValueError: no data, no labels, a metric without a gradient, or an option out of range.
 
     Source: m-sharpness: Foret et al. 2021 (SAM, arXiv 2010.01412); against noise on weights: SAMSON (2211.11561).
 
@@ -66,6 +70,7 @@ def m_sharpness(
     optimizer = ascent(weights, torch.optim.SGD, rho=rho, lr=0.0, **options)
     before, place = [p.grad for _, p in weights], place_of(model)
     total, rows, call = 0.0, 0, Call("m_sharpness", forward, output)
+    loss_of = F.cross_entropy if metric is None else _loss_of(metric, data, batch_size, call.takes(model))
     try:
         with evaluating(model):
             for inputs, labels in batches("m_sharpness", data, batch_size, takes=call.takes(model)):
@@ -75,12 +80,13 @@ def m_sharpness(
                 optimizer.zero_grad()
                 with torch.enable_grad():
                     scores = call(model, inputs)
-                    check_classes("m_sharpness", scores, labels)
-                    here = F.cross_entropy(scores, labels)
+                    if metric is None:
+                        check_classes("m_sharpness", scores, labels)
+                    here = loss_of(scores, labels)
                     torch.autograd.backward(here)
                 optimizer.ascend()
                 try:
-                    there = F.cross_entropy(call(model, inputs), labels)
+                    there = loss_of(call(model, inputs), labels)
                 finally:
                     optimizer.restore()
                 total += float(there - here.detach()) * len(labels)
@@ -91,3 +97,26 @@ def m_sharpness(
     if rows == 0:
         raise ValueError("m_sharpness: data must hold at least one row, got none")
     return total / rows
+
+
+def _loss_of(
+    given: MetricLike, data: Data, size: int, takes: Sequence[str] | None
+) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
+    """The mean of a measure's numbers of rows as a loss."""
+    op, metric = "m_sharpness", named("m_sharpness", given)
+    if not hasattr(metric, "check_data"):
+        raise ValueError(f"{op}: metric must say its direction, write nk.metrics.ByRow(function, higher_is_better=...)")
+    if metric.against_clean or metric.law.block > 1:
+        raise ValueError(f"{op}: metric must be of rows against labels, got {metric.name}")
+    parts = [needed(op, data, labels) for _, labels in batches(op, data, size, takes=takes)]
+    measure = metric.prepared(op, torch.cat(parts)) if parts else metric
+    sign = -1 if measure.higher_is_better else 1
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        measure.check_clean(op, outputs.detach(), targets)
+        found: Tensor = sign * measure.of_rows(outputs.unsqueeze(0), targets).mean()
+        if torch.is_grad_enabled() and not found.requires_grad:
+            raise ValueError(f"{op}: metric must have a gradient, which {measure.name} has not: write 'nll'")
+        return found
+
+    return loss

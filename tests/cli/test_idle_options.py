@@ -24,7 +24,7 @@ VALUES: dict[str, list[str]] = {
     "store": ["s.db"], "memory": ["0.5"], "noise": ["mul"], "ratio": ["0.25"], "out": ["a.out"], "export": ["a.csv"],
     "groups": ["block"],
     "report": ["a.html"], "picture": ["a.png"], "target": ["weight"], "relative": ["layer"], "arrays": ["call"],
-    "detail": ["attention"],
+    "detail": ["attention"], "metric": ["nll"],
     "rel_ci": ["0.2"], "most": ["900"], "levels": ["0.1,1"], "draws": ["7"], "plateaus": ["0.03"], "ratios": ["0.5"],
     "level": ["0.25"], "limits": ["0.5"], "title": ["a"], "names": ["a", "b"], "json": [], "quiet": [],
     "spreadsheet": [],

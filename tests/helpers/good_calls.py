@@ -203,7 +203,7 @@ STUDIES: Good = {
     nk.Compute: lambda: dict(
         engine="auto", batch_rows=5, draws_per_pass=2, memory=2**20, threads=1, executor=None, verify="sample"
     ),
-    nk.vote: lambda: study(
+    nk.vote: lambda: measured(
         noise=NOISE, draws=2, sites=None, kinds=("majority", "logit"), repeats=1, subsets=2, hardware=None,
         arrays="module", detail=None,
     ),

@@ -223,7 +223,7 @@ TRAINING: Good = {
     training.site_statistics: lambda: over(data=X, seed=None, level=None),
     training.gradient_norms: lambda: over(seed=None, level=None, loss=None),
     training.weight_statistics: lambda: dict(model=net()),
-    training.m_sharpness: lambda: over(rho=0.05, ascent=training.SAM, forward=None, output=None),
+    training.m_sharpness: lambda: over(rho=0.05, ascent=training.SAM, forward=None, output=None, metric="nll"),
     training.noisy_steps: lambda: dict(model=injected(), seed=1, level=1.0),
     training.Schedule: lambda: dict(points=[(0, 0.0), (1, 1.0)]),
     training.Schedule.constant: lambda: dict(factor=1.0),

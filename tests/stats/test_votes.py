@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from noisykernels.stats import VoteCurve, executions_needed, majority, mean_scores
-from noisykernels.stats.votes import _subsets
+from noisykernels.stats.votes import subsets_of
 
 # ------------------------------------------------------------------------------------------- oracles
 
@@ -118,7 +118,7 @@ def test_mean_scores_equal_their_subsets_listed(kind) -> None:
     found = mean_scores(scores, labels, kind=kind, subsets=9, seed=5)
     assert found.executions.tolist() == list(range(1, 8))
     for n, accuracy, error in zip(*found, strict=True):
-        subsets, share = _subsets(7, int(n), 9, 5)
+        subsets, share = subsets_of(7, int(n), 9, 5)
         hits = listed_mean(scores, labels, subsets, kind)
         assert accuracy == pytest.approx(hits.mean(), abs=1e-12)
         a, mean = hits.mean(0), hits.mean()
@@ -132,7 +132,7 @@ def test_mean_scores_equal_their_subsets_listed(kind) -> None:
     ("draws", "n", "subsets"), [(50, 7, 20), (12, 5, 0), (12, 6, 3), (9, 8, 4), (9, 8, 20), (5, 5, 9)]
 )
 def test_subsets_are_blocks_then_random_partitions_or_all(draws, n, subsets) -> None:
-    found, share = _subsets(draws, n, subsets, 3)
+    found, share = subsets_of(draws, n, subsets, 3)
     sets = [tuple(s.tolist()) for s in found]
     assert all(len(set(s)) == n and 0 <= min(s) <= max(s) < draws for s in sets)
     if math.comb(draws, n) <= draws // n + subsets:
@@ -143,9 +143,9 @@ def test_subsets_are_blocks_then_random_partitions_or_all(draws, n, subsets) -> 
     assert sets[:k] == [tuple(range(i * n, (i + 1) * n)) for i in range(k)]
     for i in range(0, len(sets), k):
         assert len(set().union(*sets[i : i + k])) == k * n  # disjoint
-    assert [s.tolist() for s in _subsets(draws, n, subsets, 3)[0]] == [list(s) for s in sets]
+    assert [s.tolist() for s in subsets_of(draws, n, subsets, 3)[0]] == [list(s) for s in sets]
     if subsets:
-        assert [s.tolist() for s in _subsets(draws, n, subsets, 4)[0]] != [list(s) for s in sets]
+        assert [s.tolist() for s in subsets_of(draws, n, subsets, 4)[0]] != [list(s) for s in sets]
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -158,7 +158,7 @@ def test_random_subsets_have_the_mean_of_all(n) -> None:
     blocks = mean_scores(scores, labels, n, subsets=0).accuracy[0]
     found = [mean_scores(scores, labels, n, subsets=6, seed=s).accuracy[0] for s in range(400)]
     expected = (blocks + orders * every) / (1 + orders)
-    assert len(_subsets(8, n, 6, 0)[0]) == k * (1 + orders)
+    assert len(subsets_of(8, n, 6, 0)[0]) == k * (1 + orders)
     assert abs(np.mean(found) - expected) < 6 * np.std(found) / 20
     assert np.std(found) > 0
 

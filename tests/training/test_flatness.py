@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -71,3 +72,19 @@ def test_a_larger_ball_is_worse_and_sharpness_aware_training_flatter(start: int)
         assert rises == sorted(rises)
         sharp.append(rises[-1])
     assert sharp[1] < sharp[0]
+
+
+def test_another_measure_is_the_loss() -> None:
+    model, x = torch.nn.Linear(4, 3), torch.randn(12, 4)
+    labels = torch.arange(12) % 3
+    of = functools.partial(nk.training.m_sharpness, model, batch_size=4, rho=0.1)
+    assert of((x, labels), metric="nll") == pytest.approx(of((x, labels)), rel=1e-5)
+    assert of((x, torch.randn(12, 3)), metric="mse") > 0
+    assert of((x, torch.randn(12, 3)), metric="cosine") > 0  # of which less is worse
+    with pytest.raises(ValueError, match="m_sharpness: metric must have a gradient, which accuracy has not"):
+        of((x, labels), metric="accuracy")
+    for metric in ("kl", "f1"):
+        with pytest.raises(ValueError, match="m_sharpness: metric must be of rows against labels"):
+            of((x, labels), metric=metric)
+    with pytest.raises(ValueError, match="m_sharpness: metric must say its direction"):
+        of((x, labels), metric=lambda y, t: y.sum(-1))
