@@ -60,7 +60,7 @@ class _OfPairs(OfClasses, OfSums):
     @property
     def width(self) -> int:  # type: ignore[override]
         """Of each class: both said and true, said or true."""
-        return 2 * len(self.classes_held)
+        return 2 * max(1, len(self.classes_held))
 
     def prepared(self, op: str, labels: Tensor) -> PerRow:
         """With the classes that the labels hold."""

@@ -108,6 +108,8 @@ def _loss_of(
         raise ValueError(f"{op}: metric must say its direction, write nk.metrics.ByRow(function, higher_is_better=...)")
     if metric.against_clean or metric.law.block > 1:
         raise ValueError(f"{op}: metric must be of rows against labels, got {metric.name}")
+    if not metric.dtype.is_floating_point:
+        raise ValueError(f"{op}: metric must have a gradient, which {metric.name} has not: write 'nll'")
     parts = [needed(op, data, labels) for _, labels in batches(op, data, size, takes=takes)]
     measure = metric.prepared(op, torch.cat(parts)) if parts else metric
     sign = -1 if measure.higher_is_better else 1
