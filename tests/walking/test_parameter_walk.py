@@ -169,7 +169,7 @@ def test_midpoints_are_in_units_of_the_parameter(one_thread: None, tmp_path: Pat
     table = limits.table()
     assert "16 levels x 1 draws of the limit (units), log axis" in table and " ok" in table
     beyond = walk_parameter(model, data, limit, [100.0, 200.0], name="limit", seed=1)
-    assert re.findall(r"< 100 +none", beyond.table()) and beyond.midpoints()[0].high == 100
+    assert re.findall(r"< 100 +never", beyond.table()) and beyond.midpoints()[0].high == 100
     short = walk_parameter(model, data, limit, [1e-4, 1e-3], name="limit", seed=1, floor=0.5)
     assert re.findall(r"> 0.001 +below", short.table())
     limits.save(tmp_path / "s.json")
