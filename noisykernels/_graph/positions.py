@@ -22,7 +22,9 @@ from noisykernels.injection.rows import apart
 __all__ = ["follow_positions", "indexed", "largest_place"]
 
 COUNTS = (3, 11, 300, 1031)  # numbers of rows at which positions are looked at
-_RANKS = frozenset("topk sort argsort argmax argmin max min msort kthvalue median".split())  # give places along one
+_PLACES = {"argmax": 0, "argmin": 0, "argsort": 0} | dict.fromkeys(  # which of its results are places along a dimension
+    "topk sort max min kthvalue median mode cummax cummin".split(), 1
+)
 _BY_DIM = frozenset(  # (value, dim, index, ...)
     "index_select index_add index_copy index_fill gather scatter scatter_add scatter_reduce".split()
 )
@@ -148,14 +150,15 @@ def _moved_by(made: Tensor, place: Place, count: int) -> _Positions | None:
     return _Positions(stride, int(first.max()))
 
 
-def largest_place(tape: Tape, step: Step) -> int | None:
-    """A number above all whole numbers that a step gives, if they are places along a dimension other than that of the
-    rows, or come from such."""
+def largest_place(tape: Tape, step: Step, n: int) -> int | None:
+    """A number above all whole numbers of a result of a step, if they are places along a dimension other than that of
+    the rows, or come from such."""
     first = _first(step)
     if first is None or first in tape.counted:
         return None
     if name_of(step.function) in _MOVES:
         return tape.bounds.get(first)
-    if name_of(step.function) not in _RANKS or len(step.inputs) > 1:
+    place = _PLACES.get(name_of(step.function))
+    if place is None or len(step.inputs) > 1 or place >= len(step.outputs) or step.outputs[place] != n:
         return None
     return max((size for d, size in enumerate(tape.shapes[first]) if d != tape.row_dims[first]), default=None)

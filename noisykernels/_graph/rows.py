@@ -113,7 +113,6 @@ def _take_places(
     tape: Tape, step: Step, values: dict[int, Any], pairs: dict[int, Pair], stride: int | None = None
 ) -> str | None:  # fmt: skip
     """Where values hold rows, from what they are for two and for three; a reason if they do not."""
-    largest = largest_place(tape, step)
     for n, (two, three) in pairs.items():
         place = _place(two, three, stride)
         if place is None or _splits_rows(step, tape):
@@ -122,7 +121,7 @@ def _take_places(
         _take(tape, n, values[n], place)
         if stride is not None:
             tape.strides[n] = stride
-        elif largest is not None and not values[n].is_floating_point():
+        elif not values[n].is_floating_point() and (largest := largest_place(tape, step, n)) is not None:
             tape.bounds[n] = largest
     return None
 
