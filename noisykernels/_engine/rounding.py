@@ -38,6 +38,7 @@ from noisykernels._graph.in_place import memory_of
 from noisykernels._util.inputs import Inputs
 from noisykernels._util.runtime import gpu_precision
 from noisykernels.injection.doors import original
+from noisykernels.injection.eagerly import eagerly
 from noisykernels.injection.kinds import in_place
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import SILENT, Placement
@@ -182,7 +183,7 @@ class Rounding:
         inputs = inputs.each(lambda t: t * self.factors.like(t) if t.is_floating_point() else t)
         with self.session.drawing(rows, draws):
             mode, args, kwargs = begin(model, state, *inputs.arguments, make=make)
-            with mode:
+            with eagerly(), mode:
                 return rows_of(self.session.problem.call.picked(original(model)(*args, **kwargs)))
 
 

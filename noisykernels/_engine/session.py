@@ -23,6 +23,7 @@ from noisykernels._engine.targets import Target
 from noisykernels._util.data import Data, needed
 from noisykernels._util.inputs import Call, Called, Inputs
 from noisykernels._util.keeping import keeping_state
+from noisykernels._util.randomness import keeping_random
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels._util.streams import StreamedInputs, StreamedLabels, loaded
 from noisykernels._util.tensors import Growing
@@ -96,7 +97,8 @@ class Problem:
         if seed is None:  # which operators take for a seed drawn now: no study could be repeated
             raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
-        inputs, given = loaded(op, data, Compute.of(op, compute).memory_on(device), call.takes(model))
+        with keeping_random():  # from which loaders draw
+            inputs, given = loaded(op, data, Compute.of(op, compute).memory_on(device), call.takes(model))
         if given is None and (alone or getattr(measure, "against_clean", False)):
             labels: Tensor | StreamedLabels = torch.zeros(len(inputs), dtype=torch.int64)  # which nothing reads
         else:

@@ -24,6 +24,7 @@ from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
 from noisykernels._graph.tape import NotTraceable, Step, Value, is_symbol
 from noisykernels._util.inputs import Call, Inputs
 from noisykernels.injection.attention import multi_head_attention_forward
+from noisykernels.injection.eagerly import eagerly
 from noisykernels.injection.kinds import KINDS, RECURRENT, SEVERAL
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
@@ -104,6 +105,8 @@ class _Recorder(SiteMode):
         before = len(self.record)
         if tensors and _autocast(tensors[0]) != self.autocast:
             raise NotTraceable("it switches autocast on or off by itself")
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
+            raise NotTraceable(f"{name_of(func)} runs inside a transform of torch.func")
         self.inside.written, self.inside.numbers = set(), False
         if self.in_parts:  # only its own sites count, which come by `site` and `at`
             out = func(*args, **kwargs)
@@ -362,7 +365,7 @@ def recorded(model: nn.Module, inputs: Inputs, call: Call) -> Recording:
     recorder.owner, recorder.roles = state, state.roles
     recorder.start([*args, *kwargs.values()], inside)
     before = _generators(inputs.device)
-    with inside, recorder:
+    with eagerly(), inside, recorder:
         out = call.picked(result_of(recorder, model, args, kwargs))
     if any(not torch.equal(a, b) for a, b in zip(before, _generators(inputs.device), strict=True)):
         raise NotTraceable("it draws random numbers of its own")

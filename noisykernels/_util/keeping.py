@@ -1,15 +1,20 @@
-"""A model is left as it was, to the bit: buffers, counters, caches, whatever its modules hold beside parameters."""
+"""A model is left as it was, to the bit: buffers, counters, caches, whatever its modules hold beside parameters. So are
+the random numbers that others draw.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+
+from noisykernels._util.randomness import generator_of, keeping_random
 
 __all__ = ["keeping_state"]
 
@@ -20,18 +25,17 @@ _LIBRARIES = ("torch", "builtins", "noisykernels", "functools", "types")  # obje
 
 @contextlib.contextmanager
 def keeping_state(model: nn.Module) -> Iterator[None]:
-    """What a model's forwards write into its modules meanwhile is as it was afterwards, and so are torch's random
-    numbers on the CPU. Parameters are not looked at.
+    """What a model's forwards write into its modules meanwhile is as it was afterwards, and so are random numbers.
+    Parameters are not looked at.
     """
     kept = _Kept()
     for module in model.modules():
         if not isinstance(module, LazyModuleMixin):  # whose first forward makes it another module
             kept.note_named(module.__dict__)
-    generator = torch.get_rng_state()
     try:
-        yield
+        with keeping_random():
+            yield
     finally:
-        torch.set_rng_state(generator)
         kept.put_back()
 
 
@@ -40,13 +44,14 @@ def _is_kept(name: Any) -> bool:
 
 
 class _Kept:
-    """Containers with what they held, tensors with their values; each once."""
+    """Containers with what they held, tensors and arrays with their values, generators with their states; each once."""
 
     def __init__(self) -> None:
         self.named: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
         self.listed: dict[int, tuple[Any, list[Any]]] = {}
         self.tensors: dict[int, tuple[Tensor, Tensor]] = {}
-        self.generators: list[tuple[torch.Generator, Tensor]] = []
+        self.arrays: dict[int, tuple[Any, Any]] = {}
+        self.generators: list[tuple[Callable[[Any], None], Any]] = []
 
     def note_named(self, told: dict[Any, Any]) -> None:
         """Takes note of attributes or of a dict."""
@@ -62,8 +67,10 @@ class _Kept:
         if isinstance(value, Tensor):
             if value.layout is torch.strided and not value.is_meta:
                 self.tensors.setdefault(id(value), (value, value.detach().clone()))
-        elif isinstance(value, torch.Generator):
-            self.generators.append((value, value.get_state()))
+        elif isinstance(value, np.ndarray):
+            self.arrays.setdefault(id(value), (value, value.copy()))
+        elif (generator := generator_of(value)) is not None:
+            self.generators.append(generator)
         elif isinstance(value, dict):
             self.note_named(value)
         elif isinstance(value, list | set | deque | tuple):
@@ -91,8 +98,14 @@ class _Kept:
                 continue
             held.clear()
             (held.update if isinstance(held, set) else held.extend)(items)
-        for generator, state in self.generators:
-            generator.set_state(state)
+        for set_state, state in self.generators:
+            set_state(state)
+        self._put_back_values()
+
+    def _put_back_values(self) -> None:
+        for array, before in self.arrays.values():
+            if array.tobytes() != before.tobytes():
+                array[...] = before
         for tensor, value in self.tensors.values():
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 if tensor.shape != value.shape or tensor.dtype != value.dtype:

@@ -28,7 +28,7 @@ from noisykernels.injection.lookups import acts_on_entries
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.rows import apart
-from noisykernels.injection.running import begin, result_of
+from noisykernels.injection.running import begin, called, result_of
 from noisykernels.injection.site import kind_of, whole_of
 from noisykernels.injection.state import state_of
 from noisykernels.injection.values import Change
@@ -245,10 +245,21 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """
     state = state_of(model)
 
+    found: dict[str, Call] = {}
+
     def make(*given: Any) -> SiteMode:
         mode = _Account(*given)
-        mode.found, mode.named, mode.others, mode.work, mode.always = {}, [], {}, Work(), True
+        mode.found, mode.named, mode.others, mode.work, mode.always = found, [], {}, Work(), True
         return mode
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        mode, args, kwargs = begin(model, state, args, kwargs, [], make)
+        assert isinstance(mode, _Account)
+        with mode, _Counting(mode) as mode.chip.parameters:
+            out = result_of(mode, model, args, kwargs)
+        for name, array in mode.chip.read.items():
+            mode.operation(name).array |= array
+        return out
 
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     with (
@@ -257,10 +268,5 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         torch.inference_mode(False),
         torch.no_grad(),
     ):  # in which torch takes no operations apart
-        mode, args, kwargs = begin(model, state, args, kwargs, [], make)
-        assert isinstance(mode, _Account)
-        with mode, _Counting(mode) as mode.chip.parameters:
-            result_of(mode, model, args, kwargs)
-    for name, array in mode.chip.read.items():
-        mode.operation(name).array |= array
-    return list(mode.found.values())
+        called(model, run, args, kwargs)
+    return list(found.values())

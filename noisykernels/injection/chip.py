@@ -17,11 +17,10 @@ from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.macs import MacNoise
 from noisykernels.injection.api import inject
 from noisykernels.injection.columns import Wider
-from noisykernels.injection.doors import original
 from noisykernels.injection.mode import SiteMode
-from noisykernels.injection.running import begin
+from noisykernels.injection.running import begin, called, result_of
 from noisykernels.injection.setting import noise_state
-from noisykernels.injection.state import is_injected, state_of
+from noisykernels.injection.state import is_injected, state_of, tell_idle
 from noisykernels.injection.trace import checked_example
 
 __all__ = ["programmed"]
@@ -195,6 +194,7 @@ def programmed(model: nn.Module, example_input: Any, *, seed: int, draw: int = 0
     """
     check_arguments(programmed, locals())
     example, target = checked_example("programmed", example_input), unwrap(model)
+    tell_idle("programmed", target, seed=seed)
     if not is_injected(target):
         with inject(target, None):
             return programmed(target, example_input, seed=seed, draw=draw)
@@ -206,6 +206,11 @@ def programmed(model: nn.Module, example_input: Any, *, seed: int, draw: int = 0
         mode.written, mode.always = written, True
         return mode
 
+    def run(*args: Any, **kwargs: Any) -> Any:
+        mode, args, kwargs = begin(target, state, args, kwargs, None, make)
+        with mode:
+            return result_of(mode, target, args, kwargs)
+
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, example)  # a model may write into them
     with (
         keeping_state(target),
@@ -214,7 +219,5 @@ def programmed(model: nn.Module, example_input: Any, *, seed: int, draw: int = 0
         torch.inference_mode(False),
         torch.no_grad(),
     ):
-        mode, args, kwargs = begin(target, state, args, kwargs, None, make)
-        with mode:
-            original(target)(*args, **kwargs)
+        called(target, run, args, kwargs)
     return written.as_state()

@@ -24,6 +24,7 @@ __all__ = [
     "give_back",
     "is_own",
     "keep_copies",
+    "keep_path",
     "original",
     "parameters_of",
     "paths_of",
@@ -131,6 +132,21 @@ def original(module: nn.Module) -> Callable[..., Any]:
         return functools.partial(type(module).forward, module)
     own: Callable[..., Any] = door.own
     return own
+
+
+def keep_path() -> None:
+    """In code that is being compiled, of the module whose method calls this: what it calls goes by its own name. torch
+    makes that of where it has found `self`, of a method on the object ``forward.__self__``, where an exported program
+    looks for constants in vain.
+    """
+    from torch._dynamo.comptime import comptime  # noqa: PLC0415  # loading the compiler takes a second
+
+    comptime(_keep_path)
+
+
+def _keep_path(context: Any) -> None:
+    held = context.get_local("self", stacklevel=1)._i_will_not_complain_if_bc_breaks_VariableTracker().realize()
+    held.set_nn_module_stack_source(held.source)
 
 
 def is_own(module: nn.Module) -> bool:

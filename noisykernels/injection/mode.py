@@ -55,6 +55,10 @@ from noisykernels.nn.signals import (
 from noisykernels.noise.description import Noise
 
 WHOLE = "a part of an injected model cannot be compiled, only the whole model"
+BROKEN = (
+    "the graph of a compiled injected model breaks within its forward, of which the rest would have other noise: "
+    "fullgraph=True says where, or run the model uncompiled"
+)
 
 _WITH_ARRAYS = frozenset((*CONTRACTIONS, *RECURRENT, *CELLS, "attention"))
 
@@ -157,8 +161,8 @@ class SiteMode(NoisyLayers):
                 return self.softmax(func, args, kwargs or {})
             return func(*args) if kwargs is None else func(*args, **kwargs)
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling() and not self.compiled:  # names would get lost: run it as it is
-            raise RuntimeError(WHOLE)
+        if torch.compiler.is_compiling() is not self.compiled:  # names would get lost: run it as it is
+            raise RuntimeError(BROKEN if self.compiled else WHOLE)
         if role:
             return func(*args, **kwargs) if self.muted else self.site(role, func, args, kwargs)
         if func is enter_module:

@@ -19,10 +19,12 @@ from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import inject
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.rows import apart, together
-from noisykernels.injection.running import begin, result_of
+from noisykernels.injection.running import begin, called, result_of
 from noisykernels.injection.setting import noise_state
-from noisykernels.injection.state import is_injected, state_of
+from noisykernels.injection.state import is_injected, state_of, tell_idle
 from noisykernels.injection.values import Change
+from noisykernels.nn.modules import NoisyLayer
+from noisykernels.noise.arguments import seed_tensor
 from noisykernels.noise.description import Noise
 
 __all__ = ["Seen", "watch"]
@@ -81,6 +83,10 @@ def _watching(look: Look | None, gradients: bool) -> Callable[..., SiteMode]:
     return make
 
 
+def _draws(module: nn.Module) -> bool:
+    return is_injected(module) and state_of(module).draws_noise
+
+
 def watch(
     name: str,
     model: nn.Module,
@@ -105,7 +111,18 @@ def watch(
     """
     target, done, call = unwrap(model), 0, Call(name)
     place = place_of(target)
+    tell_idle(name, target, seed=seed, level=level)
+    if seed is None and any(isinstance(m, NoisyLayer) or _draws(m) for m in target.modules()):
+        seed = seed_tensor(name, None, place)  # before random numbers are kept, so that the next call has another one
     make = _watching(look, backward is not None)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        mode, args, kwargs = begin(target, state_of(target), args, kwargs, make=make)
+        with mode:
+            out = result_of(mode, target, args, kwargs)
+        mode.tell_left_out()
+        return out
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(keeping_state(target))
         dim = state_of(target).placement.input_dim if is_injected(target) else 0
@@ -120,10 +137,7 @@ def watch(
                 stack.enter_context(evaluating(target))
                 stack.enter_context(torch.set_grad_enabled(backward is not None))
             with noise_state(target, seed=seed, rows=torch.arange(done, done + len(inputs)), level=level):
-                mode, args, kwargs = begin(target, state_of(target), *inputs.arguments, make=make)
-                with mode:
-                    out = call.picked(result_of(mode, target, args, kwargs))
-                mode.tell_left_out()
+                out = call.picked(called(target, run, *inputs.arguments))
                 if backward is not None:
                     backward(out, needed(name, data, labels).to(place))
             done += len(inputs)

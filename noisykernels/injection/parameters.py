@@ -30,9 +30,18 @@ class Parameters(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        tensors = [*((n, p) for n, p in model.named_parameters()), *(("", b) for b in model.buffers())]
+        self._model = model
         # What is made of parameters and of constants alone: the tensor, which must live on, and the parameters' names.
-        self._made = {id(t): (t, frozenset([name] if name else [])) for name, t in tensors}
+        self._made: dict[int, tuple[Tensor, frozenset[str]]] = {id(b): (b, frozenset()) for b in model.buffers()}
+        self._look()
+
+    def _look(self) -> None:
+        self._made |= {id(p): (p, frozenset([name])) for name, p in self._model.named_parameters()}
+
+    def _look_again(self, tensors: list[Tensor]) -> None:
+        """Takes note of parameters that have taken the place of others meanwhile, as of a sharded model."""
+        if any(isinstance(t, nn.Parameter) and id(t) not in self._made for t in tensors):
+            self._look()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -41,6 +50,7 @@ class Parameters(TorchDispatchMode):
     def of(self, value: Any) -> frozenset[str]:
         """The parameters that the tensors of a value are made of, where they are made of nothing else."""
         tensors = [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+        self._look_again(tensors)
         return frozenset().union(*(self._made[id(t)][1] for t in tensors if id(t) in self._made))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,6 +59,7 @@ class Parameters(TorchDispatchMode):
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         name = func.name() if isinstance(func, HigherOrderOperator) else func._schema.name.rpartition("::")[2]
+        self._look_again(given)
         read = [] if name.startswith("new_") or name.endswith("_like") else given  # which look at no value
         if all(id(t) in self._made for t in read):
             names = self.of(read)

@@ -23,6 +23,7 @@ from noisykernels.injection.doors import (
     Door,
     door_of,
     give_back,
+    keep_path,
     original,
     parameters_of,
     paths_of,
@@ -31,6 +32,7 @@ from noisykernels.injection.doors import (
     standing_in,
 )
 from noisykernels.injection.drawing import ForwardKey
+from noisykernels.injection.eagerly import eagerly, whole
 from noisykernels.injection.keys import holds_draws, key_of
 from noisykernels.injection.kinds import LOOKUPS, PREPARING
 from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
@@ -66,6 +68,7 @@ from noisykernels.noise.arguments import seed_tensor
 __all__ = [
     "announce",
     "begin",
+    "called",
     "check_asked",
     "following",
     "hear",
@@ -180,6 +183,8 @@ def _told_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
         door = door_of(self)
         if door is None:  # the noise is out, and others have brought this back
             return original(self)(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            keep_path()
         within = not is_injected(self)
         if within and not torch.compiler.is_compiling() and (mode := running()) is not None:  # asked once
             mode.enter(door.path, self)
@@ -211,11 +216,18 @@ def _leaf_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
 def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The forward of a model, or of a part of it that is called by itself, inside the mode that injects."""
     state = door.state
+    if state.instead is not None and is_injected(module):
+        run, state.instead = state.instead, None
+        return run(*args, **kwargs)
     if state.quiet:
         if state.announced and is_injected(module):
             hear(module, state, False)
         return run_quietly(original(module), args, kwargs)
     given = (*args, *kwargs.values())
+    if torch.compiler.is_dynamo_compiling():
+        from torch._dynamo.comptime import comptime  # noqa: PLC0415  # loading the compiler takes a second
+
+        comptime(_WHOLE)
     if not door.opens or any(isinstance(a, fx.Proxy) for a in given):  # which is traced: there are no values
         return original(module)(*args, **kwargs)
     if not is_injected(module) and not any(
@@ -224,22 +236,39 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
         return original(module)(*args, **kwargs)  # it has no rows; what it calls may have
     if state.each_draw and state.draws is not None and state.draws.shape[0] > 1:
         return _each_draw(module, state, args, kwargs)
-    mode, args, kwargs = begin(module, state, args, kwargs)
-    if mode.compiled:
+    if torch.compiler.is_compiling():
+        mode, args, kwargs = begin(module, state, args, kwargs)
         with mode:
             return result_of(mode, module, args, kwargs)
-    if not state.unchecked or not is_injected(module):
-        with mode:
-            out = result_of(mode, module, args, kwargs)
-    else:
-        descent = Descent() if state.detail and not state.traced else None
-        with mode, following(module, state, mode), descent or contextlib.nullcontext():
-            out = result_of(mode, module, args, kwargs)
-        if descent is not None:
-            _warn_of_written_out(descent)
-        check_first(module, state, mode)
-    mode.tell_left_out()
-    return out
+    with eagerly():
+        mode, args, kwargs = begin(module, state, args, kwargs)
+        if not state.unchecked or not is_injected(module):
+            with mode:
+                out = result_of(mode, module, args, kwargs)
+        else:
+            descent = Descent() if state.detail and not state.traced else None
+            with mode, following(module, state, mode), descent or contextlib.nullcontext():
+                out = result_of(mode, module, args, kwargs)
+            if descent is not None:
+                _warn_of_written_out(descent)
+            check_first(module, state, mode)
+        mode.tell_left_out()
+        return out
+
+
+_WHOLE = whole(_outermost.__code__)
+
+
+def called(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call of an injected model in which `run` takes the place of its forward: with all that others have around it,
+    such as hooks that gather weights."""
+    state = state_of(model)
+    state.instead = run
+    try:
+        with eagerly():
+            return model(*args, **kwargs)
+    finally:
+        state.instead = None
 
 
 def result_of(mode: SiteMode, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from noisykernels.hardware.device import Device
@@ -57,8 +58,10 @@ def spot_of(
     if noise is None and hardware is None:
         return Spot(None, None, 0, None, None)
     args = None
-    # Levels from numbers have been looked at, and are 0-d and on the CPU whatever the value is.
-    if isinstance(noise, Noise) and noise.trusted and noise.largest <= FLOAT32_MAX:
+    # Levels from numbers have been looked at, and are 0-d and on the CPU whatever the value is. Of compiled code they
+    # are arguments, of which nothing is known: it would be made anew for other numbers.
+    known = not torch.compiler.is_compiling()
+    if known and isinstance(noise, Noise) and noise.trusted and noise.largest <= FLOAT32_MAX:
         scale, repeats = scale_and_repeats(noise, placement.repeats_at(name))
         if repeats == 1:
             same = noise if scale == 1.0 else noise.scaled(scale)

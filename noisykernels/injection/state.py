@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,9 +27,11 @@ from noisykernels.nn.modules import NoisyLayer
 __all__ = [
     "KEY",
     "NoiseState",
+    "has_noise",
     "injected_in",
     "is_injected",
     "state_of",
+    "tell_idle",
 ]
 
 KEY = "_noise_state"
@@ -81,6 +84,7 @@ class NoiseState(nn.Module):
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
         self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site
         self.block: Block | None = None  # the block of `noise_state` that is entered
+        self.instead: Callable[..., Any] | None = None  # what the next call of the model runs in place of its forward
         self.holder: weakref.ref[nn.Module] | None = None  # the model; of a copy it is not known
         self.parts: dict[str, Tensor] = {}  # next_row of parts that are called by themselves
         # next_row: where rows count on from call to call; calls: the number of the next call, where each has its noise
@@ -155,6 +159,17 @@ class NoiseState(nn.Module):
 def is_injected(model: Any) -> bool:
     """Whether noise was injected into a model, of which it may be a copy."""
     return isinstance(model, nn.Module) and KEY in model.__dict__
+
+
+def has_noise(model: nn.Module) -> bool:
+    """Whether noise may enter in a model or in parts of it: by injection, or by layers that draw."""
+    return any(is_injected(m) or isinstance(m, NoisyLayer) for m in model.modules())
+
+
+def tell_idle(op: str, model: nn.Module, **options: Any) -> None:
+    """Warns of options of noise that a model without noise was given beside it."""
+    if (given := [f"{name}=" for name, value in options.items() if value is not None]) and not has_noise(model):
+        warn_user(f"{op}: {' and '.join(given)} changes nothing: the model has no noise; inject() it first")
 
 
 def state_of(model: nn.Module) -> NoiseState:

@@ -25,7 +25,7 @@ from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, Rows, apart
-from noisykernels.injection.running import begin, check_asked, following, result_of
+from noisykernels.injection.running import begin, called, check_asked, following, result_of
 from noisykernels.injection.site import PARTS, Choice, Names, Site, kind_of, path_of, whole_of
 from noisykernels.injection.state import NoiseState, state_of
 from noisykernels.noise.contract import site_ids
@@ -223,12 +223,20 @@ def _record(
     """The sites of a noiseless forward, some with their values, and the mode that has found them; within `above`."""
     record: Record = []
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
-    mode, args, kwargs = begin(model, state_of(model), args, kwargs, record, make=_Tracing)
-    assert isinstance(mode, _Tracing)
-    mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
-    with mode, following(model, state_of(model), mode), above:
-        result_of(mode, model, args, kwargs)
-    return record, mode
+    found: list[_Tracing] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        mode, args, kwargs = begin(model, state_of(model), args, kwargs, record, make=_Tracing)
+        assert isinstance(mode, _Tracing)
+        mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
+        found.append(mode)
+        with mode, following(model, state_of(model), mode), above:
+            return result_of(mode, model, args, kwargs)
+
+    called(model, run, args, kwargs)
+    if not found:
+        raise RuntimeError("sites: a forward that was put on the model since does not call the model's own")
+    return record, found[0]
 
 
 def _one_row_more(a: Any, rows: int, dim: int) -> Any:

@@ -120,7 +120,8 @@ class Noise:
         scaled.__dict__.update(self.__dict__)
         scaled.add = None if self.add is None else self.add * factor
         scaled.mul = None if self.mul is None else self.mul * factor
-        scaled.trusted = self.trusted and not isinstance(factor, Tensor)
+        # Compiled code knows nothing of numbers: it would be made anew for others.
+        scaled.trusted = self.trusted and not isinstance(factor, Tensor) and not torch.compiler.is_compiling()
         if scaled.trusted:
             assert not isinstance(factor, Tensor)
             scaled.largest = self.largest * factor

@@ -15,8 +15,7 @@ from noisykernels._util.data import Data, batches
 from noisykernels._util.inputs import Call, Inputs
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.setting import noise_state
-from noisykernels.injection.state import is_injected
-from noisykernels.nn.modules import NoisyLayer
+from noisykernels.injection.state import has_noise, tell_idle
 
 __all__ = ["recalibrate_bn"]
 
@@ -43,7 +42,8 @@ def recalibrate_bn(
         model: injected, with noisy layers, or without noise.
         data: in any of the forms of ``docs/guides/data.md``. Labels are not used, nor are batches with one value per
             channel, such as a last row. Rows are numbered through all batches, so that no two share their noise.
-        seed: 64-bit seed of the noise; None draws from torch's default generator.
+        seed: 64-bit seed of the noise; None draws from torch's default generator. Of a model without noise it changes
+            nothing, of which a warning tells.
         batch_size: rows of a batch, where `data` are no batches.
         forward: how the model is called: function (model, inputs as they came); None: ``model(x)``, ``model(x, z)``,
             or ``model(**inputs)`` for a dict.
@@ -66,7 +66,8 @@ def recalibrate_bn(
     check_arguments(recalibrate_bn, locals())
     target, call = unwrap(model), Call("recalibrate_bn", forward)
     layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    noisy = any(is_injected(m) or isinstance(m, NoisyLayer) for m in target.modules())
+    noisy = has_noise(target)
+    tell_idle("recalibrate_bn", target, seed=seed)
     averages = [_Average(layer) for layer in layers]
     first, place, done = 0, place_of(target), False
     try:

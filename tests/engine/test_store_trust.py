@@ -10,7 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import noisykernels as nk
 from noisykernels._engine.store import Store, StoreError, note_of, noting
 
 KEY = {"seed": 1}
@@ -109,6 +112,20 @@ def test_a_pipe_or_a_device_is_no_store(made: Callable[[Path], None], tmp_path: 
     made(tmp_path / "s.db")
     with pytest.raises(StoreError, match=r"s\.db: is a device, a pipe or a socket, expected a regular file"):
         Store(tmp_path / "s.db", KEY)
+
+
+@pytest.mark.parametrize("links", [{"s.db": "s.db"}, {"s.db": "b", "b": "s.db"}, {"folder": "folder"}])
+def test_links_that_lead_nowhere_are_no_store(links: dict[str, str], tmp_path: Path) -> None:
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    path = tmp_path / "folder" / "s.db" if "folder" in links else tmp_path / "s.db"
+    for use in (lambda: note_of(path, "command"), lambda: Store(path, KEY)):
+        with pytest.raises(StoreError, match=r"s\.db: cannot be used: Too many levels of symbolic links"):
+            use()
+    data = torch.ones(4, 2), torch.arange(4) % 2
+    with pytest.raises(StoreError, match="Too many levels of symbolic links"):
+        nk.walk(nn.Linear(2, 2), data, noise=nk.Noise(add=1.0), levels=[1.0], draws=1, seed=1, store=path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(links)
 
 
 def test_a_store_opened_through_a_link_and_one_in_use_are_stores(path: Path) -> None:

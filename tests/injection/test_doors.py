@@ -232,12 +232,31 @@ def test_compiled_parts_have_the_names_and_noise_of_eager_ones(how: str) -> None
         model.encoder = torch.compile(model.encoder, backend="eager")
     elif how != "a function":
         model.encoder.compile(backend="eager", fullgraph=how == "whole graph")
-    if how == "whole graph":  # where nothing may run as it is
-        with pytest.raises(RuntimeError, match="a part of an injected model cannot be compiled, only the whole model"):
-            names(model, X)
-        return
     assert names(model, X) == names(Auto(), X)
     torch.testing.assert_close(run(model, X), run(Auto(), X), rtol=0, atol=1e-6)
+
+
+def test_traces_and_measures_go_through_what_is_around_a_forward() -> None:
+    """Hooks, and a forward that was put on the object since, as libraries have them that move weights about."""
+    model, x, calls = nn.Sequential(nn.Linear(6, 3)), torch.randn(4, 2, 3), []
+    model.register_forward_pre_hook(lambda m, args: (args[0].flatten(1),))
+    nk.inject(model, NOISE)
+    ours = model.forward
+
+    def put_on(*args: Tensor) -> Tensor:
+        calls.append(args[0].shape)
+        return ours(*args)
+
+    model.forward = put_on
+    assert names(model, x) == ["input", "0:linear#0"]
+    assert nk.coverage(model, x).share("noise") == 1
+    found = nk.training.gradient_norms(model, (x, torch.zeros(4).long()), seed=1)
+    assert [g.shape for g in found] == [(6,), (3,)]
+    nk.injection.programmed(model, x, seed=1)
+    assert set(calls) <= {(4, 6), (5, 6)} and len(calls) > 4
+    model.forward = lambda x: x  # which calls nothing
+    with pytest.raises(RuntimeError, match="a forward that was put on the model since does not call the model's own"):
+        names(model, x)
 
 
 def test_a_users_own_module_keeps_its_name() -> None:

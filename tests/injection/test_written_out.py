@@ -354,5 +354,7 @@ def test_flex_attention_is_an_attention_like_any_other() -> None:
     with nk.inject(one, nk.Noise(add=0.1), "fc", example_input=x), nk.noise_state(one, seed=1):
         torch._dynamo.reset()
         with pytest.raises(RuntimeError, match="flex_attention cannot be compiled in an injected model"):
-            torch.compile(one, backend="eager")(x)
+            torch.compile(one, backend="eager", fullgraph=True)(x)
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(one, backend="eager")(x), one(x))  # which runs as it is
         torch._dynamo.reset()  # what it has given up on

@@ -90,7 +90,10 @@ def reduced(source: str) -> str:
 
 @pytest.mark.parametrize(
     "document",
-    [README, *(GUIDES / f"{name}.md" for name in ("arithmetic", "cuda", "hardware", "ordering", "training"))],
+    [
+        README,
+        *(GUIDES / f"{n}.md" for n in ("arithmetic", "compiling", "cuda", "hardware", "ordering", "training")),
+    ],
     ids=lambda path: path.name,
 )
 def test_code_of_documents_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,27 @@ def test_special_signals() -> None:
     assert one(torch.ones(3, 2).half(), nk.Noise(mul=0.5)).noise_power == 0.25
 
 
+OPTIONS_OF_NOISE: dict[str, Any] = {
+    "gradient_norms: seed=": lambda m, x: nk.training.gradient_norms(m, (x, torch.zeros(23).long()), seed=1),
+    "site_statistics: seed= and level=": lambda m, x: nk.training.site_statistics(m, x, seed=1, level=0.5),
+    "recalibrate_bn: seed=": lambda m, x: nk.training.recalibrate_bn(m, x, seed=1),
+    "programmed: seed=": lambda m, x: nk.injection.programmed(m, x, seed=1),
+}
+
+
+@pytest.mark.parametrize("told", OPTIONS_OF_NOISE)
+def test_options_of_noise_without_noise_are_told_of(told: str) -> None:
+    model, measure = network().eval(), OPTIONS_OF_NOISE[told]
+    with pytest.warns(UserWarning, match=f"^{told} changes nothing: the model has no noise; inject"):
+        measure(model, images())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with nk.inject(model, nk.Noise(add=0.5), example_input=images()):
+            measure(model, images())
+        model[0] = nk.NoisyConv2d(2, 3, 3, noise=nk.Noise(add=0.5))
+        measure(model, images())
+
+
 def test_measuring_leaves_everything_as_it_was() -> None:
     model = network().train()
     model[1].eval()
@@ -153,12 +175,12 @@ def test_measuring_leaves_everything_as_it_was() -> None:
     for given in (False, True):
         if given:
             nk.inject(model, nk.Noise(add=0.5))
-        cls, hooks = type(model), [len(m._forward_hooks) for m in model.modules()]
-        nk.training.site_statistics(model, images(), seed=1, batch_size=8)
-        nk.training.gradient_norms(model, (images(), torch.zeros(23).long()), seed=1, batch_size=8)
+        cls, hooks, seed = type(model), [len(m._forward_hooks) for m in model.modules()], 1 if given else None
+        nk.training.site_statistics(model, images(), seed=seed, batch_size=8)
+        nk.training.gradient_norms(model, (images(), torch.zeros(23).long()), seed=seed, batch_size=8)
         assert type(model) is cls and [len(m._forward_hooks) for m in model.modules()] == hooks
         with pytest.raises(OSError):
-            nk.training.site_statistics(model, broken(), seed=1)
+            nk.training.site_statistics(model, broken(), seed=seed)
         assert type(model) is cls and torch.is_grad_enabled() and not torch._C._is_torch_function_mode_enabled()
     assert all(torch.equal(a, b) for a, b in zip(before, state(model), strict=True))
     assert [m.training for m in model.modules()] == modes and torch.equal(generator, torch.get_rng_state())
