@@ -38,7 +38,9 @@ class Failed(Exception):
 
     @classmethod
     def by(cls, site: str, error: Exception) -> Failed:
-        """Of an operation's own error."""
+        """Of an operation's own error, or of values that cannot be shared."""
+        if isinstance(error, FloatingPointError):
+            return cls(site, str(error))
         said = next(iter(str(error).splitlines()), "")
         return cls(site, f"what was recorded fails: {type(error).__name__}: {said}")
 

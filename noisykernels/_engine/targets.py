@@ -198,6 +198,7 @@ class _Directed(Target):
             draws = work.draws[first : first + some]
             toward, mixtures = self.directions(work, draws)
             carried = suffix.carry(toward, len(draws), count, half=half)
+            _check_finite([d for of_value in carried.values.values() for d in of_value.values()])
             for k, mixture in enumerate(mixtures):
                 levels = torch.tensor(work.levels[k], dtype=torch.float64)
                 for low, part in _parts(levels, copies // len(draws)):
@@ -209,6 +210,7 @@ class _Directed(Target):
         count, x = len(work.rows), work.value
         for first, draw in enumerate(work.draws):
             table, mixtures = self.directions(work, [draw])
+            _check_finite(list(table.values()))
             for k, mixture in enumerate(mixtures):
                 toward = mixture.of(table)
                 for low, level in enumerate(work.levels[k]):
@@ -396,6 +398,17 @@ def _check_scaled(op: str, noise: Noise, level: float, computed: torch.dtype) ->
         if value is not None and not bool(value.to(computed).isfinite().all()):
             kind = str(computed).removeprefix("torch.")
             raise ValueError(f"{op}: `{name}` of the noise times level {level} exceeds {kind}'s range")
+
+
+def _check_finite(directions: list[Tensor]) -> None:
+    """An infinite direction is no noise times its level: where inf (1 + A eps) is inf, inf + A (inf eps) may be NaN.
+
+    Raises:
+        FloatingPointError: one is not finite, as it may be in a few rows of the data only.
+    """
+    ends = [torch.stack(torch.aminmax(d)).isfinite().all() for d in directions if d.numel()]
+    if ends and not bool(torch.stack(ends).all()):  # a device is waited for once
+        raise FloatingPointError("what noise makes of its values is not finite in some rows")
 
 
 def _told(noise: Noise) -> dict[str, Any]:
