@@ -18,7 +18,7 @@ __all__ = ["Arrays"]
 
 
 class _Held(NamedTuple):
-    """A weight: the tensor whose memory it is, how it lies there (None: it is that tensor), and its array."""
+    """A weight: the tensor whose memory it is, which part of it (None: all), and its array."""
 
     base: Tensor
     view: Any
@@ -66,7 +66,7 @@ class Arrays:
             path, module = modules[-1]
             base, view = weight, None
             if weight._base is not None:
-                base, view = weight._base, _lies(weight)
+                base, view = weight._base, _part(weight, weight._base)
             held = self._held.setdefault("" if self.by == "parameter" else path, [])
             known = _among(held, base, view)
             if known is not None:
@@ -107,16 +107,16 @@ def _among(held: list[_Held], base: Tensor, view: Any) -> int | None:
 
 
 def _stays(base: Tensor, module: nn.Module) -> bool:
-    """Whether memory is that of a parameter, or of a buffer of this module, and not made in this call."""
-    if isinstance(base, nn.Parameter):
-        return True
-    return any(base is t for held in (module._parameters, module._buffers) for t in held.values())
+    """Whether memory is that of a parameter, or of a buffer of this module: what `functional_call` puts in the place of
+    a parameter may be another tensor at each call."""
+    return isinstance(base, nn.Parameter) or any(base is t for t in module._buffers.values())
 
 
-def _lies(weight: Tensor) -> tuple[Any, ...]:
-    """How a view lies in its memory."""
-    return weight.storage_offset(), tuple(weight.shape), weight.stride()
+def _part(view: Tensor, base: Tensor) -> Any:
+    """Which part of its memory a view looks at, whatever the order of its dimensions; None: all of it."""
+    here, of_all = ((t.storage_offset(), sorted(zip(t.stride(), t.shape, strict=True))) for t in (view, base))
+    return None if here == of_all else here
 
 
 # As torch.compiler.assume_constant_result does it, which would import the whole compiler.
-_lies._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_part._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -80,6 +80,16 @@ def _attention(m: Any, x: Tensor) -> Tensor:
     return out.squeeze(1)
 
 
+def _given_anew(m: Any, x: Tensor) -> Tensor:
+    state = {name: p.detach().clone() for name, p in m.a.named_parameters()}
+    return torch.func.functional_call(m.a, state, (x,))  # type: ignore[no-any-return]
+
+
+def _of_one_vector(m: Any, x: Tensor) -> Tensor:
+    state = {"weight": m.v[:-WIDTH].view(WIDTH, WIDTH), "bias": m.v[-WIDTH:]}
+    return torch.func.functional_call(m.a, state, (x,))  # type: ignore[no-any-return]
+
+
 SAME: dict[str, Callable[[], Calls]] = {
     "a layer": lambda: Calls(lambda m, x: m.a(x), a=nn.Linear(WIDTH, WIDTH)),
     "a layer in two ways": lambda: Calls(lambda m, x: m.a(x), lambda m, x: F.linear(x, m.a.weight, m.a.bias),
@@ -88,6 +98,12 @@ SAME: dict[str, Callable[[], Calls]] = {
     "a parameter": lambda: Calls(lambda m, x: F.linear(x, m.w), w=_weight()),
     "a buffer": lambda: Calls(lambda m, x: F.linear(x, m.w), w=torch.randn(WIDTH, WIDTH)),
     "a view": lambda: Calls(lambda m, x: F.linear(x, m.w[1:].t()[:WIDTH]), w=_weight(WIDTH + 1, WIDTH)),
+    "both ways round": lambda: Calls(lambda m, x: x @ m.w.T, lambda m, x: F.linear(x, m.w[:]), w=_weight()),
+    "in a list": lambda: Calls(lambda m, x: F.linear(x, m.ws[1]), ws=nn.ParameterList([torch.zeros(9), _weight()])),
+    "of a part": lambda: Calls(lambda m, x: F.linear(x, m.a.weight), a=nn.Linear(WIDTH, WIDTH)),
+    "of functions": lambda: Calls(lambda m, x: x @ m.w, lambda m, x: torch.einsum("bi,io->bo", x, m.w), w=_weight()),
+    "given anew": lambda: Calls(_given_anew, a=nn.Linear(WIDTH, WIDTH)),
+    "of one vector": lambda: Calls(_of_one_vector, a=nn.Linear(WIDTH, WIDTH), v=_weight(WIDTH * (WIDTH + 1))),
     "a module of several": lambda: Calls(lambda m, x: m.a(x), a=Inner()),
     "made anew": lambda: Calls(lambda m, x: m.a(x), a=parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))),
     "attention": lambda: Calls(_attention, a=nn.MultiheadAttention(WIDTH, 2, batch_first=True)),
@@ -194,7 +210,8 @@ def test_kernels_weight_and_products_of_a_later_call() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a layer in two ways", "a buffer", "a view", "a module of several", "made anew", "attention"]
+    "name",
+    ["a layer in two ways", "a buffer", "a view", "both ways round", "a module of several", "made anew", "attention"],
 )
 def test_compiled_copied_and_recomputed(name: str) -> None:
     model, x = SAME[name](), data()
