@@ -23,7 +23,8 @@ from noisykernels.hardware.device import Device, Draw
 __all__ = ["Cells", "Parts", "held_by", "largest_of_all", "level_of_rows", "rows_of_panel", "through_cells"]
 
 LARGE = 1 << 19  # weights, from which on a layer is made in panels
-SHARE = 5  # what a panel takes is at most this part of all weights
+SHARE = 6  # what a panel takes is at most this part of all weights
+BLOCKS = 16  # parts of a weight whose rows are inputs, each of which is held while it is multiplied
 LEAST, MOST = 1024, 1 << 16  # weights of a panel, be that more or not: of fewer the calls take long, more fit no cache
 
 Parts = Callable[[], Iterator[tuple[Tensor, Draw]]]  # of a weight, in order
@@ -184,8 +185,61 @@ class _InPanels(torch.autograd.Function):
         return dx, dw, None
 
 
+class _AlongInputs(torch.autograd.Function):
+    """The contraction of x with a weight whose rows are inputs, as `x @ w` has it: what blocks of rows give, added up;
+    its gradient makes every panel again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, work: _Work) -> Tensor:
+        ctx.work = work
+        ctx.save_for_backward(x, weight)
+        out: Tensor | None = None
+        least = -(-len(weight) // BLOCKS)
+        block: list[_Panel] = []
+        with unseen(), as_given(x.device):
+            for panel in work.panels:
+                block.append(panel)
+                first, size = block[0].first, panel.first + panel.size - block[0].first
+                if size < least and panel is not work.panels[-1]:
+                    continue
+                held = torch.empty_like(weight[:size])
+                for p in block:
+                    rows = weight.narrow(0, p.first, p.size)
+                    held.narrow(0, p.first - first, p.size).copy_(work.held(rows, p.first))
+                part = x.narrow(-1, first, size) @ held
+                out = part if out is None else out.add_(part)
+                block = []
+        assert out is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        work: _Work = ctx.work
+        x, weight = ctx.saved_tensors
+        need_x, need_w, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # a gradient of the gradient: as a whole, which autograd can follow
+            wanted = [t for t, need in ((x, need_x), (weight, need_w)) if need]
+            found = list(torch.autograd.grad(x @ work.held(weight, 0), wanted, grad, create_graph=True))
+            return found.pop(0) if need_x else None, found.pop(0) if need_w else None, None
+        dx = torch.empty_like(x) if need_x else None
+        dw = torch.empty_like(weight) if need_w else None
+        for panel in work.finer:
+            rows = weight.narrow(0, panel.first, panel.size).detach().requires_grad_(need_w)
+            with torch.enable_grad():
+                held = work.held(rows, panel.first)
+            with as_given(x.device):
+                if dx is not None:
+                    dx.narrow(-1, panel.first, panel.size).copy_(grad @ held.detach().T)
+                if dw is not None:
+                    taken = x.narrow(-1, panel.first, panel.size)
+                    pull = taken.reshape(-1, panel.size).T @ grad.reshape(-1, grad.shape[-1])
+                    dw.narrow(0, panel.first, panel.size).copy_(torch.autograd.grad(held, rows, pull)[0])
+        return dx, dw, None
+
+
 def _run(x: Tensor | None, weight: Tensor, work: _Work) -> Tensor:
-    y: Tensor = _InPanels.apply(x, weight, work)  # type: ignore[no-untyped-call]
+    along = work.contract and not _has_rows_of_features(work.draw.contraction)
+    y: Tensor = (_AlongInputs if along else _InPanels).apply(x, weight, work)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -197,7 +251,7 @@ def _work(devices: Sequence[Device], weight: Tensor, draw: Draw, contract: bool)
     if (
         weight.numel() < LARGE
         or not all(map(_in_rows, devices))
-        or (contract and not _has_rows_of_features(draw.contraction))
+        or (contract and not (_has_rows_of_features(draw.contraction) or _has_rows_of_inputs(draw.contraction, weight)))
         or (draw.contraction.transposed and draw.contraction.groups > 1 and any(d.by_channel for d in cells))
         or torch.compiler.is_compiling()
         or not only_looked_at()
@@ -250,6 +304,14 @@ def _holders(devices: Sequence[Device]) -> list[Device]:
 def _has_rows_of_features(contraction: Contraction) -> bool:
     """Whether a row of the weight is what makes an output feature."""
     return not contraction.transposed and contraction.layout is None
+
+
+def _has_rows_of_inputs(contraction: Contraction, weight: Tensor) -> bool:
+    """Whether a row of the weight is what an input is multiplied with, in a type in which parts can be added up."""
+    layout = contraction.layout
+    if layout is None or layout.order != (1, 0) or layout.features != 1 or contraction.geometry is not None:
+        return False
+    return weight.dtype.itemsize >= 4 and as_autocast(weight[:0]).dtype == weight.dtype
 
 
 def _tells_features_apart(contraction: Contraction) -> bool:
