@@ -208,6 +208,7 @@ class _AlongInputs(torch.autograd.Function):
                     held.narrow(0, p.first - first, p.size).copy_(work.held(rows, p.first))
                 part = x.narrow(-1, first, size) @ held
                 out = part if out is None else out.add_(part)
+                del held  # before there is the next one
                 block = []
         assert out is not None
         return out
