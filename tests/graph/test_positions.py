@@ -58,9 +58,15 @@ OWN: dict[str, Callable[[Any, Tensor], Tensor]] = {
 OTHER: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a larger range": lambda m, h: flat(h)[starts(h) + m.low(h[:, 0]).argmax(1)],
     "values": lambda m, h: flat(h)[starts(h) + (h[:, 0, 0] > 0).long()],
-    "the largest of whole numbers": lambda m, h: flat(h)[starts(h) + (h[:, 0] > 9).long().topk(1)[0][:, 0]],
-    "the larger of two": lambda m, h: flat(h)[starts(h) + torch.max((h[:, 0, 0] > 9).long(), torch.tensor(0))],
-    "the largest by sorting": lambda m, h: flat(h)[starts(h) + (h[:, 0] > 9).long().sort(-1).values[:, -1]],
+    "the largest of whole numbers": lambda m, h: flat(h)[
+        starts(h) + (h[:, 0, :TOKENS] > 9).long().topk(1)[0].squeeze(1)
+    ],
+    "the larger of two": lambda m, h: flat(h)[
+        starts(h) + torch.max((h[:, :, 0] > 9).long(), torch.tensor(0)).select(1, 0)
+    ],
+    "the largest by sorting": lambda m, h: flat(h)[
+        starts(h) + (h[:, 0, :TOKENS] > 9).long().sort(-1).values.select(1, 2)
+    ],
     "the next row from the 41st on": lambda m, h: flat(h)[starts(h) % 120],
     "a step too long": lambda m, h: F.pad(flat(h), (0, 0, 0, 9))[torch.arange(len(h)) * (TOKENS + 1)],
     "a step too short": lambda m, h: flat(h)[torch.arange(len(h)) * (TOKENS - 1)],
