@@ -178,6 +178,7 @@ def _options(args: argparse.Namespace, rows: int) -> dict[str, Any]:
         metric=args.metric,
         store=args.store,
         seed=args.seed,
+        at=args.at,
         sites=args.sites,
         groups=_groups(args),
         detail=args.detail,
@@ -266,7 +267,7 @@ def run_compare(args: argparse.Namespace) -> None:
     stems = [path.stem for path in args.studies]
     names = args.names or (stems if stems[0] != stems[1] else ["a", "b"])
     a, b = map(Study.load, args.studies)
-    both = compare(a, b, names)
+    both = compare(a, b, names, args.at)
     sites = [p._asdict() | {k: m and asdict(m) for k, m in (("a", p.a), ("b", p.b))} for p in both.pairs]
     found = {"names": both.names, "clean": both.clean, "differences": both.differences, "sites": sites}
     picture = File("", args.picture, functools.partial(draw_picture, both))

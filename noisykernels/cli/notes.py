@@ -17,7 +17,7 @@ NOTE = "command"  # its name in a store
 #: Arguments of commands that a note may set. None of them may ever name a file.
 TAKEN = frozenset(
     "model data epochs train_seed device threads noise ratio ratios order kind target relative arrays parameter levels "
-    "detail draws metric plateaus rel_ci most rows seed sites groups batch_rows draws_per_pass engine "
+    "at detail draws metric plateaus rel_ci most rows seed sites groups batch_rows draws_per_pass engine "
     "memory".split()
 )
 #: Arguments of the same commands that are asked anew of who resumes.

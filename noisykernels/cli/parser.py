@@ -9,7 +9,18 @@ from typing import Any, NoReturn
 from noisykernels._util.checks import RANGES, Range, shown, whole
 from noisykernels._util.text import one_line, printable
 from noisykernels.cli import commands
-from noisykernels.cli.reading import LEVELS, Number, Numbers, a_device, a_group, a_metric, a_path, a_site, a_text
+from noisykernels.cli.reading import (
+    LEVELS,
+    Number,
+    Numbers,
+    a_device,
+    a_group,
+    a_metric,
+    a_path,
+    a_question,
+    a_site,
+    a_text,
+)
 from noisykernels.datasets.vision import DATASETS
 from noisykernels.noise.contract import KINDS
 from noisykernels.stats.votes import MOST_DRAWS
@@ -156,6 +167,10 @@ def parser() -> argparse.ArgumentParser:
         help="sites that are noisy together: all, those of each block, or those given the same name",
     )  # fmt: skip
     work.add_argument(
+        "--at", type=a_question, default="half",
+        help="where a curve crosses: half, keep:0.99, drop:0.01, ratio:0.95 or value:0.9 (default: %(default)s)",
+    )  # fmt: skip
+    work.add_argument(
         "--engine", default="auto", choices=("auto", "shared", "plain"), help="share work, or run every pass whole"
     )
     work.add_argument("--store", type=a_path, help="keep results in this file as they come, and go on from it")
@@ -268,6 +283,7 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument(
         "--names", type=a_text, nargs=2, metavar=("A", "B"), help="what to call them (default: as their files)"
     )
+    both.add_argument("--at", type=a_question, help="the question that both answer (default: that of the first)")
     both.add_argument("--picture", type=a_path, help="write both profiles to this file")
     both.add_argument("--out", type=a_path, help="write the comparison (JSON) to this file")
     both.add_argument("--json", action="store_true", help="machine-readable output on standard output")

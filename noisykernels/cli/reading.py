@@ -15,8 +15,11 @@ import torch
 
 from noisykernels._util.checks import RANGES, Range, shown, whole
 from noisykernels.metrics.names import named
+from noisykernels.stats.questions import KINDS, question
 
-__all__ = ["LEVELS", "Number", "Numbers", "a_device", "a_group", "a_metric", "a_path", "a_site", "a_text"]
+__all__ = [
+    "LEVELS", "Number", "Numbers", "a_device", "a_group", "a_metric", "a_path", "a_question", "a_site", "a_text",
+]  # fmt: skip
 
 LEVELS = Range(0, torch.finfo(torch.float32).max)  # what the noise of the networks of the command line can have
 FINITE = Range()
@@ -116,6 +119,19 @@ def a_metric(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("--metric: ")) from error
     return text
+
+
+def a_question(text: str) -> str:
+    """What is asked of a curve: half, keep:0.99, drop:0.01, ratio:0.95 or value:0.9."""
+    kind, colon, share = text.partition(":")
+    try:
+        if colon and number(share) is None:
+            raise ValueError
+        return str(question("--at", text))
+    except ValueError as error:
+        why = str(error).rpartition(": ")[2] if kind in KINDS and number(share) is not None else ""
+        expected = "half, keep:0.99, drop:0.01, ratio:0.95 or value:0.9"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {shown(text)}{f' ({why})' * bool(why)}") from None
 
 
 def a_device(name: str) -> str:

@@ -16,7 +16,7 @@ from noisykernels.stats.views import StudyLike
 
 
 def plot_blocks(study: StudyLike, ax: Any = None, *, points: Sequence[Midpoint] | None = None) -> Any:
-    """Midpoints as colour and number over blocks (downwards) and the sites within each (to the right).
+    """Midpoints (or tolerances) as colour and number over blocks (downwards) and the sites within each (to the right).
 
     A site belongs to the block of the first number in its path: ``layers.3.attn.q:linear#0`` is ``attn.q:linear#0`` of
     ``layers.3``. Sites without one are left out. ``>`` and ``<``: a bound, where there is no midpoint; hatched: a block
@@ -60,7 +60,7 @@ def plot_blocks(study: StudyLike, ax: Any = None, *, points: Sequence[Midpoint] 
     )
     ax.set_yticks(np.arange(len(blocks)) + 0.5, [*map(literal, blocks)], fontsize=8)
     ax.set_ylim(len(blocks), 0)
-    ax.set_title(f"midpoint: {level_label(study)}", loc="left", fontsize=9)  # a bar may be too short for it
+    ax.set_title(f"{shown[0].word}: {level_label(study)}", loc="left", fontsize=9)  # a bar may be too short for it
     ax.figure.colorbar(mesh, ax=ax, pad=0.02)
     return ax
 

@@ -54,6 +54,6 @@ def plot_compare(comparison: ComparisonLike, ax: Any = None) -> Any:
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.grid(axis="y", color="0.92", lw=0.8)
     ax.set_axisbelow(True)
-    ax.set_ylabel("midpoint noise level (std. dev.)")
+    ax.set_ylabel(f"{comparison.word} noise level (std. dev.)")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, fontsize=8, frameon=False)
     return ax

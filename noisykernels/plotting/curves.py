@@ -5,6 +5,7 @@ Functions draw on the caller's axes, or on a new figure; they never show it and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -31,13 +32,14 @@ from noisykernels.plotting.style import (
     two_axes,
 )
 from noisykernels.stats.midpoint import Midpoint
-from noisykernels.stats.records import Curve
+from noisykernels.stats.questions import HALF, At, question, targeted
+from noisykernels.stats.records import Curve, Meta
 from noisykernels.stats.views import StudyLike
 
 
 def plot_curves(
     study: StudyLike, ax: Any = None, sites: Iterable[str | int] | None = None, *, legend: bool = True,
-    curves: Sequence[Curve] | None = None, points: Sequence[Midpoint] | None = None,
+    at: At | None = None, curves: Sequence[Curve] | None = None, points: Sequence[Midpoint] | None = None,
 ) -> Any:  # fmt: skip
     """Accuracy against noise level, one line per site with its 95 % band.
 
@@ -48,6 +50,7 @@ def plot_curves(
         ax: matplotlib axes; None makes a new figure.
         sites: names, short names or indices of the sites to draw; None draws all.
         legend: beside the axes, on the right.
+        at: the question whose value is drawn as a line; None: the study's. Half-way has none.
         curves, points: those of the study, where the caller has them already.
 
     Returns:
@@ -63,8 +66,15 @@ def plot_curves(
     curves = study.curves() if curves is None else curves
     names = short_names([c.site for c in curves])
     chosen = chosen_places(sites, [(c.site_index, c.site, n) for c, n in zip(curves, names, strict=True)])
-    ax.axhline(m.clean, color="0.35", lw=1, ls="--", zorder=1)
-    ax.axhline(m.floor, color="0.35", lw=1, ls=":", zorder=1)
+    lines = [(m.clean, f"clean {m.clean:.3f}", "--")]
+    if m.floor is not None:
+        lines.append((m.floor, f"floor {m.floor:.3g}", ":"))
+    asked = m.at if at is None else question("plot_curves", at)
+    if asked != HALF:
+        target = targeted("plot_curves", asked, m.clean, m.floor, metric=m.metric, higher_is_better=m.higher_is_better)
+        lines.append((target, str(asked), "-."))
+    for y, _, style in lines:
+        ax.axhline(y, color="0.35", lw=1, ls=style, zorder=1)
     for i, (c, name) in enumerate(zip(curves, names, strict=True)):
         if i not in chosen:
             continue
@@ -79,10 +89,9 @@ def plot_curves(
     if m.midpoints:
         low, high = near(study.midpoints() if points is None else points)
         ax.set_xlim(max(low, min(m.levels)), min(high, max(m.levels)))
-    ax.set_ylim(0, 1)
-    for y, text, side in (
-        (m.clean, f"clean {m.clean:.3f}", 1), (m.floor, f"floor {m.floor:.3g}", -1)
-    ):  # fmt: skip
+    ax.set_ylim(*_limits(m, curves, [y for y, *_ in lines]))
+    better = 1 if m.higher_is_better else -1
+    for (y, text, _), side in zip(lines, (better, -better, -better), strict=False):
         ax.annotate(
             text, (1, y), xycoords=("axes fraction", "data"), xytext=(-3, 4 * side), color="0.35",
             textcoords="offset points", ha="right", va="bottom" if side > 0 else "top", fontsize=8,
@@ -96,11 +105,23 @@ def plot_curves(
     return ax
 
 
+def _limits(m: Meta, curves: Sequence[Curve], lines: Sequence[float]) -> tuple[float, float]:
+    """All of a share; of other measures what the question is about, and no more of what may grow without bounds."""
+    if m.law == "binary":
+        return 0, 1
+    found = [float(v) for c in curves for v in c.mean if math.isfinite(v)]
+    low, high = min(lines), max(lines)
+    room = 1.5 * (high - low) or max((abs(v - m.clean) for v in found), default=0.0) or abs(m.clean) or 1.0
+    ends = [low, high, *(min(max(v, low - room), high + room) for v in found)]
+    edge = 0.05 * (max(ends) - min(ends)) or room
+    return min(ends) - edge, max(ends) + edge
+
+
 def plot_profile(
-    study: StudyLike, ax: Any = None, *, floor: float | Literal["free"] | None = None,
+    study: StudyLike, ax: Any = None, *, floor: float | Literal["free"] | None = None, at: At | None = None,
     points: Sequence[Midpoint] | None = None,
 ) -> Any:  # fmt: skip
-    """Midpoint noise level of every site in execution order, with its 95 % interval.
+    """Midpoint or tolerance of every site in execution order, with its 95 % interval.
 
     A site that never falls half-way is an arrow up from the largest level it surely stands; one
     already fallen at the smallest level an arrow down. An interval without a bound runs to the
@@ -110,8 +131,8 @@ def plot_profile(
     Args:
         study: the study.
         ax: matplotlib axes; None makes a new figure.
-        floor: as in `Study.midpoints`.
-        points: the midpoints of this floor, where the caller has them already.
+        floor, at: as in `Study.midpoints`.
+        points: the midpoints of these, where the caller has them already.
 
     Returns:
         The axes.
@@ -122,7 +143,7 @@ def plot_profile(
     check_arguments(plot_profile, locals())
     ax = axes_or_new("plot_profile", ax, (6.0, 4.6))
     m = study.meta
-    points, axis = study.midpoints(floor) if points is None else points, level_axis(study)
+    points, axis = study.midpoints(floor, at=at) if points is None else points, level_axis(study)
     levels = [v for v in m.levels if v > 0 or axis == "linear"]
     bottom, top = reach(points) if m.midpoints else (min(levels), max(levels))
     ax.plot(range(len(points)), [p.level for p in points], color="0.8", lw=1, zorder=1)
@@ -159,22 +180,24 @@ def plot_profile(
     ax.set_xlim(-0.6, len(points) - 0.4)
     ax.grid(axis="y", color="0.92", lw=0.8)
     ax.set_axisbelow(True)
-    ax.set_ylabel(("midpoint of the " if study.meta.parameter else "midpoint ") + level_label(study))
-    ax.set_title("midpoint of each site, interval 95 %", fontsize=10)
+    asked = study.meta.at if at is None else question("plot_profile", at)
+    ax.set_ylabel(f"{asked.word}{' of the' * bool(study.meta.parameter)} {level_label(study)}")
+    told = "" if asked == HALF else f", at={asked}"
+    ax.set_title(f"{asked.word} of each site{told}, interval 95 %", fontsize=10)
     ax.legend(loc="best", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
     return ax
 
 
 def plot_study(
     study: StudyLike, axes: Any = None, *,
-    floor: float | Literal["free"] | None = None, sites: Iterable[str | int] | None = None,
+    floor: float | Literal["free"] | None = None, at: At | None = None, sites: Iterable[str | int] | None = None,
 ) -> Any:  # fmt: skip
     """Curves and profile side by side.
 
     Args:
         study: the study.
         axes: a sequence of two matplotlib axes; None makes a figure of 12 x 5 inches.
-        floor: of the midpoints, as in `Study.midpoints`.
+        floor, at: of the midpoints, as in `Study.midpoints`.
         sites: curves to draw, as in `plot_curves`.
 
     Returns:
@@ -188,5 +211,5 @@ def plot_study(
         pyplot = optional("matplotlib.pyplot", "plot")
         _, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained", gridspec_kw={"width_ratios": (1.25, 1)})
     left, right = two_axes("plot_study", axes)
-    plot_curves(study, left, sites)
-    return plot_profile(study, right, floor=floor).figure
+    plot_curves(study, left, sites, at=at)
+    return plot_profile(study, right, floor=floor, at=at).figure

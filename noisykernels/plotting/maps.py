@@ -124,7 +124,7 @@ def plot_mixed_map(
             _midpoint_line(ax, shares, [some[k] for some in points], colour_of(k, len(names)), label, ends)
         ax.set_yscale(axis)
         ax.set_xlabel(share)
-        ax.set_ylabel(f"midpoint {level}")
+        ax.set_ylabel(f"{points[0][0].word} {level}")
         site_legend(ax)
         return ax
     (k,) = chosen_places([site], [(c.site_index, c.site, n) for c, n in zip(curves[0], names, strict=True)])
@@ -190,6 +190,7 @@ def _map(
 def _midpoint_marks(ax: Any, points: Sequence[Midpoint], places: Sequence[float], *, joined: bool = False) -> None:
     """Midpoints and their intervals over a map, light on dark so that they show on every colour; a legend above."""
     left, right = ax.get_xlim()
+    word = points[0].word
     if joined:
         levels = [p.level for p in points]
         ax.plot(levels, places, color="black", lw=2.6)
@@ -200,8 +201,8 @@ def _midpoint_marks(ax: Any, points: Sequence[Midpoint], places: Sequence[float]
             ax.plot(ends, [y, y], color="black", lw=3, solid_capstyle="butt")
             ax.plot(ends, [y, y], color="white", lw=1.4, solid_capstyle="butt")
     for status, marker, label in (
-        ("ok", "o", "midpoint, interval 95 %"), ("none", ">", "midpoint above all levels"),
-        ("below", "<", "midpoint below all levels"),
+        ("ok", "o", f"{word}, interval 95 %"), ("none", ">", f"{word} above all levels"),
+        ("below", "<", f"{word} below all levels"),
     ):  # fmt: skip
         mine = [(p, y) for p, y in zip(points, places, strict=True) if p.status == status]
         if mine:

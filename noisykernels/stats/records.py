@@ -16,6 +16,7 @@ import numpy as np
 from noisykernels._util.arguments import check_arguments
 from noisykernels.stats.intervals import Floats, LawName, wilson
 from noisykernels.stats.midpoint import Axis
+from noisykernels.stats.questions import Question, question
 
 INDEPENDENT = ("activation",)  # targets whose noise is new for each row
 
@@ -144,6 +145,7 @@ class Meta:
             measured, where it is not the accuracy; verification: what came of holding both engines against each other
             (rows and sites looked at, the worst difference in parts of its bound, sites that differ and so run whole);
             covered: shares of the model's multiply-adds that noise or hardware of the walk reaches;
+            at: the question, as text, where it is not "half";
             ties: share of rows whose best score without noise leads by no more than rounding moves it;
             measure: of what is no share of rows, its law, unit and direction.
         axis: None infers it: "linear" for purely multiplicative noise, else "log".
@@ -228,6 +230,11 @@ class Meta:
     def higher_is_better(self) -> bool:
         """The direction of what is measured."""
         return bool(self._measure.get("higher_is_better", True))
+
+    @property
+    def at(self) -> Question:
+        """What is asked of the curves."""
+        return question("meta", self.plan.get("at", "half"))
 
     @property
     def parameter(self) -> str:

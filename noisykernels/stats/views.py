@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.midpoint import Midpoint
+from noisykernels.stats.questions import At
 from noisykernels.stats.records import Curve, Measured, Meta, Record
 from noisykernels.stats.votes import VoteCurve
 
@@ -35,7 +36,9 @@ class StudyLike(Protocol):
 
     def to_pandas(self) -> Any: ...
 
-    def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]: ...
+    def midpoints(
+        self, floor: float | Literal["free"] | None = None, confidence: float = 0.95, *, at: At | None = None
+    ) -> list[Midpoint]: ...
 
 
 class PairLike(Protocol):
@@ -62,6 +65,9 @@ class ComparisonLike(Protocol):
 
     @property
     def names(self) -> tuple[str, str]: ...
+
+    @property
+    def word(self) -> str: ...
 
 
 class VotesLike(Protocol):

@@ -1,6 +1,6 @@
 """Two studies side by side: at which sites does one stand more noise than the other, and how surely.
 
-Only midpoints are compared: how they came about, by a grid or a search, does not matter. This file must not know torch.
+Only midpoints, or tolerances, are compared: how they came about, by a grid or a search, does not matter. This file must not know torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.text import aligned, printable
 from noisykernels.plotting.comparison import plot_compare
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
+from noisykernels.stats.questions import HALF, At, Drop, Value, question
 from noisykernels.stats.records import Meta
 from noisykernels.stats.views import StudyLike
 from noisykernels.study.result import Result
@@ -31,7 +32,7 @@ ASKED = {
 
 
 class Pair(NamedTuple):
-    """One site in both studies. ratio: midpoint of b over midpoint of a, nan where one of them is only a bound."""
+    """One site in both studies. ratio: midpoint (or tolerance) of b over that of a, nan where one of them is only a bound."""
 
     site: str
     a: Midpoint | None
@@ -46,7 +47,7 @@ class Pair(NamedTuple):
 class Comparison(Result, kind="comparison"):
     """What `compare` returns.
 
-    Columns of `to_pandas`: site; a, a_low, a_high, a_status, the midpoint of a (nan where it is only a bound), and
+    Columns of `to_pandas`: site; a, a_low, a_high, a_status, the midpoint or tolerance of a (nan where it is only a bound), and
     those of b; ratio, low, high, verdict.
 
     Args:
@@ -55,6 +56,7 @@ class Comparison(Result, kind="comparison"):
         clean: clean accuracy of a and b.
         differences: what else the two studies differ in, a line each.
         metric: name of what was measured.
+        at: the question that both answer, as text.
     """
 
     pairs: list[Pair]
@@ -62,9 +64,15 @@ class Comparison(Result, kind="comparison"):
     clean: tuple[float, float]
     differences: list[str]
     metric: str = "accuracy"
+    at: str = "half"
+
+    @property
+    def word(self) -> str:
+        """What the levels compared are: midpoint or tolerance."""
+        return question("Comparison", self.at).word
 
     def table(self) -> str:
-        """Both midpoints and their ratio as aligned text, a line for each site, and what else differs.
+        """Both midpoints (or tolerances) and their ratio as aligned text, a line for each site, and what else differs.
 
         "> 10" in place of a midpoint: never half-way up to level 10. "< 0.1": already at 0.1.
         """
@@ -74,6 +82,8 @@ class Comparison(Result, kind="comparison"):
             points = ["" if m is None else midpoint_cells(m)[0] for m in (p.a, p.b)]
             lines.append([p.site, *points, *_ratio_cells(p), _said(p, self.names)])
         head = f"clean {self.metric}: {a} {self.clean[0]:.4f}, {b} {self.clean[1]:.4f}"
+        if self.at != str(HALF):
+            head += f"; {self.word} levels, at={self.at}"
         tail = [f"the studies differ: {difference}" for difference in self.differences]
         return "\n".join([printable(head), *aligned(lines, left=(0, 5)), *map(printable, tail)])
 
@@ -98,8 +108,10 @@ class Comparison(Result, kind="comparison"):
         return 1.8 + max(4.5, 0.36 * len(self.pairs)), 4.6
 
 
-def compare(a: StudyLike, b: StudyLike, names: Sequence[str] = ("a", "b")) -> Comparison:
-    """The midpoints of two studies, site by site, and the ratio of b's to a's with a 95 % interval.
+def compare(
+    a: StudyLike, b: StudyLike, names: Sequence[str] = ("a", "b"), at: At | None = None
+) -> Comparison:  # fmt: skip
+    """The midpoints or tolerances of two studies, site by site, and the ratio of b's to a's with a 95 % interval.
 
     ``ratio = b / a``; the errors of the two are taken as independent and add in quadrature on the log axis:
     ``ln(high / ratio)^2 = ln(b.high / b.level)^2 + ln(a.level / a.low)^2``, and likewise downwards. (Studies of one
@@ -109,13 +121,15 @@ def compare(a: StudyLike, b: StudyLike, names: Sequence[str] = ("a", "b")) -> Co
     Args:
         a, b: the studies.
         names: what to call them.
+        at: the question that both answer, see `walk`; None: that of a.
 
     Returns:
         `Comparison`; a verdict is "higher" (b stands more noise at this site) or "lower" where the interval of the
         ratio excludes 1, else "not told apart".
 
     Raises:
-        ValueError: not two different names; no site in both; a clean accuracy that is not above the floor.
+        ValueError: not two different names; no site in both; a clean value that leaves the question no answer; studies of
+            different measures, unless the question is one of shares ("half", `Keep`, `Ratio`).
 
     Example:
         >>> from noisykernels.stats import Record
@@ -136,12 +150,18 @@ def compare(a: StudyLike, b: StudyLike, names: Sequence[str] = ("a", "b")) -> Co
     check_arguments(compare, locals())
     if len(names) != 2 or names[0] == names[1]:
         raise ValueError(f"compare: names must be two that differ, got {list(names)}")
-    ours, theirs = ({m.site: m for m in study.midpoints()} for study in (a, b))
+    asked = a.meta.at if at is None else question("compare", at)
+    ours, theirs = ({m.site: m for m in study.midpoints(at=asked)} for study in (a, b))
     if not ours.keys() & theirs.keys():
         raise ValueError(f"compare: the studies have no site in common: {list(ours)} and {list(theirs)}")
     pairs = [_pair(site, ours.get(site), theirs.get(site)) for site in {**ours, **theirs}]
     metric = " and ".join(dict.fromkeys((a.meta.metric, b.meta.metric)))
-    return Comparison(pairs, (names[0], names[1]), (a.meta.clean, b.meta.clean), _differences(a.meta, b.meta), metric)
+    if a.meta.metric != b.meta.metric and isinstance(asked, Drop | Value):
+        raise ValueError(
+            f"compare: studies must be of one measure for at={asked!r}, which is in its unit, got {metric}; ask for "
+            "shares, such as 'half', nk.Keep(0.9)"
+        )
+    return Comparison(pairs, (names[0], names[1]), (a.meta.clean, b.meta.clean), _differences(a.meta, b.meta), metric, str(asked))
 
 
 def _pair(site: str, a: Midpoint | None, b: Midpoint | None) -> Pair:

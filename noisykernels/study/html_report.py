@@ -16,6 +16,7 @@ from noisykernels._util.text import covers
 from noisykernels.plotting.curves import plot_curves, plot_profile
 from noisykernels.plotting.maps import plot_heat_map
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
+from noisykernels.stats.questions import HALF
 from noisykernels.stats.records import Meta
 from noisykernels.stats.views import StudyLike
 from noisykernels.study.html_page import picture, shown, table, text, versions, write_page
@@ -29,6 +30,9 @@ STATUSES = {
     "proved": "not run: the noise was shown to change no prediction, so the counts are those without noise",
     "settled": "not run in full: counts are of the rows looked at, accuracies are estimates for all rows",
 }
+
+
+CROSSES = {True: "Half-way: where the measured curve crosses.", False: "Crossing: the same, of the measured curve."}
 
 
 def report(
@@ -50,7 +54,7 @@ def report(
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: no records; the clean accuracy is not above the floor, so there are no midpoints.
+        ValueError: no records; a question that the clean value leaves no answer, so there are no midpoints.
 
     Example:
         >>> import tempfile
@@ -73,14 +77,14 @@ def report(
     rows = [[str(p.site_index), p.site, *midpoint_cells(p)] for p in points]
     counts = Counter(r.status for r in study.records)
     cells = [[status, f"{n:,}", STATUSES.get(status, "")] for status, n in sorted(counts.items())]
-    what = m.parameter or "noise level"
+    what, word = m.parameter or "noise level", m.at.word
     parts = [
         f'<p class="summary">{text(_summary(points, m))}</p>',
         "<h2>What was asked</h2>",
         table([], _asked(study)),
-        "<h2>Midpoint of each site</h2>",
-        f"<p>{text(_meaning(study))} Half-way: where the measured curve crosses.</p>",
-        table(["#", "site", "midpoint", "95 % interval", "half-way", "status"], rows, numbers=(0, 2, 3, 4)),
+        f"<h2>{word.capitalize()} of each site</h2>",
+        f"<p>{text(_meaning(study))} {text(CROSSES[m.at == HALF])}</p>",
+        table(["#", "site", word, "95 % interval", "half-way" if m.at == HALF else "crossing", "status"], rows, numbers=(0, 2, 3, 4)),
         f"<h2>{text(m.metric[:1].upper() + m.metric[1:])} against {text(what)}</h2>",
         picture(
             lambda figure: plot_curves(study, figure.subplots(), curves=curves, points=points),
@@ -91,7 +95,7 @@ def report(
         picture(
             lambda figure: plot_profile(study, figure.subplots(), points=points),
             (9.5, 4.8),
-            "midpoint of each site in execution order",
+            f"{word} of each site in execution order",
         ),
         "<h2>Heat map</h2>",
         picture(
@@ -114,18 +118,28 @@ def report(
 
 
 def _meaning(study: StudyLike) -> str:
-    """What a midpoint is, and what stands in its place."""
-    if study.meta.rising:
+    """What a midpoint or tolerance is, and what stands in its place."""
+    m = study.meta
+    if m.rising:
         return (
-            f"The {study.meta.parameter} at which {study.meta.metric} is half-way from its clean value to the floor, "
-            "and its 95 % interval, which speaks of the randomness on these data. >: not even half-way at this value; "
-            "<: still above half-way at it."
+            f"The {m.parameter} at which {m.metric} {'is' if m.at == HALF else _moved(m)} {m.at.said}, and its 95 % interval, which speaks of the "
+            f"randomness on these data. >: not even {_there(m)} at this value; <: still above {_there(m)} at it."
         )
     return (
-        f"The {study.meta.parameter or 'noise level'} at which {study.meta.metric} has fallen half-way from its clean "
-        "value to the floor, and its 95 % interval, which speaks of the noise's randomness on these data. >: not "
-        "half-way up to this level; <: already at this level; ?: the search was stopped."
+        f"The {m.parameter or 'noise level'} at which {m.metric} {_moved(m)} {m.at.said}, and its 95 % interval, which "
+        f"speaks of the noise's randomness on these data. >: not {_there(m)} up to this level; <: already at this "
+        "level; ?: the search was stopped."
     )
+
+
+def _moved(m: Meta) -> str:
+    """Which way a measure goes when it gets worse."""
+    return "has fallen" if m.higher_is_better else "has risen"
+
+
+def _there(m: Meta) -> str:
+    """As far as is asked."""
+    return "half-way" if m.at == HALF else "so far"
 
 
 def _summary(points: Sequence[Midpoint], m: Meta) -> str:
@@ -138,30 +152,36 @@ def _summary(points: Sequence[Midpoint], m: Meta) -> str:
     weakest, strongest = (ranked[-1], ranked[0]) if points[0].rising else (ranked[0], ranked[-1])
     text = f"Without noise the {m.metric} is {m.clean:.4f}. "
     if len(points) == 1:
-        return f"{text}{weakest.site} {_stands(weakest)}."
-    text += f"The weakest of {len(points)} sites is {weakest.site}: it {_stands(weakest)}. "
-    text += f"The strongest is {strongest.site}: it {_stands(strongest)}"
+        return f"{text}{weakest.site} {_stands(weakest, m)}."
+    text += f"The weakest of {len(points)} sites is {weakest.site}: it {_stands(weakest, m)}. "
+    text += f"The strongest is {strongest.site}: it {_stands(strongest, m)}"
     if weakest.status == strongest.status == "ok" and min(weakest.level, strongest.level) > 0:
         ratio = strongest.level / weakest.level
         text += f", {ratio:.3g} times as much" if ratio >= 1 else f", 1/{1 / ratio:.3g} as much"
     return text + "."
 
 
-def _stands(p: Midpoint) -> str:
+def _stands(p: Midpoint, m: Meta) -> str:
+    verb, moved = ("falls", "fallen") if m.higher_is_better else ("rises", "risen")
+    far = "half-way" if m.at == HALF else m.at.said
     if p.status == "open":
-        return f"falls half-way between {p.low:.4g} and {p.high:.4g}, if at all: the search was stopped"
+        return f"{verb} {far} between {p.low:.4g} and {p.high:.4g}, if at all: the search was stopped"
     if p.rising and p.status != "ok":
-        return f"{'stands' if p.status == 'none' else 'has not risen'} above half-way " + (
+        better, come = ("above", "has not risen") if m.higher_is_better else ("below", "has not fallen")
+        place = "half-way" if m.at == HALF else f"{p.target:.4g}"
+        return f"{'stands' if p.status == 'none' else come} {better} {place} " + (
             f"even at {p.high:.4g}" if p.status == "none" else f"up to {p.low:.4g}"
         )
     if p.status == "none":
-        return f"does not fall half-way up to level {p.low:.4g}"
+        return f"does not {verb[:-1]} {far} up to level {p.low:.4g}"
     if p.status == "below":
-        return "has fallen half-way already at " + (f"level {p.high:.4g}" if math.isfinite(p.high) else "every level")
+        at = f"level {p.high:.4g}" if math.isfinite(p.high) else "every level"
+        return f"has {moved} {far} already at {at}"
     interval = f"95 % interval {p.low:.4g} to {p.high:.4g}"
+    place = f"half-way to the floor of {p.floor:.3g}" if m.at == HALF else far
     if p.rising:
-        return f"is half-way to the floor of {p.floor:.3g} at {p.level:.4g} ({interval})"
-    return f"falls half-way to the floor of {p.floor:.3g} at level {p.level:.4g} ({interval})"
+        return f"{'is' if m.at == HALF else _moved(m)} {place} at {p.level:.4g} ({interval})"
+    return f"{verb} {place} at level {p.level:.4g} ({interval})"
 
 
 def _asked(study: StudyLike) -> list[list[str]]:
@@ -180,7 +200,8 @@ def _asked(study: StudyLike) -> list[list[str]]:
         ["seed", str(m.seed)],
         ["values" if m.parameter else "levels", search if m.midpoints else f"{len(m.levels)} {span}, {m.axis} axis"],
         ["draws", f"up to {len(m.draws)}, as many as needed" if m.midpoints else str(len(m.draws))],
-        ["floor", f"{m.floor:.4g}, the {m.metric} taken for unbounded noise"],
+        ["floor", "not known" if m.floor is None else f"{m.floor:.4g}, the {m.metric} taken for unbounded noise"],
+        *([] if m.at == HALF else [["question", f"{m.at}: where the {m.metric} {_moved(m)} {m.at.said}"]]),
     ]
 
 
@@ -208,7 +229,8 @@ def _snippet(study: StudyLike) -> str:
         for k in ("plateaus", "groups", "root", "detail", "arrays")
         if k in m.plan and (k, m.plan[k]) != ("arrays", "module")
     ]
-    settings += [f"floor={m.floor!r},", f"axis={m.axis!r},"]
+    settings += [] if m.floor is None else [f"floor={m.floor!r},"]
+    settings += [f"axis={m.axis!r},"] + ([] if m.at == HALF else [f"at={str(m.at)!r},"])
     if "metric" in m.plan:
         what.append(f"# metric: that of the {m.metric}")
         settings.append("metric=metric,")

@@ -16,6 +16,7 @@ from noisykernels.injection.site import Site
 from noisykernels.metrics.base import Metric, is_share
 from noisykernels.stats.intervals import t_quantile
 from noisykernels.stats.pseudo import spread_of
+from noisykernels.stats.questions import HALF, Question, targeted
 from noisykernels.stats.records import Measured, Record
 
 __all__ = ["Cells", "counted"]
@@ -59,11 +60,14 @@ class Cells:
         floor: what is measured under unbounded noise; None: it is not known.
         metric: of which they are.
         rows: of the data.
+        question: what is asked of the curves.
     """
 
     def __init__(
-        self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float | None, metric: Metric, rows: int
-    ) -> None:
+        self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float | None, metric: Metric, rows: int,
+        question: Question = HALF,
+    ) -> None:  # fmt: skip
+        self.question = question
         self.sites, self.targets, self.clean, self.floor, self.metric = list(sites), targets, clean, floor, metric
         self.rows = rows
         self.evaluations: Counter[int] = Counter()  # numbers looked at, under each target
@@ -80,6 +84,16 @@ class Cells:
         if self.floor is None:
             raise ValueError(f"walk: {self.metric.name} has no floor of its own: give floor=")
         return self.floor
+
+    def check_question(self, *, searched: bool) -> None:
+        """Refuses a question without an answer: ValueError. A grid that is asked for half-way only is run all the same:
+        it can be asked others."""
+        if searched or self.question != HALF:
+            metric = self.metric
+            targeted(
+                "walk", self.question, self.clean_value, self.floor, metric=metric.name,
+                higher_is_better=metric.higher_is_better, least=0.0 if metric.law.name == "binary" else -math.inf,
+            )  # fmt: skip
 
     def take(self, request: Request, answer: Answer) -> None:
         """Takes the answer to a request, a record for each cell."""

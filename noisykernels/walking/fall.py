@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisykernels.metrics.law import Answer
-from noisykernels.stats.intervals import Floats
-from noisykernels.stats.regression import adjusted, adjusted_chips, standard_error
+from noisykernels.stats.intervals import Floats, widening
+from noisykernels.stats.regression import NORMAL, adjusted, adjusted_chips, standard_error
 
 __all__ = ["Fall", "fall_of"]
 
@@ -30,8 +30,9 @@ class Fall(NamedTuple):
 
 
 def fall_of(
-    x: Floats, target: float, clean: NDArray[Any], parts: Sequence[NDArray[Any]], answers: Sequence[Answer], chips: bool
-) -> Fall:
+    x: Floats, target: float, clean: NDArray[Any], parts: Sequence[NDArray[Any]], answers: Sequence[Answer],
+    chips: bool, *, skewed: bool = False,
+) -> Fall:  # fmt: skip
     """The fall through a target.
 
     Args:
@@ -41,6 +42,7 @@ def fall_of(
         parts: of each answer, those of its rows.
         answers: numbers [levels, draws, rows] each; one, unless rows share their noise.
         chips: whether the rows of a draw share their noise.
+        skewed: whether numbers may be skewed, which makes errors larger, see `widening`.
     """
     project = np.linalg.pinv(np.stack([np.ones_like(x), x, x * x], 1))  # least squares: (a, b, c)
     of_chips = adjusted_chips(clean, parts, answers) if chips else None
@@ -53,8 +55,11 @@ def fall_of(
     def error(weights: Floats) -> float:
         """Of a weighted mean over the levels."""
         if of_chips is None:
-            return standard_error(clean, answers[0], weights)
-        return float((weights @ of_chips).std(ddof=1)) / math.sqrt(of_chips.shape[1])
+            found, h = standard_error(clean, answers[0], weights), np.einsum("l,ldr->dr", weights, answers[0]).ravel()
+        else:
+            h = weights @ of_chips
+            found = float(h.std(ddof=1)) / math.sqrt(of_chips.shape[1])
+        return found * float(widening(h - h.mean(), h.size, NORMAL)) if skewed else found
 
     value, slope = (np.array(w) @ project for w in ([1.0, root, root * root], [0.0, 1.0, 2 * root]))
     return Fall(bool(a > target), root, float(b + 2 * c * root), error(value), error(slope))

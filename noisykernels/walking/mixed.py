@@ -113,7 +113,7 @@ def walk_mixed(
         model, data, seed: as for `walk`.
         ratios: additive shares, in [0, 1], each once.
         order, kind: of the noise, see `Noise`.
-        options: other arguments of `walk`: levels and draws for a grid, neither for midpoints only, sites, store, ...
+        options: other arguments of `walk`: levels and draws for a grid, neither for a search, at, sites, store, ...
 
     Returns:
         A `Mixed` with a study for each ratio.

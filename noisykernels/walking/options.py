@@ -18,6 +18,7 @@ from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.names import MetricLike
 from noisykernels.noise.description import Noise
 from noisykernels.stats.midpoint import Axis
+from noisykernels.stats.questions import HALF, At, question
 from noisykernels.walking.groups import Groups, check_groups
 from noisykernels.walking.strategies import Grid, Progress, Search, Strategy
 
@@ -36,6 +37,7 @@ class Asked:
     rows: Tensor | Sequence[int] | None = None
     metric: MetricLike = ACCURACY
     floor: float | None = None
+    at: At = HALF
     axis: Axis | None = None
     arrays: str = "module"
     root: str = ""
@@ -56,6 +58,7 @@ class Asked:
         check_groups("walk", self.groups, self.sites)
         if self.floor is not None and not isinstance(self.floor, float | int):
             raise TypeError(f"walk: floor must be a number or None, got {self.floor!r}")
+        object.__setattr__(self, "at", question("walk", self.at))
         names = self.description
         if not (isinstance(names, tuple | list) and len(names) == 2 and all(isinstance(n, str) for n in names)):
             raise TypeError(f"walk: description must be two texts, of the model and of the data, got {names!r}")

@@ -21,6 +21,7 @@ from noisykernels.hardware.device import Device
 from noisykernels.hardware.periphery import ADC, DAC
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.names import MetricLike
+from noisykernels.stats.questions import At
 from noisykernels.study.study import Study
 from noisykernels.walking.groups import Groups
 from noisykernels.walking.options import Asked
@@ -102,6 +103,7 @@ def walk_parameter(
     rows: Tensor | Sequence[int] | None = None,
     metric: MetricLike = ACCURACY,
     floor: float | None = None,
+    at: At = "half",
     compute: Compute | None = None,
     store: str | os.PathLike[str] | None = None,
     progress: Progress = False,
@@ -135,7 +137,7 @@ def walk_parameter(
         store: as for `walk`. It belongs to this `name` and to the devices at the first value, by how they print
             themselves and what they hold, so keep the first value when you add values.
             With workers, `make` must be one that can be sent to them, a function of a module.
-        rows, forward, output, metric, floor, compute, progress, description: as for `walk`.
+        rows, forward, output, metric, floor, at, compute, progress, description: as for `walk`.
 
     Returns:
         A `Study`, whose levels are the values. Intervals of its curves and midpoints take all rows of a draw to share
@@ -172,7 +174,7 @@ def walk_parameter(
         target = replace(target, of_values=any(not d.of_array for v in grid.levels for d in target.devices(v)))
     asked = Asked(
         targets=(target,), strategy=grid, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric,
-        floor=floor, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
+        floor=floor, at=at, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
         progress=progress, description=description, forward=forward, output=output,
     )  # fmt: skip
     (study,) = run(model, data, asked)

@@ -17,6 +17,10 @@ the level, for value and noise then grow alike. Accuracy there, or at the end of
 half-way for "none": where few rows do not tell, more are looked at, far out. What the evaluations allowed have not
 settled is said with the interval that they give, or is "open".
 
+What is asked may be another crossing than half-way, and of any measure: see `Aim`. Curves are followed only as far as
+the question needs: what lies farther beyond the target than the clean value lies above it counts as so far, and a row
+without a finite number makes its level one that is beyond.
+
 Where a draw is a chip (noise on weights), its rows share their noise: then draws are what is counted, each on a block
 of rows of its own, there are several in the first phases too, and their spread, with Student's quantiles, makes the
 interval.
@@ -31,20 +35,20 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from noisykernels._engine.request import Advance, Answer, Evaluate, Request, unheard
 from noisykernels.injection.site import Site
-from noisykernels.metrics.law import Law
 from noisykernels.stats.curve import crossings
-from noisykernels.stats.intervals import Floats, t_for, wilson
+from noisykernels.stats.intervals import Floats, t_for, t_quantile, wilson
 from noisykernels.stats.midpoint import Midpoint, Status, described
+from noisykernels.walking.aim import Aim
 from noisykernels.walking.fall import Fall, fall_of
 
 __all__ = ["SiteSearch", "needed_row_draws", "quantile", "seek"]
 
 
 BRACKET_ROWS, LOCATE_ROWS = 200, 800
+MORE = 4  # times as many, where the fall asked for may be a small one
 BRACKET_STEP = math.log(10) / 2
 LOWEST, HIGHEST = 1e-12, 1e18  # levels that are looked at, in units of the scale
 LARGEST = 1e25  # level that is looked at: float32 ends at 3e38
@@ -69,21 +73,17 @@ class SiteSearch:
     Args:
         site: the site.
         scale: where to begin to look: the level at which the noise is as large as the values.
-        clean: [rows], the number of each row without noise, in permuted order.
-        floor: their mean under unbounded noise.
+        aim: what is searched.
         rel_ci: the interval's half-width wanted, relative to the midpoint.
         confidence: of the interval.
-        law: of the numbers of rows.
         most: evaluations that may be spent.
         chips: whether the rows of a draw share their noise.
     """
 
     site: Site
     scale: float
-    clean: NDArray[Any]
-    floor: float
+    aim: Aim
     rel_ci: float
-    law: Law
     confidence: float = 0.95
     most: int = 2**62
     which: int = 0  # of the study's targets
@@ -105,10 +105,13 @@ class SiteSearch:
     found: Midpoint | None = None
 
     def __post_init__(self) -> None:
-        self.total = len(self.clean)
-        self.next_draw = FIRST_CHIPS if self.chips else 1
-        self.target = (float(self.clean.mean()) + self.floor) / 2
-        self.looks: dict[float, tuple[float, float]] = {}  # of each level: mean, and of how many independent rows
+        self.total = len(self.aim.clean)
+        self.next_draw = len(self._first_draws(LOCATE_ROWS))
+        self.target = self.aim.target
+        # A power of the level is no parabola: what that errs by grows with the cube of the window.
+        self.window = WINDOW if self.aim.usual else min(WINDOW, (0.1 * self.rel_ci) ** (1 / 3))
+        # Of each level: mean, of how many independent rows, and the variance of one.
+        self.looks: dict[float, tuple[float, float, float]] = {}
 
     # --------------------------------------------------------------------------------------- asking
 
@@ -122,14 +125,14 @@ class SiteSearch:
 
     def _next(self) -> list[Request]:
         if self.phase == "bracket":
-            return [self._asked(self._bracket_levels(), self._first_draws, min(self.total, BRACKET_ROWS))]
+            return [self._first(self._bracket_levels(), BRACKET_ROWS)]
         if self.phase == "locate":
             low, high = self._bracket
             levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
-            return [self._asked(levels, self._first_draws, min(self.total, LOCATE_ROWS))]
+            return [self._first(levels, LOCATE_ROWS)]
         if self.phase == "far":
             return self._sampled(sorted({self.dip, self.far}), PILOT_CHIPS if self.chips else PILOT)
-        return self._sampled(self.centre * np.exp(np.linspace(-WINDOW, WINDOW, 3)), self.want)
+        return self._sampled(self.centre * np.exp(np.linspace(-self.window, self.window, 3)), self.want)
 
     def _sampled(self, levels: Sequence[float] | Floats, want: int) -> list[Request]:
         """Levels under new draws, as many row-draws (of chips: draws) of each as wanted or still allowed."""
@@ -145,9 +148,15 @@ class SiteSearch:
         count = max(2, int(min(math.ceil(want / rows), left // rows)))
         return [self._asked(levels, tuple(range(self.next_draw, self.next_draw + count)), rows)]
 
-    @property
-    def _first_draws(self) -> tuple[int, ...]:
-        return tuple(range(FIRST_CHIPS)) if self.chips else (0,)
+    def _first(self, levels: Iterable[float], rows: int) -> Request:
+        """Of the first two phases: few rows under one draw, or under a few where there are fewer yet."""
+        wanted = rows * (1 if self.aim.usual else MORE)
+        return self._asked(levels, self._first_draws(rows), min(self.total, wanted))
+
+    def _first_draws(self, rows: int) -> tuple[int, ...]:
+        if self.chips:
+            return tuple(range(FIRST_CHIPS))
+        return tuple(range(1 if self.aim.usual else min(MORE, math.ceil(rows * MORE / self.total))))
 
     def _asked(self, levels: Iterable[float], draws: tuple[int, ...], rows: int, start: int = 0) -> Request:
         return Request(self.site, tuple(map(float, levels)), draws, rows, start, self.which)
@@ -156,20 +165,16 @@ class SiteSearch:
         if not self.known:
             return [self.scale * math.exp(BRACKET_STEP * k) for k in range(-3, 5)]
         low, high = min(self.known), max(self.known)
-        up = all(a > self._target_of(self.known_rows) for a in self.known.values())
+        up = all(a > self.aim.target_of(self.known_rows) for a in self.known.values())
         edge, sign = (high, 1) if up else (low, -1)
         return [edge * math.exp(sign * BRACKET_STEP * k) for k in range(1, 9)]
-
-    def _target_of(self, rows: int) -> float:
-        """Half-way of the first rows alone: the small phases must not mistake easy rows for robust ones."""
-        return (float(self.clean[:rows].mean()) + self.floor) / 2
 
     # ------------------------------------------------------------------------------------- learning
 
     def learn(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         """Takes the answers to `requests`."""
         self.evaluations += sum(answer.size for answer in answers)
-        numbers = [self.law.numbers(answer) for answer in answers]
+        numbers = [self.aim.numbers(answer) for answer in answers]
         self._look(requests, numbers)
         if self.phase == "measure":
             self._learn_measurement(requests, numbers)
@@ -185,16 +190,24 @@ class SiteSearch:
         all where all rows are looked at: other draws of some rows tell nothing of the rest."""
         draws, rows = sum(len(r.draws) for r in requests), requests[0].rows
         size = draws if self.chips else rows * draws if rows == self.total else rows
-        means = np.concatenate([a.mean(2) for a in answers], 1).mean(1)
-        for level, mean in zip(requests[0].levels, means.tolist(), strict=True):
+        means = np.concatenate([a.mean(2) - self._off(r) for r, a in zip(requests, answers, strict=True)], 1)
+        for i, (level, mean) in enumerate(zip(requests[0].levels, means.mean(1).tolist(), strict=True)):
             if size >= self.looks.get(level, (0, 0))[1]:
-                self.looks[level] = mean, size
+                variance = math.nan
+                if not self.aim.usual and math.isfinite(mean):
+                    of_rows = self.aim.variance(answers[0][i : i + 1], requests[0].start)
+                    variance = float(means[i].var(ddof=1)) if self.chips else of_rows
+                self.looks[level] = mean, size, variance
+
+    def _off(self, request: Request) -> float:
+        """By how much the clean value of a request's rows is above that of all."""
+        return 0.0 if self.aim.usual else float(self.aim.clean[request.start : request.end].mean()) - self.aim.top
 
     def _learn_bracket(self, request: Request, answer: Answer) -> None:
         further = bool(self.known)
         self.known |= dict(zip(request.levels, answer.mean((1, 2)).tolist(), strict=True))
         self.known_rows = request.rows
-        target = self._target_of(request.rows)
+        target = self.aim.target_of(request.rows)
         levels = sorted(self.known)
         above = [self.known[v] > target for v in levels]
         fall = next((i for i in range(1, len(levels)) if above[i - 1] and not above[i]), None)
@@ -214,11 +227,15 @@ class SiteSearch:
 
     def _saturated(self, answer: Answer) -> bool:
         """Whether the noise moves predictions, and no more so with its level."""
-        return bool((answer == answer[:1]).all() and (answer[0] != self.clean[: answer.shape[2]]).any())
+        moved = answer[0] - self.aim.clean[: answer.shape[2]]
+        if self.aim.law.name == "binary":
+            return bool((answer == answer[:1]).all() and moved.any())
+        alike = float(np.ptp(answer.mean((1, 2)))) < 1e-3 * self.aim.depth
+        return alike and bool((np.abs(moved) > 1e-6 * self.aim.depth).any())
 
     def _surely(self, above: float, answer: Answer) -> bool:
         """Whether a mean of an answer is above something by more than its rows, and its chips, may err."""
-        variance = self.law.largest_variance / answer.shape[2]
+        variance = self.aim.variance(answer) / answer.shape[2]
         if self.chips:
             variance += float(answer.mean(2).var(1, ddof=1).max()) / answer.shape[1]
         return above > SURE * math.sqrt(variance)
@@ -238,21 +255,28 @@ class SiteSearch:
     def _ends(self) -> dict[float, tuple[float, float]]:
         """The interval of each level looked at; all of them hold together."""
         share = 1 - (1 - self.confidence) / len(self.looks) if self.looks else 0.0
-        return {v: wilson(mean * size, size, share) for v, (mean, size) in self.looks.items()}
+        if self.aim.usual:
+            return {v: wilson(mean * size, size, share) for v, (mean, size, _) in self.looks.items()}
+        ends = {}
+        for v, (mean, size, variance) in self.looks.items():
+            known = math.isfinite(mean)
+            half = float(t_quantile(share, max(1, size - 1))) * math.sqrt(variance / size) if known else 0.0
+            ends[v] = mean - half, mean + half
+        return ends
 
     def _bounds(self) -> tuple[float, float]:
         """Of the levels looked at: the highest that is surely above half-way before any that may not be, and the first
         one after it that is surely not."""
         ends, fallen = (
             self._ends(),
-            min((v for v, (mean, _) in self.looks.items() if mean <= self.target), default=None),
+            min((v for v, (mean, *_) in self.looks.items() if mean <= self.target), default=None),
         )
         low = max((v for v, (a, _) in ends.items() if a > self.target and (fallen is None or v < fallen)), default=0.0)
         return low, min((v for v, (_, b) in ends.items() if b < self.target and v > low), default=math.inf)
 
     def _learn_location(self, request: Request, answer: Answer) -> None:
         t, mean = np.log(request.levels), answer.mean((1, 2))
-        target = self._target_of(request.rows)
+        target = self.aim.target_of(request.rows)
         smooth = np.minimum.accumulate(mean)
         falls = [x for x, down in crossings(t, smooth, target) if down]
         if not falls:  # few rows have misled the bracket: it goes on from here with what more rows say
@@ -269,11 +293,15 @@ class SiteSearch:
             return
         self.centre = math.exp(falls[0])
         near = np.argsort(np.abs(t - falls[0]))[:4]
-        self.slope = min(-0.02, float(np.polyfit(t[near], mean[near], 1)[0]))
-        variance = float(answer.mean(2).var(1, ddof=1).mean()) if self.chips else self.law.largest_variance
+        self.slope = min(-0.02 * self.aim.unit, float(np.polyfit(t[near], self.aim.near(mean)[near], 1)[0]))
+        at = slice(None) if self.aim.usual else near[:2]  # a loss may vary ten times as much one level on
+        variance = self.aim.variance(answer[at])
+        if self.chips:
+            variance = float(self.aim.near(answer.mean(2))[at].var(1, ddof=1).mean())
         self.want = needed_row_draws(quantile(self.confidence, 1), variance, self.rel_ci * self.slope)
         variance /= len(request.draws) if self.chips else request.rows
-        self.flat = -self.slope < max(FLAT, SURE * math.sqrt(variance / float(t[near].var() * len(near))))
+        surely = SURE * math.sqrt(variance / float(t[near].var() * len(near)))
+        self.flat = -self.slope < max(FLAT * self.aim.unit, surely)
         if self.flat:
             self.want = min(self.want, PILOT_CHIPS if self.chips else PILOT)
         self.phase = "measure"
@@ -287,16 +315,18 @@ class SiteSearch:
         if self.chips:  # whose variance is estimated from few
             z = t_for(z, draws - 1)
         x = np.log(np.array(requests[0].levels) / self.centre)
-        parts = [self.clean[r.start : r.end] for r in requests]
-        fall = fall_of(x, self.target, self.clean, parts, answers, self.chips)
+        fall = Fall(False, None)
+        if all(np.isfinite(answer).all() for answer in answers):
+            parts = [self.aim.clean[r.start : r.end] for r in requests]
+            fall = fall_of(x, self.target, self.aim.clean, parts, answers, self.chips, skewed=not self.aim.usual)
         more = self.measurement < MEASUREMENTS
-        if fall.root is None or abs(fall.root) > 1.5 * WINDOW:
+        if fall.root is None or abs(fall.root) > 1.5 * self.window:
             if more:
                 self._learn_miss(fall)
             else:
                 self._leave_open()
             return
-        self.slope = min(-1e-3, fall.slope)
+        self.slope = min(-1e-3 * self.aim.unit, fall.slope)
         half = z * fall.error / -self.slope
         spent = sum(r.cells for r in requests)
         if half > self.rel_ci and more and 1.5 * spent <= self.most - self.evaluations:
@@ -304,15 +334,19 @@ class SiteSearch:
             samples = draws * (1 if self.chips else requests[0].rows)
             larger = 1.25 * (half * quantile(self.confidence, self.measurement + 1) / z / self.rel_ci) ** 2
             self.want = math.ceil(samples * max(1.5, larger))
-            self.flat = -fall.slope < max(FLAT, SURE * fall.slope_error)
+            self.flat = -fall.slope < max(FLAT * self.aim.unit, SURE * fall.slope_error)
             if self.flat:
                 self._look_far(1e6 * self.centre)
             return
-        if half > max(self.rel_ci, 1.5 * WINDOW):  # beyond what a parabola through the levels can tell
+        if half > max(self.rel_ci, 1.5 * self.window):  # beyond what a parabola through the levels can tell
             self._leave_open()
             return
         level = self.centre * math.exp(fall.root)
-        steepness = -4 * self.slope / (float(self.clean.mean()) - self.floor) * math.log(10)
+        # k of a logistic, or the power with which the loss grows.
+        steepness = -self.slope / self.aim.depth
+        if self.aim.usual:
+            assert self.aim.floor is not None
+            steepness = -4 * self.slope / (self.aim.told_clean - self.aim.floor) * math.log(10)
         self._settle(level, level * math.exp(-half), level * math.exp(half), steepness, "ok", half > self.rel_ci)
 
     def _learn_miss(self, fall: Fall) -> None:
@@ -323,7 +357,7 @@ class SiteSearch:
         if fall.root is not None:
             step = float(np.clip(fall.root, -1, 1))
         else:  # a flat curve is not left by small steps
-            step = WINDOW * (4 if self.flat else 1) * (1 if fall.above else -1)
+            step = self.window * (4 if self.flat else 1) * (1 if fall.above else -1)
         self.centre *= math.exp(step)
 
     def _look_far(self, level: float) -> None:
@@ -340,7 +374,7 @@ class SiteSearch:
     def stand(self) -> Request:
         """Settles that no level moves anything; what need not be evaluated for that."""
         self._give_up("none", LARGEST)
-        return self._asked([LARGEST], self._first_draws, self.total)
+        return self._asked([LARGEST], self._first_draws(LOCATE_ROWS), self.total)
 
     def _give_up(self, status: Literal["none", "below"], edge: float) -> None:
         low, high = (edge, math.inf) if status == "none" else (0.0, edge)
@@ -354,9 +388,10 @@ class SiteSearch:
     ) -> None:
         self.found = Midpoint(
             level=level, low=low, high=high, crossing=level, crossing_low=low, crossing_high=high,
-            crossings=() if math.isnan(level) else (level,), slope=steepness, clean=float(self.clean.mean()),
-            floor=self.floor, status=status, method="stopped" if stopped else "adaptive", confidence=self.confidence,
-            site=self.site.name, site_index=self.site.index,
+            crossings=() if math.isnan(level) else (level,), slope=steepness, clean=self.aim.told_clean,
+            floor=math.nan if self.aim.floor is None else self.aim.floor, status=status,
+            method="stopped" if stopped else "adaptive", confidence=self.confidence, site=self.site.name,
+            site_index=self.site.index, at=str(self.aim.question), target=self.aim.told_target,
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from noisykernels._util.progress import progress_of
 from noisykernels._util.warning import warn_user
 from noisykernels.metrics.base import Metric, is_share
 from noisykernels.metrics.law import ALL
+from noisykernels.walking.aim import Aim
 from noisykernels.walking.cells import Cells
 from noisykernels.walking.plateaus import settled
 from noisykernels.walking.search import SiteSearch, needed_row_draws, quantile, seek
@@ -164,29 +165,19 @@ class Search:
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
-        clean, floor = cells.clean_value, cells.known_floor
-        if not 0 <= floor < clean:
-            raise ValueError(
-                f"walk: the clean {cells.metric.name} {clean:.4f} is not above the floor {floor:.4f}: nothing to find"
-            )
-        if not facts.shares_rows(0):
-            self._warn_of_few_rows(cells)
+        metric = cells.metric
+        aim = Aim(
+            metric.law, cells.clean, cells.floor, cells.question, higher_is_better=metric.higher_is_better,
+            value=metric.value, metric=metric.name,
+        )  # fmt: skip
+        if aim.usual and not facts.shares_rows(0):
+            self._warn_of_few_rows(cells, aim)
         searches = []
         for which in range(cells.targets):
             scales = facts.scales(cells.sites, which)
             chips = facts.shares_rows(which)
             searches += [
-                SiteSearch(
-                    s,
-                    scales.get(s.name, 1.0),
-                    cells.clean,
-                    floor,
-                    self.rel_ci,
-                    cells.metric.law,
-                    most=self._most,
-                    which=which,
-                    chips=chips,
-                )
+                SiteSearch(s, scales.get(s.name, 1.0), aim, self.rel_ci, most=self._most, which=which, chips=chips)
                 for s in cells.sites
             ]
         with progress_of("walk", progress, len(searches)) as advance:
@@ -197,10 +188,10 @@ class Search:
                 cells.take(request, answer)
         return [[s.described() for s in searches if s.which == which] for which in range(cells.targets)]
 
-    def _warn_of_few_rows(self, cells: Cells) -> None:
+    def _warn_of_few_rows(self, cells: Cells, aim: Aim) -> None:
         """A search repeats few rows under so many draws that a whole grid would cost less."""
         rows, law = len(cells.clean), cells.metric.law
-        slope = USUAL_SLOPE * (cells.clean_value - cells.known_floor)
+        slope = USUAL_SLOPE * 2 * aim.depth
         wanted = needed_row_draws(quantile(0.95, 1), law.largest_variance, self.rel_ci * slope)
         enough = math.ceil(3 * wanted / OF_GRID)
         if rows < enough:

@@ -29,6 +29,7 @@ from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import is_share, measure_of
 from noisykernels.metrics.names import MetricLike
 from noisykernels.noise.description import Noise
+from noisykernels.stats.questions import HALF, At, question
 from noisykernels.stats.records import Meta
 from noisykernels.study.study import Study
 from noisykernels.walking.cells import Cells
@@ -68,6 +69,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     output: Output = None,
     metric: MetricLike = ACCURACY,
     floor: float | None = None,
+    at: At = "half",
     axis: Literal["log", "linear"] | None = None,
     search: Search | None = None,
     plateaus: float | None = None,
@@ -113,6 +115,10 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
             ``logits``, else its first tensor.
         metric: what is measured of each row.
         floor: its value under unbounded noise; None: the metric's own, 1 / classes for the accuracy.
+        at: the question: at which level a site's curve crosses which value. ``"half"``, half-way between the clean
+            value and the floor, whose level is its midpoint; or one whose level is its tolerance: ``Keep(0.99)``, that
+            share of what lies between floor and clean value is left; ``Drop(0.01)``, so much is lost; ``Ratio(1.05)``,
+            so many times the clean value; ``Value(0.9)``. A grid can be asked others later, a search finds this one.
         axis: ``"log"`` or ``"linear"`` level axis; None: linear for purely multiplicative noise.
         search: how exact an adaptive walk is to be; None: ``Search(rel_ci=0.05)``.
         plateaus: for a grid: do not run cells in full that lie on a plateau. Those at which no prediction can flip
@@ -130,9 +136,9 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         A `Study` with one record for each (site, level, draw) that was evaluated; a list of them for several noises.
 
     Raises:
-        ValueError: bad levels, draws, sites or data; a model that is injected already, that does
-            not give one score per class and row, or that cannot be sent to workers.
-        TypeError: a noise, seed, metric, search, compute, floor or description of another type.
+        ValueError: bad levels, draws, sites or data; a question without an answer; a model that is injected already,
+            that does not give one score per class and row, or that cannot be sent to workers.
+        TypeError: a noise, seed, metric, search, compute, floor, question or description of another type.
         RuntimeError: a site at which rows cannot be told apart; workers that died over one part three times.
         StoreError: the file is no store, another study's, or cannot be read or written (a full disk, a removed folder).
 
@@ -150,7 +156,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     strategy = strategy_of(levels, draws, search, plateaus, targets[0])
     asked = Asked(
         targets=targets, strategy=strategy, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric,
-        floor=floor, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
+        floor=floor, at=at, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
         progress=progress, description=description, forward=forward, output=output,
     )  # fmt: skip
     studies = run(model, data, asked)
@@ -178,8 +184,10 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     sent = None if session.compute.executor is None else packed(problem)  # before it is injected
     with session:
         cells = Cells(
-            _chosen(session, asked), len(targets), session.clean, _floor(session, asked), metric, len(session.labels)
-        )
+            _chosen(session, asked), len(targets), session.clean, _floor(session, asked), metric, len(session.labels),
+            question("walk", asked.at),
+        )  # fmt: skip
+        cells.check_question(searched=not strategy.levels)
         # What is kept may be enlarged, and must then have the plan that it began with.
         draws = len(strategy.draws) if strategy.whole and asked.store is None else None
         here = Evaluator.of(session, cells.sites, strategy.levels, draws)
@@ -283,7 +291,10 @@ def _study(
         classes=session.outputs,
         sites=tuple(s.name for s in (session.sites if asked.groups is None else cells.sites)),
         stream_version=STREAM_VERSION,
-        plan=plan | {"evaluations": cells.evaluations[which]} | strategy.described(found[which]),
+        plan=plan
+        | ({} if cells.question == HALF else {"at": str(cells.question)})
+        | {"evaluations": cells.evaluations[which]}
+        | strategy.described(found[which]),
         axis=asked.axis,
         floor=cells.floor,
         target=target.name,

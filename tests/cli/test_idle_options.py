@@ -22,7 +22,7 @@ VALUES: dict[str, list[str]] = {
     "threads": ["1"], "device": ["cpu"], "rows": ["7"], "seed": ["7"], "sites": ["fc1"], "batch_rows": ["7"],
     "draws_per_pass": ["7"], "order": ["add_mul"], "kind": ["uniform"], "workers": ["2"], "engine": ["plain"],
     "store": ["s.db"], "memory": ["0.5"], "noise": ["mul"], "ratio": ["0.25"], "out": ["a.out"], "export": ["a.csv"],
-    "groups": ["block"],
+    "groups": ["block"], "at": ["keep:0.9"],
     "report": ["a.html"], "picture": ["a.png"], "target": ["weight"], "relative": ["layer"], "arrays": ["call"],
     "detail": ["attention"], "metric": ["nll"],
     "rel_ci": ["0.2"], "most": ["900"], "levels": ["0.1,1"], "draws": ["7"], "plateaus": ["0.03"], "ratios": ["0.5"],

@@ -11,8 +11,10 @@ from scipy import optimize, stats
 
 from noisykernels._engine.request import Advance, Answer, Request, unheard
 from noisykernels.injection import Site
-from noisykernels.metrics import BINARY
+from noisykernels.metrics import BINARY, Real
+from noisykernels.stats.questions import Question
 from noisykernels.walking import search as walking_search
+from noisykernels.walking.aim import Aim
 from noisykernels.walking.search import SiteSearch
 
 SITE = Site("made", 0, 1, "linear", (1,), 0)
@@ -109,6 +111,38 @@ class Plateau(Made):
         return found
 
 
+class MadeLoss:
+    """Rows whose loss grows from a clean one of their own by `level^2 h w`, without bounds: h a row's, w one draw's, of
+    a law with mean 1 ("heavy": Student's t of 3; "skewed": lognormal), and the chip's where rows share their noise."""
+
+    def __init__(self, seed: int, law: str = "skewed", rows: int = ROWS, chip: float = 0.0) -> None:
+        rng = np.random.default_rng(1)
+        self.clean, self.growth = rng.gamma(0.5, 0.4, rows), rng.gamma(1.0, 1.0, rows)
+        self.seed, self.law, self.chip, self.asked = seed, law, chip, 0
+
+    def tolerance(self, by: float) -> float:
+        return math.sqrt(by / float(self.growth.mean()))
+
+    def __call__(self, requests: Sequence[Request]) -> list[Answer]:
+        answers = []
+        for r in requests:
+            self.asked += r.cells
+            answer = np.zeros((len(r.levels), len(r.draws), r.rows))
+            for j, draw in enumerate(r.draws):
+                rng = np.random.default_rng((self.seed, draw))
+                share = math.exp(self.chip * rng.standard_normal() - self.chip**2 / 2)
+                size = len(self.clean)
+                w = (
+                    np.exp(rng.standard_normal(size) - 0.5)
+                    if self.law == "skewed"
+                    else (np.abs(rng.standard_t(3, size)) / (2 * math.sqrt(3) / math.pi))
+                )
+                for i, level in enumerate(r.levels):
+                    answer[i, j] = (self.clean + level**2 * self.growth * share * w)[r.start : r.end]
+            answers.append(answer.astype(np.float32))
+        return answers
+
+
 class Giving:
     """Evaluates by a function of the requests."""
 
@@ -125,4 +159,9 @@ def seek(searches: Sequence[SiteSearch], give: Callable[[Sequence[Request]], lis
 
 def search(made: Made, **options: Any) -> SiteSearch:
     scale, rel_ci = options.pop("scale", 1.0), options.pop("rel_ci", 0.05)
-    return SiteSearch(SITE, scale, made.clean, FLOOR, rel_ci, BINARY, **options)
+    return SiteSearch(SITE, scale, Aim(BINARY, made.clean, FLOOR), rel_ci, **options)
+
+
+def search_loss(made: MadeLoss, question: Question, floor: float | None = None, **options: Any) -> SiteSearch:
+    aim = Aim(Real(), made.clean, floor, question, higher_is_better=False, metric="loss")
+    return SiteSearch(SITE, options.pop("scale", 1.0), aim, options.pop("rel_ci", 0.05), **options)

@@ -1,0 +1,112 @@
+"""What a search is after: the value that a curve is to cross, in the numbers of rows, turned so that curves fall.
+
+Numbers in, numbers out: this file must not know torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisykernels.metrics.law import Answer, Law
+from noisykernels.stats.intervals import Floats
+from noisykernels.stats.questions import HALF, Question, of_part, targeted
+from noisykernels.stats.regression import spread_given
+
+__all__ = ["Aim"]
+
+
+class Aim:
+    """A question of the mean of a law's numbers, where a smaller one is worse: others are negated.
+
+    Args:
+        law: of the numbers.
+        clean: [rows], the number of each row without noise, in permuted order.
+        floor: what is measured under unbounded noise; None: it is not known.
+        question: what is asked.
+        higher_is_better: the direction of what is measured.
+        value: what is measured, from a mean of numbers.
+        metric: its name.
+
+    Raises:
+        ValueError: the clean value leaves the question no answer.
+    """
+
+    def __init__(
+        self, law: Law, clean: NDArray[Any], floor: float | None, question: Question = HALF, *,
+        higher_is_better: bool = True, value: Callable[[Any], Any] = float, metric: str = "accuracy",
+    ) -> None:  # fmt: skip
+        self.law, self.floor, self.question, self.value = law, floor, question, value
+        self.higher_is_better = higher_is_better
+        mean = float(clean.mean())
+        self.told_clean = float(value(mean))
+        self.told_target = targeted(
+            "walk", question, self.told_clean, floor, metric=metric, higher_is_better=higher_is_better,
+            least=0.0 if law.name == "binary" else -math.inf,
+        )  # fmt: skip
+        nudged = mean + 1e-3 * (abs(mean) or 1)
+        self.is_mean = self.told_clean == mean and float(value(nudged)) == nudged
+        self.sign = 1 if (float(value(nudged)) > self.told_clean) == higher_is_better else -1
+        self.clean = clean if self.sign > 0 else -clean
+        self.top = float(self.clean.mean())
+        self.target = self._of_told(self.told_target, mean)
+        # Half-way of shares of rows is searched as it always was. Else constants are in units of the fall asked for,
+        # and what the noise changes is looked at beside the clean number of the same row: it may be little.
+        self.usual = law.name == "binary" and question == HALF and self.sign > 0
+        self.depth = self.top - self.target
+        self.unit = 1.0 if self.usual else 2 * self.depth
+
+    def _of_told(self, told: float, start: float) -> float:
+        """The mean, turned, at which so much is measured: that itself, or what halving finds on the worse side of a
+        mean that is better."""
+        if self.is_mean:
+            return self.sign * told
+        way = 1 if self.higher_is_better else -1
+
+        def is_better(mean: float) -> bool:
+            return bool(way * float(self.value(mean)) > way * told)
+
+        better, step = start, -self.sign * 1e-3 * (abs(start) or 1)
+        while is_better(better + step):
+            better, step = better + step, 2 * step
+            if not math.isfinite(better):
+                raise ValueError(f"walk: no mean of the rows' numbers has the value {told:g} that at= asks for")
+        far = better + step
+        for _ in range(100):
+            middle = (better + far) / 2
+            better, far = (middle, far) if is_better(middle) else (better, middle)
+        return self.sign * far
+
+    def target_of(self, rows: int) -> float:
+        """That of the first rows alone: the small phases must not mistake easy rows for robust ones."""
+        part = self.sign * float(self.clean[:rows].mean())
+        told = of_part(
+            self.question, float(self.value(part)), self.told_clean, self.floor, higher_is_better=self.higher_is_better
+        )
+        return self._of_told(told, part)
+
+    def numbers(self, answer: Answer) -> NDArray[Any]:
+        """Of the rows of an answer; one without a number is farther than any question asks for."""
+        numbers = self.law.numbers(answer)
+        if self.law.name == "binary":
+            return numbers if self.sign > 0 else -numbers
+        return np.where(np.isnan(numbers), -np.inf, self.sign * numbers)
+
+    def near(self, means: Floats) -> Floats:
+        """Means no farther beyond the target than the clean one is above it: more is not asked for."""
+        return means if self.usual else np.maximum(means, self.target - self.depth)
+
+    def variance(self, numbers: NDArray[Any], start: int = 0) -> float:
+        """Of a row's number, at most, as the levels [levels, draws, rows] have it that have numbers."""
+        if self.usual:
+            return self.law.largest_variance
+        rows = numbers.shape[2]
+        least = 1 / rows if self.law.name == "binary" else (0.1 * self.depth) ** 2
+        finite = numbers[np.isfinite(numbers).all((1, 2))].astype(np.float64)
+        if not len(finite):
+            return least
+        return max(least, float((spread_given(self.clean[start : start + rows], finite) ** 2).mean(1).max()))
