@@ -35,7 +35,7 @@ LIKE = {
     "SweepLike": ("a Sweep", "fastest"), "VotesLike": ("Votes", "curves"),
 }  # fmt: skip
 ALIASES = {
-    "LawName": "Literal['binary', 'bounded', 'real']",
+    "LawName": "Literal['binary', 'bounded', 'real', 'sums']",
     "str | os.PathLike[str]": "path", "Path": "path", "Axis": "Literal['log', 'linear']",
     "Progress": "bool | Callable[..., object]", "Settings": "Mapping[str, Any]", "Size": "int | Sequence[int]",
     "Augment": "Callable[..., Tensor]", "Seed": "int | Tensor | None", "Step": "Callable[..., object]",

@@ -5,7 +5,6 @@ Functions draw on the caller's axes, or on a new figure; they never show it and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -30,16 +29,17 @@ from noisykernels.plotting.style import (
     short_names,
     site_legend,
     two_axes,
+    value_limits,
 )
 from noisykernels.stats.midpoint import Midpoint
-from noisykernels.stats.questions import HALF, At, question, targeted
-from noisykernels.stats.records import Curve, Meta
+from noisykernels.stats.questions import HALF
+from noisykernels.stats.records import Curve
 from noisykernels.stats.views import StudyLike
 
 
 def plot_curves(
     study: StudyLike, ax: Any = None, sites: Iterable[str | int] | None = None, *, legend: bool = True,
-    at: At | None = None, curves: Sequence[Curve] | None = None, points: Sequence[Midpoint] | None = None,
+    curves: Sequence[Curve] | None = None, points: Sequence[Midpoint] | None = None,
 ) -> Any:  # fmt: skip
     """Accuracy against noise level, one line per site with its 95 % band.
 
@@ -50,7 +50,6 @@ def plot_curves(
         ax: matplotlib axes; None makes a new figure.
         sites: names, short names or indices of the sites to draw; None draws all.
         legend: beside the axes, on the right.
-        at: the question whose value is drawn as a line; None: the study's. Half-way has none.
         curves, points: those of the study, where the caller has them already.
 
     Returns:
@@ -69,10 +68,8 @@ def plot_curves(
     lines = [(m.clean, f"clean {m.clean:.3f}", "--")]
     if m.floor is not None:
         lines.append((m.floor, f"floor {m.floor:.3g}", ":"))
-    asked = m.at if at is None else question("plot_curves", at)
-    if asked != HALF:
-        target = targeted("plot_curves", asked, m.clean, m.floor, metric=m.metric, higher_is_better=m.higher_is_better)
-        lines.append((target, str(asked), "-."))
+    if m.at != HALF:
+        lines.append((m.asked_value("plot_curves"), str(m.at), "-."))
     for y, _, style in lines:
         ax.axhline(y, color="0.35", lw=1, ls=style, zorder=1)
     for i, (c, name) in enumerate(zip(curves, names, strict=True)):
@@ -80,7 +77,7 @@ def plot_curves(
             continue
         use = c.levels > 0 if axis == "log" else np.full(len(c.levels), True)
         colour = colour_of(i, len(curves))
-        x, mean, low, high = (v[use] for v in (c.levels, c.mean, c.low, c.high))
+        x, mean, low, high = (np.where(np.isinf(v), np.nan, v)[use] for v in (c.levels, c.mean, c.low, c.high))
         ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         marker = FAMILIES[family_of(c.site)][1]
         ax.plot(x, mean, color=colour, lw=1.4, marker=marker, ms=4, mew=0,
@@ -89,7 +86,7 @@ def plot_curves(
     if m.midpoints:
         low, high = near(study.midpoints() if points is None else points)
         ax.set_xlim(max(low, min(m.levels)), min(high, max(m.levels)))
-    ax.set_ylim(*_limits(m, curves, [y for y, *_ in lines]))
+    ax.set_ylim(*value_limits(study, curves))
     better = 1 if m.higher_is_better else -1
     for (y, text, _), side in zip(lines, (better, -better, -better), strict=False):
         ax.annotate(
@@ -105,20 +102,8 @@ def plot_curves(
     return ax
 
 
-def _limits(m: Meta, curves: Sequence[Curve], lines: Sequence[float]) -> tuple[float, float]:
-    """All of a share; of other measures what the question is about, and no more of what may grow without bounds."""
-    if m.law == "binary":
-        return 0, 1
-    found = [float(v) for c in curves for v in c.mean if math.isfinite(v)]
-    low, high = min(lines), max(lines)
-    room = 1.5 * (high - low) or max((abs(v - m.clean) for v in found), default=0.0) or abs(m.clean) or 1.0
-    ends = [low, high, *(min(max(v, low - room), high + room) for v in found)]
-    edge = 0.05 * (max(ends) - min(ends)) or room
-    return min(ends) - edge, max(ends) + edge
-
-
 def plot_profile(
-    study: StudyLike, ax: Any = None, *, floor: float | Literal["free"] | None = None, at: At | None = None,
+    study: StudyLike, ax: Any = None, *, floor: float | Literal["free"] | None = None,
     points: Sequence[Midpoint] | None = None,
 ) -> Any:  # fmt: skip
     """Midpoint or tolerance of every site in execution order, with its 95 % interval.
@@ -131,8 +116,8 @@ def plot_profile(
     Args:
         study: the study.
         ax: matplotlib axes; None makes a new figure.
-        floor, at: as in `Study.midpoints`.
-        points: the midpoints of these, where the caller has them already.
+        floor: as in `Study.midpoints`.
+        points: the midpoints of this floor, where the caller has them already.
 
     Returns:
         The axes.
@@ -143,7 +128,7 @@ def plot_profile(
     check_arguments(plot_profile, locals())
     ax = axes_or_new("plot_profile", ax, (6.0, 4.6))
     m = study.meta
-    points, axis = study.midpoints(floor, at=at) if points is None else points, level_axis(study)
+    points, axis = study.midpoints(floor) if points is None else points, level_axis(study)
     levels = [v for v in m.levels if v > 0 or axis == "linear"]
     bottom, top = reach(points) if m.midpoints else (min(levels), max(levels))
     ax.plot(range(len(points)), [p.level for p in points], color="0.8", lw=1, zorder=1)
@@ -180,7 +165,7 @@ def plot_profile(
     ax.set_xlim(-0.6, len(points) - 0.4)
     ax.grid(axis="y", color="0.92", lw=0.8)
     ax.set_axisbelow(True)
-    asked = study.meta.at if at is None else question("plot_profile", at)
+    asked = study.meta.at
     ax.set_ylabel(f"{asked.word}{' of the' * bool(study.meta.parameter)} {level_label(study)}")
     told = "" if asked == HALF else f", at={asked}"
     ax.set_title(f"{asked.word} of each site{told}, interval 95 %", fontsize=10)
@@ -190,14 +175,14 @@ def plot_profile(
 
 def plot_study(
     study: StudyLike, axes: Any = None, *,
-    floor: float | Literal["free"] | None = None, at: At | None = None, sites: Iterable[str | int] | None = None,
+    floor: float | Literal["free"] | None = None, sites: Iterable[str | int] | None = None,
 ) -> Any:  # fmt: skip
     """Curves and profile side by side.
 
     Args:
         study: the study.
         axes: a sequence of two matplotlib axes; None makes a figure of 12 x 5 inches.
-        floor, at: of the midpoints, as in `Study.midpoints`.
+        floor: of the midpoints, as in `Study.midpoints`.
         sites: curves to draw, as in `plot_curves`.
 
     Returns:
@@ -211,5 +196,5 @@ def plot_study(
         pyplot = optional("matplotlib.pyplot", "plot")
         _, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained", gridspec_kw={"width_ratios": (1.25, 1)})
     left, right = two_axes("plot_study", axes)
-    plot_curves(study, left, sites, at=at)
-    return plot_profile(study, right, floor=floor, at=at).figure
+    plot_curves(study, left, sites)
+    return plot_profile(study, right, floor=floor).figure

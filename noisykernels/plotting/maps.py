@@ -24,6 +24,7 @@ from noisykernels.plotting.style import (
     reach,
     short_names,
     site_legend,
+    value_limits,
 )
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.midpoint import Axis, Midpoint
@@ -166,8 +167,7 @@ def _map(
 
     common: levels of all rows; None: each has its own.
     """
-    least = min(float(s.meta.floor or 0.0) for s in studies)
-    limits = {"vmin": min(least, *(c.mean.min() for c in curves)), "vmax": max(s.meta.clean for s in studies)}
+    limits = _colours(studies, curves)
     ax.patch.set(**NOTHING)
     ends, whole = [], True
     for c, span in zip(curves, spans, strict=True):
@@ -185,6 +185,15 @@ def _map(
     if not whole or len(set(ends)) > 1:
         ax.fill_between([], [], **NOTHING, label="not evaluated")
     ax.figure.colorbar(mesh, ax=ax, label=metric_label(studies[0]), pad=0.02)
+
+
+def _colours(studies: Sequence[StudyLike], curves: Sequence[Curve]) -> dict[str, float]:
+    """The values of the darkest and the lightest colour."""
+    if studies[0].meta.law != "binary":
+        low, high = zip(*(value_limits(s, curves) for s in studies), strict=True)
+        return {"vmin": min(low), "vmax": max(high)}
+    least = min(float(s.meta.floor or 0.0) for s in studies)
+    return {"vmin": min(least, *(c.mean.min() for c in curves)), "vmax": max(s.meta.clean for s in studies)}
 
 
 def _midpoint_marks(ax: Any, points: Sequence[Midpoint], places: Sequence[float], *, joined: bool = False) -> None:

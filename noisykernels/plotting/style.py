@@ -10,6 +10,7 @@ from noisykernels._util.checks import shown
 from noisykernels._util.optional import optional
 from noisykernels._util.text import printable
 from noisykernels.stats.midpoint import Axis, Midpoint
+from noisykernels.stats.records import Curve
 from noisykernels.stats.views import StudyLike
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "short_names",
     "site_legend",
     "two_axes",
+    "value_limits",
 ]
 
 
@@ -165,6 +167,22 @@ def level_label(study: StudyLike) -> str:
 def metric_label(study: StudyLike) -> str:
     """What is measured, with its unit."""
     return literal(f"{study.meta.metric} (fraction of rows)")
+
+
+def value_limits(study: StudyLike, curves: Iterable[Curve]) -> tuple[float, float]:
+    """What to show of values: all of a share; else what the question is about, and little of what has no bounds."""
+    m = study.meta
+    if m.law == "binary":
+        return 0.0, 1.0
+    lines = [m.clean, *([] if m.floor is None else [m.floor])]
+    if m.floor is not None or not m.at.needs_floor:
+        lines.append(m.asked_value("plot"))
+    found = [float(v) for c in curves for v in c.mean if math.isfinite(v)]
+    low, high = min(lines), max(lines)
+    room = 1.5 * (high - low) or max((abs(v - m.clean) for v in found), default=0.0) or abs(m.clean) or 1.0
+    ends = [low, high, *(min(max(v, low - room), high + room) for v in found)]
+    edge = 0.05 * (max(ends) - min(ends)) or room
+    return min(ends) - edge, max(ends) + edge
 
 
 def chosen_places(sites: Iterable[str | int] | None, known: list[tuple[int, str, str]]) -> set[int]:

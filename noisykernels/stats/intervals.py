@@ -15,7 +15,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import shown
 
 Floats = NDArray[np.float64]
-LawName = Literal["binary", "bounded", "real"]
+LawName = Literal["binary", "bounded", "real", "sums"]
 
 
 def wilson(correct: ArrayLike, rows: ArrayLike, confidence: float = 0.95) -> tuple[Any, Any]:
@@ -87,7 +87,7 @@ def band(
         rows: rows behind each cell, at least 1, scalar or [level, draw].
         confidence: two-sided, pointwise.
         independent_rows: False for noise shared by all rows of a draw.
-        law: of the rows' numbers, "binary", "bounded" or "real".
+        law: of the rows' numbers, "binary", "bounded", "real", or "sums" of them.
         spread: standard deviation of a row's number given its clean one, [level, draw], at least 0; nan: not known.
 
     Returns:

@@ -25,6 +25,7 @@ __all__ = [
     "offered",
     "question",
     "targeted",
+    "typed",
 ]
 
 
@@ -237,6 +238,17 @@ def question(op: str, at: Any) -> Question:
         raise ValueError(f"{op}: at must be {WORDS}, got {at!r}: {error}") from None
 
 
+def typed(asked: Question) -> str:
+    """A question as one types it in Python.
+
+    Example:
+        >>> typed(HALF), typed(Keep(0.9))
+        ("'half'", 'nk.Keep(0.9)')
+    """
+    kind, _, number = str(asked).partition(":")
+    return f"nk.{kind.capitalize()}({number})" if number else repr(kind)
+
+
 def targeted(
     op: str, asked: Question, clean: float, floor: float | None, *, metric: str = "accuracy",
     higher_is_better: bool = True, least: float = -math.inf,
@@ -259,12 +271,12 @@ def targeted(
     Example:
         >>> targeted("walk", Keep(0.9), 0.05, 0.1)
         Traceback (most recent call last):
-        ValueError: walk: the clean accuracy 0.05 is not above the floor 0.1, so at=Keep(share=0.9) has no answer; \
+        ValueError: walk: the clean accuracy 0.05 is not above the floor 0.1, so at=nk.Keep(0.9) has no answer; \
 nk.Drop(0.0005) has one
     """
     sign = 1 if higher_is_better else -1
     better = "above" if higher_is_better else "below"
-    name = "at='half'" if asked == HALF else f"at={asked!r}"
+    name = f"at={typed(asked)}"
     other = f"{_example(clean, higher_is_better)} has one"
     if not math.isfinite(clean):
         raise ValueError(f"{op}: the clean {metric} is {clean}: {name} has no answer, and no other question has")

@@ -16,7 +16,7 @@ import numpy as np
 from noisykernels._util.arguments import check_arguments
 from noisykernels.stats.intervals import Floats, LawName, wilson
 from noisykernels.stats.midpoint import Axis
-from noisykernels.stats.questions import Question, question
+from noisykernels.stats.questions import Question, question, targeted
 
 INDEPENDENT = ("activation",)  # targets whose noise is new for each row
 
@@ -235,6 +235,14 @@ class Meta:
     def at(self) -> Question:
         """What is asked of the curves."""
         return question("meta", self.plan.get("at", "half"))
+
+    def asked_value(self, op: str) -> float:
+        """The value that the question asks for.
+
+        Raises:
+            ValueError: the clean value leaves it no answer.
+        """
+        return targeted(op, self.at, self.clean, self.floor, metric=self.metric, higher_is_better=self.higher_is_better)
 
     @property
     def parameter(self) -> str:

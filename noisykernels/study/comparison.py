@@ -1,6 +1,7 @@
 """Two studies side by side: at which sites does one stand more noise than the other, and how surely.
 
-Only midpoints, or tolerances, are compared: how they came about, by a grid or a search, does not matter. This file must not know torch.
+Only midpoints, or tolerances, are compared: how they came about, by a grid or a search, does not matter. This file must
+not know torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.text import aligned, printable
 from noisykernels.plotting.comparison import plot_compare
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells
-from noisykernels.stats.questions import HALF, At, Drop, Value, question
+from noisykernels.stats.questions import HALF, At, Drop, Value, question, typed
 from noisykernels.stats.records import Meta
 from noisykernels.stats.views import StudyLike
 from noisykernels.study.result import Result
@@ -32,7 +33,7 @@ ASKED = {
 
 
 class Pair(NamedTuple):
-    """One site in both studies. ratio: midpoint (or tolerance) of b over that of a, nan where one of them is only a bound."""
+    """One site in both studies. ratio: midpoint (or tolerance) of b over that of a, nan where one is only a bound."""
 
     site: str
     a: Midpoint | None
@@ -47,8 +48,8 @@ class Pair(NamedTuple):
 class Comparison(Result, kind="comparison"):
     """What `compare` returns.
 
-    Columns of `to_pandas`: site; a, a_low, a_high, a_status, the midpoint or tolerance of a (nan where it is only a bound), and
-    those of b; ratio, low, high, verdict.
+    Columns of `to_pandas`: site; a, a_low, a_high, a_status, the midpoint or tolerance of a (nan where it is only a
+    bound), and those of b; ratio, low, high, verdict.
 
     Args:
         pairs: the sites of a in execution order, then those that only b has.
@@ -128,8 +129,8 @@ def compare(
         ratio excludes 1, else "not told apart".
 
     Raises:
-        ValueError: not two different names; no site in both; a clean value that leaves the question no answer; studies of
-            different measures, unless the question is one of shares ("half", `Keep`, `Ratio`).
+        ValueError: not two different names; no site in both; a clean value that leaves the question no answer; studies
+            of different measures, unless the question is one of shares ("half", `Keep`, `Ratio`).
 
     Example:
         >>> from noisykernels.stats import Record
@@ -151,17 +152,20 @@ def compare(
     if len(names) != 2 or names[0] == names[1]:
         raise ValueError(f"compare: names must be two that differ, got {list(names)}")
     asked = a.meta.at if at is None else question("compare", at)
-    ours, theirs = ({m.site: m for m in study.midpoints(at=asked)} for study in (a, b))
+    a, b = a.asking(asked), b.asking(asked)
+    ours, theirs = ({m.site: m for m in study.midpoints()} for study in (a, b))
     if not ours.keys() & theirs.keys():
         raise ValueError(f"compare: the studies have no site in common: {list(ours)} and {list(theirs)}")
     pairs = [_pair(site, ours.get(site), theirs.get(site)) for site in {**ours, **theirs}]
     metric = " and ".join(dict.fromkeys((a.meta.metric, b.meta.metric)))
     if a.meta.metric != b.meta.metric and isinstance(asked, Drop | Value):
         raise ValueError(
-            f"compare: studies must be of one measure for at={asked!r}, which is in its unit, got {metric}; ask for "
-            "shares, such as 'half', nk.Keep(0.9)"
+            f"compare: studies must be of one measure for at={typed(asked)}, which is in its unit, got {metric}; ask "
+            "for shares, such as 'half', nk.Keep(0.9)"
         )
-    return Comparison(pairs, (names[0], names[1]), (a.meta.clean, b.meta.clean), _differences(a.meta, b.meta), metric, str(asked))
+    return Comparison(
+        pairs, (names[0], names[1]), (a.meta.clean, b.meta.clean), _differences(a.meta, b.meta), metric, str(asked)
+    )
 
 
 def _pair(site: str, a: Midpoint | None, b: Midpoint | None) -> Pair:

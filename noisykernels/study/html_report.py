@@ -84,7 +84,11 @@ def report(
         table([], _asked(study)),
         f"<h2>{word.capitalize()} of each site</h2>",
         f"<p>{text(_meaning(study))} {text(CROSSES[m.at == HALF])}</p>",
-        table(["#", "site", word, "95 % interval", "half-way" if m.at == HALF else "crossing", "status"], rows, numbers=(0, 2, 3, 4)),
+        table(
+            ["#", "site", word, "95 % interval", "half-way" if m.at == HALF else "crossing", "status"],
+            rows,
+            numbers=(0, 2, 3, 4),
+        ),
         f"<h2>{text(m.metric[:1].upper() + m.metric[1:])} against {text(what)}</h2>",
         picture(
             lambda figure: plot_curves(study, figure.subplots(), curves=curves, points=points),
@@ -122,7 +126,8 @@ def _meaning(study: StudyLike) -> str:
     m = study.meta
     if m.rising:
         return (
-            f"The {m.parameter} at which {m.metric} {'is' if m.at == HALF else _moved(m)} {m.at.said}, and its 95 % interval, which speaks of the "
+            f"The {m.parameter} at which {m.metric} {'is' if m.at == HALF else _moved(m)} {m.at.said}, and its 95 % "
+            "interval, which speaks of the "
             f"randomness on these data. >: not even {_there(m)} at this value; <: still above {_there(m)} at it."
         )
     return (

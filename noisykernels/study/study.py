@@ -23,6 +23,7 @@ from noisykernels.plotting.curves import plot_curves, plot_study
 from noisykernels.stats.intervals import Floats, band
 from noisykernels.stats.logistic import fit_midpoint
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells, restored
+from noisykernels.stats.questions import HALF, At, Question, offered, question, typed
 from noisykernels.stats.records import Curve, Measured, Meta, Record
 from noisykernels.stats.tolerance import fit_tolerance
 from noisykernels.study.comparison import Comparison, compare
@@ -130,72 +131,151 @@ class Study(Result, kind="study"):
             for site, index, levels, values, rows, spread in self._cells()
         ]  # fmt: skip
 
-    def midpoints(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> list[Midpoint]:
-        """Midpoint noise level of each site: what an adaptive walk has found, or see `stats.fit_midpoint`.
+    def asking(self, at: At) -> Study:
+        """The same records, asked another question: where curves cross another value.
+
+        Args:
+            at: the question, see `walk`.
+
+        Raises:
+            TypeError, ValueError: no question; the study is adaptive, and has looked for another crossing alone.
+
+        Example:
+            >>> from noisykernels.stats import Keep
+            >>> meta = Meta(seed=0, noise={"add": 1.0}, levels=(0.1, 1.0, 10.0), draws=(0,), rows=100,
+            ...             clean_correct=90, classes=10, sites=("input",), stream_version=1)
+            >>> counts = zip(meta.levels, (88, 50, 11), strict=True)
+            >>> study = Study([Record.counted("input", 0, v, 0, 100, c) for v, c in counts], meta)
+            >>> [m.word for m in study.asking(Keep(0.9)).midpoints()]
+            ['tolerance']
+        """
+        check_arguments(Study.asking, locals())
+        asked = question("asking", at)
+        if asked == self.meta.at:
+            return self
+        if self.meta.midpoints:
+            raise ValueError(
+                f"asking: at must be {typed(self.meta.at)}, which the search has looked for alone, got {typed(asked)}: "
+                "walk again with this at= (a store keeps what was evaluated), or give walk levels and draws"
+            )
+        plan = {k: v for k, v in self.meta.plan.items() if k != "at"} | ({} if asked == HALF else {"at": str(asked)})
+        return replace(self, meta=replace(self.meta, plan=plan))
+
+    def midpoints(
+        self, floor: float | Literal["free"] | None = None, confidence: float = 0.95, *, at: At | None = None
+    ) -> list[Midpoint]:
+        """Midpoint noise level of each site, or its tolerance where another question is asked: what an adaptive walk
+        has found, or see `stats.fit_midpoint` (half-way of shares of rows) and `stats.fit_tolerance`.
 
         Args:
             floor: None: the study's (1 / classes unless said otherwise); "free": fitted per site;
-                or an accuracy.
+                or an accuracy, or another value.
             confidence: two-sided.
+            at: the question, see `walk`; None: the study's.
 
         Returns:
             One per site, in execution order.
 
         Raises:
-            ValueError: the clean accuracy is not above the floor.
+            ValueError: a question that the clean value leaves no answer, or an adaptive study has not looked for; a
+                fitted floor of other curves than half-way of shares.
         """
         check_arguments(Study.midpoints, locals())
-        if self.meta.midpoints and floor is None and confidence == self.meta.midpoints[0]["confidence"]:
-            return [restored(m) for m in self.meta.midpoints]
-        lo = None if floor == "free" else self.meta.floor if floor is None else float(floor)
-        assert self.meta.axis is not None  # set by Meta
+        if at is not None:
+            return self.asking(at).midpoints(floor, confidence)
+        m = self.meta
+        if m.midpoints and floor is None and confidence == m.midpoints[0]["confidence"]:
+            return [restored(found) for found in m.midpoints]
+        lo = None if floor == "free" else m.floor if floor is None else float(floor)
+        logistic = m.law == "binary" and m.at == HALF
+        if floor == "free" and not logistic:
+            raise ValueError(f"midpoints: floor='free' is fitted to half-way of shares of rows alone, got {m.metric}")
+        if not logistic:
+            replace(m, floor=lo).asked_value("midpoints")
+        assert m.axis is not None  # set by Meta
         found = []
-        common: dict[str, Any] = {
-            "clean": self.meta.clean, "floor": lo, "axis": self.meta.axis, "confidence": confidence,
-            "independent_rows": self.meta.independent_rows, "rising": self.meta.rising,
-        }  # fmt: skip
         for site, index, levels, values, rows, spread in self._cells():
-            if self.meta.law == "binary":
-                m = fit_midpoint(levels, values, rows=rows, **common)
+            common: Any = {
+                "rows": rows, "clean": m.clean, "floor": lo, "axis": m.axis, "confidence": confidence,
+                "independent_rows": m.independent_rows, "rising": m.rising,
+            }  # fmt: skip
+            if logistic:
+                point = fit_midpoint(levels, values, **common)
             else:
-                m = fit_tolerance(
-                    levels, values, at="half", rows=rows, law=self.meta.law, spread=spread,
-                    higher_is_better=self.meta.higher_is_better, **common,
-                )  # fmt: skip
-            found.append(replace(m, site=site, site_index=index))
+                point = fit_tolerance(
+                    levels, values, at=m.at, law=m.law, higher_is_better=m.higher_is_better, spread=spread, **common
+                )
+            found.append(replace(point, site=site, site_index=index))
         return found
 
-    def table(self, floor: float | Literal["free"] | None = None, confidence: float = 0.95) -> str:
-        """The midpoint table as aligned text, one line per site; arguments as `midpoints`.
+    def table(
+        self, floor: float | Literal["free"] | None = None, confidence: float = 0.95, *,
+        at: At | Sequence[At] | None = None,
+    ) -> str:  # fmt: skip
+        """The table of midpoints or tolerances as aligned text, one line per site; arguments as `midpoints`.
 
-        "> 10" in place of a midpoint: never half-way up to level 10. "< 0.1": already at 0.1. (Where larger is better:
-        not even half-way at 10; and still above half-way at 0.1.) "?": a search has spent what it may; the interval is
-        where half-way may lie.
+        "> 10" in place of a level: never so far up to level 10. "< 0.1": already at 0.1. (Where larger is better:
+        not even so far at 10; and still better at 0.1.) "?": a search has spent what it may; the interval is
+        where the crossing may lie. Where curves never cross, a question that they answer is offered below.
+
+        Args:
+            at: several questions give a column of levels each.
         """
         check_arguments(Study.table, locals())
+        if isinstance(at, str | Question):
+            return self.asking(at).table(floor, confidence)
+        if at is not None:
+            return self._table_of_several(floor, confidence, at)
         m = self.meta
         every = self.midpoints(floor, confidence)
-        head = [
-            "#",
-            "site",
-            "floor",
-            "midpoint",
-            f"{confidence:.0%} interval",
-            "half-way",
-            "status",
+        crossing = "half-way" if m.at == HALF else "crossing"
+        head = ["#", "site", "floor", m.at.word, f"{confidence:.0%} interval", crossing, "status"]
+        lines = [
+            [str(p.site_index), p.site, "" if math.isnan(p.floor) else f"{p.floor:.3f}", *midpoint_cells(p)]
+            for p in every
         ]
-        lines = [head] + [[str(p.site_index), p.site, f"{p.floor:.3f}", *midpoint_cells(p)] for p in every]
+        told = "" if m.at == HALF else f", at={m.at} ({m.metric} {every[0].target:.4g})"
+        return "\n".join([self._title(told), *aligned([head, *lines], left=(1, 6)), *self._offers(every, confidence)])
+
+    def _table_of_several(self, floor: Any, confidence: float, asked: Sequence[At]) -> str:
+        """Sites and their levels, a column for each question."""
+        if not asked:
+            raise ValueError("table: at must hold a question, got none")
+        columns = [self.midpoints(floor, confidence, at=one) for one in asked]
+        head = ["#", "site", *(str(question("table", one)) for one in asked)]
+        lines = [
+            [str(same[0].site_index), same[0].site, *(midpoint_cells(p)[0] for p in same)]
+            for same in zip(*columns, strict=True)
+        ]
+        return "\n".join([self._title(""), *aligned([head, *lines], left=(1,))])
+
+    def _title(self, told: str) -> str:
+        """What was measured without noise, and how the study looked."""
+        m = self.meta
         evaluations = m.plan.get("evaluations")
         spent = f", {evaluations:,} evaluations" if isinstance(evaluations, int) else ""
-        title = (
+        return printable(
             f"clean {m.metric} {m.clean:.4f}{self._of_rows()}, "
             + (f"adaptive{spent}{self._stopped()}" if m.midpoints else f"{len(m.levels)} levels x {len(m.draws)} draws")
             + (f" of the {m.parameter}" if m.parameter else "")
             + (", the sites of a group noisy together" if "groups" in m.plan else "")
-            + f", {m.axis} axis, seed {m.seed}"
+            + f"{told}, {m.axis} axis, seed {m.seed}"
             + "".join(f"; {line}" for line in covers(m.plan.get("covered", {})))
         )
-        return "\n".join([printable(title), *aligned(lines, left=(1, 6))])
+
+    def _offers(self, points: Sequence[Midpoint], confidence: float) -> list[str]:
+        """Where curves never go as far as asked: a question that more of them answer."""
+        m, never = self.meta, sum(p.status == "none" for p in points)
+        if not never:
+            return []
+        curves = self.curves(confidence)
+        fallen = [float(np.nanmin(c.high) if m.higher_is_better else np.nanmax(c.low)) for c in curves]
+        found = offered(fallen, m.clean, m.floor, m.higher_is_better)
+        far = "half-way" if m.at == HALF else f"as far as {m.at}"
+        said = f"never {far} at {never} of {len(points)} sites"
+        if found is None or found[1] <= sum(p.status in ("ok", "below") for p in points):
+            return [said]
+        return [f"{said}; at={typed(found[0])} has an answer at {found[1]} of {len(points)}"]
 
     def _of_rows(self) -> str:
         """How many rows there are: of a share, how many of them count."""
@@ -204,16 +284,19 @@ class Study(Result, kind="study"):
             return f" ({m.clean_correct} of {m.rows} rows)"
         return f"{f' {m.unit}' * bool(m.unit)} ({m.rows} rows, {'higher' if m.higher_is_better else 'lower'} is better)"
 
-    def plot(self, ax: Any = None, **options: Any) -> Any:
+    def plot(self, ax: Any = None, *, at: At | None = None, **options: Any) -> Any:
         """Picture of the study: curves and profile, or the curves alone on the caller's axes.
 
         Args:
             ax: matplotlib axes for `plotting.plot_curves`, a pair for `plotting.plot_study`, or None.
+            at: the question whose answers are drawn; None: the study's.
             options: passed on.
 
         Returns:
             The matplotlib Figure.
         """
+        if at is not None:
+            return self.asking(at).plot(ax, **options)
         if ax is None or isinstance(ax, Sequence | np.ndarray):
             return plot_study(self, axes=ax, **options)
         return plot_curves(self, ax=ax, **options).figure
@@ -291,15 +374,15 @@ class Study(Result, kind="study"):
                    "stream_version": m.stream_version},
         )  # fmt: skip
 
-    def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
-        """Write one HTML file that shows and explains the study; see `study.report`."""
+    def report(self, path: str | os.PathLike[str], title: str | None = None, *, at: At | None = None) -> Path:
+        """Write one HTML file that shows and explains the study, or what it answers `at`; see `study.report`."""
         check_arguments(Study.report, locals())
-        return report(self, path, title)
+        return report(self if at is None else self.asking(at), path, title)
 
-    def compare(self, other: Study, names: tuple[str, str] = ("a", "b")) -> Comparison:
+    def compare(self, other: Study, names: tuple[str, str] = ("a", "b"), at: At | None = None) -> Comparison:
         """The midpoints of this study (a) and of another one (b), site by site; see `study.compare`."""
         check_arguments(Study.compare, locals())
-        return compare(self, other, names)
+        return compare(self, other, names, at)
 
     def _body(self) -> dict[str, Any]:
         return {

@@ -119,7 +119,8 @@ def test_the_note_holds_the_study_and_no_file(cache: str, place: Path) -> None:
         "mixed --ratios 0,0.1 --order add_mul", "parameter leak --values 0.2,0.3 --seed 18446744073709551615",
         "walk --sites 'a b' 'c*' 3 -1", "parameter leak --values 1 --sites fc1",
         "grid --levels 1 --target weight --arrays call", "parameter leak --values 1 --arrays parameter",
-        "walk --groups all", "grid --groups 'a b=c*' a=3 b=-1 --levels 1", "walk --sites=--out=x", "walk --at ratio:0.95",
+        "walk --groups all", "grid --groups 'a b=c*' a=3 b=-1 --levels 1", "walk --sites=--out=x",
+        "walk --at ratio:0.95",
         "walk --detail attention", "walk --rel-ci 0.1 --memory 0.5 --engine plain",
     ],
 )  # fmt: skip

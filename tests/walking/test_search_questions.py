@@ -135,7 +135,7 @@ def test_a_value_that_is_made_of_the_mean(value, higher: bool, asked: Question, 
 
 
 def test_a_question_that_the_clean_value_answers_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^walk: the clean loss .*at=Value\(value=0.1\).*nk.Ratio\(1.05\) has one"):
+    with pytest.raises(ValueError, match=r"^walk: the clean loss .*at=nk.Value\(0.1\).*nk.Ratio\(1.05\) has one"):
         search_loss(MadeLoss(0), Value(0.1))
     with pytest.raises(ValueError, match=r"^walk: loss has no floor of its own"):
         search_loss(MadeLoss(0), Keep(0.9))
