@@ -84,10 +84,11 @@ def spread_given(clean: NDArray[Any], numbers: NDArray[Any]) -> Floats:
     rows = numbers.shape[-1]
     known = clean - clean.mean()
     norm = float(known @ known)
-    rest = numbers - numbers.mean(-1, keepdims=True)
-    if norm > 0:
-        rest = rest - (rest @ known / norm)[..., None] * known
     freedom = rows - 1 - (norm > 0)
-    squares = (rest * rest).sum(-1)
-    found: Floats = np.sqrt(squares / freedom) if freedom > 0 else np.full(squares.shape, np.nan)
-    return found * widening(rest, rows, NORMAL)
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are too large for a square have no spread
+        rest = numbers - numbers.mean(-1, keepdims=True)
+        if norm > 0:
+            rest = rest - (rest @ known / norm)[..., None] * known
+        squares = (rest * rest).sum(-1)
+        found: Floats = np.sqrt(squares / freedom) if freedom > 0 else np.full(squares.shape, np.nan)
+        return found * widening(rest, rows, NORMAL)

@@ -25,7 +25,7 @@ from noisykernels.stats.curve import (
 )
 from noisykernels.stats.intervals import Floats, LawName, band, cells, one_of_equal, spreads
 from noisykernels.stats.midpoint import Axis, Midpoint
-from noisykernels.stats.questions import At, question, targeted
+from noisykernels.stats.questions import HALF, At, question, targeted
 
 __all__ = ["fit_tolerance"]
 
@@ -149,10 +149,13 @@ def fit_tolerance(
     right = max(right, min(t[j], right + max(0.0, bend_high - cross)))
     losses = top - mean[j - 1 : j + 1]
     power = (losses[1] - losses[0]) / (t[j] - t[j - 1]) / max(losses.mean(), (top - wanted) / 2)
-    power *= 1 / math.log(10) if axis == "log" else back(cross)
+    if asked == HALF:  # k of the logistic that is as steep there
+        slope = 2 * power
+    else:
+        slope = power / math.log(10) if axis == "log" else power * back(cross)
     return Midpoint(
         back(cross), back(left), back(right), back(cross), back(cross_low), back(cross_high),
-        slope=float(power), status="ok", **common,
+        slope=float(slope), status="ok", **common,
     )  # fmt: skip
 
 

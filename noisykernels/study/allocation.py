@@ -18,6 +18,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import in_range
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.midpoint import Axis, Midpoint
+from noisykernels.stats.questions import HALF
 from noisykernels.study.study import Study
 
 __all__ = ["MAPPINGS", "allocate", "predicted_accuracy", "tailored", "uniform"]
@@ -129,10 +130,10 @@ def allocate(
     cost: float | Mapping[str, float] = 1,
     axis: Axis | None = None,
 ) -> dict[str, int]:
-    """Shares a budget of executions among the sites so that the predicted accuracy of the noisy machine is highest.
+    """Shares a budget of executions among the sites so that the predicted value of the noisy machine is best.
 
-    The fitted curve of site l says which part of the accuracy above the floor is left when it alone is noisy,
-    `s_l(sigma) = (acc_l(sigma) - floor) / (clean - floor)`, and R executions make sigma `sigma / sqrt(R)`. With noise
+    With midpoints, the fitted curve of site l says which part of the accuracy above the floor is left when it alone is
+    noisy, `s_l(sigma) = (acc_l(sigma) - floor) / (clean - floor)`, and R executions make sigma `sigma / sqrt(R)`. With noise
     at all sites the parts are taken to multiply, so the loss `sum_l -log s_l(sigma_l / sqrt(R_l))` is minimised over
     whole R_l >= 1 with `sum_l cost_l R_l <= budget`: greedily, every time the step that gains most per cost.
 
@@ -141,8 +142,11 @@ def allocate(
     most the gain of the first step that the budget refuses. Floors fitted per site can make a loss non-convex at its
     start; steps of several executions at once are weighed for that.
 
+    With tolerances (another question than half-way), each site is taken to lose `d (sigma / sqrt(R) / tolerance)^p`, d
+    the loss that was asked for and p the power at the crossing, and losses to add up: convex in R as well.
+
     Args:
-        midpoints: a study (its own floor and axis), or midpoints.
+        midpoints: a study (its own question, floor and axis), or midpoints or tolerances of one question.
         budget: total cost, at least that of one execution everywhere.
         level: noise level at which the machine works, one for all sites or a dict name -> level.
         cost: of one execution, one for all or a dict name -> cost, > 0.
@@ -212,17 +216,19 @@ def predicted_accuracy(
     level: float | Mapping[str, float],
     axis: Axis | None = None,
 ) -> float:
-    """Accuracy with noise at all sites, predicted from the curves of the single ones: what `allocate` maximises.
+    """Accuracy, or what else was measured, with noise at all sites, predicted from the curves of the single ones: what
+    `allocate` makes best.
 
-    `floor + (clean - floor) prod_l s_l(sigma_l / sqrt(R_l))`, s_l the part of the accuracy above the floor that the
-    fitted curve of site l leaves. A model, and no bound: noise at one site can weaken that at another, or add to it.
+    With midpoints `floor + (clean - floor) prod_l s_l(sigma_l / sqrt(R_l))`, s_l the part of the accuracy above the
+    floor that the fitted curve of site l leaves; with tolerances `clean -+ sum_l d (sigma_l / sqrt(R_l) /
+    tolerance_l)^p_l`, see `allocate`, and not beyond the floor. A model, and no bound: noise at one site can weaken that at another, or add to it.
 
     Args:
         midpoints, level, axis: as for `allocate`.
         repeats: executions, one number for all sites or a dict name -> R.
 
     Returns:
-        The accuracy.
+        The accuracy, or other value.
 
     Raises:
         ValueError: as `allocate`; repeats missing or below 1.
@@ -236,25 +242,43 @@ def predicted_accuracy(
     points, losses = _losses("predicted_accuracy", midpoints, level, axis)
     given = _each("predicted_accuracy", "repeats", repeats, [p.site for p in points])
     counts = np.array([in_range("predicted_accuracy", "repeats", r) for r in given])
-    floor = min(p.floor for p in points)
-    loss = np.diagonal(losses(counts)).sum()
-    return float(floor + (points[0].clean - floor) * np.exp(-loss))
+    loss = float(np.diagonal(losses(counts)).sum())
+    clean, better = points[0].clean, 1 if points[0].target < points[0].clean else -1
+    worst = better * min(better * p.floor for p in points)
+    if points[0].at == str(HALF):
+        return float(worst + (clean - worst) * np.exp(-loss))
+    value = clean - better * loss
+    return value if math.isnan(worst) else better * max(better * value, better * worst)
 
 
 def _losses(op: str, midpoints: Any, level: Any, axis: Any) -> tuple[list[Midpoint], Callable[[ArrayLike], Floats]]:
-    """The midpoints, and a function R [k] -> -log s [site, k]."""
+    """The midpoints, and a function R [k] -> loss [site, k]: -log s, or with tolerances what is lost."""
     points = _points(op, midpoints)
     axis = axis or (midpoints.meta.axis if isinstance(midpoints, Study) else "log")
     levels = np.array(_each(op, "level", level, [p.site for p in points]))
-    clean, floor = points[0].clean, min(p.floor for p in points)
-    if any(p.clean != clean for p in points) or not clean > floor:
-        raise ValueError(f"{op}: midpoints must be of one study, with a clean accuracy above the floor")
+    first = points[0]
+    if any((p.clean, p.at) != (first.clean, first.at) for p in points):
+        raise ValueError(f"{op}: midpoints must be of one study and one question")
+    better = 1 if first.target < first.clean else -1
+    floor = better * min(better * p.floor for p in points)
+    if first.at == str(HALF) and not better * first.clean > better * floor:
+        raise ValueError(f"{op}: midpoints must be of one study, with a clean value that is better than the floor")
+    clean = first.clean
     slopes = np.array([p.slope for p in points])
     known = slopes[np.isfinite(slopes)]
     if not len(known):
         raise ValueError(f"{op}: midpoints must hold at least one with a fitted slope, got none")
     slopes = np.where(np.isfinite(slopes), slopes, np.median(known))
     centres = np.array([_centre(op, p) for p in points])
+    if first.at != str(HALF):
+        depth = abs(first.clean - first.target)
+
+        def powers(repeats: ArrayLike) -> Floats:
+            sigma = levels[:, None] / np.sqrt(np.asarray(repeats, np.float64))
+            loss: Floats = depth * (sigma / centres[:, None]) ** slopes[:, None]
+            return loss
+
+        return points, powers
     drop = np.array([(clean - p.floor) / (clean - floor) for p in points])  # what can be lost
 
     def losses(repeats: ArrayLike) -> Floats:

@@ -41,6 +41,7 @@ from noisykernels.injection.site import Site
 from noisykernels.stats.curve import crossings
 from noisykernels.stats.intervals import Floats, t_for, t_quantile, wilson
 from noisykernels.stats.midpoint import Midpoint, Status, described
+from noisykernels.stats.questions import HALF
 from noisykernels.walking.aim import Aim
 from noisykernels.walking.fall import Fall, fall_of
 
@@ -342,9 +343,11 @@ class SiteSearch:
             self._leave_open()
             return
         level = self.centre * math.exp(fall.root)
-        # k of a logistic, or the power with which the loss grows.
+        # k of a logistic as steep, or the power with which the loss grows.
         steepness = -self.slope / self.aim.depth
-        if self.aim.usual:
+        if self.aim.question == HALF:
+            steepness *= 2 * math.log(10)
+        if self.aim.usual:  # to the bit as it always was
             assert self.aim.floor is not None
             steepness = -4 * self.slope / (self.aim.told_clean - self.aim.floor) * math.log(10)
         self._settle(level, level * math.exp(-half), level * math.exp(half), steepness, "ok", half > self.rel_ci)

@@ -32,6 +32,7 @@ def test_the_crossing_and_its_names():
     assert m.slope == pytest.approx(2, abs=0.3)  # the loss grows with the square
     half = found(at="half", floor=0.7)
     assert half.word == "midpoint" and half.level == m.level  # of the curve itself: a loss is no logistic
+    assert half.slope == pytest.approx(2 * m.slope * math.log(10))  # k of a logistic as steep
 
 
 def test_a_better_one_turned_upside_down_is_the_same():
