@@ -166,7 +166,8 @@ def level_label(study: StudyLike) -> str:
 
 def metric_label(study: StudyLike) -> str:
     """What is measured, with its unit."""
-    return literal(f"{study.meta.metric} (fraction of rows)")
+    m = study.meta
+    return literal(f"{m.metric}{f' ({m.unit})' * bool(m.unit)}")
 
 
 def value_limits(study: StudyLike, curves: Iterable[Curve]) -> tuple[float, float]:

@@ -42,12 +42,12 @@ class Midpoint:
     question a tolerance (`word`).
 
     `level` is where the curve has fallen to the target, and `low..high` its interval: the centre of a fitted logistic
-    for the midpoint of an accuracy, else `crossing` itself. `crossing` is where the mean curve first falls through the
-    target, interpolated; `crossing_low` is the last tested level surely above it and `crossing_high` the first one
-    surely not: no model, no interpolation. 0 and inf stand for "no bound from the tested levels". `crossings` lists
-    every crossing of the mean curve, upward ones too. `slope` is k of the logistic, per decade on a log axis, or of one
-    as steep; of a tolerance the power p at the crossing, `(clean - value) ~ level^p`. Where lower is better, read
-    "risen" for "fallen" and "below" for "above".
+    for the midpoint of an accuracy, else of a smooth curve through the means. `crossing` is where the mean curve first
+    falls through the target, interpolated; `crossing_low` is the last tested level surely above it and `crossing_high`
+    the first one surely not: no model, no interpolation. 0 and inf stand for "no bound from the tested levels".
+    `crossings` lists every crossing of the mean curve, upward ones too. `slope` is k of the logistic, per decade on a
+    log axis, or of one as steep; of a tolerance the power p at the crossing, `(clean - value) ~ level^p`. Where lower
+    is better, read "risen" for "fallen" and "below" for "above".
 
     status: "ok"; "none": never as far as asked on the tested levels (level and crossing are nan, `low` is
     a lower bound); "below": as far or farther already at the smallest level (nan, `high` is an

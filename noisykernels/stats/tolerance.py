@@ -47,7 +47,8 @@ def fit_tolerance(
     seed: int = 0,
     rising: bool = False,
 ) -> Midpoint:
-    """Where the mean curve of any measure first crosses what a question asks for, interpolated.
+    """Where the mean curve of any measure first crosses what a question asks for: `level` on a smooth curve through the
+    means, `crossing` on straight lines between them.
 
     Intervals speak of the noise's randomness on the given data: the ends of `band` at all levels at once with fewer
     than 5 draws ("rows"), else a bootstrap of whole draws ("draws"), as in `fit_midpoint`. Either is widened by what
@@ -79,7 +80,7 @@ def fit_tolerance(
         >>> found = fit_tolerance(levels, nll, at="ratio:1.1", clean=0.3, rows=500, law="real", spread=[[0.01]] * 4,
         ...                       higher_is_better=False)
         >>> found.word, round(found.level, 2), found.low < found.level < found.high
-        ('tolerance', 0.39, True)
+        ('tolerance', 0.5, True)
     """
     check_arguments(fit_tolerance, locals())
     asked = question("fit_tolerance", at)
@@ -144,6 +145,8 @@ def fit_tolerance(
         return Midpoint(nan, 0.0, bound, nan, 0.0, bound, slope=nan, status="below", **common)
     j = int((mean <= wanted).argmax())
     bend_low, bend_high = (t[j - 1], t[j]) if beyond[j] else _bend(t, mean, wanted, j)
+    level_at = _smooth_crossing(t, mean, wanted, j)
+    bend_low, bend_high = min(bend_low, level_at), max(bend_high, level_at)
     left, right = min(left, cross), max(right, cross)
     left = min(left, max(t[j - 1], left - max(0.0, cross - bend_low)))
     right = max(right, min(t[j], right + max(0.0, bend_high - cross)))
@@ -154,9 +157,32 @@ def fit_tolerance(
     else:
         slope = power / math.log(10) if axis == "log" else power * back(cross)
     return Midpoint(
-        back(cross), back(left), back(right), back(cross), back(cross_low), back(cross_high),
+        back(level_at), back(left), back(right), back(cross), back(cross_low), back(cross_high),
         slope=float(slope), status="ok", **common,
     )  # fmt: skip
+
+
+def _smooth_crossing(t: Floats, mean: Floats, wanted: float, j: int) -> float:
+    """Where a curve crosses between levels j - 1 and j, if between levels it is a cubic that keeps its direction there,
+    smooth at them (Fritsch and Carlson, SIAM J. Numer. Anal. 17 (1980) 238-246)."""
+    step = np.diff(t)
+    slope = np.diff(mean) / step
+    ends = []
+    for k in (j - 1, j):
+        if k in (0, len(t) - 1):
+            ends.append(slope[0 if k == 0 else -1])
+        elif slope[k - 1] * slope[k] <= 0:
+            ends.append(0.0)
+        else:
+            w = np.array([2 * step[k] + step[k - 1], step[k] + 2 * step[k - 1]])
+            ends.append(float(w.sum() / (w / slope[k - 1 : k + 1]).sum()))
+    h, low, high = step[j - 1], 0.0, 1.0
+    for _ in range(60):
+        s = (low + high) / 2
+        value = (1 + 2 * s) * (1 - s) ** 2 * mean[j - 1] + s * s * (3 - 2 * s) * mean[j]
+        value += h * s * (1 - s) * ((1 - s) * ends[0] - s * ends[1])
+        low, high = (s, high) if value > wanted else (low, s)
+    return float(t[j - 1] + high * h)
 
 
 def _bend(t: Floats, mean: Floats, wanted: float, j: int) -> tuple[float, float]:

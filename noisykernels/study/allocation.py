@@ -133,9 +133,9 @@ def allocate(
     """Shares a budget of executions among the sites so that the predicted value of the noisy machine is best.
 
     With midpoints, the fitted curve of site l says which part of the accuracy above the floor is left when it alone is
-    noisy, `s_l(sigma) = (acc_l(sigma) - floor) / (clean - floor)`, and R executions make sigma `sigma / sqrt(R)`. With noise
-    at all sites the parts are taken to multiply, so the loss `sum_l -log s_l(sigma_l / sqrt(R_l))` is minimised over
-    whole R_l >= 1 with `sum_l cost_l R_l <= budget`: greedily, every time the step that gains most per cost.
+    noisy, `s_l(sigma) = (acc_l(sigma) - floor) / (clean - floor)`, and R executions make sigma `sigma / sqrt(R)`. With
+    noise at all sites the parts are taken to multiply, so the loss `sum_l -log s_l(sigma_l / sqrt(R_l))` is minimised
+    over whole R_l >= 1 with `sum_l cost_l R_l <= budget`: greedily, every time the step that gains most per cost.
 
     A logistic with the common floor gives `-log s = log(1 + exp(z(R)))`, z convex and falling in R: each loss is
     convex, and with equal costs the greedy choice is optimal. With other costs its loss is above the best one by at
@@ -221,7 +221,8 @@ def predicted_accuracy(
 
     With midpoints `floor + (clean - floor) prod_l s_l(sigma_l / sqrt(R_l))`, s_l the part of the accuracy above the
     floor that the fitted curve of site l leaves; with tolerances `clean -+ sum_l d (sigma_l / sqrt(R_l) /
-    tolerance_l)^p_l`, see `allocate`, and not beyond the floor. A model, and no bound: noise at one site can weaken that at another, or add to it.
+    tolerance_l)^p_l`, see `allocate`, and not beyond the floor. A model, and no bound: noise at one site can weaken
+    that at another, or add to it.
 
     Args:
         midpoints, level, axis: as for `allocate`.

@@ -28,11 +28,19 @@ def found(values=LOSS, levels=LEVELS, **options):
 def test_the_crossing_and_its_names():
     m = found()
     assert (m.status, m.word, m.at, m.target) == ("ok", "tolerance", "drop:0.2", 0.5) and math.isnan(m.floor)
-    assert m.crossing == m.level and 0.9 < m.level < 1.1 and m.low < 1 < m.high
+    assert m.crossing == 1 and m.level == pytest.approx(1) and 0.9 < m.level < 1.1 and m.low < 1 < m.high
     assert m.slope == pytest.approx(2, abs=0.3)  # the loss grows with the square
     half = found(at="half", floor=0.7)
     assert half.word == "midpoint" and half.level == m.level  # of the curve itself: a loss is no logistic
     assert half.slope == pytest.approx(2 * m.slope * math.log(10))  # k of a logistic as steep
+
+
+@pytest.mark.parametrize("count", [5, 7, 13])
+def test_the_level_is_of_a_smooth_curve(count):
+    """On few levels a straight line between them errs by more."""
+    levels = 10 ** np.linspace(-1.04, 0.96, count)
+    m = found(0.3 + 0.2 * levels**2, levels=levels)
+    assert abs(math.log(m.level)) < 0.6 * abs(math.log(m.crossing)) and m.low < 1 < m.high
 
 
 def test_a_better_one_turned_upside_down_is_the_same():
@@ -58,7 +66,7 @@ def test_never_and_already():
 def test_all_crossings_are_told():
     curve = [0.3, 0.6, 0.35, 0.7, 0.9]
     m = found(curve, levels=[1.0, 2.0, 3.0, 4.0, 5.0], axis="linear")
-    assert len(m.crossings) == 3 and m.crossings[0] == m.level and list(m.crossings) == sorted(m.crossings)
+    assert len(m.crossings) == 3 and m.crossings[0] == m.crossing and list(m.crossings) == sorted(m.crossings)
 
 
 def test_a_level_with_a_row_that_is_no_number_is_beyond_and_not_averaged():
