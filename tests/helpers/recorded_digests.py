@@ -29,7 +29,8 @@ class Cases(dict[str, Callable[[], Parts]]):
 
 # Entries of a plan, and fields of results, that belong to the machine or that did not exist then.
 OF_THE_MACHINE = ("torch", "cpu_level", "threads", "device", "verification", "ties", "arrays", "covered")
-SINCE = {"metric": "accuracy", "arrays": "module"}  # fields that did not exist then, with what goes without saying
+# Fields that did not exist then, with what goes without saying.
+SINCE = {"metric": "accuracy", "arrays": "module", "at": "half", "clean_value": None, "unit": "fraction of rows"}
 KINDS_THEN = ("gaussian", "uniform", "laplace")  # there may be more today
 VERBATIM = 3000  # characters of a text that is kept as it is, so that a failure can be read
 
@@ -44,6 +45,8 @@ def six(value: Any) -> Any:
         return {k: six(v) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         told = {f.name: six(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if told.get("at") == "half":  # whose target the rest tells
+            told.pop("target", None)
         return {k: v for k, v in told.items() if k not in OF_THE_MACHINE and (k not in SINCE or v != SINCE[k])}
     if isinstance(value, list | tuple):
         return [six(v) for v in value]
@@ -82,7 +85,7 @@ def told(value: Any) -> str:
 
 def meta_of(meta: Meta) -> dict[str, Any]:
     """All of a meta but what belongs to the machine; figures of a search with six digits."""
-    told = dataclasses.asdict(meta)
+    told = {k: v for k, v in dataclasses.asdict(meta).items() if k not in SINCE or v != SINCE[k]}
     told["plan"] = {k: v for k, v in meta.plan.items() if k not in OF_THE_MACHINE}
     return told | {"midpoints": six(meta.midpoints)}
 
