@@ -69,7 +69,7 @@ def plot_curves(
     if m.floor is not None:
         lines.append((m.floor, f"floor {m.floor:.3g}", ":"))
     if m.at != HALF:
-        lines.append((m.asked_value("plot_curves"), str(m.at), "-."))
+        lines.append((m.asked_value, str(m.at), "-."))
     for y, _, style in lines:
         ax.axhline(y, color="0.35", lw=1, ls=style, zorder=1)
     for i, (c, name) in enumerate(zip(curves, names, strict=True)):

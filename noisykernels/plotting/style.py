@@ -177,7 +177,7 @@ def value_limits(study: StudyLike, curves: Iterable[Curve]) -> tuple[float, floa
         return 0.0, 1.0
     lines = [m.clean, *([] if m.floor is None else [m.floor])]
     if m.floor is not None or not m.at.needs_floor:
-        lines.append(m.asked_value("plot"))
+        lines.append(m.asked_value)
     found = [float(v) for c in curves for v in c.mean if math.isfinite(v)]
     low, high = min(lines), max(lines)
     room = 1.5 * (high - low) or max((abs(v - m.clean) for v in found), default=0.0) or abs(m.clean) or 1.0

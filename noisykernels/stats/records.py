@@ -236,13 +236,21 @@ class Meta:
         """What is asked of the curves."""
         return question("meta", self.plan.get("at", "half"))
 
-    def asked_value(self, op: str) -> float:
+    @property
+    def asked_value(self) -> float:
         """The value that the question asks for.
 
         Raises:
             ValueError: the clean value leaves it no answer.
         """
-        return targeted(op, self.at, self.clean, self.floor, metric=self.metric, higher_is_better=self.higher_is_better)
+        return targeted(
+            "Study.midpoints",
+            self.at,
+            self.clean,
+            self.floor,
+            metric=self.metric,
+            higher_is_better=self.higher_is_better,
+        )
 
     @property
     def parameter(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from noisykernels.plotting.curves import plot_curves, plot_study
 from noisykernels.stats.intervals import Floats, band
 from noisykernels.stats.logistic import fit_midpoint
 from noisykernels.stats.midpoint import Midpoint, midpoint_cells, restored
-from noisykernels.stats.questions import HALF, At, Question, offered, question, typed
+from noisykernels.stats.questions import HALF, At, offered, question, typed
 from noisykernels.stats.records import Curve, Measured, Meta, Record
 from noisykernels.stats.tolerance import fit_tolerance
 from noisykernels.study.comparison import Comparison, compare
@@ -150,13 +150,13 @@ class Study(Result, kind="study"):
             ['tolerance']
         """
         check_arguments(Study.asking, locals())
-        asked = question("asking", at)
+        asked = question("Study.asking", at)
         if asked == self.meta.at:
             return self
         if self.meta.midpoints:
             raise ValueError(
-                f"asking: at must be {typed(self.meta.at)}, which the search has looked for alone, got {typed(asked)}: "
-                "walk again with this at= (a store keeps what was evaluated), or give walk levels and draws"
+                f"Study.asking: at must be {typed(self.meta.at)}, which the search has looked for alone, got "
+                f"{typed(asked)}: walk again with this at= (a store keeps what was evaluated), or give walk levels and draws"
             )
         plan = {k: v for k, v in self.meta.plan.items() if k != "at"} | ({} if asked == HALF else {"at": str(asked)})
         return replace(self, meta=replace(self.meta, plan=plan))
@@ -189,9 +189,9 @@ class Study(Result, kind="study"):
         lo = None if floor == "free" else m.floor if floor is None else float(floor)
         logistic = m.law == "binary" and m.at == HALF
         if floor == "free" and not logistic:
-            raise ValueError(f"midpoints: floor='free' is fitted to half-way of shares of rows alone, got {m.metric}")
+            raise ValueError(f"Study.midpoints: floor='free' is for half-way of shares of rows alone, got {m.metric}")
         if not logistic:
-            replace(m, floor=lo).asked_value("midpoints")
+            _ = replace(m, floor=lo).asked_value  # there must be one
         assert m.axis is not None  # set by Meta
         found = []
         for site, index, levels, values, rows, spread in self._cells():
@@ -222,10 +222,10 @@ class Study(Result, kind="study"):
             at: several questions give a column of levels each.
         """
         check_arguments(Study.table, locals())
-        if isinstance(at, str | Question):
-            return self.asking(at).table(floor, confidence)
-        if at is not None:
+        if isinstance(at, list | tuple):
             return self._table_of_several(floor, confidence, at)
+        if at is not None:
+            return self.asking(cast(At, at)).table(floor, confidence)
         m = self.meta
         every = self.midpoints(floor, confidence)
         crossing = "half-way" if m.at == HALF else "crossing"
@@ -240,9 +240,9 @@ class Study(Result, kind="study"):
     def _table_of_several(self, floor: Any, confidence: float, asked: Sequence[At]) -> str:
         """Sites and their levels, a column for each question."""
         if not asked:
-            raise ValueError("table: at must hold a question, got none")
+            raise ValueError("Study.table: at must hold a question, got none")
         columns = [self.midpoints(floor, confidence, at=one) for one in asked]
-        head = ["#", "site", *(str(question("table", one)) for one in asked)]
+        head = ["#", "site", *(str(question("Study.table", one)) for one in asked)]
         lines = [
             [str(same[0].site_index), same[0].site, *(midpoint_cells(p)[0] for p in same)]
             for same in zip(*columns, strict=True)

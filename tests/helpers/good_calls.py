@@ -79,6 +79,7 @@ def walked(**more: Any) -> dict[str, Any]:
             sites=None,
             groups=None,
             floor=None,
+            at="half",
             axis=None,
             store=None,
             description=("", ""),

@@ -6,7 +6,8 @@ messages expect (ranges of one table, also of items of lists), the name of the e
 (`ResultFileError`), the code that a report shows (`compute=`) and says of a search that was stopped, and what a
 converter makes of its limit (two digests of `op_hardware`: the limit to the bit, not the number beside it), the
 plans of four walks (rows of a pass in little memory; a model that cannot be recorded has no chunks), and the words of
-tables and reports of the share of multiply-adds that noise and hardware reach.
+tables and reports of the share of multiply-adds that noise and hardware reach, and of the sites whose curves never go
+as far as asked ("never", and how many), and the message of a search whose floor lies above the clean accuracy.
 """
 
 from __future__ import annotations

@@ -85,10 +85,10 @@ def test_questions_without_an_answer():
         study.midpoints(at=0.5)
     with pytest.raises(ValueError, match="at must hold a question"):
         study.table(at=[])
-    with pytest.raises(ValueError, match="floor='free' is fitted to half-way"):
+    with pytest.raises(ValueError, match="floor='free' is for half-way"):
         study.midpoints("free")
     unknown = Study(study.records, Meta(**{**vars(study.meta), "floor": None}))
-    with pytest.raises(ValueError, match=r"^midpoints: nll has no floor of its own.*nk.Ratio\(1.05\) has one"):
+    with pytest.raises(ValueError, match=r"^Study.midpoints: nll has no floor of its own.*nk.Ratio\(1.05\) has one"):
         unknown.table()
     assert "tolerance" in unknown.table(at=nk.Ratio(1.05)) and "nan" not in unknown.table(at=nk.Ratio(1.05))
 
@@ -102,7 +102,9 @@ def test_a_search_has_looked_for_one_crossing_alone():
     adaptive = Study(study.records, Meta(**{**vars(study.meta), "midpoints": (found,), "plan": plan}))
     assert adaptive.midpoints()[0].word == "tolerance" and "at=drop:0.1" in adaptive.table()
     assert adaptive.midpoints(at=nk.Drop(0.1)) == adaptive.midpoints()
-    with pytest.raises(ValueError, match=r"asking: at must be nk.Drop\(0.1\), which the search has looked for alone"):
+    with pytest.raises(
+        ValueError, match=r"Study.asking: at must be nk.Drop\(0.1\), which the search has looked for alone"
+    ):
         adaptive.midpoints(at="half")
 
 
