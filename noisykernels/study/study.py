@@ -156,7 +156,7 @@ class Study(Result, kind="study"):
         if self.meta.midpoints:
             raise ValueError(
                 f"Study.asking: at must be {typed(self.meta.at)}, which the search has looked for alone, got "
-                f"{typed(asked)}: walk again with this at= (a store keeps what was evaluated), or give walk levels and draws"
+                f"{typed(asked)}: walk again with this at= (a store keeps what was evaluated), or on levels and draws"
             )
         plan = {k: v for k, v in self.meta.plan.items() if k != "at"} | ({} if asked == HALF else {"at": str(asked)})
         return replace(self, meta=replace(self.meta, plan=plan))
