@@ -164,7 +164,7 @@ def fit_tolerance(
 
 def _smooth_crossing(t: Floats, mean: Floats, wanted: float, j: int) -> float:
     """Where a curve crosses between levels j - 1 and j, if between levels it is a cubic that keeps its direction there,
-    smooth at them (Fritsch and Carlson, SIAM J. Numer. Anal. 17 (1980) 238-246)."""
+    smooth at them (Fritsch and Carlson, SIAM Journal on numerical analysis 17 (1980) 238-246)."""
     step = np.diff(t)
     slope = np.diff(mean) / step
     ends = []
