@@ -246,7 +246,7 @@ def run_chips(args: argparse.Namespace) -> None:
         metric=args.metric, progress=not args.quiet,
     )  # fmt: skip
     found: dict[str, Any] = {"clean": chips.clean, "mean": chips.mean, "std": chips.std}
-    found["accuracy" if chips.metric == "accuracy" else "values"] = chips.accuracy.tolist()
+    found["accuracy" if args.metric == "accuracy" else "values"] = chips.accuracy.tolist()
     found["covered"] = chips.covered
     found |= {"yields": [{"limit": v, "share": chips.yield_at(v)[0]} for v in args.limits]} if args.limits else {}
     head = f"{args.model} on {args.data}; {noise!r}"

@@ -40,7 +40,7 @@ def plot_orders(study: OrderStudyLike, axes: Any = None) -> Any:
     right.plot(np.sort(study.accuracy), "o", ms=4, color="0.4", label="random permutations, sorted")
     for i, (name, value) in enumerate(study.orders.items()):
         right.axhline(value, color=f"C{i}", ls="-" if name == "none" else "--", label=literal(f"order: {name}"))
-    right.set(xlabel="permutation", ylabel=literal(study.metric), ylim=(0, 1))
+    right.set(xlabel="permutation", ylabel=literal(study.metric), ylim=(0, 1) if study.metric == "accuracy" else None)
     right.xaxis.get_major_locator().set_params(integer=True)
     right.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 0.12))
     right.grid(alpha=0.3)
