@@ -196,7 +196,7 @@ def _asked(study: StudyLike) -> list[list[str]]:
     return [
         ["model", m.model or "not said"],
         ["data", m.data or "not said"],
-        ["rows", f"{m.rows:,} ({m.clean_correct:,} correct without noise), {m.classes} classes"],
+        ["rows", _rows_of(m)],
         ["parameter", f"{m.parameter}; larger is {m.noise.get('larger')}"]
         if m.parameter
         else ["noise at level 1", shown(m.noise)],
@@ -261,6 +261,13 @@ def _snippet(study: StudyLike) -> str:
     if m.midpoints:
         what.append("# add search=nk.Search(rel_ci=...) if another interval was asked for than 5 % to either side")
     return _call("walk", what, [*lines, *settings])
+
+
+def _rows_of(m: Meta) -> str:
+    """How many rows there are, and of a share of them how many count."""
+    if m.clean_value is not None:
+        return f"{m.rows:,}"
+    return f"{m.rows:,} ({m.clean_correct:,} correct without noise), {m.classes} classes"
 
 
 def _call(function: str, what: Sequence[str], lines: Sequence[str]) -> str:
