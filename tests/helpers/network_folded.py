@@ -55,13 +55,6 @@ grid of windows | i > i
     y = y.view(b, c, 2, m, 2, n).permute(0, 3, 5, 2, 4, 1).reshape(-1, 4, c)
     y = torch.tanh(self.a(y)).view(b, m, n, 2, 2, c).permute(0, 5, 3, 1, 4, 2).reshape(b, c, 2 * m, 2 * n)
     x = x + y[:, :, :h, :w]
-images in one with groups of rows | i > i
-    + self.s = nn.Linear($C, $C)
-    + self.w = nn.Parameter(torch.randn($C, $C, 3, 3) * 0.3)
-    b, c, h, w = x.shape
-    k = self.w * (self.s(x.mean((2, 3)))[:, None, :, None, None] + 1)
-    y = F.conv2d(x.reshape(1, b * c, h, w), k.view(b * c, c, 3, 3), padding=1, groups=b)
-    x = x + y.view(b, c, h, w)
 frames through a convolution | s > s
     + self.a = nn.Conv1d(1, 2, 3, padding=1)
     b, t, f = x.shape
