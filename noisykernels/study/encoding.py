@@ -75,6 +75,11 @@ def _float(value: Any) -> float | str:
     return number if math.isfinite(number) else repr(number)
 
 
+def _number(value: Any) -> float:
+    number = float(value)
+    return math.nan if math.isnan(number) else number  # the one that lists of equal records share
+
+
 def _bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"expected true or false, got {value!r}")
@@ -88,7 +93,7 @@ def _text(value: Any) -> str:
 
 
 _SIMPLE: Codecs = {
-    float: Codec(_float, float),
+    float: Codec(_float, _number),
     int: Codec(operator.index, operator.index),
     str: Codec(_text, _text),
     bool: Codec(bool, _bool),

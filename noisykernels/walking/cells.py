@@ -43,10 +43,11 @@ def measured(
     value = float(metric.value(law.pooled(numbers)))
     known = rows * int(there.sum()) // len(numbers)
     spread = spread_of(clean[there], numbers[there], metric.value, sums=sums, rows=known)
-    half = t_quantile(0.95, max(1, known - 1)) * spread / math.sqrt(known) if known else math.nan
+    half = float(t_quantile(0.95, max(1, known - 1))) * spread / math.sqrt(known) if known else math.nan
+    low, high = (math.nan, math.nan) if math.isnan(half) else (value - half, value + half)
     return Measured(
         site.name, site.index, level, draw, rows, int(law.missing(answer).sum()), value, spread, "evaluated",
-        value - half, value + half,
+        low, high,
     )  # fmt: skip
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from measure_cases import CASES
 from measures_page import PAGE, row
+
+import noisykernels as nk
+from noisykernels.walking import StoreError
 
 SOME = ("accuracy", "perplexity", "kl", "mean_iou", "a function of a pass")  # of each law; all of them with --full
 
@@ -25,3 +31,18 @@ def test_the_page_has_every_measure_and_no_difference() -> None:
     for name in CASES:
         assert sum(line.startswith(f"| {name} |") for line in lines) == 1
     assert not any("differs" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["nll", "mean_iou", "a function of a pass"])
+def test_a_store_keeps_it_and_refuses_another_measure(name: str, tmp_path: Path) -> None:
+    case, store = CASES[name], tmp_path / "a.db"
+
+    def walked(metric: Any = case.metric) -> Any:
+        return nk.walk(case.model(), case.data(), noise=nk.Noise(add=1.0), levels=[0.3, 3.0], draws=2, seed=1,
+                       sites=["one:linear#0"], metric=metric, store=store)  # fmt: skip
+
+    first = walked()
+    assert walked().records == first.records == nk.Study.load(first.save(tmp_path / "a.json")).records
+    other = {"nll": "brier", "mean_iou": "token_accuracy"}.get(name, "mse")
+    with pytest.raises(StoreError):
+        walked(other)
