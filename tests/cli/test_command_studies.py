@@ -122,3 +122,19 @@ def test_groups(cache: str, capsys) -> None:
     with pytest.raises(SystemExit):
         main(["grid", *grid, "--groups", "some"])
     assert "--groups: expected all, block or NAME=SITE, got 'some'" in capsys.readouterr().err
+
+
+def test_questions(cache: str, tmp_path: Path, capsys) -> None:
+    small = ["--cache", cache, "--model", "mlp", "--data", "digits", "--epochs", "1", "--quiet", "--rows", "60"]
+    out = ["--out", str(tmp_path / "s.json")]
+    grid = ["grid", *small, "--levels", "0.01,0.3,10", "--draws", "1", "--sites", "0"]
+    assert main([*grid, "--at", "keep:0.9", *out]) == 0
+    assert "tolerance" in (said := capsys.readouterr().out) and "at=keep:0.9" in said
+    assert main(["compare", *[str(tmp_path / "s.json")] * 2, "--at", "drop:0.1"]) == 0
+    assert "at=drop:0.1" in capsys.readouterr().out
+    assert main([*grid, "--at", "value:1.0"]) == 1
+    assert "nk.Value(1.0)" in capsys.readouterr().err
+    for wrong, why in (("keep:2", "above 0 and below 1"), ("most", "expected half, keep:0.99"), ("drop:1_0", "got")):
+        with pytest.raises(SystemExit):
+            main([*grid, "--at", wrong])
+        assert why in capsys.readouterr().err

@@ -27,7 +27,7 @@ LOSSES = [
 
 @pytest.mark.parametrize(("law", "asked", "depth", "floor", "more"), LOSSES, ids=lambda v: str(v))
 def test_intervals_of_losses_hold_the_truth(law: str, asked: Question, depth: float, floor: float | None, more) -> None:
-    """So many of 40 that true coverage of 93 % would give fewer once in ten thousand; `bench/interval_coverage.py` has
+    """So many of 40 that true coverage of 93 % would give fewer once in ten thousand; `bench/question_coverage.py` has
     more. Nothing is spent on how large the loss is far out."""
     hits, costs = 0, []
     for seed in range(40):
