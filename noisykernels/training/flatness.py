@@ -110,7 +110,10 @@ def _loss_of(
         raise ValueError(f"{op}: metric must be of rows against labels, got {metric.name}")
     if not metric.dtype.is_floating_point:
         raise ValueError(f"{op}: metric must have a gradient, which {metric.name} has not: write 'nll'")
-    parts = [needed(op, data, labels) for _, labels in batches(op, data, size, takes=takes)]
+    parts = []
+    for inputs, labels in batches(op, data, size, takes=takes):
+        parts.append(needed(op, data, labels))
+        metric.check_data(op, inputs.tensors[0], parts[-1])
     measure = metric.prepared(op, torch.cat(parts)) if parts else metric
     sign = -1 if measure.higher_is_better else 1
 

@@ -138,3 +138,34 @@ def test_questions(cache: str, tmp_path: Path, capsys) -> None:
         with pytest.raises(SystemExit):
             main([*grid, "--at", wrong])
         assert why in capsys.readouterr().err
+
+
+def test_details_of_attention(cache: str, capsys) -> None:
+    """None of the networks that the commands know has an attention, of which each tells."""
+    fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--rows", "20"]
+    plain = ["grid", *fixed, "--levels", "1", "--draws", "1", "--sites", "fc1", "--json"]
+    assert main(plain) == 0
+    expected = capsys.readouterr().out
+    with pytest.warns(UserWarning, match="attention"):
+        assert main([*plain, "--detail", "attention"]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_measures(cache: str, capsys) -> None:
+    fixed = ["--epochs", "1", "--cache", cache, "--quiet", "--rows", "60"]
+    assert main(["grid", *fixed, "--metric", "nll", "--at", "ratio:1.5", *"--levels 0.1,1,10 --draws 1".split()]) == 0
+    text = capsys.readouterr().out
+    model, data = trained("mlp", "digits", epochs=1, cache=cache), load("digits", "test", limit=60)
+    study = nk.walk(
+        model, data, noise=nk.Noise(add=1.0), levels=[0.1, 1.0, 10.0], draws=1, seed=0, metric="nll", at=nk.Ratio(1.5)
+    )
+    assert study.table() in text and "clean nll" in text and "tolerance" in text
+    assert main(["vote", *fixed, "--level", "0.5", "--draws", "3", "--metric", "nll", "--json"]) == 0
+    votes = nk.vote(model, data, noise=nk.Noise(add=0.5), draws=3, seed=0, metric="nll")
+    found = json.loads(capsys.readouterr().out)["curves"]
+    assert {name: curve[-1] for name, curve in found.items()} == {
+        name: pytest.approx(float(curve.accuracy[-1])) for name, curve in votes.curves.items()
+    }
+    with pytest.raises(SystemExit):
+        main(["grid", *fixed, "--metric", "nlll"])
+    assert "nll" in capsys.readouterr().err

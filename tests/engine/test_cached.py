@@ -103,16 +103,17 @@ def test_what_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_sites_do_not_matter_for_what_a_store_takes(tmp_path: Path) -> None:
     """Also where the first ones cannot share work."""
 
-    class Recurrent(torch.nn.Module):
+    class Mixing(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.l, self.o = torch.nn.LSTM(4, 8, batch_first=True), torch.nn.Linear(8, 4)
+            self.l, self.o = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.o(self.l(x)[0][:, -1])
+            x = self.l(x)
+            return self.o(x - x.mean(0))
 
     torch.manual_seed(0)
-    model, x = Recurrent().eval(), torch.randn(60, 3, 4)
+    model, x = Mixing().eval(), torch.randn(60, 4)
     data = x, model(x).argmax(1)
     how: dict[str, Any] = dict(SETTINGS, levels=[1.0], draws=1, store=tmp_path / "a.db")
     with pytest.warns(UserWarning, match="every pass runs the whole model"):
