@@ -18,7 +18,8 @@ fi
 pip=("$venv/bin/python" -m pip install --quiet)
 if ! "$venv/bin/python" -c 'import torch' 2> /dev/null; then
   echo "setup: installing torch for the CPU"
-  if "$venv/bin/python" -m pip config list | grep -qE 'index-url|find-links'; then
+  configured=$("$venv/bin/python" -m pip config list) # whole: a pipe that grep closes early would count as a failure
+  if grep -qE 'index-url|find-links' <<< "$configured"; then
     "${pip[@]}" 'torch==2.13.0' # as pip is configured here
   else
     "${pip[@]}" --extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0'
