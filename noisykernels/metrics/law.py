@@ -37,6 +37,10 @@ class Law(Protocol):
         """Of one row's number, where nothing is known of it; infinite: it has no bound."""
 
     @property
+    def worst(self) -> float | None:
+        """The worst number that a row can have; None: there is none."""
+
+    @property
     def block(self) -> int:
         """Rows that one entry of an answer speaks of: those of a multiple of it to the next, counted in the data."""
 
@@ -76,6 +80,7 @@ class Binary:
 
     name: Literal["binary"] = "binary"
     largest_variance = 0.25
+    worst = 0.0
     block = 1
 
     def empty(self, *shape: int) -> Answer:
@@ -218,6 +223,7 @@ class Real(_Floats):
     name: ClassVar[Literal["real"]] = "real"
     type: ClassVar[str] = "<f4"
     largest_variance: ClassVar[float] = math.inf
+    worst: ClassVar[float | None] = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,7 @@ class Sums(_Floats):
     name: ClassVar[Literal["sums"]] = "sums"
     type: ClassVar[str] = "<f8"
     largest_variance: ClassVar[float] = math.inf
+    worst: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         """Checks both."""

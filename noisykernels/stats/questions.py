@@ -251,7 +251,7 @@ def typed(asked: Question) -> str:
 
 def targeted(
     op: str, asked: Question, clean: float, floor: float | None, *, metric: str = "accuracy",
-    higher_is_better: bool = True, least: float = -math.inf,
+    higher_is_better: bool = True, worst: float | None = None,
 ) -> float:  # fmt: skip
     """The value that a question's crossing is at, if the clean value leaves it an answer.
 
@@ -262,7 +262,7 @@ def targeted(
         floor: under unbounded noise; None: not known.
         metric: what is measured.
         higher_is_better: its direction.
-        least: below which it cannot lie.
+        worst: the worst value that there is; None: there is none.
 
     Raises:
         ValueError: a question that is answered by the clean value already, or that has no answer without a floor; the
@@ -299,8 +299,9 @@ nk.Drop(0.0005) has one
             f"{op}: the clean {metric} {clean:.4g} must be {better} the {target:.4g} that {name} asks for, which has "
             f"no answer; {other}"
         )
-    if target < least:
-        raise ValueError(f"{op}: {metric} is never as low as the {target:.4g} that {name} asks for; {other}")
+    if worst is not None and sign * target < sign * worst:
+        far = "low" if higher_is_better else "high"
+        raise ValueError(f"{op}: {metric} is never as {far} as the {target:.4g} that {name} asks for; {other}")
     return target
 
 
@@ -336,6 +337,8 @@ def offered(
         fallen: of each curve, the worst value that it surely reaches.
     """
     sign = 1 if higher_is_better else -1
+    if floor is not None and not sign * clean > sign * floor:  # of which no share is left
+        floor = None
     known = WITH_FLOOR if floor is not None else HIGHER if higher_is_better else LOWER
     if not (clean > 0 or floor is not None):
         return None

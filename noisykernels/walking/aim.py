@@ -46,7 +46,7 @@ class Aim:
         self.told_clean = float(value(mean))
         self.told_target = targeted(
             "walk", question, self.told_clean, floor, metric=metric, higher_is_better=higher_is_better,
-            least=0.0 if law.name == "binary" else -math.inf,
+            worst=None if law.worst is None else float(value(law.worst)),
         )  # fmt: skip
         nudged = mean + 1e-3 * (abs(mean) or 1)
         self.is_mean = self.told_clean == mean and float(value(nudged)) == nudged

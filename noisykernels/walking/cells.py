@@ -90,10 +90,11 @@ class Cells:
         """Refuses a question without an answer: ValueError. A grid that is asked for half-way only is run all the same:
         it can be asked others."""
         if searched or self.question != HALF:
-            metric = self.metric
+            metric, worst = self.metric, self.metric.law.worst
             targeted(
                 "walk", self.question, self.clean_value, self.floor, metric=metric.name,
-                higher_is_better=metric.higher_is_better, least=0.0 if metric.law.name == "binary" else -math.inf,
+                higher_is_better=metric.higher_is_better,
+                worst=None if worst is None else float(metric.value(np.array(worst))),
             )  # fmt: skip
 
     def take(self, request: Request, answer: Answer) -> None:

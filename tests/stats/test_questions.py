@@ -83,7 +83,9 @@ def test_a_question_without_an_answer_names_one_that_has_one(asked, clean, floor
 
 def test_accuracies_do_not_fall_below_what_they_can_be():
     with pytest.raises(ValueError, match=r"never as low as the -0.1"):
-        targeted("walk", nk.Drop(1.0), 0.9, 0.1, least=0.0)
+        targeted("walk", nk.Drop(1.0), 0.9, 0.1, worst=0.0)
+    with pytest.raises(ValueError, match=r"brier is never as high as the 2.4"):
+        targeted("walk", nk.Drop(2.0), 0.4, 0.9, metric="brier", higher_is_better=False, worst=2.0)
 
 
 def test_a_clean_value_that_is_no_number_has_no_question():
@@ -104,3 +106,4 @@ def test_what_is_offered_has_most_answers_and_is_the_hardest_such():
     assert offered([0.9, 0.9], 0.9, 0.1, True) is None
     assert offered([30.0, 23.0], 20.0, None, False) == (nk.Ratio(1.1), 2)
     assert offered([0.5], -1.0, None, True) is None
+    assert offered([30.0, 23.0], 20.0, 10.0, False) == (nk.Ratio(1.1), 2)  # worse than the floor without noise

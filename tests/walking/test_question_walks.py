@@ -107,6 +107,8 @@ def test_a_site_goes_on_from_what_a_store_has(classifier, tmp_path: Path) -> Non
         ({"metric": "nll", "at": "ratio:0.9"}, r"^walk: the clean nll .* must be below .*at=nk.Ratio\(0.9\)"),
         ({"at": nk.Value(1.0)}, r"^walk: the clean accuracy .* must be above the 1 that at=nk.Value\(1.0\)"),
         ({"at": nk.Drop(1.0)}, "^walk: accuracy is never as low as"),
+        ({"metric": "token_accuracy", "at": nk.Drop(1.1)}, "^walk: token_accuracy is never as low as"),
+        ({"metric": "brier", "at": nk.Value(3.0)}, "^walk: brier is never as high as"),
         ({"at": nk.Keep(0.9), "floor": 0.99}, r"^walk: the clean accuracy .* is not above the floor 0.99"),
         ({"metric": nk.metrics.ByRow(sureness, higher_is_better=True), "at": nk.Keep(0.9)}, "has no floor of its own"),
         ({"at": "most"}, "^walk: at must be 'half'"),
