@@ -154,7 +154,7 @@ def scaled_dot_product_attention(
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = mode.part(name, "scores", query, key.transpose(-1, -2), row_dim) * (factor)
+    scores = mode.part(name, "scores", query, key.transpose(-1, -2), row_dim) * factor
     if is_causal:
         scores = _causal(scores)
     if attn_mask is not None:

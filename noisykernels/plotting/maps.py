@@ -141,9 +141,6 @@ def plot_mixed_map(
     return ax
 
 
-# what a comparison's two studies look like: (colour, marker)
-
-
 def _narrow(ax: Any, points: Sequence[Midpoint]) -> None:
     """Less of the level axis: what lies near the midpoints."""
     (left, right), (low, high) = ax.get_xlim(), near(points)
