@@ -5,19 +5,21 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
+MODELS := $(VENV)-models
 SOURCES := $(wildcard csrc/*.h csrc/ops/* csrc/cpu/* csrc/cuda/*)
 SPELT := cpp cu h inl md py pyi sh toml
 DUPLICATES := --disable=all --enable=duplicate-code --min-similarity-lines=8 --score=n
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Waiting threads sleep: on a machine that does other work as well, spinning ones cost several times the work itself.
-walk test test-full: export OMP_WAIT_POLICY ?= PASSIVE
+walk test test-models test-full: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup walk test test-sanitize test-full lint layers format bench battery cuda-check clean
+.PHONY: help setup walk test test-models test-sanitize test-full lint layers format bench battery cuda-check clean
 
 help:
 	@echo "make setup      the environment and the build alone"
 	@echo "make walk       midpoint noise level of each layer of LeNet-5 on Fashion-MNIST: a table and a picture"
 	@echo "make test       the tests (under 15 minutes from nothing)"
+	@echo "make test-models  the tests with models of transformers, timm and torchvision, in an environment beside .venv"
 	@echo "make test-sanitize  the native tests and the CUDA kernels under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-full  all cases, compiler levels, another architecture, sanitizers"
 	@echo "make bench      the table of budgets: noisy / noiseless / plain torch"
@@ -47,11 +49,20 @@ walk: $(BUILT)
 test: $(BUILT)
 	$(PY) -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 
+$(MODELS)/.ready: $(READY) tools/setup_models.sh
+	tools/setup_models.sh $(VENV) $(MODELS)
+	@touch $@
+
+# Nothing is downloaded but the packages: models are made from configurations, with random weights.
+test-models: $(BUILT) $(MODELS)/.ready
+	HF_HUB_OFFLINE=1 $(MODELS)/bin/python -m pytest tests/models_of_others
+
 test-sanitize:
 	tests/native/cross.sh sanitize
 
 test-full: $(BUILT)
 	$(PY) -m pytest --full
+	$(MAKE) test-models
 	tests/native/cross.sh
 	$(PY) tools/cuda_check.py
 
@@ -84,4 +95,4 @@ cuda-check:
 	$(PYTHON) tools/cuda_check.py
 
 clean:
-	rm -rf $(VENV) build noisykernels/*.so *.egg-info
+	rm -rf $(VENV) $(MODELS) build noisykernels/*.so *.egg-info

@@ -8,18 +8,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Made", "images", "series", "table", "tokens"]
+__all__ = ["Given", "Made", "images", "series", "table", "tokens"]
 
 VOCABULARY = 40
 
-Inputs = Callable[[int], Tensor]
+Given = Tensor | dict[str, Tensor]
+Inputs = Callable[[int], Given]
 
 
 class Made(NamedTuple):
-    """A model and its rows: `build()` with random weights of the present seed, `inputs(rows)`."""
+    """A model and its rows: `build()` with random weights of the present seed, `inputs(rows)`; which of the tensors
+    that it gives is its output, and the package that it is from, where it is no look-alike."""
 
     build: Callable[[], nn.Module]
     inputs: Inputs
+    output: str | None = None
+    package: str = ""
 
 
 def _seeded() -> torch.Generator:

@@ -11,14 +11,15 @@ from differential import watched
 from torch import Tensor
 
 import noisykernels as nk
-from models import made
+from models import MODELS, ORIGINALS, made
 from noisykernels._graph.recorder import record_tape
 from noisykernels._graph.tape import NotTraceable
+from noisykernels._util.inputs import Call, Inputs
 from noisykernels.injection.placement import SILENT
 from noisykernels.injection.state import state_of
 from noisykernels.metrics.accuracy import Accuracy
 
-__all__ = ["Parity", "Walked", "reached", "walked"]
+__all__ = ["Parity", "Walked", "call_of", "reached", "walked"]
 
 LEVELS, DRAWS = (0.5, 4.0), (3, 0)
 NOISES = (nk.Noise(add=0.3), nk.Noise(add=0.2, mul=0.3, order="add_mul"))
@@ -70,15 +71,21 @@ class Walked:
     warned: list[str] = field(default_factory=list)
 
 
+def call_of(name: str) -> Call:
+    """How a model is called."""
+    return Call("walked", output=(MODELS | ORIGINALS)[name].output)
+
+
 def reached(name: str, detail: str | None = None) -> tuple[list[str], dict[str, str]]:
     """The sites of a model at which noise can enter, and why some of them are not reached, as its recording has it."""
     model, x = made(name, 4)
-    with nk.inject(model, None, example_input=x[:2], detail=detail) as injected, torch.inference_mode():
+    given, how = Inputs.of(x), call_of(name)
+    with nk.inject(model, None, example_input=given[:2].given, detail=detail) as injected, torch.inference_mode():
         state = state_of(injected)
         state.placement = SILENT
         names = [site.name for site in state.traced if site.row_dim is not None or site.alone]
         try:
-            tape = record_tape(injected, x)
+            tape = record_tape(injected, given, how)
         except NotTraceable as reason:
             return names, dict.fromkeys(names, str(reason))
     why = {name: tape.refused.get(name, "nothing leads from it to the scores") for name in names}
@@ -89,7 +96,8 @@ def walked(name: str, rows: int = 12, detail: str | None = None, noise: nk.Noise
     """A model walked at all of its sites by both engines."""
     model, x = made(name, rows)
     with torch.no_grad():
-        outputs = made(name, rows)[0](x.clone())  # another one: the first forward of some is not like the others
+        # another one: the first forward of some is not like the others
+        outputs = call_of(name)(made(name, rows)[0], Inputs.of(x).clone())
     metric, found = Parity(outputs), Walked(name)
     labels = torch.zeros(rows, dtype=torch.int64)
     tables: dict[str, dict[Any, int]] = {}
@@ -98,6 +106,7 @@ def walked(name: str, rows: int = 12, detail: str | None = None, noise: nk.Noise
             warnings.simplefilter("always")
             study = nk.walk(
                 model, (x, labels), noise=noise, levels=LEVELS, draws=list(DRAWS), seed=5, metric=metric, detail=detail,
+                output=call_of(name).output,
                 compute=nk.Compute(engine=engine, verify="sample"),
             )  # fmt: skip
         found.warned += [str(w.message) for w in said if "runs the whole model" in str(w.message)]
