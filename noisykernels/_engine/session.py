@@ -164,9 +164,9 @@ def places_of(
         return None
     if isinstance(noise, dict):
         raise ValueError(f"{op}: a dict of noises says where they enter; leave out sites=")
-    known = sites_with_results(
-        problem.model, problem.data[0][:2].given, problem.asked, problem.root, problem.detail
-    )  # fmt: skip
+    few = problem.data[0][:2]
+    with problem.call.explaining(problem.model, few):
+        known = sites_with_results(problem.model, few.given, problem.asked, problem.root, problem.detail)
     return [site.name for site in chosen_sites(op, problem.model, known, sites, root=problem.root)]
 
 
@@ -215,7 +215,9 @@ class Session:
             stack.enter_context(torch_threads(compute.threads))
             stack.enter_context(keeping_state(self.problem.model))
             stack.enter_context(evaluation_mode(self.problem.model))
-            given = inject(self.problem.model, example_input=self.inputs[:2].clone().given, **placed)
+            few = self.inputs[:2].clone()
+            with self.problem.call.explaining(self.problem.model, few):
+                given = inject(self.problem.model, example_input=few.given, **placed)
             self.model: nn.Module = stack.enter_context(given)
             self.state = state_of(self.model)
             open_results(self.model, self.problem.asked, self.inputs[:2].clone().given)

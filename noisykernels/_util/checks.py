@@ -17,6 +17,7 @@ from typing import Any, SupportsIndex
 __all__ = ["ITEMS", "RANGES", "Range", "flag", "in_range", "is_number", "one_of", "shown", "whole"]
 
 LARGEST = sys.float_info.max
+LONGEST = 200  # of a value in a message
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def shown(value: Any) -> str:
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"{value.dtype} of shape {list(value.shape)}"
     try:
-        return " ".join(_short.repr(value).split())
+        text = " ".join(_short.repr(value).split())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
     except Exception:  # of somebody else's repr
         return f"an object of class {type(value).__name__}"
 

@@ -71,33 +71,38 @@ def in_memory(name: str, data: Data, takes: Sequence[str] | None = None) -> Batc
 def joined(name: str, parts: Sequence[Batch]) -> Batch:
     """The rows of all batches, which must be alike; those with masks are padded to the longest."""
     if not parts:
-        raise ValueError(f"{name}: data must hold at least one batch, got none")
+        raise ValueError(f"{name}: data must hold at least one batch, got none (what is read but once may be used up)")
     masks = [mask_of(part.inputs) for part in parts]
     longest = max((mask.shape[1] for mask in masks if mask is not None), default=0)
-    parts = [lengthened(part, longest) for part in parts]
-    for part in parts[1:]:
-        check_alike(name, part, parts[0])
+    first = lengthened(parts[0], longest)
+    parts = [first, *(alike(name, lengthened(part, longest), first) for part in parts[1:])]
     labels = [part.labels for part in parts if part.labels is not None]
     return Batch(
         Inputs.joined([part.inputs for part in parts]), torch.cat(labels) if len(labels) > 1 else parts[0].labels
     )
 
 
-def check_alike(name: str, batch: Batch, first: Batch) -> None:
-    """Refuses a batch that is not as the first, but for its rows."""
+def alike(name: str, batch: Batch, first: Batch) -> Batch:
+    """A batch with its names in the first one's order; refuses one that is not as the first, but for its rows."""
     expected = f"{name}: each batch of data must be as the first but for its rows, got"
-    if batch.inputs.names != first.inputs.names or len(batch.inputs.tensors) != len(first.inputs.tensors):
-        raise ValueError(f"{expected} {', '.join(batch.inputs.told())} after {', '.join(first.inputs.told())}")
+    inputs = batch.inputs.ordered(first.inputs.names)
+    if inputs.names != first.inputs.names or len(inputs.tensors) != len(first.inputs.tensors):
+        raise ValueError(f"{expected} {', '.join(inputs.told())} after {', '.join(first.inputs.told())}")
     if (batch.labels is None) != (first.labels is None):
         raise ValueError(f"{expected} {'one with' if first.labels is None else 'one without'} labels")
-    pairs = list(zip(batch.inputs.tensors, first.inputs.tensors, strict=True))
+    triples = list(zip(inputs.tensors, first.inputs.tensors, inputs.told(), strict=True))
     if batch.labels is not None and first.labels is not None:
-        pairs.append((batch.labels, first.labels))
-    for t, one in pairs:
+        triples.append((batch.labels, first.labels, "labels"))
+    for t, one, what in triples:
         if t.shape[1:] != one.shape[1:] or t.dtype != one.dtype or t.device != one.device:
             longer = t.dtype == one.dtype and t.shape[2:] == one.shape[2:]
             hint = "; batches of other lengths need an 'attention_mask'" if longer and t.dim() > 1 else ""
-            raise ValueError(f"{expected} {shown(t)} after {shown(one)}{hint}")
+            raise ValueError(f"{expected} {_told(t, one)} after {_told(one, t)} for {what}{hint}")
+    return Batch(inputs, batch.labels)
+
+
+def _told(t: Tensor, other: Tensor) -> str:
+    return shown(t) + (f" on {t.device}" if t.device != other.device else "")
 
 
 def needed(name: str, data: Data, labels: Any) -> Any:

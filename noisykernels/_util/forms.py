@@ -1,6 +1,6 @@
 """The forms that data come in, made into inputs and labels: what is which is decided here alone.
 
-- A tensor or array: inputs without labels. A pair ``(x, y)``, as tuple or list: inputs and labels.
+- A tensor or array: inputs without labels. A pair ``(x, y)``, as tuple or list: inputs and labels, also plain numbers.
 - ``((x, z), y)`` and ``({"a": x, "b": z}, y)``: several inputs, by position or by name.
 - A dict (or any mapping): inputs by name; labels are what the first of `LABELS` that is there names. An input that is
   alone beside labels may have any name. A named tuple: likewise, inputs by position; without such a name, a pair.
@@ -10,14 +10,17 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from noisykernels._util.checks import shown
 from noisykernels._util.inputs import Inputs
@@ -25,6 +28,7 @@ from noisykernels._util.inputs import Inputs
 __all__ = ["LABELS", "Batch", "batch_of", "check_dense", "lengthened", "opened"]
 
 LABELS = ("labels", "label", "targets", "target")
+BESIDE = "put its items beside the others"
 NO_LABEL = -100  # of a position that is padding, as torch's cross-entropy leaves it out
 
 
@@ -59,12 +63,18 @@ def opened(name: str, data: Any, size: int, takes: Sequence[str] | None = None, 
         return batch_of(name, data.tensors, dim, takes)
     if _is_table(data):
         return _Table(name, data, size, takes)
-    if isinstance(data, Mapping) and data and all(map(_is_table, data.values())):
+    if _is_table_of_several(data):
         raise TypeError(f"{name}: data must be one of the data sets {', '.join(map(repr, data))}, got all of them")
-    if isinstance(data, Mapping) and data and any(map(_is_leaf, data.values())):
+    if isinstance(data, Mapping) and any(_is_leaf(v) or _is_numbers(v) or hasattr(v, "iloc") for v in data.values()):
         return batch_of(name, data, dim, takes)  # which says what is wrong with the others
+    _check_length(name, data)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=size, collate_fn=_collated)
+    if hasattr(data, "iloc"):  # met by what it has: iterating it gives the names of columns
+        raise TypeError(
+            f"{name}: data must be tensors or arrays, got a {type(data).__name__}: write "
+            "(frame[columns].values, frame[label].values)"
+        )
     if isinstance(data, str | bytes | Mapping | type) or not isinstance(data, Iterable):
         raise TypeError(f"{name}: data must be (inputs, labels), or an iterable of such batches, got {shown(data)}")
     return data
@@ -89,6 +99,7 @@ def batch_of(name: str, batch: Any, dim: int = 0, takes: Sequence[str] | None = 
         given, labels = _by_name(name, batch)
     elif hasattr(batch, "_fields") and any(key in batch._fields for key in LABELS):
         by_name, labels = _by_name(name, batch._asdict())
+        _check_no_gap(name, batch, by_name.names)
         given = Inputs(by_name.tensors, grouped=len(by_name.tensors) > 1)
     elif isinstance(batch, tuple | list) and batch:
         first, *rest = [part for i, part in enumerate(batch) if i < 2 or not _is_words(part)]
@@ -98,10 +109,12 @@ def batch_of(name: str, batch: Any, dim: int = 0, takes: Sequence[str] | None = 
                 "((a, b), labels)"
             )
         given, labels = _inputs(name, first), rest[0] if rest else None
+    elif isinstance(batch, tuple | list):
+        raise TypeError(f"{name}: a batch of data must hold inputs, got {shown(batch)}")
     else:
         given = _inputs(name, batch)
-    if labels is not None and not isinstance(labels, Tensor):
-        labels = _tensor(name, labels, number=True)
+    if labels is not None:
+        labels = _labels(name, labels)
     if takes is not None and labels is not None and len(given.names) == 1 and given.names[0] not in takes:
         given = Inputs(given.tensors)
     found = Batch(given if dim == 0 else Inputs(given.tensors, given.names, dim, given.grouped), labels)
@@ -112,8 +125,9 @@ def batch_of(name: str, batch: Any, dim: int = 0, takes: Sequence[str] | None = 
 def check_dense(name: str, *tensors: Tensor) -> None:
     """Refuses tensors that hold no values, or hold them sparsely: rows cannot be cut out of them."""
     for t in tensors:
-        if t.layout is not torch.strided or t.is_meta:
-            raise ValueError(f"{name}: data must be dense tensors that hold values, got {t.layout} on {t.device}")
+        if t.layout is not torch.strided or t.is_meta or t.is_nested or t.is_quantized:
+            kind = "nested" if t.is_nested else "quantized" if t.is_quantized else t.layout
+            raise ValueError(f"{name}: data must be dense tensors that hold values, got {kind} on {t.device}")
 
 
 def lengthened(batch: Batch, length: int) -> Batch:
@@ -157,13 +171,36 @@ def _is_whole(data: Any) -> bool:
     if _is_names(data):
         return True
     if hasattr(data, "_fields"):
-        return isinstance(data, tuple) and len(data) > 0 and all(map(_is_leaf, data))
-    return isinstance(data, tuple | list) and len(data) == 2 and _is_group(data[0]) and _is_leaf(data[1])
+        there = [part for part in data if part is not None]
+        return isinstance(data, tuple) and len(there) > 0 and all(map(_is_leaf, there))
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    first, second = data
+    if _is_leaf(first) and _is_group(second):  # of which several are refused as labels
+        return True
+    if _is_group(first):  # two dicts are batches
+        return _is_leaf(second) or _is_numbers(second)
+    return _is_numbers(first) and _is_numbers(second)
+
+
+def _is_numbers(part: Any) -> bool:
+    """Whether a list is of plain numbers, or of such lists."""
+    if isinstance(part, range):
+        return True
+    if not isinstance(part, list | tuple) or not part:
+        return False
+    return isinstance(part[0], int | float | np.number) or _is_numbers(part[0])
 
 
 def _is_table(data: Any) -> bool:
     """Whether data are a table of columns, as Hugging Face's data sets are; met by what they have."""
-    return all(hasattr(data, name) for name in ("column_names", "with_format", "__getitem__", "__len__"))
+    has = all(hasattr(data, name) for name in ("column_names", "with_format"))
+    return has and isinstance(data, Iterable) and not isinstance(data, Mapping)
+
+
+def _is_table_of_several(data: Any) -> bool:
+    """Whether data are several tables by name."""
+    return isinstance(data, Mapping) and len(data) > 0 and all(map(_is_table, data.values()))
 
 
 def _is_words(part: Any) -> bool:
@@ -194,7 +231,7 @@ def _by_name(name: str, batch: Mapping[str, Any]) -> tuple[Inputs, Tensor | None
     label = next((key for key in LABELS if key in there), None)
     made = {
         key: pad_sequence(ragged[key], batch_first=True, padding_value=NO_LABEL if key == label else 0)
-        if key in ragged else _tensor(name, value, key, number=key == label)
+        if key in ragged else _labels(name, value, key) if key == label else _tensor(name, value, key)
         for key, value in there.items()
     }  # fmt: skip
     labels = None if label is None else made.pop(label)
@@ -207,30 +244,78 @@ def _ragged(value: Any) -> list[Tensor] | None:
     """Rows of more than one length, each a vector or a list of vectors; None: it is no such list."""
     if not isinstance(value, list | tuple) or len(value) < 2:
         return None
-    if not all(isinstance(row, Tensor | np.ndarray | list | tuple) and np.ndim(row) > 0 for row in value):
+    if not all(isinstance(row, Tensor | np.ndarray | list | tuple) for row in value):
         return None
     try:
         rows = [torch.as_tensor(row) for row in value]
     except (RuntimeError, TypeError, ValueError):
         return None
+    if any(r.dim() == 0 for r in rows):
+        return None
     same = {r.shape[1:] for r in rows}
     return rows if len(same) == 1 and len({len(r) for r in rows}) > 1 else None
+
+
+def _labels(name: str, given: Any, key: str = "") -> Tensor:
+    """Labels as one tensor, of a type that torch compares."""
+    several = isinstance(given, tuple | list) and any(isinstance(part, Tensor) and part.dim() > 0 for part in given)
+    if isinstance(given, Mapping) or several:
+        told = ", ".join(map(repr, given)) if isinstance(given, Mapping) else f"{len(given)} parts"
+        raise TypeError(
+            f"{name}: labels of data must be one tensor, got several, {told}: give one of them, or all in its columns"
+        )
+    labels = given if isinstance(given, Tensor) else _tensor(name, given, key, number=True)
+    return labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
 
 
 def _tensor(name: str, value: Any, key: str = "", number: bool = False) -> Tensor:
     """A tensor of what holds numbers, or is one, where that may be."""
     if isinstance(value, Tensor):
         return value
+    if np.ma.is_masked(value) or hasattr(value, "iloc"):
+        more = "fill what is masked" if np.ma.is_masked(value) else "write .values"
+        raise TypeError(f"{name}: data must be tensors or arrays, got a {type(value).__name__}: {more}")
     if number and isinstance(value, int | float | np.generic):
         return torch.as_tensor(value)
     try:
-        rows = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(v, Tensor) for v in value)
-        if isinstance(value, np.ndarray | list | tuple):
-            return torch.stack(list(value)) if rows else torch.as_tensor(value)
+        if isinstance(value, np.ndarray):
+            return _of_array(value)
+        if isinstance(value, list | tuple | range):
+            rows = [v for v in value if isinstance(v, Tensor)]
+            return torch.stack(rows) if rows and len(rows) == len(value) else torch.as_tensor(value)
     except (OverflowError, RuntimeError, TypeError, ValueError):  # of words, uneven lists
         pass
+    if isinstance(value, Mapping):
+        raise TypeError(
+            f"{name}: {key!r} of data must be a tensor, got a dict of {', '.join(map(repr, value))}: {BESIDE}"
+        )
     what = f"{key!r}: {shown(value)}; leave it out" if key else shown(value)
     raise TypeError(f"{name}: a batch of data must be of tensors or numbers, got {what}")
+
+
+def _of_array(array: NDArray[Any]) -> Tensor:
+    """The tensor of an array, in its memory where torch can look at that; nothing writes there, so it may be a file."""
+    native = array.dtype.isnative and not any(stride < 0 for stride in array.strides)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ")
+        return torch.as_tensor(array if native else array.astype(array.dtype.newbyteorder("="), order="C"))
+
+
+def _check_length(name: str, data: Any) -> None:
+    """Refuses rows of which it is not known how many there are."""
+    rows = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(rows, Dataset) and not isinstance(rows, IterableDataset) and not hasattr(rows, "__len__"):
+        raise TypeError(f"{name}: a Dataset must say how many rows it has, got {type(rows).__name__} without __len__")
+
+
+def _check_no_gap(name: str, batch: Any, names: Sequence[str]) -> None:
+    """Refuses a named tuple with nothing before an input, which by position would stand in the wrong place."""
+    before = [field for field in batch._fields[: batch._fields.index(names[-1])] if field not in (*names, *LABELS)]
+    if before:
+        raise TypeError(
+            f"{name}: inputs of a named tuple are given by position, got None for {before[0]!r} before {names[-1]!r}: "
+            "give a dict"
+        )
 
 
 def _check_rows(name: str, batch: Batch) -> None:
@@ -274,7 +359,7 @@ class _Table:
 
     def __init__(self, name: str, table: Any, size: int, takes: Sequence[str] | None) -> None:
         self.name, self.table, self.size = name, table.with_format("torch"), size
-        columns = list(table.column_names)
+        columns = list(table.column_names or next(iter(table), {}))  # one that is read on and on may not know them
         label = next((key for key in LABELS if key in columns), None)
         self.columns = [c for c in columns if c == label or takes is None or c in takes]
         self.all = takes is None
@@ -286,10 +371,16 @@ class _Table:
                 f"got {', '.join(columns)}; rename_column() or forward="
             )
 
-    def __len__(self) -> int:
-        return -(-len(self.table) // self.size)
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for first in range(0, len(self.table), self.size):
-            rows = self.table[first : first + self.size]
+        for rows in self._cut() if hasattr(self.table, "__len__") else self._read():
             yield {c: rows[c] for c in self.columns if not (self.all and _is_words(rows[c]))}
+
+    def _cut(self) -> Iterator[Mapping[str, Any]]:
+        for first in range(0, len(self.table), self.size):
+            yield self.table[first : first + self.size]
+
+    def _read(self) -> Iterator[Mapping[str, Any]]:
+        """Of a table that is read row by row."""
+        every = iter(self.table)
+        while rows := list(itertools.islice(every, self.size)):
+            yield _collated([{c: row[c] for c in self.columns} for row in rows])

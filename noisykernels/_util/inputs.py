@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,6 +74,13 @@ class Inputs:
     def by_position(self) -> Inputs:
         """The same, given by position."""
         return replace(self, names=(), grouped=True)
+
+    def ordered(self, names: tuple[str, ...]) -> Inputs:
+        """The same in an order of the names, if they are these."""
+        if self.names == names or set(self.names) != set(names):
+            return self
+        table = dict(zip(self.names, self.tensors, strict=True))
+        return replace(self, names=names, tensors=tuple(table[n] for n in names))
 
     @property
     def device(self) -> torch.device:
@@ -151,10 +159,32 @@ class Call:
             raise TypeError(f"{self.op}: output must be a key, an index or a function, got {shown(self.output)}")
 
     def __call__(self, model: Callable[..., Any], inputs: Inputs) -> Any:
-        if self.forward is not None:
-            return self.picked(self.forward(model, inputs.given))
-        args, kwargs = inputs.arguments
-        return self.picked(model(*args, **kwargs))
+        with self.explaining(model, inputs):
+            if self.forward is not None:
+                return self.picked(self.forward(model, inputs.given))
+            args, kwargs = inputs.arguments
+            return self.picked(model(*args, **kwargs))
+
+    @contextlib.contextmanager
+    def explaining(self, model: Any, inputs: Inputs) -> Iterator[None]:
+        """Tells of inputs of another type than the model's parameters where that may be why a block fails.
+
+        Raises:
+            ValueError: an error of torch's about types, and such inputs.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            own = {p.dtype for p in model.parameters()} if isinstance(model, nn.Module) else set()
+            given = [t.dtype for t in inputs.tensors if t.is_floating_point() or t.is_complex()]
+            given = [kind for kind in given if kind not in own] if given else [t.dtype for t in inputs.tensors]
+            if not own or not given or "type" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.op}: data must have inputs of the type of the model's parameters, "
+                f"{', '.join(sorted(map(str, own)))}, or of one that it takes, got {given[0]}: "
+                f"{str(error).partition(chr(10))[0]}"
+            ) from error
 
     def told(self) -> dict[str, str]:
         """By what stores tell it from others; that of every tensor has nothing to tell."""

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisykernels._util.data import Data, check_alike, joined
+from noisykernels._util.data import Data, alike, joined
 from noisykernels._util.forms import Batch, batch_of, lengthened, mask_of, opened
 from noisykernels._util.inputs import Inputs
 from noisykernels._util.tensors import Growing
@@ -105,11 +105,14 @@ class Stream:
 
     def count(self, batch: Batch) -> None:
         """Takes note of the rows of the next batch."""
+        batch = _ordered(batch, self.first)
+        if not len(self.first.inputs):
+            self.first = _cut(batch, slice(1))
         mask = mask_of(batch.inputs)
         if mask is not None:
             self.length = max(self.length, mask.shape[1])
             self.first = lengthened(self.first, self.length)
-        check_alike(self.name, lengthened(batch, self.length), self.first)
+        alike(self.name, lengthened(batch, self.length), self.first)
         self.rows += len(batch.inputs)
         self._digests.add(torch.from_numpy(_digests(batch)))
         if self._labels is not None and batch.labels is not None:
@@ -206,7 +209,7 @@ class _Reader:
         raw = next(self.iterator, None)
         if raw is None:
             raise ValueError(_changed(stream.name, f"{first} rows", f"{stream.rows}"))
-        batch = batch_of(stream.name, raw, 0, stream.takes)
+        batch = _ordered(batch_of(stream.name, raw, 0, stream.takes), stream.first)
         digests, known = _digests(batch), stream.digests[first : first + len(batch.inputs)]
         if len(digests) > len(known):
             raise ValueError(_changed(stream.name, f"more than {stream.rows} rows", f"{stream.rows}"))
@@ -347,6 +350,11 @@ def _cut(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.inputs[rows], None if batch.labels is None else batch.labels[rows])
 
 
+def _ordered(batch: Batch, first: Batch) -> Batch:
+    """A batch with its names in the order of the first one's."""
+    return Batch(batch.inputs.ordered(first.inputs.names), batch.labels)
+
+
 def _digests(batch: Batch) -> NDArray[np.int64]:
     """Of each row, 64 bits."""
     tensors = (*batch.inputs.tensors, *(() if batch.labels is None else (batch.labels,)))
@@ -375,5 +383,5 @@ def _refuse_changes(name: str, batches: Iterable[Any], first: Batch, takes: Sequ
         raw = next(iter(batches), None)
     if raw is None:
         return  # it is used up, and held
-    if not np.array_equal(_digests(batch_of(name, raw, 0, takes)), _digests(first)):
+    if not np.array_equal(_digests(_ordered(batch_of(name, raw, 0, takes), first)), _digests(first)):
         raise ValueError(_changed(name, "other rows, or their order", "these"))

@@ -309,7 +309,7 @@ def order_sensitivity(
         arrays: which calls share what the devices beside the arithmetic draw for a chip, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
         forward, output: how the model is called, and what of its result is measured, as for `walk`.
-        compute: `batch_rows` and `threads` of `Compute`; other settings are refused.
+        compute: `batch_rows`, `memory` and `threads` of `Compute`; other settings are refused.
         progress: show a progress bar, if tqdm is installed; or a function (done, total), which counts runs of the data.
 
     Returns:
@@ -335,7 +335,7 @@ def order_sensitivity(
     _check_orders(op, orders)
     if arithmetic is not None:
         _check(arithmetic)
-    compute = Compute.of(op, compute, "batch_rows", "threads")
+    compute = Compute.of(op, compute, "batch_rows", "memory", "threads")
     problem = Problem.of(
         Call(op, forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
         alone=True, compute=compute, sites=sites,
@@ -356,19 +356,18 @@ def order_sensitivity(
 
     with Session(op, problem, compute) as session:
         chosen |= {site.name for site in chosen_sites(op, session.model, session.sites, sites, root=root)}
-        size = compute.rows_on(problem.device)
 
         def measure() -> None:
             study.present = None
             with torch.inference_mode():
-                for x, _, ids in session.batches(size):
+                for x, _, ids in session.batches():
                     with session.drawing(ids):
                         problem.call(session.model, x)
 
         def predictions(order: str | int) -> tuple[Tensor, float]:
             study.present = order
             found, tally, row = [], session.tally(), 0
-            for x, y, ids in session.batches(size):
+            for x, y, ids in session.batches():
                 scores = session.scores(x, ids)
                 targets = session.targets(x, y)
                 _check_labels(op, problem.metric, scores, y)

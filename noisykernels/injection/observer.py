@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from noisykernels._util.data import Data, batches, needed
-from noisykernels._util.inputs import Call
+from noisykernels._util.inputs import Call, Inputs
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating, place_of, unwrap
 from noisykernels.injection.api import inject
+from noisykernels.injection.doors import parameters_of
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.rows import apart, together
-from noisykernels.injection.running import begin, called, result_of
+from noisykernels.injection.running import begin, instead, result_of
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.state import is_injected, state_of, tell_idle
 from noisykernels.injection.values import Change
@@ -83,12 +84,30 @@ def _watching(look: Look | None, gradients: bool) -> Callable[..., SiteMode]:
     return make
 
 
+def _example(call: Call, model: nn.Module, inputs: Inputs) -> Any:
+    """What the model itself is given for some inputs: all by name, where a forward of the user's gives some so."""
+    if call.forward is None:
+        return inputs.given
+    found: list[Any] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append({**dict(zip(parameters_of(model), args, strict=False)), **kwargs} if kwargs else args)
+
+    hook = model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with evaluating(model), torch.no_grad():
+            call.forward(model, inputs.given)
+    finally:
+        hook.remove()
+    return found[0] if found else None
+
+
 def _draws(module: nn.Module) -> bool:
     return is_injected(module) and state_of(module).draws_noise
 
 
 def watch(
-    name: str,
+    call: Call,
     model: nn.Module,
     data: Data,
     look: Look,
@@ -101,7 +120,7 @@ def watch(
     """Runs a model in evaluation mode over data and shows each site's value. The model is left as it was.
 
     Args:
-        name: of the function that asks, for errors.
+        call: how the model is called; its op is the function that asks, for errors.
         model: injected, with noisy layers, or without noise.
         data: in any form.
         look: called at each site that has rows.
@@ -109,14 +128,16 @@ def watch(
         batch_size: rows of a batch, where `data` are tensors.
         backward: called with the outputs and labels of each batch; gradients are then on.
     """
-    target, done, call = unwrap(model), 0, Call(name)
+    target, done, name = unwrap(model), 0, call.op
     place = place_of(target)
     tell_idle(name, target, seed=seed, level=level)
     if seed is None and any(isinstance(m, NoisyLayer) or _draws(m) for m in target.modules()):
         seed = seed_tensor(name, None, place)  # before random numbers are kept, so that the next call has another one
-    make = _watching(look, backward is not None)
+    make, calls = _watching(look, backward is not None), 0
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
         mode, args, kwargs = begin(target, state_of(target), args, kwargs, make=make)
         with mode:
             out = result_of(mode, target, args, kwargs)
@@ -133,11 +154,19 @@ def watch(
             if done == 0:
                 call.check(target, inputs)
                 if not is_injected(target):
-                    stack.enter_context(inject(target, None, example_input=inputs[:1].given))
+                    with call.explaining(target, inputs):
+                        injected = inject(target, None, example_input=_example(call, target, inputs[:1]))
+                    stack.enter_context(injected)
                 stack.enter_context(evaluating(target))
                 stack.enter_context(torch.set_grad_enabled(backward is not None))
             with noise_state(target, seed=seed, rows=torch.arange(done, done + len(inputs)), level=level):
-                out = call.picked(called(target, run, *inputs.arguments))
+                before = calls
+                with instead(target, run):
+                    out = call(target, inputs)
+                if calls == before:
+                    raise ValueError(
+                        f"{name}: forward must call the model that it is given, got a function that does not"
+                    )
                 if backward is not None:
                     backward(out, needed(name, data, labels).to(place))
             done += len(inputs)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,6 +73,7 @@ __all__ = [
     "following",
     "hear",
     "hold",
+    "instead",
     "mark",
     "result_of",
     "set_up",
@@ -259,16 +260,23 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
 _WHOLE = whole(_outermost.__code__)
 
 
-def called(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call of an injected model in which `run` takes the place of its forward: with all that others have around it,
-    such as hooks that gather weights."""
+@contextlib.contextmanager
+def instead(model: nn.Module, run: Callable[..., Any]) -> Iterator[None]:
+    """Has `run` take the place of an injected model's forward when it is called next within the block: with all that
+    others have around it, such as hooks that gather weights."""
     state = state_of(model)
     state.instead = run
     try:
         with eagerly():
-            return model(*args, **kwargs)
+            yield
     finally:
         state.instead = None
+
+
+def called(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call of an injected model in which `run` takes the place of its forward."""
+    with instead(model, run):
+        return model(*args, **kwargs)
 
 
 def result_of(mode: SiteMode, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data, check_classes
+from noisykernels._util.inputs import Call, Output
 from noisykernels.injection.observer import Seen, watch
 from noisykernels.injection.site import kind_of
 
@@ -35,6 +36,8 @@ def gradient_norms(
     seed: int | Tensor | None = None,
     level: Any = None,
     batch_size: int = 500,
+    forward: Callable[..., Any] | None = None,
+    output: Output = None,
 ) -> list[SiteGradient]:
     r"""Norm of the loss's gradient with respect to the (noisy) value at each site, over data in evaluation mode.
 
@@ -50,6 +53,8 @@ def gradient_norms(
         seed: 64-bit seed of the noise; None draws from torch's default generator.
         level: factor of all noise, as for `noise_state`; a vector fits a single batch only.
         batch_size: rows of a batch, where `data` are no batches.
+        forward: how the model is called, as for `walk`; what the function itself computes beside it is no site.
+        output: what of its result the loss takes, as for `walk`.
 
     Returns:
         A `SiteGradient` for every site that has rows, in execution order; the norm is 0 where the loss does not depend
@@ -68,6 +73,7 @@ def gradient_norms(
         ([('input', (4,), 8), ('0:linear#0', (2,), 8)], 3.0)
     """
     check_arguments(gradient_norms, locals())
+    call = Call("gradient_norms", forward, output)
     of_rows = loss if loss is not None else _cross_entropy
     sums: dict[str, float] = {}
     rows: dict[str, int] = {}
@@ -87,7 +93,7 @@ def gradient_norms(
             rows[site] = rows.get(site, 0) + len(value)
         values.clear()
 
-    watch("gradient_norms", model, data, look, seed=seed, level=level, batch_size=batch_size, backward=backward)
+    watch(call, model, data, look, seed=seed, level=level, batch_size=batch_size, backward=backward)
     return [
         SiteGradient(site, index, kind_of(site), shapes[site], rows[site], sums.get(site, 0.0) / rows[site])
         for index, site in enumerate(rows)

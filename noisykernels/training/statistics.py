@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data
+from noisykernels._util.inputs import Call, Output
 from noisykernels.injection.observer import Seen, watch
 from noisykernels.injection.site import kind_of
 from noisykernels.noise.description import Noise
@@ -93,8 +95,9 @@ def noise_power(seen: Seen, x: Tensor) -> float:
 
 
 def site_statistics(
-    model: nn.Module, data: Data, *, seed: int | Tensor | None = None, level: Any = None, batch_size: int = 500
-) -> list[SiteStatistics]:
+    model: nn.Module, data: Data, *, seed: int | Tensor | None = None, level: Any = None, batch_size: int = 500,
+    forward: Callable[..., Any] | None = None, output: Output = None,
+) -> list[SiteStatistics]:  # fmt: skip
     r"""Signal, noise power and their ratio at every site, over data in evaluation mode, with its noise.
 
     .. math::
@@ -115,6 +118,8 @@ def site_statistics(
         seed: 64-bit seed of the noise; None draws from torch's default generator.
         level: factor of all noise, as for `noise_state`; a vector fits a single batch only.
         batch_size: rows of a batch, where `data` are no batches.
+        forward: how the model is called, as for `walk`; what the function itself computes beside it is no site.
+        output: what of its result is the output, as for `walk`; the statistics do not depend on it.
 
     Returns:
         A `SiteStatistics` for every site that has rows, in execution order. ``pandas.DataFrame`` takes the list.
@@ -134,10 +139,11 @@ def site_statistics(
         [('input', 0.0), ('0:linear#0', 0.25), ('1:relu#0', 0.0)]
     """
     check_arguments(site_statistics, locals())
+    call = Call("site_statistics", forward, output)
     sums: dict[str, _Sums] = {}
 
     def look(seen: Seen) -> None:
         sums.setdefault(seen.site, _Sums()).add(seen)
 
-    watch("site_statistics", model, data, look, seed=seed, level=level, batch_size=batch_size)
+    watch(call, model, data, look, seed=seed, level=level, batch_size=batch_size)
     return [one.record(site, index) for index, (site, one) in enumerate(sums.items())]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 
 class Encoding(UserDict):  # type: ignore[type-arg]
@@ -54,6 +55,36 @@ class Table:
             return torch.tensor(column)
         except (TypeError, ValueError):
             return column if isinstance(column[0], str) else [torch.tensor(row) for row in column]
+
+
+class TableRows(IterableDataset[Any]):
+    """A `datasets.IterableDataset`: its rows one by one; it may not know its columns."""
+
+    column_names = None
+
+    def __init__(self, columns: Mapping[str, list[Any]], tensors: bool = False) -> None:
+        super().__init__()
+        self.columns, self.tensors = dict(columns), tensors
+
+    def with_format(self, kind: str) -> TableRows:
+        assert kind == "torch"
+        return TableRows(self.columns, True)
+
+    def __iter__(self) -> Any:
+        for row in zip(*self.columns.values(), strict=True):
+            made = [torch.tensor(v) if self.tensors and not isinstance(v, str) else v for v in row]
+            yield dict(zip(self.columns, made, strict=True))
+
+
+class Tables(dict):  # type: ignore[type-arg]
+    """A `datasets.DatasetDict`, which has what a table has."""
+
+    def with_format(self, kind: str) -> Tables:
+        return Tables({name: table.with_format(kind) for name, table in self.items()})
+
+    @property
+    def column_names(self) -> dict[str, list[str]]:
+        return {name: table.column_names for name, table in self.items()}
 
 
 class Encoder(nn.Module):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from data_look_alikes import Encoder, Encoding, Table, encoded
+from data_look_alikes import Encoder, Encoding, Table, Tables, encoded
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import noisykernels as nk
 from noisykernels._util.data import in_memory
 from noisykernels._util.forms import NO_LABEL
-from noisykernels.training import accuracy, recalibrate_bn
+from noisykernels._util.inputs import Inputs
+from noisykernels._util.streams import loaded
+from noisykernels.training import accuracy, recalibrate_bn, site_statistics
 
 X, Z, Y = torch.arange(12.0).view(6, 2), torch.arange(6), torch.tensor([0, 1, 2, 0, 1, 2])
 TAKES = ("x", "z")
@@ -116,6 +120,27 @@ def test_a_walk_over_them_is_that_over_padded_rows(memory: int) -> None:
         assert found.records == expected.records
 
 
+class Endless(Dataset[Any]):
+    def __getitem__(self, i: int) -> Any:
+        return X[i], Y[i]
+
+
+class Gap(NamedTuple):
+    x: Tensor
+    mask: Tensor | None
+    z: Tensor
+    labels: Tensor
+
+
+class Frame:
+    """A `pandas.DataFrame`, of which iterating gives the names of columns."""
+
+    iloc = None
+
+    def __iter__(self) -> Any:
+        return iter(["a", "b"])
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "words by name": ([{"x": X, "z": ["a"] * 6, "labels": Y}], r"of tensors or numbers, got 'z': \['a'.*leave it out"),
     "labels alone": ({"labels": Y}, "inputs beside labels"),
@@ -124,6 +149,38 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "several data sets": (
         {"train": Table({"x": [1]}), "test": Table({"x": [1]})},
         "one of the data sets 'train', 'test'",
+    ),
+    "a dict of several data sets": (
+        Tables({"train": Table({"x": [1]}), "test": Table({"x": [1]})}),
+        "one of the data sets 'train', 'test'",
+    ),
+    "several labels by name": ((X, {"a": Y, "b": Y}), "labels of data must be one tensor, got several, 'a', 'b'"),
+    "several labels": ((X, (Y, Y)), "labels of data must be one tensor, got several, 2 parts"),
+    "several labels under a key": ({"x": X, "z": Z, "labels": {"a": Y}}, "must be one tensor, got several, 'a'"),
+    "several labels in batches": ([(X, [Y, Y])], "labels of data must be one tensor, got several, 2 parts"),
+    "a dict within a dict": (
+        {"x": {"a": X}, "z": Z, "labels": Y},
+        "'x' of data must be a tensor, got a dict of 'a': put",
+    ),
+    "rows of an unknown number": (Endless(), "a Dataset must say how many rows it has, got Endless without __len__"),
+    "a loader of those": (
+        DataLoader(Endless(), sampler=range(6)),
+        "a Dataset must say how many rows it has, got Endless",
+    ),
+    "nothing before an input": (Gap(X, None, Z, Y), "by position, got None for 'mask' before 'z': give a dict"),
+    "an empty batch": ([()], r"must hold inputs, got \(\)"),
+    "masked numbers": ((np.ma.masked_array(X.numpy(), X.numpy() > 3), Y), "got a MaskedArray: fill what is masked"),
+    "a frame": (Frame(), r"arrays, got a Frame: write \(frame\[columns\]"),
+    "a frame beside labels": ((Frame(), Y), "arrays, got a Frame: write .values"),
+    "a frame by name": ({"x": Frame(), "z": Frame()}, "arrays, got a Frame: write .values"),
+    "objects": ((np.array([X, None], dtype=object), Y), r"tensors or numbers, got object of shape \[2\]"),
+    "labels in words": ((X, np.array(["a"] * 6)), "of tensors or numbers, got <U1"),
+    "without values": ((X, Y.to("meta")), "dense tensors that hold values"),
+    "nested": ((torch.nested.nested_tensor([X]), Y), "dense tensors that hold values, got nested"),
+    "what was read": (iter([]), r"at least one batch, got none \(what is read but once may be used up\)"),
+    "masks of several types": (
+        [{"x": X, "mask": torch.ones(6, 2, dtype=kind)} for kind in (torch.bool, torch.int64)],
+        r"got torch.int64 of shape \[6, 2\] after torch.bool of shape \[6, 2\] for 'mask'",
     ),
     "no column": (
         Table({"a": [1], "b": [1], "label": [0]}),
@@ -157,6 +214,49 @@ def test_what_is_refused(what: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"f: .*{message}") as caught:
         in_memory("f", data, TAKES)
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("memory", [2**30, 256])
+def test_names_may_come_in_another_order_in_later_batches(memory: int) -> None:
+    """Also of a loader that is read again and again."""
+
+    class Turning:
+        def __iter__(self) -> Any:
+            for i in range(6):
+                batch = {"x": X[i : i + 1], "z": Z[i : i + 1], "labels": Y[i : i + 1]}
+                yield dict(reversed(batch.items())) if i % 2 else batch
+
+    inputs, labels = loaded("f", Turning(), memory)
+    assert isinstance(inputs, Inputs) == (memory > 256)
+    for _ in range(2):
+        found = inputs[:]
+        assert found.names == ("x", "z") and torch.equal(found.tensors[0], X) and torch.equal(found.tensors[1], Z)
+        assert labels is not None and torch.equal(labels[:], Y)
+
+
+def test_a_file_is_looked_at_where_it_lies(tmp_path: Path) -> None:
+    """Without a copy, and without a warning that it cannot be written to."""
+    np.save(tmp_path / "x.npy", X.numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        array = np.load(tmp_path / "x.npy", mmap_mode="r")
+        found = in_memory("f", (array, Y)).inputs.tensors[0]
+    assert torch.equal(found, X) and found.data_ptr() == array.ctypes.data
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bool, torch.complex64])
+def test_inputs_of_another_type_than_the_model_are_told(kind: torch.dtype) -> None:
+    net = torch.nn.Linear(2, 3)
+    how: dict[str, Any] = dict(seed=1, draws=2)
+    for run in (
+        lambda data: nk.walk(net, data, noise=nk.Noise(add=1.0), levels=[1.0], **how),
+        lambda data: nk.vote(net, data, noise=nk.Noise(add=1.0), **how),
+        lambda data: nk.vote(net, data, noise=nk.Noise(add=1.0), sites=["input"], **how),
+        lambda data: accuracy(net, data),
+        lambda data: site_statistics(net, data),
+    ):
+        with pytest.raises(ValueError, match=rf": data must have inputs of .*, torch.float32, .*, got {kind}: "):
+            run((X.to(kind), Y))  # type: ignore[no-untyped-call]
 
 
 def test_models_are_asked_for_the_names_that_they_take() -> None:
