@@ -1,0 +1,161 @@
+"""The language model of the zoo: a small Llama with its byte pairs, trained here on English text and kept."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import Range, whole
+from noisykernels._util.files import check_writable
+from noisykernels._util.progress import progress_bar
+from noisykernels.datasets.byte_pairs import BytePairs
+from noisykernels.datasets.download import check_private
+from noisykernels.datasets.text import kjv
+from noisykernels.datasets.tokens import tokens
+from noisykernels.zoo.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, save_checkpoint
+from noisykernels.zoo.llama import Llama, LlamaSizes
+
+__all__ = ["Language", "language"]
+
+WARMING = 100  # steps in which the learning rate rises
+LAST = 0.1  # of the learning rate is left at the end
+DECAY, BETAS, LONGEST = 0.1, (0.9, 0.95), 1.0  # of weights, of moments; norm of a step's gradients
+
+
+class Language(NamedTuple):
+    """A model, in evaluation mode, and the tokenizer that it was trained with."""
+
+    model: Llama
+    tokenizer: BytePairs
+
+
+class _Kept(nn.Module):
+    """Both, as one checkpoint holds them."""
+
+    merges: Tensor
+
+    def __init__(self, model: Llama, merges: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("merges", merges)
+
+
+def language(
+    sizes: LlamaSizes | None = None,
+    *,
+    steps: int = 3000,
+    seed: int = 0,
+    lr: float = 2e-3,
+    rows: int = 8,
+    length: int = 128,
+    cache: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    on_step: Callable[[int, float], object] | None = None,
+) -> Language:
+    """A small language model of English: read from its checkpoint if there is one, else trained and stored.
+
+    It is a `Llama` of 3.5 million parameters, and learns from nine tenths of the chapters of `datasets.kjv`, encoded in
+    2,048 byte pairs: AdamW, a learning rate that rises and then falls as a cosine, three passes over the text.
+
+    Args:
+        sizes: of the model; None: `LlamaSizes()`.
+        steps: of training.
+        seed: of the first weights and the order of windows.
+        lr: the highest learning rate.
+        rows, length: of a step: so many windows of so many tokens.
+        cache: folder of checkpoints; default `checkpoints` in `datasets.cache_folder()`.
+        root: folder of data, see `datasets.kjv`.
+        progress: show a bar on standard error, if tqdm is installed.
+        on_step: called with the number of each step, from 1, and its loss in nats for a token.
+
+    Returns:
+        model and tokenizer.
+
+    Raises:
+        CheckpointError: there is a file, but it is damaged or of other settings, or others may write to it or its
+            folder; it is left alone.
+        DataNotFound: the text is nowhere.
+        OSError: there is no checkpoint, and none can be written; before any training.
+
+    Example:
+        >>> model, tokenizer = language(steps=20, progress=True)  # doctest: +SKIP
+        >>> tokenizer.decode(model(torch.tensor([tokenizer.encode("In the")])).argmax(-1)[0].tolist())  # doctest: +SKIP
+        ' the,,'
+    """
+    check_arguments(language, locals(), steps=whole(1, 10**7), rows=whole(1, 10**5), lr=Range(0, ends=False))
+    sizes = sizes or LlamaSizes()
+    settings = {
+        "model": "llama", "data": "kjv", **asdict(sizes), "steps": steps, "seed": seed, "lr": float(lr), "rows": rows,
+        "window": length,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = Llama(sizes)
+    path = checkpoint_path(settings, cache)
+    if path.exists():
+        kept = _Kept(model, torch.zeros(0, 2, dtype=torch.int64))
+        load_checkpoint(path, kept, settings)
+        return Language(model.eval(), BytePairs([(a, b) for a, b in kept.merges.tolist()]))
+    found = next(place for place in path.parents if place.exists() or place.is_symlink())
+    check_writable(found / path.name)  # before the work
+    check_private(CheckpointError, path.parent)
+    chapters = kjv(root=root)
+    tokenizer = BytePairs.trained("\n".join(chapters), sizes.vocabulary)
+    data = tokens(chapters, tokenizer, length=length, vocabulary=sizes.vocabulary)
+    losses = _trained(model, data["input_ids"], data["labels"], steps, seed, lr, rows, progress, on_step)
+    kept = _Kept(model, torch.tensor(tokenizer.merges))
+    save_checkpoint(path, kept, settings, [{"step": k + 1, "loss": v} for k, v in enumerate(losses)][99::100])
+    return Language(model.eval(), tokenizer)
+
+
+def _trained(
+    model: Llama, ids: Tensor, labels: Tensor, steps: int, seed: int, lr: float, rows: int, progress: bool,
+    on_step: Callable[[int, float], object] | None,
+) -> list[float]:  # fmt: skip
+    """The loss of each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=BETAS, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    bar = progress_bar(steps, "training", unit="step") if progress else None
+    losses: list[float] = []
+    try:
+        for step, some in zip(range(1, steps + 1), _orders(len(ids), rows, seed), strict=False):
+            logits = model(ids[some])
+            loss = F.cross_entropy(logits.flatten(0, 1), labels[some].flatten())
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(model.parameters(), LONGEST)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            if on_step is not None:
+                on_step(step, losses[-1])
+            if bar is not None:
+                bar.set_postfix({"loss": f"{losses[-1]:.3f}"}, refresh=False)
+                bar.update(1)
+    finally:
+        if bar is not None:
+            bar.close()
+    return losses
+
+
+def _rate(step: int, steps: int) -> float:
+    """The share of the learning rate at a step."""
+    if step < WARMING:
+        return (step + 1) / WARMING
+    return LAST + (1 - LAST) * 0.5 * (1 + math.cos(math.pi * (step - WARMING) / max(1, steps - WARMING)))
+
+
+def _orders(count: int, rows: int, seed: int) -> Iterator[Tensor]:
+    """The windows of each step: all of them in an order, then in another, for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator).split(rows)
