@@ -19,6 +19,7 @@ _HOMES = {
     "arithmetic": "Serial quantize",
     "injection": "coverage inject noise_state remove sites",
     "walking": "Compute Search walk walk_mixed walk_parameter",
+    "datasets": "tokens",
     "experiments": "chips vote",
     "stats": "Drop Keep Ratio Value",
     "study": "Study compare",

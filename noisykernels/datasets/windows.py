@@ -33,8 +33,9 @@ class Tokens(dict[str, Tensor]):
 
     @property
     def position(self) -> Tensor:
-        """Place of each token in its window (windows, length)."""
-        return torch.arange(self["input_ids"].shape[1]).expand_as(self["input_ids"])
+        """Place of each token in its window (windows, length); -1 where there is none."""
+        places = torch.arange(self["input_ids"].shape[1]).expand_as(self["input_ids"])
+        return places.where(self["attention_mask"] > 0, -1) if "attention_mask" in self else places
 
     def first(self, windows: int) -> Tokens:
         """The first windows alone, or all there are."""
@@ -114,11 +115,13 @@ def _apart(ids: Sequence[Tensor], tokenizer: Any, length: int) -> Tokens:
         )
     rows, labels, masks = [], [], []
     for one in ids:
-        for first in range(0, max(1, len(one) - 1), length):
+        for first in range(0, len(one) - 1, length):  # of one token nothing is foretold
             here, after = one[first : first + length], one[first + 1 : first + length + 1]
             rows.append(_filled(here, length, fill))
             labels.append(_filled(after, length, NO_LABEL))
             masks.append(_filled(torch.ones_like(here), length, 0))
+    if not rows:
+        raise ValueError("tokens: a text must hold at least two tokens, got one in each")
     return Tokens(input_ids=torch.stack(rows), attention_mask=torch.stack(masks), labels=torch.stack(labels))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, whole
 from noisykernels._util.files import check_writable
 from noisykernels._util.progress import progress_bar
-from noisykernels.datasets.byte_pairs import BytePairs
+from noisykernels.datasets.byte_pairs import BYTES, BytePairs
 from noisykernels.datasets.download import check_private
 from noisykernels.datasets.text import kjv
-from noisykernels.datasets.tokens import tokens
+from noisykernels.datasets.windows import tokens
 from noisykernels.zoo.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, save_checkpoint
 from noisykernels.zoo.llama import Llama, LlamaSizes
 
@@ -38,14 +38,18 @@ class Language(NamedTuple):
 
 
 class _Kept(nn.Module):
-    """Both, as one checkpoint holds them."""
+    """Both, as one checkpoint holds them: merges that there are not are -1."""
 
     merges: Tensor
 
-    def __init__(self, model: Llama, merges: Tensor) -> None:
+    def __init__(self, model: Llama, merges: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("merges", merges)
+        missing = model.sizes.vocabulary - BYTES - 1 - len(merges)
+        self.register_buffer("merges", torch.tensor([*merges, *[(-1, -1)] * missing]).view(-1, 2))
+
+    def tokenizer(self) -> BytePairs:
+        return BytePairs([(a, b) for a, b in self.merges.tolist() if a >= 0])
 
 
 def language(
@@ -102,9 +106,9 @@ def language(
         model = Llama(sizes)
     path = checkpoint_path(settings, cache)
     if path.exists():
-        kept = _Kept(model, torch.zeros(0, 2, dtype=torch.int64))
+        kept = _Kept(model)
         load_checkpoint(path, kept, settings)
-        return Language(model.eval(), BytePairs([(a, b) for a, b in kept.merges.tolist()]))
+        return Language(model.eval(), kept.tokenizer())
     found = next(place for place in path.parents if place.exists() or place.is_symlink())
     check_writable(found / path.name)  # before the work
     check_private(CheckpointError, path.parent)
@@ -112,8 +116,7 @@ def language(
     tokenizer = BytePairs.trained("\n".join(chapters), sizes.vocabulary)
     data = tokens(chapters, tokenizer, length=length, vocabulary=sizes.vocabulary)
     losses = _trained(model, data["input_ids"], data["labels"], steps, seed, lr, rows, progress, on_step)
-    kept = _Kept(model, torch.tensor(tokenizer.merges))
-    save_checkpoint(path, kept, settings, [{"step": k + 1, "loss": v} for k, v in enumerate(losses)][99::100])
+    save_checkpoint(path, _Kept(model, tokenizer.merges), settings, [{"step": k + 1, "loss": v} for k, v in enumerate(losses)][99::100])
     return Language(model.eval(), tokenizer)
 
 
