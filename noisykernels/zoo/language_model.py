@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ class _Kept(nn.Module):
 
 def language(
     sizes: LlamaSizes | None = None,
+    text: Sequence[str] | None = None,
     *,
     steps: int = 3000,
     seed: int = 0,
@@ -72,6 +74,7 @@ def language(
 
     Args:
         sizes: of the model; None: `LlamaSizes()`.
+        text: to learn from, another one; None: that of `datasets.kjv`.
         steps: of training.
         seed: of the first weights and the order of windows.
         lr: the highest learning rate.
@@ -97,8 +100,9 @@ def language(
     """
     check_arguments(language, locals(), steps=whole(1, 10**7), rows=whole(1, 10**5), lr=Range(0, ends=False))
     sizes = sizes or LlamaSizes()
+    data = "kjv" if text is None else hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
     settings = {
-        "model": "llama", "data": "kjv", **asdict(sizes), "steps": steps, "seed": seed, "lr": float(lr), "rows": rows,
+        "model": "llama", "data": data, **asdict(sizes), "steps": steps, "seed": seed, "lr": float(lr), "rows": rows,
         "window": length,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -112,10 +116,10 @@ def language(
     found = next(place for place in path.parents if place.exists() or place.is_symlink())
     check_writable(found / path.name)  # before the work
     check_private(CheckpointError, path.parent)
-    chapters = kjv(root=root)
-    tokenizer = BytePairs.trained("\n".join(chapters), sizes.vocabulary)
-    data = tokens(chapters, tokenizer, length=length, vocabulary=sizes.vocabulary)
-    losses = _trained(model, data["input_ids"], data["labels"], steps, seed, lr, rows, progress, on_step)
+    texts = kjv(root=root) if text is None else text
+    tokenizer = BytePairs.trained("\n".join(texts), sizes.vocabulary)
+    windows = tokens(texts, tokenizer, length=length, vocabulary=sizes.vocabulary)
+    losses = _trained(model, windows["input_ids"], windows["labels"], steps, seed, lr, rows, progress, on_step)
     save_checkpoint(path, _Kept(model, tokenizer.merges), settings, [{"step": k + 1, "loss": v} for k, v in enumerate(losses)][99::100])
     return Language(model.eval(), tokenizer)
 

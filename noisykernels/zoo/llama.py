@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import Range, whole
 
 __all__ = ["Llama", "LlamaSizes"]
 
@@ -54,9 +55,9 @@ class LlamaSizes:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "blocks", "heads", "shared", "hidden", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LlamaSizes: {name} must be at least 1, got {getattr(self, name)}")
+        counts = dict.fromkeys(("vocabulary", "width", "blocks", "heads", "shared", "hidden", "length"), whole(1, 2**31))
+        above = dict.fromkeys(("theta", "eps"), Range(0, ends=False))
+        check_arguments(LlamaSizes, vars(self), **counts, **above)
         if self.width % (2 * self.heads):
             raise ValueError(f"LlamaSizes: width must be an even multiple of heads, got {self.width} and {self.heads}")
         if self.heads % self.shared:

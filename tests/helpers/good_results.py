@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sqlite3
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ FIT: dict[str, Any] = dict(
     levels=[0.1, 1.0, 10.0], accuracy=[[0.9], [0.5], [0.1]], clean=0.9, floor=0.1, rows=[[100]] * 3
 )
 SETTINGS: dict[str, Any] = {"model": "mlp", "data": "digits"}
+LLAMA = zoo.LlamaSizes(vocabulary=260, width=8, blocks=1, heads=2, shared=1, hidden=8)
 
 
 @functools.cache
@@ -254,6 +256,26 @@ FILES: Good = {
     datasets.log_mel: lambda: speech(words=[np.zeros(100, np.int16)]),
     datasets.read_recordings: lambda: dict(path=recordings()),
     datasets.spoken_digits: lambda: speech(split="test", source=recordings(), root=None, limit=5, download=False),
+    datasets.kjv: lambda: dict(split="test", source=bible(), root=None, download=False),
+    datasets.tokens: lambda: dict(
+        text="to be or not to be", tokenizer="bytes", length=4, padded=False, column="text", vocabulary=300
+    ),
+    datasets.Tokens.first: lambda: dict(self=datasets.tokens("to be or not to be", length=4), windows=2),
+    datasets.BytePairs: lambda: dict(merges=[(116, 104)]),
+    datasets.BytePairs.trained: lambda: dict(text="the theme", size=258),
+    datasets.BytePairs.encode: lambda: dict(self=datasets.BytePairs([]), text="the"),
+    datasets.BytePairs.decode: lambda: dict(self=datasets.BytePairs([]), tokens=[116, 104, 101]),
+    zoo.Llama: lambda: dict(sizes=LLAMA),
+    zoo.LlamaSizes: lambda: dict(
+        vocabulary=260, width=8, blocks=1, heads=2, shared=1, hidden=8, tied=True, length=16, theta=100.0, eps=1e-5
+    ),
+    zoo.language: lambda: dict(
+        sizes=LLAMA, text=["to be or not to be"], steps=1, seed=0, lr=0.1, rows=2, length=4, cache=folder() / "cache",
+        root=None, progress=False, on_step=None,
+    ),
+    zoo.save_for_transformers: lambda: dict(
+        folder=folder() / "llama", model=zoo.Llama(LLAMA), tokenizer=datasets.BytePairs([])
+    ),
     zoo.build: lambda: dict(name="mlp", shape=(1, 8, 8), classes=10),
     zoo.fresh: lambda: dict(model_name="mlp", data_name="digits", seed=0),
     zoo.trained: lambda: dict(
@@ -273,4 +295,18 @@ def recordings() -> Path:
     """A file of recordings."""
     path = folder() / "words.npz"
     np.savez(path, **datasets.synthetic_recordings(takes=6, speakers=1)._asdict())
+    return path
+
+
+@functools.cache
+def bible() -> Path:
+    """A file as the package of the text has it: eleven chapters of two verses."""
+    path = folder() / "Bible.db"
+    with sqlite3.connect(path) as file:
+        file.execute("create table Bible (TestamentID, BookID, ChapterID, VerseID, Passage1, Passage2)")
+        for k in range(22):
+            chapter, verse = k // 2 + 1, k % 2 + 1
+            row = (1, 1, chapter, verse, f"{chapter}:{verse} Word {chapter}", f"  {chapter}:{verse} and more." * (verse - 1))
+            file.execute("insert into Bible values (?, ?, ?, ?, ?, ?)", row)
+    file.close()
     return path
