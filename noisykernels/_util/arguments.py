@@ -20,8 +20,9 @@ __all__ = ["check_arguments"]
 
 # Classes that signatures name, and how a message calls one.
 CLASSES = {
-    "BytePairs": "BytePairs", "Compute": "a Compute", "CostModel": "a CostModel", "Curve": "a Curve", "Format": "a Format",
-    "Generator": "a torch.Generator", "LinearPredictor": "a LinearPredictor", "Llama": "a Llama", "LlamaSizes": "LlamaSizes", "Midpoint": "a Midpoint",
+    "BytePairs": "BytePairs", "Llama": "a Llama", "LlamaSizes": "LlamaSizes",
+    "Compute": "a Compute", "CostModel": "a CostModel", "Curve": "a Curve", "Format": "a Format",
+    "Generator": "a torch.Generator", "LinearPredictor": "a LinearPredictor", "Midpoint": "a Midpoint",
     "Noise": "a Noise", "Recordings": "Recordings", "Search": "a Search", "Serial": "a Serial",
     "SiteGradient": "a SiteGradient", "Study": "a Study", "Sweep": "a Sweep", "Tensor": "a tensor",
     "VoteCurve": "a VoteCurve", "nn.Module": "a torch.nn.Module", "torch.Tensor": "a tensor",

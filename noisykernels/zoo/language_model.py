@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, whole
 from noisykernels._util.files import check_writable
-from noisykernels._util.progress import progress_bar
 from noisykernels.datasets.byte_pairs import BYTES, BytePairs
 from noisykernels.datasets.download import check_private
 from noisykernels.datasets.text import kjv
@@ -26,6 +25,7 @@ from noisykernels.zoo.llama import Llama, LlamaSizes
 
 __all__ = ["Language", "language"]
 
+ROWS = 8  # windows of a step
 WARMING = 100  # steps in which the learning rate rises
 LAST = 0.1  # of the learning rate is left at the end
 DECAY, BETAS, LONGEST = 0.1, (0.9, 0.95), 1.0  # of weights, of moments; norm of a step's gradients
@@ -60,11 +60,9 @@ def language(
     steps: int = 3000,
     seed: int = 0,
     lr: float = 2e-3,
-    rows: int = 8,
     length: int = 128,
     cache: str | os.PathLike[str] | None = None,
     root: str | os.PathLike[str] | None = None,
-    progress: bool = False,
     on_step: Callable[[int, float], object] | None = None,
 ) -> Language:
     """A small language model of English: read from its checkpoint if there is one, else trained and stored.
@@ -78,10 +76,9 @@ def language(
         steps: of training.
         seed: of the first weights and the order of windows.
         lr: the highest learning rate.
-        rows, length: of a step: so many windows of so many tokens.
+        length: tokens of a window; a step takes eight of them.
         cache: folder of checkpoints; default `checkpoints` in `datasets.cache_folder()`.
         root: folder of data, see `datasets.kjv`.
-        progress: show a bar on standard error, if tqdm is installed.
         on_step: called with the number of each step, from 1, and its loss in nats for a token.
 
     Returns:
@@ -94,15 +91,15 @@ def language(
         OSError: there is no checkpoint, and none can be written; before any training.
 
     Example:
-        >>> model, tokenizer = language(steps=20, progress=True)  # doctest: +SKIP
+        >>> model, tokenizer = language(steps=20)  # doctest: +SKIP
         >>> tokenizer.decode(model(torch.tensor([tokenizer.encode("In the")])).argmax(-1)[0].tolist())  # doctest: +SKIP
         ' the,,'
     """
-    check_arguments(language, locals(), steps=whole(1, 10**7), rows=whole(1, 10**5), lr=Range(0, ends=False))
+    check_arguments(language, locals(), steps=whole(1, 10**7), lr=Range(0, ends=False))
     sizes = sizes or LlamaSizes()
     data = "kjv" if text is None else hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
     settings = {
-        "model": "llama", "data": data, **asdict(sizes), "steps": steps, "seed": seed, "lr": float(lr), "rows": rows,
+        "model": "llama", "data": data, **asdict(sizes), "steps": steps, "seed": seed, "lr": float(lr), "rows": ROWS,
         "window": length,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -119,38 +116,35 @@ def language(
     texts = kjv(root=root) if text is None else text
     tokenizer = BytePairs.trained("\n".join(texts), sizes.vocabulary)
     windows = tokens(texts, tokenizer, length=length, vocabulary=sizes.vocabulary)
-    losses = _trained(model, windows["input_ids"], windows["labels"], steps, seed, lr, rows, progress, on_step)
-    save_checkpoint(path, _Kept(model, tokenizer.merges), settings, [{"step": k + 1, "loss": v} for k, v in enumerate(losses)][99::100])
+    losses = _trained(model, windows["input_ids"], windows["labels"], steps, seed, lr, on_step)
+    save_checkpoint(
+        path,
+        _Kept(model, tokenizer.merges),
+        settings,
+        [{"step": k + 1, "loss": v} for k, v in enumerate(losses)][99::100],
+    )
     return Language(model.eval(), tokenizer)
 
 
 def _trained(
-    model: Llama, ids: Tensor, labels: Tensor, steps: int, seed: int, lr: float, rows: int, progress: bool,
+    model: Llama, ids: Tensor, labels: Tensor, steps: int, seed: int, lr: float,
     on_step: Callable[[int, float], object] | None,
 ) -> list[float]:  # fmt: skip
     """The loss of each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=BETAS, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    bar = progress_bar(steps, "training", unit="step") if progress else None
     losses: list[float] = []
-    try:
-        for step, some in zip(range(1, steps + 1), _orders(len(ids), rows, seed), strict=False):
-            logits = model(ids[some])
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[some].flatten())
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(model.parameters(), LONGEST)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            if on_step is not None:
-                on_step(step, losses[-1])
-            if bar is not None:
-                bar.set_postfix({"loss": f"{losses[-1]:.3f}"}, refresh=False)
-                bar.update(1)
-    finally:
-        if bar is not None:
-            bar.close()
+    for step, some in zip(range(1, steps + 1), _orders(len(ids), seed), strict=False):
+        logits = model(ids[some])
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[some].flatten())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), LONGEST)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if on_step is not None:
+            on_step(step, losses[-1])
     return losses
 
 
@@ -161,8 +155,8 @@ def _rate(step: int, steps: int) -> float:
     return LAST + (1 - LAST) * 0.5 * (1 + math.cos(math.pi * (step - WARMING) / max(1, steps - WARMING)))
 
 
-def _orders(count: int, rows: int, seed: int) -> Iterator[Tensor]:
+def _orders(count: int, seed: int) -> Iterator[Tensor]:
     """The windows of each step: all of them in an order, then in another, for ever."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.randperm(count, generator=generator).split(rows)
+        yield from torch.randperm(count, generator=generator).split(ROWS)

@@ -1,7 +1,7 @@
 """A small language model of the Llama kind: root-mean-square norms, rotary positions, shared keys, gated layers.
 
-Its modules have the names, and its arithmetic the order, of `LlamaForCausalLM` in Hugging Face's transformers: weights go
-there and back under the same keys, and logits are equal to the bit. It is plain torch and knows nothing about noise.
+Its modules have the names, and its arithmetic the order, of `LlamaForCausalLM` in Hugging Face's transformers: weights
+go there and back under the same keys, and logits are equal to the bit. It is plain torch and knows nothing about noise.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class LlamaSizes:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        counts = dict.fromkeys(("vocabulary", "width", "blocks", "heads", "shared", "hidden", "length"), whole(1, 2**31))
+        counts = dict.fromkeys(
+            ("vocabulary", "width", "blocks", "heads", "shared", "hidden", "length"), whole(1, 2**31)
+        )
         above = dict.fromkeys(("theta", "eps"), Range(0, ends=False))
         check_arguments(LlamaSizes, vars(self), **counts, **above)
         if self.width % (2 * self.heads):
@@ -114,7 +116,8 @@ class _Attention(nn.Module):
         q, k, v = (f(x).unflatten(-1, (-1, self.each)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k = (t * cos + _quarter(t) * sin for t in (q, k))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).flatten(-2))
+        out: Tensor = self.o_proj(y.transpose(1, 2).flatten(-2))
+        return out
 
 
 def _quarter(x: Tensor) -> Tensor:
@@ -133,7 +136,8 @@ class _Gated(nn.Module):
         self.down_proj = nn.Linear(sizes.hidden, sizes.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class _Block(nn.Module):
@@ -146,7 +150,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class _Stack(nn.Module):
@@ -170,7 +175,8 @@ class _Stack(nn.Module):
         cos, sin = angles.cos(), angles.sin()
         for block in self.layers:
             x = block(x, cos, sin)
-        return self.norm(x)
+        out: Tensor = self.norm(x)
+        return out
 
 
 class Llama(nn.Module):
@@ -203,4 +209,5 @@ class Llama(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Logits of the token after each."""
-        return self.lm_head(self.model(input_ids))
+        out: Tensor = self.lm_head(self.model(input_ids))
+        return out

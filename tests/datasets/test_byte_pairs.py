@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ def test_every_text_comes_back(text: str) -> None:
 def test_merges_are_those_of_a_plain_loop() -> None:
     words = [list(w.encode()) for w in re.findall(WORDS, TEXT)]
     for k, merge in enumerate(PAIRS.merges):
-        count = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        count = Counter(pair for word in words for pair in pairwise(word))
         assert merge == min(count, key=lambda pair: (-count[pair], pair))
         for i, word in enumerate(words):
             j = 0

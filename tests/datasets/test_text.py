@@ -33,7 +33,9 @@ def test_another_file_is_none(tmp_path: Path) -> None:
 
 
 def test_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataNotFound, match=r"not installed\n.*Bible.db: no such file\n.*download=False\)\n.*pip install"):
+    with pytest.raises(
+        DataNotFound, match=r"not installed\n.*Bible.db: no such file\n.*download=False\)\n.*pip install"
+    ):
         kjv(root=tmp_path, download=False)
 
     def fails(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:

@@ -101,17 +101,19 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "no length": (ValueError, "length", dict(length=0)),
     "beyond": (ValueError, r"tokens must lie in 0..99, the vocabulary, got 32..118", dict(vocabulary=100)),
     "negative": (ValueError, r"0..99, the vocabulary, got -1..3", dict(text=[1, -1, 3], length=2, vocabulary=100)),
-    "no padding": (ValueError, "padded=True needs a tokenizer with a pad_token_id", dict(tokenizer=NO_PADDING, padded=True)),
+    "no padding": (
+        ValueError, "padded=True needs a tokenizer with a pad_token_id", dict(tokenizer=NO_PADDING, padded=True)
+    ),
     "one token each": (ValueError, "at least two tokens, got one in each", dict(text=["a", "b"], padded=True)),
     "bytes": (TypeError, "text must be a text, a path, texts, a table or tokens", dict(text=b"abc")),
     "number": (TypeError, "text must be a text", dict(text=5)),
     "dict": (TypeError, "text must be a text", dict(text={"text": [TEXT]})),
     "floats": (TypeError, "texts must be texts, or vectors of tokens", dict(text=[1.5, 2.5])),
     "float tensor": (TypeError, "texts must be texts, or vectors of tokens", dict(text=torch.rand(9))),
-    "matrix": (TypeError, "texts must be texts, or vectors of tokens", dict(text=[torch.zeros(3, 3, dtype=torch.int64)])),
+    "matrix": (TypeError, "texts must be texts, or vectors of tokens", dict(text=[torch.zeros(3, 3).long()])),
     "name": (TypeError, "tokenizer must be 'bytes' or have a method encode, got 'gpt2'", dict(tokenizer="gpt2")),
     "no tokenizer": (TypeError, "tokenizer must be 'bytes' or have a method encode", dict(tokenizer=None)),
-    "words": (TypeError, "tokenizer must give a list of whole numbers", dict(tokenizer=SimpleNamespace(encode=str.split))),
+    "words": (TypeError, "must give a list of whole numbers", dict(tokenizer=SimpleNamespace(encode=str.split))),
 }  # fmt: skip
 
 

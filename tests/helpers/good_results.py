@@ -270,8 +270,8 @@ FILES: Good = {
         vocabulary=260, width=8, blocks=1, heads=2, shared=1, hidden=8, tied=True, length=16, theta=100.0, eps=1e-5
     ),
     zoo.language: lambda: dict(
-        sizes=LLAMA, text=["to be or not to be"], steps=1, seed=0, lr=0.1, rows=2, length=4, cache=folder() / "cache",
-        root=None, progress=False, on_step=None,
+        sizes=LLAMA, text=["to be or not to be"], steps=1, seed=0, lr=0.1, length=4, cache=folder() / "cache",
+        root=None, on_step=None,
     ),
     zoo.save_for_transformers: lambda: dict(
         folder=folder() / "llama", model=zoo.Llama(LLAMA), tokenizer=datasets.BytePairs([])
@@ -306,7 +306,14 @@ def bible() -> Path:
         file.execute("create table Bible (TestamentID, BookID, ChapterID, VerseID, Passage1, Passage2)")
         for k in range(22):
             chapter, verse = k // 2 + 1, k % 2 + 1
-            row = (1, 1, chapter, verse, f"{chapter}:{verse} Word {chapter}", f"  {chapter}:{verse} and more." * (verse - 1))
+            row = (
+                1,
+                1,
+                chapter,
+                verse,
+                f"{chapter}:{verse} Word {chapter}",
+                f"  {chapter}:{verse} and more." * (verse - 1),
+            )
             file.execute("insert into Bible values (?, ?, ?, ?, ?, ?)", row)
     file.close()
     return path

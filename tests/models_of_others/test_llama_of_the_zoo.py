@@ -14,7 +14,9 @@ from noisykernels.zoo import Llama, LlamaSizes, save_for_transformers
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TEXT = "And God said, Let there be light: and there was light.\n\nAnd the evening and the morning were the first day. " * 3
+TEXT = (
+    "And God said, Let there be light: and there was light.\n\nAnd the evening and the morning were the first day. " * 3
+)
 SIZES = [
     LlamaSizes(vocabulary=300, width=48, blocks=2, heads=6, shared=2, hidden=80),
     LlamaSizes(vocabulary=300, width=32, blocks=3, heads=4, shared=4, hidden=64, tied=False, theta=500.0, eps=1e-6),

@@ -17,7 +17,7 @@ from noisykernels.zoo import CheckpointError, Llama, LlamaSizes, language, save_
 
 SIZES = LlamaSizes(vocabulary=262, width=16, blocks=2, heads=4, shared=2, hidden=24)
 TEXT = ["In the beginning was the word", "and the word was with those who read it", "and the word was read"]
-TINY = dict(steps=3, rows=2, length=8)
+TINY = dict(steps=3, length=8)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,14 +90,14 @@ def test_a_trained_model_is_kept(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     other, _ = language(SIZES, TEXT, cache=tmp_path / "other", **TINY)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    for more in (dict(seed=1), dict(lr=1e-3), dict(rows=1), dict(steps=2), dict(length=4), dict(text=TEXT[:2])):
+    for more in (dict(seed=1), dict(lr=1e-3), dict(steps=2), dict(length=4), dict(text=TEXT[:2])):
         language(SIZES, **(dict(text=TEXT, cache=tmp_path) | TINY | more))
-    assert len(list(tmp_path.glob("*.pt"))) == 7
+    assert len(list(tmp_path.glob("*.pt"))) == 6
 
 
 def test_training_learns(tmp_path: Path) -> None:
     losses: list[float] = []
-    language(SIZES, TEXT, cache=tmp_path, steps=60, rows=4, length=8, lr=2e-2, on_step=lambda _, v: losses.append(v))
+    language(SIZES, TEXT, cache=tmp_path, steps=60, length=8, lr=2e-2, on_step=lambda _, v: losses.append(v))
     assert losses[0] > 5.4 and sum(losses[-5:]) / 5 < 3.5
 
 
