@@ -17,6 +17,7 @@ from noisykernels import walking as walking
 from noisykernels import zoo as zoo
 from noisykernels.arithmetic import Serial as Serial
 from noisykernels.arithmetic import quantize as quantize
+from noisykernels.datasets import tokens as tokens
 from noisykernels.experiments import chips as chips
 from noisykernels.experiments import vote as vote
 from noisykernels.hardware import InputNoise as InputNoise
