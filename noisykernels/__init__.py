@@ -10,7 +10,7 @@ from importlib.util import find_spec as _find_spec
 from typing import Any as _Any
 
 _HOMES = {
-    "noise": "Noise eps get_include per_channel per_draw per_row perturb perturb_relu_max_pool2d",
+    "noise": "Noise TokenRows eps get_include per_channel per_draw per_row perturb perturb_relu_max_pool2d",
     "noise.contract": "STREAM_VERSION build_info",
     "nn": "NoiseSite NoisyConv1d NoisyConv2d NoisyConv3d NoisyConvTranspose1d NoisyConvTranspose2d "
     "NoisyConvTranspose3d NoisyLinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear "

@@ -45,6 +45,7 @@ from noisykernels.nn import conv_transpose3d as conv_transpose3d
 from noisykernels.nn import linear as linear
 from noisykernels.nn import matmul as matmul
 from noisykernels.noise import Noise as Noise
+from noisykernels.noise import TokenRows as TokenRows
 from noisykernels.noise import eps as eps
 from noisykernels.noise import get_include as get_include
 from noisykernels.noise import per_channel as per_channel

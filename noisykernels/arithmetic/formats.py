@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.checks import flag, in_range, one_of, shown, whole
-from noisykernels.noise.arguments import Ids, Key, Seed, operand_number, seed_tensor, tensors, word
+from noisykernels.noise.arguments import Key, Seed, operand_number, seed_tensor, tensors, word
+from noisykernels.noise.tokens import RowIds, by_tokens
 
 __all__ = [
     "FORMATS",
@@ -349,6 +350,7 @@ def format_of(op: str, name: str, given: Any) -> Format:
     raise ValueError(f"{op}: {name} must be {words}, got {shown(given)}")
 
 
+@by_tokens
 def quantize(
     x: Tensor,
     fmt: str | Format | torch.dtype,
@@ -357,7 +359,7 @@ def quantize(
     site: int = 0,
     operand: str = "rounding_sum",
     draw: int | Tensor | None = None,
-    rows: Ids = None,
+    rows: RowIds = None,
     first_row: int = 0,
 ) -> Tensor:
     """Every value rounded to a format.

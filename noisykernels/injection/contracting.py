@@ -13,13 +13,14 @@ from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.columns import Wider, with_column
-from noisykernels.injection.drawing import Drawing
+from noisykernels.injection.drawing import LEADING, Drawing, leads
 from noisykernels.injection.kinds import CELLS, CONTRACTION_KINDS, LOOKUPS, PREPARING, RECURRENT
 from noisykernels.injection.lookups import lookup_on_hardware, table_of
 from noisykernels.injection.memory import Array, Memory, array_of_views
 from noisykernels.injection.on_hardware import on_hardware
 from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.recurrent import cell_on_hardware, layer_on_hardware
+from noisykernels.injection.tokens import Place, Tokens, lost
 from noisykernels.noise.arguments import Chip, Key
 from noisykernels.noise.contract import SITE_LIMIT, hashed_id
 
@@ -74,6 +75,8 @@ class Contracting(Drawing):
         if product is not None:
             a, b = map(dequantized, product.operands)
             product = replace(product, operands=(a, b))
+        if self.tokens is not None:
+            return self._on_devices_by_token(self.tokens, name, kind, hardware, func, args, kwargs, product)
         if kind in RECURRENT:
             return layer_on_hardware(self, name, kind, hardware, func, args)
         if kind in CELLS:
@@ -86,6 +89,43 @@ class Contracting(Drawing):
         if made is None:
             self.leave_out(name, args[0] if args else func(**kwargs))
         return made
+
+    def _on_devices_by_token(
+        self, tokens: Tokens, name: str, kind: str, hardware: Sequence[Device], func: Any, args: tuple[Any, ...],
+        kwargs: dict[str, Any], product: Product | None,
+    ) -> Tensor:  # fmt: skip
+        """The same where rows are tokens: those of the operand that is no array come to lie along its dimension 0."""
+        product = product or (product_of(kind, args, kwargs) if kind in PREPARING else None)
+        array = None if product is None else self.array_at(name, product)
+        x = kwargs.get("input", args[0] if args else None)
+        if kind in LOOKUPS and isinstance(x, Tensor) and x.is_floating_point():  # as torch.embedding has it
+            x = args[1]
+        if product is not None:
+            x = None if array is None else product.operands[1 - array.operand]
+        elif kind not in ("linear", *LOOKUPS):
+            x = None
+        place = self.token_places.get(name)
+        if isinstance(place, str) and all(d.of_array or not d.operands for d in hardware):
+            with self.without_tokens():  # the same for all of them
+                same: Tensor = self.on_devices(name, kind, hardware, func, args, kwargs)
+                return same
+        flat = isinstance(place, Place) and place.merged and (place.batch, place.stream) == (0, 0)
+        given = any(a is x for a in (*args, *kwargs.values()))
+        if not isinstance(x, Tensor) or not (flat or (leads(place) and given)):
+            raise RuntimeError(
+                f"site {name!r}: hardware is for linear layers, products with an array and look-ups where rows are "
+                "tokens, along the first dimensions; leave it out, or give ids of rows in place of TokenRows"
+            )
+        like = x if not flat else x.unflatten(0, (self.key.batch, -1))
+        ids = None if len(like) != self.key.batch else tokens.ids_of(LEADING, like.shape[1])
+        if ids is None:
+            raise RuntimeError(lost(name, x, f"it is not of all {self.key.batch} rows (draws x sequences)"))
+        with self.by_token(ids):
+            if not flat:
+                args = tuple(a.flatten(0, 1) if a is x else a for a in args)
+                kwargs = {n: a.flatten(0, 1) if a is x else a for n, a in kwargs.items()}
+            made: Tensor = self.on_devices(name, kind, hardware, func, args, kwargs)
+        return made if flat else made.unflatten(0, like.shape[:2])
 
     def part_key(self, name: str, part: str, step: int | None, like: Tensor) -> tuple[Key, Chip]:
         """The key of one of several arrays of a site, in one of several steps, and the array."""

@@ -3,8 +3,9 @@ does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,15 +20,20 @@ from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, no_rows, together
 from noisykernels.injection.site import PARTS, kind_of
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
+from noisykernels.injection.tokens import Keys, Place, Tokens, lost, of_single_token
+from noisykernels.injection.tokens import apart as tokens_apart
+from noisykernels.injection.tokens import together as tokens_together
 from noisykernels.injection.values import Change, changed
 from noisykernels.nn.functional import linear
 from noisykernels.nn.signals import ModelMode
 from noisykernels.noise.contract import hashed_id
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
+from noisykernels.noise.tokens import levels_of_tokens
 
 __all__ = ["LEFT_OUT", "Drawing", "ForwardKey"]
 
+LEADING = Place(0, 1)
 LEFT_OUT = "rows cannot be told apart there, so nothing enters at"
 
 _perturb = torch.ops.noisykernels.perturb.default._op
@@ -40,7 +46,7 @@ class ForwardKey:
     seed: Tensor | None  # None only where no noise is drawn
     draws: Tensor | None
     rows: Tensor | None
-    batch: int  # rows of every draw together
+    batch: int  # rows of every draw together; where they are tokens, sequences
     level: Tensor | None = None  # factor of all noise: 0-d, or one for each row
     array_seed: Tensor | None = None  # of what belongs to the chip, where the seed is that of one call
 
@@ -51,7 +57,9 @@ class Drawing(ModelMode):
     alone: set[str]
     always: bool
     common: tuple[Tensor | None, Tensor | None, Tensor | None, int]
+    batch: int
     compiled: bool
+    flat: bool
     ids: dict[str, int]
     key: ForwardKey
     left: set[str]
@@ -64,6 +72,8 @@ class Drawing(ModelMode):
     plain: tuple[int, Tensor | None, Tensor | None, Tensor | None] | None
     record: Record | None
     spots: dict[str, Spot]
+    token_places: Mapping[str, Place | str]
+    tokens: Tokens | None
     untold: list[str]
     valueless: list[str]
     wanted: Collection[str]
@@ -104,6 +114,8 @@ class Drawing(ModelMode):
             if noise is not None:
                 self.valueless.append(name)
             return clean
+        if self.tokens is not None:
+            return self.at_tokens(self.tokens, name, noise, clean)
         spot = self.spots.get(name)
         if spot is not None and spot.noise is noise and row_dim is None and self.is_known(spot, clean):
             if self.plain is not None and spot.plain is not None:
@@ -118,6 +130,85 @@ class Drawing(ModelMode):
             self.leave_out(name, clean)
             return clean
         return together(self._noisy(name, noise, value, rows), rows, clean)
+
+    def at_tokens(self, tokens: Tokens, name: str, noise: Noise | Change, clean: Tensor) -> Tensor:
+        """The same where the rows are tokens."""
+        place, value, ids = self.tokens_at(tokens, name, clean)
+        if isinstance(noise, Noise):
+            noise = _of_tokens(name, noise, place, value)
+        keys = None
+        if place.keys is not None:
+            keys = Keys.of(tokens, place, value.shape[-1])
+            if keys is None:
+                raise RuntimeError(lost(name, clean, "which tokens its keys are is not known"))
+            spread = keys.spread(value)
+        else:
+            spread = value
+        flat, spot = spread.flatten(0, 1), self.spots.get(name)
+        if self.place == clean.device and spot is not None and spot.noise is noise and spot.args is not None:
+            add, mul, mode, kind = spot.args
+            key = (self.key.seed, self.key.draws, ids.reshape(-1), 0, spot.id)
+            noisy = called(_perturb, flat, 0, add, mul, *key, mode, kind, False)
+        else:
+            with self.by_token(ids):
+                noisy = self._noisy(name, noise, flat, FIRST)
+        noisy = noisy.view(spread.shape)
+        if keys is not None:
+            noisy = keys.gathered(noisy, value)
+            if kind_of(name) == "softmax":  # a key that a mask leaves out is not there, with fewer tokens or in a cache
+                noisy = torch.where(value == 0, value, noisy)
+        return tokens_together(noisy, place, clean)
+
+    def tokens_at(self, tokens: Tokens, name: str, value: Tensor) -> tuple[Place, Tensor, Tensor]:
+        """Where the value at a site holds its tokens, the value (draws x sequences, tokens, ...), their ids."""
+        place = self.token_places.get(name, "no run of the model with fewer tokens has come to it")
+        if isinstance(place, str):
+            raise RuntimeError(lost(name, value, place))
+        apart = tokens_apart(value, place, self.key.batch)
+        if apart is None:
+            raise RuntimeError(
+                lost(name, value, f"of the {self.key.batch} rows (draws x sequences) it has another number")
+            )
+        ids = tokens.ids_of(place, apart.shape[1])
+        if ids is None and (stream := tokens.streams[place.stream]) is not None and stream.ids.shape[1] == 1:
+            single = of_single_token(value, place, self.key.batch)  # as where queries share keys
+            if single is not None:
+                return place._replace(token=None), single, stream.ids
+        if ids is None:
+            of_row = "of which sequence in a row it is"
+            which = of_row if place.token is None else f"which of the call's tokens its {apart.shape[1]} are"
+            raise RuntimeError(lost(name, value, f"{which} is not known"))
+        return place, apart, ids
+
+    def leading_ids(self, name: str, x: Tensor) -> Tensor | None:
+        """The ids of the tokens along the first two dimensions of what goes into a linear layer; None elsewhere."""
+        if self.tokens is None or x.dim() < 3 or not leads(self.token_places.get(name)) or len(x) != self.key.batch:
+            return None
+        return self.tokens.ids_of(LEADING, x.shape[1])
+
+    @contextlib.contextmanager
+    def by_token(self, ids: Tensor) -> Iterator[None]:
+        """Values have tokens for rows meanwhile, along dimension 0: (draws x sequences x tokens, ...), of these ids."""
+        key, batch, tokens = self.key, self.batch, self.tokens
+        count = ids.shape[1]
+        level = key.level
+        if level is not None and level.dim() > 0:
+            level = level.repeat_interleave(count)
+        self.key = replace(key, rows=ids.reshape(-1), batch=key.batch * count, level=level)
+        self.batch, self.tokens, self.flat = self.key.batch, None, True
+        try:
+            yield
+        finally:
+            self.key, self.batch, self.tokens, self.flat = key, batch, tokens, False
+
+    @contextlib.contextmanager
+    def without_tokens(self) -> Iterator[None]:
+        """Nothing is drawn for single rows meanwhile."""
+        tokens, self.tokens = self.tokens, None
+        try:
+            yield
+        finally:
+            self.tokens = tokens
 
     def _noisy(self, name: str, noise: Noise | Change, value: Tensor, rows: Rows) -> Tensor:
         if not isinstance(noise, Noise):
@@ -150,6 +241,14 @@ class Drawing(ModelMode):
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
         weight = rest[0] if rest else kwargs["weight"]
+        if self.tokens is not None:
+            ids = self.leading_ids(name, x) if op is linear else None
+            if ids is None:
+                return None
+            noise = _of_tokens(name, noise, LEADING, x)
+            with self.by_token(ids):
+                made = self._fused(name, op, noise, (x.flatten(0, 1), *rest), kwargs)
+            return None if made is None else made.unflatten(0, x.shape[:2])
         batched = x.dim() > 1 if op is linear else x.dim() == weight.dim()
         plain = (is_plain(weight) or torch.compiler.is_compiling()) and not x.is_complex()
         if not (batched and plain) or x.shape[0] != self.key.batch or self.rows_at(name) != FIRST:
@@ -186,6 +285,8 @@ class Drawing(ModelMode):
 
     def rows_at(self, name: str, row_dim: int | None = None) -> Rows | None:
         """Where the value at a site holds its rows; None: they are mixed."""
+        if self.flat:
+            return FIRST
         if row_dim is None and "row_dims" in self.placement.pairs:
             row_dim = self.placement.row_dim_at(name)
         if row_dim is not None:
@@ -207,3 +308,19 @@ class Drawing(ModelMode):
             hint = "" if self.places else "; with example_input=... rows are looked for"
             warn_user(f"inject: {LEFT_OUT} {', '.join(map(repr, self.untold))}{hint}")
             self.untold.clear()
+
+
+def leads(place: Place | str | None) -> bool:
+    """Whether the first two dimensions of a value are sequences and tokens that the model goes on with."""
+    return isinstance(place, Place) and place._replace(size=0) == LEADING
+
+
+def _of_tokens(name: str, noise: Noise, place: Place, value: Tensor) -> Noise:
+    """A noise on the tokens of a value (draws x sequences, tokens, ...), whose levels may differ between them."""
+    if all(level is None or level.dim() == 0 for level in (noise.add, noise.mul)):
+        return noise
+    if not leads(place):
+        raise RuntimeError(
+            f"site {name!r}: levels that are tensors are for values whose first dimensions are sequences and tokens"
+        )
+    return levels_of_tokens("perturb", noise, value.shape[0], value.shape[1], value.dim())

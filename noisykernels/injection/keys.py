@@ -50,6 +50,9 @@ def holds_draws(state: NoiseState, rows: int, count: int, part: bool) -> bool:
     """
     if state.rows is not None:
         return rows == len(state.rows) * count
+    if state.tokens is not None and state.tokens.sequence is not None:
+        each = len(state.tokens.sequence)  # each of which may have several beams
+        return rows != each and each > 0 and rows % (each * count) == 0
     if part and state.block is not None and state.block.holds(rows, count):
         raise RuntimeError(
             f"noise_state: parts of the model are called by themselves with several draws, and whether {rows} rows are "
@@ -73,6 +76,10 @@ def _rows(state: NoiseState, data: Tensor, dim: int, path: str | None) -> Tensor
     block = None if torch.compiler.is_compiling() else state.block
     if block is not None:
         block.check_thread()
+    if state.tokens is not None:
+        if not torch.compiler.is_compiling() and mapped_over(data) is not None:
+            raise RuntimeError("noise_state: TokenRows under vmap are not known for each sample: give ids of rows")
+        return None
     compiled = torch.compiler.is_compiling()
     if state.next_row is not None:
         _refuse_again("rows='advance'")

@@ -75,7 +75,7 @@ def _straight(mode: SiteMode, module: Any, known: Any, plain: Callable[..., Any]
         if spot.noise is None or not (mode.always or mode.placement.on(module)):
             return plain(module, *args)
         if spot.args is not None and kind in CONTRACTION_KINDS:
-            out = _in_one(mode, told, kind, spot, args[0])
+            out = _in_one(mode, told, kind, name, spot, args[0])
             if out is not None:
                 return out
         return mode.at(name, spot.noise, plain(module, *args))
@@ -83,8 +83,10 @@ def _straight(mode: SiteMode, module: Any, known: Any, plain: Callable[..., Any]
         _push_mode(mode)
 
 
-def _in_one(mode: SiteMode, told: dict[str, Any], kind: str, spot: Spot, x: Tensor) -> Tensor | None:
+def _in_one(mode: SiteMode, told: dict[str, Any], kind: str, name: str, spot: Spot, x: Tensor) -> Tensor | None:
     """A contraction with its noise in one operator, from a layer's attributes; None where the noise must come after."""
+    if mode.tokens is not None:
+        return _in_one_by_token(mode, told, kind, name, spot, x)
     parameters = told["_parameters"]
     weight, rank = parameters.get("weight"), x.dim()  # which is not there if it is made of others
     known = "bias" in parameters and mode.is_known(spot, x) and not x.is_complex()
@@ -98,6 +100,22 @@ def _in_one(mode: SiteMode, told: dict[str, Any], kind: str, spot: Spot, x: Tens
         return None
     sizes = told["stride"], told["padding"], told["dilation"], told["groups"]
     return called(_convolution, x, weight, parameters["bias"], *geometry_of(rank - 2, *sizes), *noise)
+
+
+def _in_one_by_token(
+    mode: SiteMode, told: dict[str, Any], kind: str, name: str, spot: Spot, x: Tensor
+) -> Tensor | None:
+    """The same of a linear layer on tokens."""
+    parameters, ids = told["_parameters"], mode.leading_ids(name, x) if kind == "linear" else None
+    weight = parameters.get("weight")
+    if ids is None or weight is None or not is_plain(weight) or "bias" not in parameters or x.device != mode.place:
+        return None
+    add, mul, order, of_kind = spot.args  # type: ignore[misc]
+    key = (mode.key.seed, mode.key.draws, ids.reshape(-1), 0, spot.id)
+    y: Tensor = called(
+        _linear, x.flatten(0, 1), weight, parameters["bias"], False, add, mul, *key, order, of_kind, False
+    )
+    return y.view(*x.shape[:2], -1)
 
 
 def leaf_forward(plain: Callable[..., Any], told: Callable[..., Any]) -> Callable[..., Any]:

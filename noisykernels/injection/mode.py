@@ -40,6 +40,7 @@ from noisykernels.injection.recurrent import with_noise
 from noisykernels.injection.results import first_of
 from noisykernels.injection.rows import ALONE, Rows
 from noisykernels.injection.spot import Spot
+from noisykernels.injection.tokens import Place, Tokens
 from noisykernels.injection.values import Change
 from noisykernels.injection.written_out import Role
 from noisykernels.nn.signals import (
@@ -102,6 +103,9 @@ class SiteMode(NoisyLayers):
         self.owner: Any = None  # the state of the model
         self.batch, self.column = key.batch, placement.column
         self.operands: Mapping[str, Array | None] = {}  # of traced products, which is an array
+        self.tokens: Tokens | None = None  # where rows are tokens
+        self.token_places: Mapping[str, Place | str] = {}  # where values hold them
+        self.flat = False  # values have tokens for rows now
         self.alone: set[str] = set()  # untraced products of weights: without rows
         self.left: set[str] = set()  # sites that are left out
         self.untold: list[str] = []  # those of them of which no warning has told yet
@@ -152,6 +156,7 @@ class SiteMode(NoisyLayers):
         mode.roles, mode.called, mode.numbers = self.roles, dict(self.called), dict(self.numbers)
         mode.chip = self.chip.copy()
         mode.operands, mode.left, mode.untold = self.operands, self.left, self.untold
+        mode.tokens, mode.token_places = self.tokens, self.token_places
         return mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["ALONE", "FIRST", "Rows", "apart", "no_rows", "together"]
+__all__ = ["ALONE", "FIRST", "Rows", "apart", "close", "no_rows", "together"]
 
 
 class Rows(NamedTuple):
@@ -46,6 +47,15 @@ def together(value: Tensor, rows: Rows, like: Tensor) -> Tensor:
         return value if dim == 0 else value.movedim(0, dim)
     dim %= like.dim()
     return value.movedim(0, dim + 1).flatten(dim, dim + 2)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether values are those of the same rows, but for roundings of another size of the batch."""
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    finite = b[b.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * size, equal_nan=True)
 
 
 def no_rows(name: str, count: int, value: Tensor) -> str:

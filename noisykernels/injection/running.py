@@ -51,6 +51,7 @@ from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Record
 from noisykernels.injection.site import PARTS, kind_of, part_of, path_of
 from noisykernels.injection.state import KEY, NoiseState, is_injected, state_of
+from noisykernels.injection.tokens import encodes, tokens_of
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.nn.signals import (
     enter_model,
@@ -235,6 +236,8 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
         isinstance(a, Tensor) and a.dim() > state.placement.input_dim for a in given
     ):
         return original(module)(*args, **kwargs)  # it has no rows; what it calls may have
+    if state.tokens is not None:
+        _find_places(module, state, door.path if not is_injected(module) else "", args, kwargs)
     if state.each_draw and state.draws is not None and state.draws.shape[0] > 1:
         return _each_draw(module, state, args, kwargs)
     if torch.compiler.is_compiling():
@@ -258,6 +261,17 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
 
 
 _WHOLE = whole(_outermost.__code__)
+
+
+def _find_places(module: nn.Module, state: NoiseState, path: str, args: Any, kwargs: dict[str, Any]) -> None:
+    """Finds where the values of a model, or of a part with this path, hold tokens, where that is not known yet."""
+    if path in state.token_places:
+        return
+    if torch.compiler.is_compiling():
+        raise RuntimeError("noise_state: where values hold tokens is found by a call of the model uncompiled: make one")
+    assert state.find_places is not None
+    with eagerly():
+        state.token_places[path] = state.find_places(module, state, args, kwargs)
 
 
 @contextlib.contextmanager
@@ -289,6 +303,11 @@ def _each_draw(model: Any, state: NoiseState, args: tuple[Any, ...], kwargs: dic
     """The forward of every draw by itself, their results one after the other along the rows."""
     draws, seed = state.draws, state.seed
     assert draws is not None
+    if state.tokens is not None:
+        raise RuntimeError(
+            "noise_state: something enters at a value that is the same for all rows, of which draws cannot run as one "
+            "batch: give draws one by one where rows are TokenRows"
+        )
     # Every draw is of the same call.
     counts = [(t, t.clone()) for t in (state.next_row, state.calls, *state.parts.values()) if t is not None]
     dim, found = state.placement.input_dim, []
@@ -417,6 +436,10 @@ def begin(
     path = door.path if part and door is not None else None
     key = key_of(state, data, first, dim, path) if record is None else ForwardKey(None, None, None, first.shape[dim])
     mode = make(placement, key, model, state.site_ids, state.places, record)
+    if state.tokens is not None and record is None:
+        of_draw = first.shape[dim] // count
+        mode.tokens = tokens_of(state.tokens, given, encodes(model), of_draw, count, first.device)
+        mode.token_places, mode.plain = state.token_places[path or ""], None
     mode.chip = Arrays(state.arrays)
     mode.owner, mode.operands, mode.left, mode.roles = state, state.operands, state.left, state.roles
     if record is None and not mode.compiled:  # a graph would be guarded on the table
@@ -437,7 +460,7 @@ def _noise_on_inputs(
     mode: SiteMode, names: tuple[str, ...], tensors: dict[Any, Tensor], carrying: dict[Any, Tensor], dim: int
 ) -> None:
     """Puts noise on those arguments of the model that are sites."""
-    floats = [n for n, a in tensors.items() if a.is_floating_point()]
+    floats = [n for n, a in tensors.items() if a.is_floating_point() and not str(n).endswith("attention_mask")]
     in_order = [n for n in names if n in floats] + [n for n in floats if n not in names]
     for number, n in enumerate(in_order):
         if n in carrying:

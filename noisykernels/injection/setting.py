@@ -17,9 +17,11 @@ from noisykernels.injection.block import Block
 from noisykernels.injection.doors import door_of
 from noisykernels.injection.running import hold
 from noisykernels.injection.state import NoiseState, injected_in, is_injected, state_of
+from noisykernels.injection.token_places import find_places
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.arguments import factor_tensor, ids_tensor, seed_of, seed_tensor
 from noisykernels.noise.contract import hashed_number
+from noisykernels.noise.tokens import TokenRows
 
 __all__ = ["noise_state"]
 
@@ -32,7 +34,7 @@ def noise_state(
     *,
     seed: int | Tensor | None = None,
     draws: Tensor | Sequence[int] | None = None,
-    rows: Tensor | Sequence[int] | str | None = None,
+    rows: Tensor | Sequence[int] | TokenRows | str | None = None,
     level: float | Tensor | Sequence[float] | None = None,
     advance: bool = False,
 ) -> Iterator[NoiseState]:
@@ -60,7 +62,7 @@ def noise_state(
         draws: int64 vector (D) of draw ids; None is the one draw 0.
         rows: int64 vector (B), the data-set index of each row; ``"advance"``: the first call of the block has the rows
             from 0 on, each later one those that follow, as if all were one batch; None numbers them by their place in
-            the batch.
+            the batch; `TokenRows`: rows are tokens.
         level: factor by which all noise of the model is multiplied, at every site: a number, or a vector (B) with one
             for each row (image), whatever the draw; None is 1. A compiled model sees its value change without a
             recompilation.
@@ -114,7 +116,7 @@ def noise_state(
         yield next(iter(states.values()))
 
 
-def _told(place: torch.device, seed: Any, draws: Any, rows: Any, level: Any, advance: bool) -> dict[str, Tensor | None]:
+def _told(place: torch.device, seed: Any, draws: Any, rows: Any, level: Any, advance: bool) -> dict[str, Any]:
     """What a block says, as tensors where the model is."""
     new_seed = None if seed is None and not advance else seed_tensor("noise_state", seed, place).to(place)
     new_draws = ids_tensor("noise_state", "draws", draws, place)
@@ -125,10 +127,13 @@ def _told(place: torch.device, seed: Any, draws: Any, rows: Any, level: Any, adv
     counted = isinstance(rows, str)
     with torch.inference_mode(False):  # counted on inside and outside of inference mode
         next_row, calls = (torch.zeros((), dtype=torch.int64, device=place) for _ in range(2))
+    of_tokens = isinstance(rows, TokenRows)
     return {
+        "tokens": rows if of_tokens else None,
+        "find_places": find_places if of_tokens else None,
         "seed": new_seed,  # a tensor, which a graph reads anew
         "draws": new_draws,
-        "rows": None if counted else ids_tensor("noise_state", "rows", rows, place),
+        "rows": None if counted or of_tokens else ids_tensor("noise_state", "rows", rows, place),
         "next_row": next_row if counted else None,
         "level": factor_tensor("noise_state", level, place),
         "calls": calls if advance else None,

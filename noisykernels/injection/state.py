@@ -21,8 +21,10 @@ from noisykernels.injection.placement import Placement
 from noisykernels.injection.rows import Rows
 from noisykernels.injection.site import Site
 from noisykernels.injection.spot import Spot
+from noisykernels.injection.tokens import Place
 from noisykernels.injection.written_out import Role
 from noisykernels.nn.modules import NoisyLayer
+from noisykernels.noise.tokens import TokenRows
 
 __all__ = [
     "KEY",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 KEY = "_noise_state"
+FindPlaces = Callable[[nn.Module, Any, Any, dict[str, Any]], dict[str, Place | str]]
 
 
 class NoiseState(nn.Module):
@@ -63,6 +66,7 @@ class NoiseState(nn.Module):
         super().__init__()
         self.detail = placement.detail  # of whatever is placed later, and so are the results that are sites
         self.outputs = placement.outputs
+        self.token_places: dict[str, dict[str, Place | str]] = {}  # by the path that is called: where sites hold tokens
         self.without_rows: list[tuple[str, nn.Module, bool]] = []  # traced sites; whether they are alone, not mixed
         self.placement = placement
         self.arrays = arrays  # what an array is
@@ -83,6 +87,8 @@ class NoiseState(nn.Module):
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
         self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site
+        self.tokens: TokenRows | None = None  # where the rows of the block are tokens
+        self.find_places: FindPlaces | None = None  # which runs the model
         self.block: Block | None = None  # the block of `noise_state` that is entered
         self.instead: Callable[..., Any] | None = None  # what the next call of the model runs in place of its forward
         self.holder: weakref.ref[nn.Module] | None = None  # the model; of a copy it is not known
@@ -106,6 +112,8 @@ class NoiseState(nn.Module):
 
     @placement.setter
     def placement(self, placement: Placement) -> None:
+        if not placement.outputs <= self.outputs:
+            self.token_places = {}  # in which these are not looked for
         self.outputs |= placement.outputs
         if placement.detail is not self.detail or placement.outputs != self.outputs:
             placement = replace(placement, detail=self.detail, outputs=self.outputs)

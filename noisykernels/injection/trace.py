@@ -24,7 +24,7 @@ from noisykernels.injection.met import no_site, warn_of_results
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
-from noisykernels.injection.rows import ALONE, Rows, apart
+from noisykernels.injection.rows import ALONE, Rows, apart, close
 from noisykernels.injection.running import begin, called, check_asked, following, result_of
 from noisykernels.injection.site import PARTS, Choice, Names, Site, kind_of, path_of, whole_of
 from noisykernels.injection.state import NoiseState, state_of
@@ -36,6 +36,7 @@ __all__ = [
     "names_of",
     "open_results",
     "place",
+    "recorded",
     "refuse_hidden_rows",
     "refuse_unknown",
     "trace",
@@ -172,7 +173,7 @@ def checked_example(op: str, example_input: Any) -> tuple[tuple[Any, ...], dict[
     return args, kwargs
 
 
-class _Tracing(SiteMode):
+class Tracing(SiteMode):
     """Takes note of whether anything has a shape that follows values."""
 
     chooses = False
@@ -219,24 +220,41 @@ def _turned(a: Tensor, dim: int) -> Tensor:
 def _record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Collection[str] = (),
     above: contextlib.AbstractContextManager[Any] = _NOTHING,
-) -> tuple[Record, _Tracing]:  # fmt: skip
+) -> tuple[Record, Tracing]:  # fmt: skip
     """The sites of a noiseless forward, some with their values, and the mode that has found them; within `above`."""
-    record: Record = []
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
-    found: list[_Tracing] = []
+    found: list[tuple[Record, Tracing]] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        mode, args, kwargs = begin(model, state_of(model), args, kwargs, record, make=_Tracing)
-        assert isinstance(mode, _Tracing)
-        mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
-        found.append(mode)
-        with mode, following(model, state_of(model), mode), above:
-            return result_of(mode, model, args, kwargs)
+        out, record, mode = _run_of_trace(model, state_of(model), args, kwargs, wanted, above)
+        found.append((record, mode))
+        return out
 
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     called(model, run, args, kwargs)
     if not found:
         raise RuntimeError("sites: a forward that was put on the model since does not call the model's own")
-    return record, found[0]
+    return found[0]
+
+
+def recorded(
+    module: nn.Module, state: NoiseState, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Collection[str] = ()
+) -> tuple[Record, Tracing]:
+    """The same of a model or of a part that is called by itself, without what others have around their calls."""
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+    _, record, mode = _run_of_trace(module, state, args, kwargs, wanted, _NOTHING)
+    return record, mode
+
+
+def _run_of_trace(
+    module: nn.Module, state: NoiseState, args: Any, kwargs: dict[str, Any], wanted: Collection[str],
+    above: contextlib.AbstractContextManager[Any],
+) -> tuple[Any, Record, Tracing]:  # fmt: skip
+    record: Record = []
+    mode, args, kwargs = begin(module, state, args, kwargs, record, make=Tracing)
+    assert isinstance(mode, Tracing)
+    mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
+    with mode, following(module, state, mode), above:
+        return result_of(mode, module, args, kwargs), record, mode
 
 
 def _one_row_more(a: Any, rows: int, dim: int) -> Any:
@@ -293,7 +311,7 @@ def _place_of_values(a: Tensor | None, b: Tensor | None, equal: Tensor | None, r
     if a is None or b is None or a.dim() != b.dim():
         return None
     if a.shape == b.shape:
-        same = equal is not None and a.shape == equal.shape and _close(a, b) and _close(a, equal)
+        same = equal is not None and a.shape == equal.shape and close(a, b) and close(a, equal)
         return ALONE if same else None
     if equal is None or equal.shape != a.shape:  # as many entries as values say
         return None
@@ -302,18 +320,9 @@ def _place_of_values(a: Tensor | None, b: Tensor | None, equal: Tensor | None, r
     for outer in (n for n in range(1, several + 1) if several % n == 0):
         place = Rows(dim, outer, folded=True)
         of_a, of_b = apart(a, place, rows), apart(b, place, rows + 1)
-        if of_a is not None and of_b is not None and _close(of_a, of_b[:rows]):
+        if of_a is not None and of_b is not None and close(of_a, of_b[:rows]):
             return place
     return None
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Whether values are those of the same rows, but for roundings of another size of the batch."""
-    if not (a.is_floating_point() or a.is_complex()):
-        return torch.equal(a, b)
-    finite = b[b.isfinite()]
-    size = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * size, equal_nan=True)
 
 
 def _array(a: Entry, b: Entry) -> Array | None:

@@ -29,6 +29,8 @@ from noisykernels.noise.arguments import (
     word,
 )
 from noisykernels.noise.description import Noise
+from noisykernels.noise.functional import perturb
+from noisykernels.noise.tokens import RowIds, by_tokens, in_tokens
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul"]
 
@@ -36,6 +38,7 @@ _ops = torch.ops.noisykernels
 
 
 @document_common
+@by_tokens
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -49,7 +52,7 @@ def linear(
     site: int = 0,
     draws: Ids = None,
     shared: bool = False,
-    rows: Ids = None,
+    rows: RowIds = None,
     first_row: int = 0,
     array: int | None = None,
     array_seed: Seed = None,
@@ -139,7 +142,7 @@ def matmul(
     site: int = 0,
     draws: Ids = None,
     shared: bool = False,
-    rows: Ids = None,
+    rows: RowIds = None,
     first_row: int = 0,
 ) -> Tensor:
     """Matrix product with noise on its result: ``noise(a @ b)``, rows being dimension 0 of the broadcast result.
@@ -160,6 +163,8 @@ def matmul(
     """
     tensors("matmul", a=a, b=b)
     flags("matmul", shared=shared)
+    if in_tokens(rows) is not None:
+        return perturb(torch.matmul(a, b), noise, seed=seed, site=site, draws=draws, shared=shared, rows=rows)
     add, mul, mode, kind = noise_args("matmul", a, noise)
     key = Key.of("matmul", a.device, seed, site, draws, rows, first_row)
     out: Tensor = _ops.matmul.default(a, b, add, mul, *key, mode, kind, shared)
@@ -233,7 +238,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         site: int = 0,
         draws: Ids = None,
         shared: bool = False,
-        rows: Ids = None,
+        rows: RowIds = None,
         first_row: int = 0,
         array: int | None = None,
         array_seed: Seed = None,
@@ -275,7 +280,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         >>> conv{dims}d(x, w, padding=1, noise=Noise(add=0.1), seed=1).shape
         torch.Size([2, 4{", 8" * dims}])
     """
-    return document_common(conv)
+    return document_common(by_tokens(conv))
 
 
 def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
@@ -297,7 +302,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         site: int = 0,
         draws: Ids = None,
         shared: bool = False,
-        rows: Ids = None,
+        rows: RowIds = None,
         first_row: int = 0,
         array: int | None = None,
         array_seed: Seed = None,
@@ -341,7 +346,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         >>> conv_transpose{dims}d(x, w, stride=2, noise=Noise(add=0.1), seed=1).shape
         torch.Size([2, 5{", 8" * dims}])
     """
-    return document_common(conv_transpose)
+    return document_common(by_tokens(conv_transpose))
 
 
 conv1d, conv2d, conv3d = (_convolution(d) for d in (1, 2, 3))

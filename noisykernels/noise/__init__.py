@@ -4,5 +4,16 @@ from noisykernels.noise import autograd as autograd  # registers gradients, vmap
 from noisykernels.noise.description import Noise, per_channel, per_draw, per_row
 from noisykernels.noise.functional import eps, perturb, perturb_relu_max_pool2d
 from noisykernels.noise.include import get_include
+from noisykernels.noise.tokens import TokenRows
 
-__all__ = ["Noise", "eps", "get_include", "per_channel", "per_draw", "per_row", "perturb", "perturb_relu_max_pool2d"]
+__all__ = [
+    "Noise",
+    "TokenRows",
+    "eps",
+    "get_include",
+    "per_channel",
+    "per_draw",
+    "per_row",
+    "perturb",
+    "perturb_relu_max_pool2d",
+]

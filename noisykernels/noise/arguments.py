@@ -14,6 +14,7 @@ from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import ID_LIMIT, OPERANDS
 from noisykernels.noise.description import Noise
 from noisykernels.noise.operands import refuse_complex
+from noisykernels.noise.tokens import RowIds, TokenRows
 
 __all__ = [
     "OF_THE_CALL",
@@ -137,7 +138,7 @@ def factor_tensor(op: str, level: float | Tensor | Sequence[float] | None, devic
     return level.to(device=device, dtype=torch.float64)
 
 
-def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: torch.device) -> Tensor | None:
+def ids_tensor(op: str, name: str, ids: RowIds, device: torch.device) -> Tensor | None:
     """Draw or row ids as the operators take them: an int64 vector, checked where its values can be seen."""
     if ids is None:
         return None
@@ -145,6 +146,8 @@ def ids_tensor(op: str, name: str, ids: Tensor | Sequence[int] | None, device: t
         raise TypeError(
             f"{op}: {name} must be a vector of ids, got the number {shown(ids)}; for a count use range({shown(ids)})"
         )
+    if isinstance(ids, TokenRows):
+        raise TypeError(f"{op}: {name} must be a vector of ids, got those of tokens, {ids!r}")
     if not isinstance(ids, Tensor):  # whatever is not an integer keeps its type, to be refused below
         try:
             ids = torch.tensor(ids, dtype=None if len(ids) else torch.int64, device="cpu")
@@ -203,7 +206,7 @@ class Key(NamedTuple):
     site: int
 
     @classmethod
-    def of(cls, op: str, device: torch.device, seed: Seed, site: int, draws: Ids, rows: Ids, first_row: int) -> Key:
+    def of(cls, op: str, device: torch.device, seed: Seed, site: int, draws: Ids, rows: RowIds, first_row: int) -> Key:
         """The key that the keywords of an operator say, for values on a device."""
         if rows is not None and not (isinstance(first_row, int) and first_row == 0):
             raise ValueError(f"{op}: give rows or first_row, not both")
@@ -293,7 +296,8 @@ _COMMON = """
         draws: int64 vector (D) of draw ids in [0, 2^32); None is the one draw 0.
         shared: give every draw the same rows: the value has B rows and the result D * B, draw by draw.
             Otherwise the value already holds D * B rows, draw by draw.
-        rows: int64 vector (B), the data-set index of each row in [0, 2^32); None numbers them from ``first_row``.
+        rows: int64 vector (B), the data-set index of each row in [0, 2^32); None numbers them from ``first_row``; int64
+            (B, T), or `TokenRows`: the ids of the tokens of values (B, T, ...), whose elements are counted within each.
         first_row: index of the first row in the data set.
 """
 

@@ -30,6 +30,7 @@ from noisykernels.noise.arguments import (
 )
 from noisykernels.noise.contract import ID_LIMIT, KINDS
 from noisykernels.noise.description import Noise
+from noisykernels.noise.tokens import RowIds, by_tokens, in_tokens
 
 __all__ = ["eps", "perturb", "perturb_relu_max_pool2d"]
 
@@ -44,7 +45,7 @@ def eps(
     site: int = 0,
     operand: str = "add",
     draw: int = 0,
-    rows: Ids = None,
+    rows: RowIds = None,
     first_row: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -57,7 +58,8 @@ def eps(
         site: id of the place where the noise enters, in [0, 2^24).
         operand: which of a site's streams: ``"add"``, ``"mul"``, ``"input"``, ``"weight"``, ...
         draw: draw id in [0, 2^32).
-        rows: int64 vector, the data-set index of each row; None numbers them from ``first_row``.
+        rows: int64 vector, the data-set index of each row; None numbers them from ``first_row``; of rank 2, or
+            `TokenRows`: the ids of the tokens along dimensions 0 and 1.
         first_row: index of the first row.
         device: where the result lives; None is the CPU.
 
@@ -84,6 +86,12 @@ def eps(
         if name != "site" and isinstance(number, int) and not 0 <= number < ID_LIMIT:
             raise ValueError(f"eps: {name} must lie in [0, 2^32), got {number}")
     where = torch.device("cpu") if device is None else device_of("eps", device)
+    if (tokens := in_tokens(rows)) is not None:
+        if tuple(shape[:2]) != tuple(tokens.shape):
+            raise ValueError(
+                f"eps: rows of shape {list(tokens.shape)} are those of tokens: shape must begin so, got {list(shape)}"
+            )
+        shape, rows = [tokens.numel(), *shape[2:]], tokens.reshape(-1)
     drawn: Tensor = _ops.eps.default(
         list(shape),
         KINDS.index(kind),
@@ -94,10 +102,11 @@ def eps(
         ids_tensor("eps", "rows", rows, where),
         first_row,
     )
-    return drawn
+    return drawn if tokens is None else drawn.unflatten(0, tokens.shape)
 
 
 @document_common
+@by_tokens
 def perturb(
     x: Tensor,
     noise: Noise,
@@ -106,7 +115,7 @@ def perturb(
     site: int = 0,
     draws: Ids = None,
     shared: bool = False,
-    rows: Ids = None,
+    rows: RowIds = None,
     first_row: int = 0,
     operand: str = "add",
 ) -> Tensor:
@@ -153,6 +162,7 @@ def perturb(
 
 
 @document_common
+@by_tokens
 def perturb_relu_max_pool2d(
     x: Tensor,
     noise: Noise,
@@ -164,7 +174,7 @@ def perturb_relu_max_pool2d(
     site: int = 0,
     draws: Ids = None,
     shared: bool = False,
-    rows: Ids = None,
+    rows: RowIds = None,
     first_row: int = 0,
 ) -> Tensor:
     """``max_pool2d(relu(perturb(x)))`` in one pass that writes the pooled map only. Inference only: it has no gradient.

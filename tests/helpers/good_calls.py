@@ -145,6 +145,7 @@ OPERATORS: Good = {
         detail=None,
         root="",
     ),
+    nk.TokenRows: lambda: dict(length=8, sequence=[0, 1], position=[0, 1, 2]),
     nk.noise_state: lambda: dict(model=injected(), seed=1, draws=[0], rows=None, level=None, advance=False),
     nk.remove: lambda: dict(model=injected()),
     nk.sites: lambda: dict(model=net(), example_input=X, detail=None, root=""),
