@@ -13,13 +13,15 @@ as well: a part eta e of the mean size of their sum.
 Factors are `WIDER` times as large: an operation that jumps (a code of a converter, a comparison) is then seen to jump
 wherever rounding could make it. What is seen to move, at most in a few runs, is taken `FACTOR` times: for the
 difference of two engines (sqrt 2), for what an engine rounds beside the contraction (a norm folded into the weights, a
-direction added to a value: some roundings of the same terms), and because the largest of a few normal numbers may be a
-small one. The roundings of the scores themselves, u times the largest of the row, come on top.
+direction added to a value: some roundings of the same terms; a convolution in Winograd's form, whose sums over channels
+scatter 4.8 times as far as the direct one, 8.2 times at the worst of 16 places: `_graph/winograd.py`), and because the
+largest of a few normal numbers may be a small one. The roundings of the scores themselves, u times the largest of the
+row, come on top.
 
 Both are powers of two, chosen before anything was measured: a difference of WIDER * FACTOR / sqrt(2) = 45 standard
-deviations of the model above is no rounding. Measured since (`tests/engine/test_verification.py` holds it): sound
-models stay below 0.2 of the bound, as blocked sums are better than the least favourable order; planted faults, such
-as a level that is off by 2 %, lie beyond 50 times the bound.
+deviations of the model above (7 of Winograd's form at its worst place) is no rounding. Measured since
+(`tests/engine/test_verification.py` holds it): sound models stay below 0.2 of the bound, as blocked sums are better
+than the least favourable order; planted faults, such as a level that is off by 2 %, lie beyond 50 times the bound.
 """
 
 from __future__ import annotations

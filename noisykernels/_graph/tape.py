@@ -144,6 +144,7 @@ class Tape:
     infinite: set[str] = field(default_factory=set)  # sites whose values are not all finite: no direction is added
     refused: dict[str, str] = field(default_factory=dict)  # sites that cannot be reached alone, and why
     idle: set[str] = field(default_factory=set)  # sites from which no operation leads to the scores
+    prepared: dict[tuple[Step, ...], Any] = field(default_factory=dict)  # steps that run as one (`fusions`)
     _made: dict[tuple[int, int], Any] = field(default_factory=dict)  # counted values, for the last numbers of rows
 
     @cached_property

@@ -17,7 +17,7 @@ from verifying import GRID, PLAIN, Patch, counts, problem
 import noisykernels as nk
 from noisykernels._engine import targets, verification
 from noisykernels._engine.shared import SharedEngine
-from noisykernels._graph import linearity, suffix
+from noisykernels._graph import fusions, linearity, suffix
 from noisykernels._graph.suffix import Suffix
 from noisykernels._graph.tape import Tape
 from noisykernels.hardware import ADC, DAC
@@ -46,8 +46,8 @@ def kept_bias(patch: Patch) -> None:
 
 def dropped_bias(patch: Patch) -> None:
     """A norm folded into the weights without its shift."""
-    correct = suffix.norm_scale
-    patch.setattr(suffix, "norm_scale", lambda given: (correct(given)[0], correct(given)[1] * 0))
+    correct = fusions.norm_scale
+    patch.setattr(fusions, "norm_scale", lambda given: (correct(given)[0], correct(given)[1] * 0))
 
 
 def swapped_rows(patch: Patch) -> None:

@@ -39,6 +39,30 @@ class Residual(nn.Module):
         return self.head(y.mean((2, 3)).view(y.size(0), -1))
 
 
+class Wide(nn.Module):
+    """Channels enough for values that are held channels_last, and for Winograd's form; sums whose other term is known
+    before the convolution, or only after it, or broadcast; views; pools of each kind.
+    """
+
+    def __init__(self, width: int = 16, wider: int = 128) -> None:
+        super().__init__()
+        self.stem, self.norm0 = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, wider, 3, padding="same"), nn.BatchNorm2d(wider)
+        self.skip, self.norm3 = nn.Conv2d(width, wider, 1), nn.BatchNorm2d(wider)
+        self.conv3, self.conv4 = nn.Conv2d(wider, wider, 3, 1, 1), nn.Conv2d(wider, wider, 3, padding=1)
+        self.drop, self.head = nn.Dropout2d(), nn.Linear(4 * wider, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm0(self.stem(x)))
+        x = F.relu(x + self.drop(self.norm1(self.conv1(x))))
+        x = F.relu(self.norm2(self.conv2(x)) + self.norm3(self.skip(x)))
+        x = F.max_pool2d(F.relu(self.conv3(x)), 3, 2, 1)
+        x = self.conv4(x) + x.mean((2, 3), keepdim=True)
+        x = F.max_pool2d(F.relu(x), 2)
+        return self.head(x.contiguous().view(x.size(0), -1))
+
+
 class Encoder(nn.Module):
     """A transformer layer, whose attention is one operation with several sites."""
 
@@ -103,6 +127,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lenet": (lambda: LeNet5(norm=True), (1, 28, 28)),
     "mlp": (lambda: MLP(12, 4, width=8, norm=True), (12,)),
     "residual": (Residual, (3, 8, 8)),
+    "wide": (Wide, (3, 7, 8)),
     "encoder": (Encoder, (5, 6)),
     "folded": (Folded, (5, 6)),
     "recurrent": (Recurrent, (5, 6)),
