@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -90,6 +91,10 @@ class OfClasses(PerRow):
         """1 for what counts; None where everything does."""
         there = targets != self.ignore_index
         return None if bool(there.all()) and self.scale is None else there
+
+    def positions(self, outputs: Sequence[int], labels: Tensor) -> int:
+        """See `PerRow`: those that count."""
+        return max(1, round(self.scale or math.prod(labels.shape[1:])))
 
     def classes(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [copies, rows, *positions, classes], and targets to pick from them [copies, rows, *positions, 1]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -19,6 +20,10 @@ class _OfScores(PerRow):
     """A measure of scores [rows, *positions, classes] against those without noise."""
 
     against_clean: bool = True
+
+    def positions(self, outputs: Sequence[int], labels: Tensor) -> int:
+        """See `PerRow`."""
+        return math.prod(outputs[:-1])
 
     def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
         """Two classes or more."""

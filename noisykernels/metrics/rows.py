@@ -85,6 +85,10 @@ class PerRow:
         whole = weights.reshape(len(weights), -1).sum(-1) if self.scale is None else self.scale
         return (counted / whole).to(self.dtype)
 
+    def positions(self, outputs: Sequence[int], labels: Tensor) -> int:
+        """How many places with classes a row's number is the mean of, from the shape of a row's outputs and targets."""
+        return 1
+
     def value(self, pooled: NDArray[np.float64]) -> Any:
         """What is told of the mean over rows."""
         return pooled

@@ -31,6 +31,7 @@ class Aim:
         higher_is_better: the direction of what is measured.
         value: what is measured, from a mean of numbers.
         metric: its name.
+        positions: how many numbers that of a row is the mean of: tokens, pixels.
 
     Raises:
         ValueError: the clean value leaves the question no answer.
@@ -39,9 +40,10 @@ class Aim:
     def __init__(
         self, law: Law, clean: NDArray[Any], floor: float | None, question: Question = HALF, *,
         higher_is_better: bool = True, value: Callable[[Any], Any] = float, metric: str = "accuracy",
+        positions: int = 1,
     ) -> None:  # fmt: skip
         self.law, self.floor, self.question, self.value = law, floor, question, value
-        self.higher_is_better = higher_is_better
+        self.higher_is_better, self.positions = higher_is_better, positions
         mean = float(clean.mean())
         self.told_clean = float(value(mean))
         self.told_target = targeted(
@@ -88,6 +90,11 @@ class Aim:
             self.question, float(self.value(part)), self.told_clean, self.floor, higher_is_better=self.higher_is_better
         )
         return self._of_told(told, part)
+
+    def rows_for(self, rows: int, least: int) -> int:
+        """How many rows say as much as so many of one number each: a row of tokens is the mean of many. At least a few,
+        whose spread tells how far their mean may err."""
+        return max(min(rows, least), math.ceil(rows / self.positions))
 
     def numbers(self, answer: Answer) -> NDArray[Any]:
         """Of the rows of an answer; one without a number is farther than any question asks for."""

@@ -62,13 +62,14 @@ class Cells:
         metric: of which they are.
         rows: of the data.
         question: what is asked of the curves.
+        positions: of a row, whose mean its number is: tokens, pixels.
     """
 
     def __init__(
         self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float | None, metric: Metric, rows: int,
-        question: Question = HALF,
+        question: Question = HALF, positions: int = 1,
     ) -> None:  # fmt: skip
-        self.question = question
+        self.question, self.positions = question, positions
         self.sites, self.targets, self.clean, self.floor, self.metric = list(sites), targets, clean, floor, metric
         self.rows = rows
         self.evaluations: Counter[int] = Counter()  # numbers looked at, under each target

@@ -58,6 +58,9 @@ WINDOW = 0.25  # of ln(level), on either side of the located midpoint
 MEASUREMENTS = 6
 # Rows of a measurement are at least so many: the normal approximation of the interval needs them.
 LEAST_ROWS = 400
+# What counts rows here is for rows of one number; of those with many (tokens) fewer do, but never fewer than these: in
+# the first two phases, and in a measurement.
+FEWEST, FEWEST_MEASURED = 8, 32
 # Chips of the first two phases, and of a measurement at least; rows that each of the latter is measured on, at least.
 # These few add little to the chips' own spread, and other chips see other rows.
 FIRST_CHIPS, LEAST_CHIPS, CHIP_ROWS = 4, 8, 250
@@ -132,7 +135,7 @@ class SiteSearch:
             levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
             return [self._first(levels, LOCATE_ROWS)]
         if self.phase == "far":
-            return self._sampled(sorted({self.dip, self.far}), PILOT_CHIPS if self.chips else PILOT)
+            return self._sampled(sorted({self.dip, self.far}), PILOT_CHIPS if self.chips else self._pilot)
         return self._sampled(self.centre * np.exp(np.linspace(-self.window, self.window, 3)), self.want)
 
     def _sampled(self, levels: Sequence[float] | Floats, want: int) -> list[Request]:
@@ -145,19 +148,28 @@ class SiteSearch:
             draws = range(self.next_draw, self.next_draw + count)
             parts = [(b, tuple(d for d in draws if d % blocks == b)) for b in range(blocks)]
             return [self._asked(levels, ids, starts[b + 1] - starts[b], starts[b]) for b, ids in parts if ids]
-        rows = min(self.total, max(LEAST_ROWS, math.ceil(min(want, left - 1) / 2)))
+        least = self.aim.rows_for(LEAST_ROWS, FEWEST_MEASURED)
+        rows = min(self.total, max(least, math.ceil(min(want, left - 1) / 2)))
         count = max(2, int(min(math.ceil(want / rows), left // rows)))
         return [self._asked(levels, tuple(range(self.next_draw, self.next_draw + count)), rows)]
 
     def _first(self, levels: Iterable[float], rows: int) -> Request:
         """Of the first two phases: few rows under one draw, or under a few where there are fewer yet."""
-        wanted = rows * (1 if self.aim.usual else MORE)
-        return self._asked(levels, self._first_draws(rows), min(self.total, wanted))
+        return self._asked(levels, self._first_draws(rows), min(self.total, self._wanted(rows)))
+
+    def _wanted(self, rows: int) -> int:
+        """Rows of the first two phases."""
+        return rows if self.aim.usual else self.aim.rows_for(rows * MORE, FEWEST)
+
+    @property
+    def _pilot(self) -> int:
+        """Row-draws of a measurement where the curve may be flat."""
+        return self.aim.rows_for(PILOT, FEWEST_MEASURED)
 
     def _first_draws(self, rows: int) -> tuple[int, ...]:
         if self.chips:
             return tuple(range(FIRST_CHIPS))
-        return tuple(range(1 if self.aim.usual else min(MORE, math.ceil(rows * MORE / self.total))))
+        return tuple(range(1 if self.aim.usual else min(MORE, math.ceil(self._wanted(rows) / self.total))))
 
     def _asked(self, levels: Iterable[float], draws: tuple[int, ...], rows: int, start: int = 0) -> Request:
         return Request(self.site, tuple(map(float, levels)), draws, rows, start, self.which)
@@ -304,7 +316,7 @@ class SiteSearch:
         surely = SURE * math.sqrt(variance / float(t[near].var() * len(near)))
         self.flat = -self.slope < max(FLAT * self.aim.unit, surely)
         if self.flat:
-            self.want = min(self.want, PILOT_CHIPS if self.chips else PILOT)
+            self.want = min(self.want, PILOT_CHIPS if self.chips else self._pilot)
         self.phase = "measure"
 
     def _learn_measurement(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:

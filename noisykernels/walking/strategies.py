@@ -168,7 +168,7 @@ class Search:
         metric = cells.metric
         aim = Aim(
             metric.law, cells.clean, cells.floor, cells.question, higher_is_better=metric.higher_is_better,
-            value=metric.value, metric=metric.name,
+            value=metric.value, metric=metric.name, positions=cells.positions,
         )  # fmt: skip
         if aim.usual and not facts.shares_rows(0):
             self._warn_of_few_rows(cells, aim)

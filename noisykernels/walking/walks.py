@@ -28,6 +28,7 @@ from noisykernels.injection.site import Site
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import is_share, measure_of
 from noisykernels.metrics.names import MetricLike
+from noisykernels.metrics.rows import PerRow
 from noisykernels.noise.description import Noise
 from noisykernels.stats.questions import HALF, At, question
 from noisykernels.stats.records import Meta
@@ -185,7 +186,7 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     with session:
         cells = Cells(
             _chosen(session, asked), len(targets), session.clean, _floor(session, asked), metric, len(session.labels),
-            question("walk", asked.at),
+            question("walk", asked.at), _positions(session),
         )  # fmt: skip
         cells.check_question(searched=not strategy.levels)
         # What is kept may be enlarged, and must then have the plan that it began with.
@@ -272,6 +273,12 @@ def _floor(session: Session, asked: Asked) -> float | None:
     if not isinstance(labels, Tensor):  # of a measure of classes chance does not follow them
         labels = labels[:1] if metric.by_argmax else labels.cpu()
     return metric.floor(session.shape, labels)
+
+
+def _positions(session: Session) -> int:
+    """How many places with classes a row has."""
+    metric = session.problem.metric
+    return metric.positions(session.shape, session.labels[:1]) if isinstance(metric, PerRow) else 1
 
 
 def _study(

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import noisykernels
+from noisykernels.zoo import LlamaSizes, language
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -92,7 +93,7 @@ def reduced(source: str) -> str:
     "document",
     [
         README,
-        *(GUIDES / f"{n}.md" for n in ("arithmetic", "compiling", "cuda", "hardware", "ordering", "training")),
+        *(GUIDES / f"{n}.md" for n in ("arithmetic", "compiling", "cuda", "hardware", "language", "ordering", "training")),
     ],
     ids=lambda path: path.name,
 )
@@ -136,6 +137,19 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
             left = [r.name for r in account.parameters if len(r.shape) > 1 and not r.hardware]
             assert left == (["token", "positions"] if name == "ViT" else []) and account.share("noise") == 1.0
             assert account.table() in (ROOT / "docs" / "results" / "coverage.md").read_text()
+    elif path.stem == "language_walk":
+        texts = ["In the beginning was the word, and the word was read to those who heard it. " * 20]
+        small = LlamaSizes(vocabulary=270, width=16, blocks=2, heads=2, shared=1, hidden=24)
+        monkeypatch.setattr(script, "kjv", lambda split: texts)
+        monkeypatch.setattr(script, "language", lambda **more: language(small, texts, length=16, **more))
+        study = script.run(tmp_path / "results", "--windows", "6", "--length", "16", "--rel-ci", "0.5", "--steps", "100")
+        assert {p.name for p in (tmp_path / "results").iterdir()} == {"lm.json", "lm.html", "lm.png"}
+        assert len(study.meta.sites) == 14 and all(name.endswith("_proj:linear#0") for name in study.meta.sites)
+        assert "minutes left" in capsys.readouterr().out
+        for wrong, said in (("bert", "expected llama or hf:FOLDER"), (f"hf:{tmp_path}", "no config.json in")):
+            with pytest.raises(SystemExit) as stopped:
+                script.run(tmp_path, "--model", wrong)
+            assert said in f"{stopped.value} {capsys.readouterr().err}"
     elif path.stem == "cupy_noise":
         assert script.run() == 0
         text = capsys.readouterr().out
