@@ -68,12 +68,12 @@ def test_intervals_hold_the_truth_for_a_few_passes() -> None:
         assert one.found.high / one.found.low < 1.12
         costs.append(one.evaluations / ROWS)
     assert hits >= stats.binom.ppf(1e-4, 40, 0.93)
-    assert np.median(costs) < 12  # passes of all rows
+    assert np.median(costs) < 20  # passes of all rows
 
 
 def test_rows_of_one_place_are_searched_as_they_were() -> None:
     many, few = searched(0, 1), searched(0, POSITIONS)
-    assert many.evaluations > 4 * few.evaluations
+    assert many.evaluations > 3 * few.evaluations
     assert many.found is not None and few.found is not None
     assert few.found.low < many.found.high and many.found.low < few.found.high
 
