@@ -93,7 +93,10 @@ def reduced(source: str) -> str:
     "document",
     [
         README,
-        *(GUIDES / f"{n}.md" for n in ("arithmetic", "compiling", "cuda", "hardware", "language", "ordering", "training")),
+        *(
+            GUIDES / f"{n}.md"
+            for n in ("arithmetic", "compiling", "cuda", "hardware", "language", "ordering", "training")
+        ),
     ],
     ids=lambda path: path.name,
 )
@@ -142,9 +145,12 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         small = LlamaSizes(vocabulary=270, width=16, blocks=2, heads=2, shared=1, hidden=24)
         monkeypatch.setattr(script, "kjv", lambda split: texts)
         monkeypatch.setattr(script, "language", lambda **more: language(small, texts, length=16, **more))
-        study = script.run(tmp_path / "results", "--windows", "6", "--length", "16", "--rel-ci", "0.5", "--steps", "100")
+        study = script.run(
+            tmp_path / "results", "--windows", "6", "--length", "16", "--rel-ci", "0.5", "--steps", "100"
+        )
         assert {p.name for p in (tmp_path / "results").iterdir()} == {"lm.json", "lm.html", "lm.png"}
-        assert len(study.meta.sites) == 14 and all(name.endswith("_proj:linear#0") for name in study.meta.sites)
+        walked = {record.site for record in study.records}
+        assert len(walked) == 14 and all(name.endswith("_proj:linear#0") for name in walked)
         assert "minutes left" in capsys.readouterr().out
         for wrong, said in (("bert", "expected llama or hf:FOLDER"), (f"hf:{tmp_path}", "no config.json in")):
             with pytest.raises(SystemExit) as stopped:

@@ -22,7 +22,7 @@ RATIO = 1.05  # of a perplexity
 
 
 class MadeWindows:
-    """Windows of tokens whose losses grow from clean ones by ``level^2 h w``: h a token's, w one draw's, both skewed."""
+    """Windows of tokens whose losses grow by ``level^2 h w``: h a token's, w one draw's, both skewed."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(1)
@@ -82,4 +82,7 @@ def test_rows_of_one_place_are_searched_as_they_were() -> None:
     (800, 8, 1, 800), (800, 8, 64, 13), (800, 8, 1000, 8), (400, 32, 64, 32), (5, 8, 1, 5), (5, 8, 64, 5),
 ])  # fmt: skip
 def test_rows_that_say_as_much(rows: int, least: int, positions: int, wanted: int) -> None:
-    assert Aim(Real(), np.ones(3), None, Ratio(2), positions=positions).rows_for(rows, least) == wanted
+    assert (
+        Aim(Real(), np.ones(3), None, Ratio(2), higher_is_better=False, positions=positions).rows_for(rows, least)
+        == wanted
+    )
