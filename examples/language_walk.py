@@ -23,10 +23,10 @@ FOLDER = "hf:"
 def loaded(name: str, steps: int) -> tuple[torch.nn.Module, object]:
     """A model and its tokenizer."""
     if name.startswith(FOLDER):
-        transformers = importlib.import_module("transformers")  # in the environment of `make test-models`
         folder = Path(name.removeprefix(FOLDER))
         if not (folder / "config.json").is_file():
             sys.exit(f"--model {name}: no config.json in {folder}")
+        transformers = importlib.import_module("transformers")  # in the environment of `make test-models`
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         model.config.use_cache = False
         return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
