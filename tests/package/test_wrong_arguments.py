@@ -29,7 +29,7 @@ MADE = {
     "Chips", "Comparison", "Curve", "DataInfo", "FormatChoice", "FormatResult", "LayerFormats", "LayerOrder", "Meta",
     "LinearPredictor", "Midpoint", "Mixed", "NoiseState", "OrderStudy", "Pair", "Record", "Recordings", "Site", "Study",
     "Sweep", "VoteCurve", "Votes", "Draw", "Format", "Device", "Arithmetic", "Result", "Law", "Metric", "Binary",
-    "Accuracy", "PerRow", "OfSums", "RayExecutor", "Coverage", "Reach", "SiteDraw",
+    "Accuracy", "PerRow", "OfSums", "RayExecutor", "Coverage", "Reach", "SiteDraw", "Tokens", "Language",
 }  # fmt: skip
 # Methods that the package calls on what it is given: torch's, and those of devices, metrics, searches and executors.
 CALLED = set(
