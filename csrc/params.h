@@ -72,4 +72,15 @@ struct Deviations {
   float per_step = 0;                  // level times the root of the number of steps
 };
 
+enum class Statistic : int { kRms = 0, kMax, kStd, kSize };
+
+// y[i] = the size of row i of x, a value of `rows` rows of n elements in any order.
+struct RowScale {
+  const void* x = nullptr;
+  double* y = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t rows = 0, n = 0;
+  Statistic statistic = Statistic::kRms;
+};
+
 }  // namespace noisykernels

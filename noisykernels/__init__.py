@@ -17,7 +17,7 @@ _HOMES = {
     "matmul",
     "hardware": "InputNoise MacNoise WeightNoise",
     "arithmetic": "Serial quantize",
-    "injection": "coverage inject noise_state remove sites",
+    "injection": "calibrate coverage inject noise_state remove sites",
     "walking": "Compute Search walk walk_mixed walk_parameter",
     "datasets": "tokens",
     "experiments": "chips vote",
@@ -26,8 +26,8 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _NAMESPACES = (
-    "arithmetic brainscales datasets experiments hardware injection metrics nn noise plotting stats study training "
-    "walking zoo"
+    "arithmetic brainscales datasets experiments hardware injection metrics nn noise plotting presets stats study "
+    "training walking zoo"
 ).split()
 
 __all__ = sorted(_HOME_OF)

@@ -10,6 +10,7 @@ from noisykernels import metrics as metrics
 from noisykernels import nn as nn
 from noisykernels import noise as noise
 from noisykernels import plotting as plotting
+from noisykernels import presets as presets
 from noisykernels import stats as stats
 from noisykernels import study as study
 from noisykernels import training as training
@@ -23,6 +24,7 @@ from noisykernels.experiments import vote as vote
 from noisykernels.hardware import InputNoise as InputNoise
 from noisykernels.hardware import MacNoise as MacNoise
 from noisykernels.hardware import WeightNoise as WeightNoise
+from noisykernels.injection import calibrate as calibrate
 from noisykernels.injection import coverage as coverage
 from noisykernels.injection import inject as inject
 from noisykernels.injection import noise_state as noise_state

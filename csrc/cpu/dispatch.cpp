@@ -198,4 +198,8 @@ void run(const Kernels& kernels, const Quantize& q, int threads) {
   on_threads(q, kernels.quantize, total, 4096, 4 * total, threads);
 }
 
+void run(const Kernels& kernels, const RowScale& r, int threads) {
+  on_threads(r, kernels.row_scale, r.rows, 1, r.rows * r.n, threads);
+}
+
 }  // namespace noisykernels::cpu

@@ -7,6 +7,7 @@
 #include "epilogue.inl"
 #include "expand_levels.inl"
 #include "pool.inl"
+#include "row_scale.inl"
 #include "serial.inl"
 
 namespace noisykernels::cpu {
@@ -23,7 +24,8 @@ consteval Kernels kernels_of(const char* name) {
           .deviations = &deviations<A>,
           .serial = &serial_range<A>,
           .serial_gradient = &serial_gradient_range<A>,
-          .quantize = &quantize_range<A>};
+          .quantize = &quantize_range<A>,
+          .row_scale = &row_scales<A>};
 }
 
 }  // namespace

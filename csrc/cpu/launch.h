@@ -25,6 +25,7 @@ struct Kernels {
   void (*serial)(const Serial&, int64_t begin, int64_t end);                   // blocks of outputs
   void (*serial_gradient)(const SerialGradient&, int64_t begin, int64_t end);  // groups of kStepsTogether steps
   void (*quantize)(const Quantize&, int64_t begin, int64_t end);               // values
+  void (*row_scale)(const RowScale&, int64_t begin, int64_t end);              // rows
 };
 extern const Kernels kPortable;
 extern const Kernels kAvx2;
@@ -43,6 +44,7 @@ void run(const Kernels&, const PoolEpilogue&, int threads);
 void run(const Kernels&, const Serial&, int threads);
 void run(const Kernels&, const SerialGradient&, int threads);
 void run(const Kernels&, const Quantize&, int threads);
+void run(const Kernels&, const RowScale&, int threads);
 
 // f(begin, end) over [0, total) cut at multiples of grain, one contiguous part for each thread.
 void parallel(int64_t total, int64_t grain, int threads, void (*f)(void*, int64_t, int64_t), void* context);

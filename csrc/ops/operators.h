@@ -21,6 +21,7 @@ Tensor eps(Ints shape, int64_t kind, Tensor seed, int64_t site, int64_t operand,
            int64_t first_row);
 Tensor perturb(Tensor x, int64_t operand, NK_NOISE_PARAMETERS);
 Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding, NK_NOISE_PARAMETERS);
+Tensor row_scale(Tensor x, int64_t statistic);
 Tensor expand_levels(Tensor x, OptTensor direction, Tensor levels, bool relu);
 Tensor expand_levels_max_pool2d(Tensor x, OptTensor direction, Tensor levels, bool relu, Ints kernel, Ints stride,
                                 Ints padding);

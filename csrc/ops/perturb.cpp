@@ -136,6 +136,21 @@ Tensor perturb_relu_max_pool2d(Tensor x, Ints kernel, Ints stride, Ints padding,
   return out;
 }
 
+Tensor row_scale(Tensor x, int64_t statistic) {
+  const char* op = "row_scale";
+  NK_CHECK(statistic >= 0 && statistic < static_cast<int64_t>(Statistic::kSize), op, ": unknown statistic ", statistic);
+  RowScale r;
+  r.dtype = dtype_of(op, "x", x);
+  r.rows = x.dim() == 0 ? 1 : x.size(0);
+  r.n = r.rows == 0 ? 0 : x.numel() / r.rows;
+  r.statistic = static_cast<Statistic>(statistic);
+  x = dense(op, x);
+  Tensor out = empty(op, {r.rows}, ScalarType::Double, x.device(), false);
+  r.x = x.data_ptr(), r.y = static_cast<double*>(out.mutable_data_ptr());
+  cpu::run(kernels(), r, threads());
+  return out;
+}
+
 Tensor expand_levels(Tensor x, OptTensor direction, Tensor levels, bool relu) {
   const char* op = "expand_levels";
   LevelExpansion s(op, x, direction, levels, relu);

@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY(noisykernels, m) {
       "Tensor? draws, int site, bool shared) -> Tensor");
   m.def("matmul(Tensor a, Tensor b, " NK_NOISE_SCHEMA);
   m.def("perturb_relu_max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, " NK_NOISE_SCHEMA);
+  m.def("row_scale(Tensor x, int statistic) -> Tensor");  // on CUDA, of torch's operators
   m.def("expand_levels(Tensor x, Tensor? direction, Tensor levels, bool relu) -> Tensor");
   m.def(
       "expand_levels_max_pool2d(Tensor x, Tensor? direction, Tensor levels, bool relu, int[] kernel_size, int[] "
@@ -58,5 +59,8 @@ void implement(Library& m) {
   m.impl("serial_gradient", TORCH_BOX(&noisykernels::serial_gradient));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(noisykernels, CPU, m) {
+  implement(m);
+  m.impl("row_scale", TORCH_BOX(&noisykernels::row_scale));
+}
 STABLE_TORCH_LIBRARY_IMPL(noisykernels, CUDA, m) { implement(m); }

@@ -19,6 +19,7 @@ from noisykernels._util.inputs import Inputs
 from noisykernels._util.streams import StreamedInputs, StreamedLabels
 from noisykernels.hardware.device import Device
 from noisykernels.noise.description import Noise
+from noisykernels.noise.ranges import Ranges
 
 __all__ = ["identity", "study_key", "task_key", "task_of"]
 
@@ -131,8 +132,10 @@ def study_key(
         return digest.hexdigest()
 
     def described(noise: Noise) -> dict[str, Any]:
+        unit = noise.relative.digest if isinstance(noise.relative, Ranges) else noise.relative
         return {"kind": noise.kind, "mode": noise.mode, "fold": noise.fold,
-                "add": level(noise.add), "mul": level(noise.mul)}  # fmt: skip
+                "add": level(noise.add), "mul": level(noise.mul),
+                **({} if unit is None else {"relative": unit})}  # fmt: skip
 
     key = {
         **{name: digest.hexdigest() for name, digest in digests.items()},

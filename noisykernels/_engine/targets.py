@@ -32,6 +32,7 @@ from noisykernels.injection.site import PARTS, Site, exactly
 from noisykernels.noise.arguments import Key, seed_tensor
 from noisykernels.noise.contract import largest_eps
 from noisykernels.noise.description import Noise
+from noisykernels.noise.ranges import Ranges
 
 __all__ = ["Activation", "Parameter", "Pass", "Target", "Weight", "Work", "has_weight"]
 
@@ -119,6 +120,9 @@ class Target(ABC):
     @abstractmethod
     def check(self, op: str, level: float, computed: torch.dtype) -> None:
         """Refuses a level that cannot be, where values are computed in this type: ValueError."""
+
+    def check_site(self, site: Site) -> None:  # noqa: B027  # most know all sites
+        """Refuses a site whose unit is not known: ValueError."""
 
     @abstractmethod
     def placement(self, site: Site, level: float) -> Placement:
@@ -238,13 +242,18 @@ class Activation(_Directed):
         """See `Target`."""
         _check_scaled(op, self.noise, level, computed)
 
+    def check_site(self, site: Site) -> None:
+        """See `Target`."""
+        for name in site.names:
+            self.noise.at(name)
+
     def placement(self, site: Site, level: float) -> Placement:
         """See `Target`."""
         return replace(SILENT, noise=self.noise.scaled(level), where=tuple(map(exactly, site.names)))
 
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
-        return directions([t.noise for t in work.targets], work.value, *work.place, work.key(draws))
+        return directions([t.noise.at(work.site.name) for t in work.targets], work.value, *work.place, work.key(draws))
 
     def told(self) -> dict[str, Any]:
         """See `Target`."""
@@ -268,9 +277,9 @@ class Activation(_Directed):
         return set()
 
     def radii(self, x: Tensor) -> list[Tensor]:
-        """See `Target`: known where levels are numbers."""
+        """See `Target`: known where levels are numbers, in units of the value."""
         noise, most = self.noise, largest_eps(self.noise.kind)
-        if any(level is not None and level.dim() > 0 for level in (noise.add, noise.mul)):
+        if noise.relative is not None or any(level is not None and level.dim() > 0 for level in (noise.add, noise.mul)):
             return []
         a, m = (0.0 if level is None else float(level) for level in (noise.add, noise.mul))
         found = [most * (a + m * x)]
@@ -417,9 +426,12 @@ def _told(noise: Noise) -> dict[str, Any]:
             return 0.0
         return value.item() if value.dim() == 0 else f"tensor {list(value.shape)}"
 
-    return {
+    told = {
         "kind": noise.kind, "mode": noise.mode, "fold": noise.fold, "add": level(noise.add), "mul": level(noise.mul)
     }  # fmt: skip
+    if noise.relative is not None:
+        told["relative"] = noise.relative.told() if isinstance(noise.relative, Ranges) else noise.relative
+    return told
 
 
 def _parts(levels: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:

@@ -19,7 +19,7 @@ from noisykernels.cli.output import File, check_files, draw_picture, say, tell, 
 from noisykernels.cli.reading import a_site
 from noisykernels.datasets.vision import info, load
 from noisykernels.injection.api import sites_with_results
-from noisykernels.noise.contract import KINDS
+from noisykernels.noise.contract import KINDS, STATISTICS
 from noisykernels.stats.midpoint import Axis
 from noisykernels.stats.records import usual_axis
 from noisykernels.study.comparison import compare
@@ -47,11 +47,11 @@ def _trained(args: argparse.Namespace) -> torch.nn.Module:
     )
 
 
-def _terms(args: argparse.Namespace) -> nk.Noise:
+def _terms(args: argparse.Namespace, relative: str | None = None) -> nk.Noise:
     """The noise asked for, at level 1."""
     if args.noise == "mixed":
-        return nk.Noise.amplitude(1.0, args.ratio, order=args.order, kind=args.kind)
-    return nk.Noise(add=float(args.noise == "add"), mul=float(args.noise == "mul"), kind=args.kind)
+        return nk.Noise.amplitude(1.0, args.ratio, order=args.order, kind=args.kind, relative=relative)
+    return nk.Noise(add=float(args.noise == "add"), mul=float(args.noise == "mul"), kind=args.kind, relative=relative)
 
 
 def _noise(args: argparse.Namespace) -> nk.Noise | nk.WeightNoise:
@@ -59,8 +59,18 @@ def _noise(args: argparse.Namespace) -> nk.Noise | nk.WeightNoise:
     if args.target == "weight":
         if args.noise == "mixed":
             raise ValueError("--target weight goes with --noise add or mul, got mixed")
+        if args.relative in STATISTICS:
+            raise ValueError(f"--relative {args.relative} goes with --target activation")
         return nk.WeightNoise.of(_terms(args), args.relative)
-    return _terms(args)
+    return _terms(args, _of_rows(args))
+
+
+def _of_rows(args: argparse.Namespace) -> str | None:
+    """What levels of values are relative to."""
+    if args.relative is not None and args.relative not in STATISTICS:
+        raise ValueError(f"--relative {args.relative} goes with --target weight of walk and grid, and with chips")
+    found: str | None = args.relative
+    return found
 
 
 def _refuse(args: argparse.Namespace, target: Target | None = None) -> None:
@@ -149,12 +159,14 @@ def run_mixed(args: argparse.Namespace) -> None:
     check_files(args)
     _refuse(args)
     _refuse_levels(args, "linear" if all(ratio == 1 for ratio in args.ratios) else "log")
+    relative = _of_rows(args)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, note(args)):
         mixed = nk.walk_mixed(
-            model, data, ratios=args.ratios, order=args.order, kind=args.kind, **_options(args, len(data[1]))
-        )
+            model, data, ratios=args.ratios, order=args.order, kind=args.kind, relative=relative,
+            **_options(args, len(data[1])),
+        )  # fmt: skip
 
     def found() -> Any:
         pairs = zip(mixed.ratios, mixed.studies, strict=True)
@@ -212,12 +224,13 @@ def run_vote(args: argparse.Namespace) -> None:
     """Runs the noisy network many times, and says what combining its answers gives."""
     check_files(args)
     _refuse(args)
+    noise = _terms(args, _of_rows(args)).scaled(args.level)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     votes = nk.vote(
         model,
         data,
-        noise=_terms(args).scaled(args.level),
+        noise=noise,
         draws=args.draws,
         seed=args.seed,
         sites=args.sites,

@@ -14,7 +14,10 @@ NEEDS: dict[str, tuple[Callable[[argparse.Namespace], bool], str]] = {
     "most": (lambda args: args.levels is None, "a search, so without --levels"),
     "ratio": (lambda args: args.noise == "mixed", "--noise mixed"),
     "order": (lambda args: getattr(args, "noise", "mixed") == "mixed", "--noise mixed"),
-    "relative": (lambda args: getattr(args, "target", "weight") == "weight", "--target weight"),
+    "relative": (
+        lambda args: getattr(args, "noise", "mixed") != "mul" or getattr(args, "target", "weight") == "weight",
+        "--noise add or mixed, or --target weight",
+    ),
     "arrays": (lambda args: getattr(args, "target", "weight") == "weight", "--target weight"),
     "spreadsheet": (lambda args: any(path.suffix == ".csv" for path in args.export), "--export of a .csv"),
 }

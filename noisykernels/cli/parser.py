@@ -11,18 +11,21 @@ from noisykernels._util.text import one_line, printable
 from noisykernels.cli import commands
 from noisykernels.cli.reading import (
     LEVELS,
+    PART,
     Number,
     Numbers,
     a_device,
     a_group,
     a_metric,
+    a_part,
     a_path,
     a_question,
     a_site,
     a_text,
+    a_unit,
 )
 from noisykernels.datasets.vision import DATASETS
-from noisykernels.noise.contract import KINDS
+from noisykernels.noise.contract import KINDS, STATISTICS
 from noisykernels.stats.votes import MOST_DRAWS
 from noisykernels.walking.parameter import PARAMETERS
 from noisykernels.zoo.networks import MODELS
@@ -156,6 +159,11 @@ def parser() -> argparse.ArgumentParser:
         help="distribution (default: %(default)s)",
     )
 
+    noisy.add_argument(
+        "--relative", type=a_unit, metavar=f"{'|'.join(STATISTICS)}|{PART}",
+        help="additive levels as shares: of a value's rows, or with --target weight of max|W| of this part of a layer",
+    )  # fmt: skip
+
     workers = _Parser(add_help=False)
     workers.add_argument(
         "--workers", type=of("workers"), help="processes that share the work; give --threads 1, say, for each"
@@ -199,9 +207,6 @@ def parser() -> argparse.ArgumentParser:
         default="activation",
         choices=("activation", "weight"),
         help="where it enters (default: %(default)s)",
-    )
-    study.add_argument(
-        "--relative", choices=("layer", "channel"), help="levels of weights as shares of max|W| of the layer or channel"
     )
 
     forms = "0.1,1 | log:a:b:n | lin:a:b:n"
@@ -261,7 +266,7 @@ def parser() -> argparse.ArgumentParser:
     chips.add_argument("--noise", default="add", choices=("add", "mul"), help="kind of noise (default: %(default)s)")
     chips.add_argument("--level", type=Number(LEVELS), default=0.05, help="of all weights (default: %(default)s)")
     chips.add_argument(
-        "--relative", choices=("layer", "channel"), help="the level is a share of max|W| of the layer or channel"
+        "--relative", type=a_part, metavar=PART, help="the level is a share of max|W| of this part of a layer"
     )
     chips.add_argument("--draws", type=of("draws"), default=100, help="number of chips (default: %(default)s)")
     chips.add_argument(

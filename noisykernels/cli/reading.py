@@ -14,15 +14,19 @@ from pathlib import Path
 import torch
 
 from noisykernels._util.checks import RANGES, Range, shown, whole
+from noisykernels.hardware.noises import WeightNoise
 from noisykernels.metrics.names import named
+from noisykernels.noise.contract import STATISTICS
 from noisykernels.stats.questions import KINDS, question
 
 __all__ = [
-    "LEVELS", "Number", "Numbers", "a_device", "a_group", "a_metric", "a_path", "a_question", "a_site", "a_text",
+    "LEVELS", "PART", "Number", "Numbers", "a_device", "a_group", "a_metric", "a_part", "a_path", "a_question",
+    "a_site", "a_text", "a_unit",
 ]  # fmt: skip
 
 LEVELS = Range(0, torch.finfo(torch.float32).max)  # what the noise of the networks of the command line can have
 FINITE = Range()
+PART = "layer|channel|group:N|tile:N"
 FORMS = "0.1,0.3,1 or log:0.01:100:13 or lin:0:2:21"
 MOST = 10_000  # numbers in a list
 WHOLE = re.compile(r"[+-]?[0-9]{1,4000}")
@@ -132,6 +136,20 @@ def a_question(text: str) -> str:
         why = str(error).rpartition(": ")[2] if kind in KINDS and number(share) is not None else ""
         expected = "half, keep:0.99, drop:0.01, ratio:0.95 or value:0.9"
         raise argparse.ArgumentTypeError(f"expected {expected}, got {shown(text)}{f' ({why})' * bool(why)}") from None
+
+
+def a_part(text: str) -> str:
+    """A part of a layer whose largest weight is the unit of levels."""
+    try:
+        WeightNoise(add=1.0, relative=text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {PART} with a number, got {shown(text)}") from error
+    return text
+
+
+def a_unit(text: str) -> str:
+    """What additive levels are shares of: of a value, or of a weight."""
+    return text if text in STATISTICS else a_part(text)
 
 
 def a_device(name: str) -> str:

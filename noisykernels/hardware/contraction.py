@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noisykernels._util.runtime import as_autocast
 
-__all__ = ["Contraction", "Geometry", "Layout", "largest_of"]
+__all__ = ["Contraction", "Geometry", "Layout", "largest_of", "largest_of_rows"]
 
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of operands
@@ -175,17 +175,29 @@ class Contraction:
         if not transposed and min(sizes) <= 0:
             raise ValueError(f"{self.name}: the kernel is larger than the padded input of shape {list(x.shape)}")
 
-    def largest(self, weight: Tensor) -> Tensor:
-        """The largest magnitude of the weights of each output feature: (N)."""
-        weight = self.matrix(weight.detach())
-        if self.of_values:
-            weight = weight.movedim(-2, 0)
+    def by_feature(self, weight: Tensor) -> Tensor:
+        """The weights of each output feature, in the order of their inputs: (N, K)."""
+        weight = self.matrix(weight)
         if self.transposed:
             weight = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-        weight = weight.flatten(1)
-        if weight.shape[1] == 0:
-            return weight.new_zeros(weight.shape[0])
-        return torch.maximum(weight.amax(1), -weight.amin(1))  # the norm of order infinity takes ten times as long
+        return weight.flatten(1)
+
+    def as_stored(self, by_feature: Tensor, weight: Tensor) -> Tensor:
+        """The counterpart of `by_feature`: a number for each weight, in the shape of the weight as it is stored."""
+        if self.layout is not None:
+            order = self.layout.order
+            laid = by_feature.reshape([weight.shape[d] for d in order])
+            return laid.permute([order.index(d) for d in range(len(order))])
+        if self.transposed:
+            apart = by_feature.reshape(self.groups, weight.shape[1], -1, *weight.shape[2:])
+            return apart.transpose(1, 2).reshape(weight.shape)
+        return by_feature.reshape(weight.shape)
+
+    def largest(self, weight: Tensor) -> Tensor:
+        """The largest magnitude of the weights of each output feature: (N)."""
+        weight = weight.detach()
+        weight = weight.movedim(-2, 0).flatten(1) if self.of_values else self.by_feature(weight)
+        return largest_of_rows(weight)
 
     def beside_weight(self, values: Tensor, weight: Tensor) -> Tensor:
         """One value for each output feature (N), in a shape that broadcasts to the weight as it is stored."""
@@ -202,6 +214,13 @@ class Contraction:
     def beside_output(self, values: Tensor, y: Tensor) -> Tensor:
         """One value for each output feature (N), in a shape that broadcasts to the output (rows, ...)."""
         return values if self.geometry is None else values.view(-1, *[1] * (y.dim() - 2))
+
+
+def largest_of_rows(weight: Tensor) -> Tensor:
+    """max |W| of each row of a matrix; 0 where there is nothing."""
+    if weight.shape[1] == 0:
+        return weight.new_zeros(weight.shape[0])
+    return torch.maximum(weight.amax(1), -weight.amin(1))  # the norm of order infinity takes ten times as long
 
 
 def largest_of(weight: Tensor) -> Tensor:

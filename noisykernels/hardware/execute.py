@@ -19,7 +19,7 @@ from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Arithmetic, Device, Draw
 from noisykernels.hardware.macs import Levels, MacNoise, deviation, explicit_products
 from noisykernels.hardware.noises import InputNoise, WeightNoise
-from noisykernels.hardware.panels import held_by, through_cells
+from noisykernels.hardware.panels import LARGE, held_by, through_cells
 from noisykernels.noise.arguments import Chip, Key, word
 from noisykernels.noise.contract import ID_LIMIT, OPERANDS, SITE_LIMIT, stream_number
 from noisykernels.noise.operands import check_operands
@@ -64,6 +64,8 @@ def run(
     apart = own and noise is not None and macs is not None  # the kernel has one key for both
     native = native and not apart and contraction.layout is None and not contraction.of_values
     native = native and not contraction.beyond_library(weight)
+    if noise is not None and noise.by_part and macs is None:  # whose levels take more than the weight, as a whole
+        native = native and weight.numel() < LARGE
     if native and all(type(d) in (InputNoise, WeightNoise, MacNoise) for d in devices):
         for device in devices:
             if isinstance(device, InputNoise):

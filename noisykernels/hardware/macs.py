@@ -229,7 +229,8 @@ def explicit_products(
     clean = contraction(x[:1], weight)
     features, positions = contraction.features(weight), (clean[0].numel() // max(1, contraction.features(weight)))
     steps = contraction.steps(weight)
-    held = _by_feature(contraction, weight)  # (N, K); of values: (rows, N, positions, K)
+    # (N, K); of values: (rows, N, positions, K)
+    held = weight.movedim(-2, 1) if contraction.of_values else contraction.by_feature(weight)
     some = max(1, elements // max(1, features * positions * steps))
     linear = contraction.geometry is None
     parts = []
@@ -257,15 +258,6 @@ def explicit_products(
         y = products.sum(-1)  # (rows, N, positions)
         parts.append((y.transpose(1, 2) if linear else y).reshape(len(part), *clean.shape[1:]))
     return (torch.cat(parts) if parts else contraction(x, weight)).to(kind)
-
-
-def _by_feature(contraction: Contraction, weight: Tensor) -> Tensor:
-    """The weights of each output feature: (N, K)."""
-    if contraction.of_values:
-        return weight.movedim(-2, 1)
-    if contraction.transposed:
-        weight = weight.reshape(contraction.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-    return weight.flatten(1)
 
 
 def _taken(contraction: Contraction, x: Tensor, weight: Tensor, positions: int) -> Tensor:

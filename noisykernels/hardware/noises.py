@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import torch
 from torch import Tensor
 
 from noisykernels._util.arguments import check_arguments
-from noisykernels.hardware.contraction import Contraction, largest_of
+from noisykernels._util.checks import one_of, shown
+from noisykernels.hardware.contraction import Contraction, largest_of, largest_of_rows
 from noisykernels.hardware.device import Device, Draw
 from noisykernels.hardware.panels import Cells, Parts, largest_of_all, level_of_rows
 from noisykernels.noise.arguments import Key, level_tensor
-from noisykernels.noise.contract import OPERANDS
+from noisykernels.noise.contract import OPERANDS, STATISTICS
 from noisykernels.noise.description import Noise
+from noisykernels.noise.units import in_units
 
 __all__ = ["InputNoise", "WeightNoise"]
 
 _ops = torch.ops.noisykernels
+
+
+_PART = re.compile(r"(group|tile):([1-9]\d{0,8})")
+
+
+def part_sizes(relative: str, inputs: int) -> list[int]:
+    """How many inputs of an output feature each group or tile has.
+
+    Example:
+        >>> part_sizes("group:4", 9), part_sizes("tile:4", 9)
+        ([4, 4, 1], [3, 3, 3])
+    """
+    found = _PART.fullmatch(relative)
+    assert found is not None
+    most = int(found[2])
+    count = -(-inputs // most)
+    if found[1] == "tile":
+        return [inputs // count + (i < inputs % count) for i in range(count)]
+    return [min(most, inputs - i * most) for i in range(count)]
 
 
 def _one_term(name: str, noise: Noise) -> Noise:
@@ -31,6 +53,7 @@ class InputNoise(Device):
 
     Args:
         add, mul, kind, fold: as for `Noise`; both levels only with ``fold=True``.
+        relative: None, or ``"rms"``, ``"max"`` or ``"std"`` of each row of the input, as for `Noise`.
 
     Example:
         >>> InputNoise(add=0.1)
@@ -40,9 +63,17 @@ class InputNoise(Device):
     operands = ("input",)
 
     def __init__(
-        self, add: float | Tensor = 0.0, mul: float | Tensor = 0.0, *, kind: str = "gaussian", fold: bool = False
+        self,
+        add: float | Tensor = 0.0,
+        mul: float | Tensor = 0.0,
+        *,
+        kind: str = "gaussian",
+        fold: bool = False,
+        relative: str | None = None,
     ) -> None:
-        self.noise = _one_term("InputNoise", Noise(add, mul, kind=kind, fold=fold))
+        if relative is not None:
+            one_of("InputNoise", "relative", relative, STATISTICS)
+        self.noise = _one_term("InputNoise", Noise(add, mul, kind=kind, fold=fold, relative=relative))
 
     def scaled(self, factor: float | Tensor) -> InputNoise:
         """This noise with its levels multiplied."""
@@ -58,6 +89,7 @@ class InputNoise(Device):
         """x (rows, ...) with the noise of several draws."""
         add = level_tensor("input", "add", self.noise.add, x, self.noise.trusted)
         mul = level_tensor("input", "mul", self.noise.mul, x, self.noise.trusted)
+        add = in_units("InputNoise", self.noise, add, x, key, shared)
         return _perturb(x, self.noise, "input", (add, mul), key, shared)
 
     def __repr__(self) -> str:
@@ -69,19 +101,23 @@ class WeightNoise(Cells):
 
     .. math:: W + a s \epsilon \qquad\text{or}\qquad W (1 + m \epsilon)
 
-    with *s* = 1, max|W| of the layer, or max|W| of each output channel.
+    with *s* = 1, or the largest magnitude of the weights in the same part of the layer.
 
     Args:
         add: level *a*: in units of the weights, or of what ``relative`` says.
         mul: level *m*.
         relative: None; ``"layer"``: *a* is a share of max|W| of the layer; ``"channel"``: of that of each output
-            channel. The maximum takes part in no gradient.
+            channel; ``"group:128"``: of that of each 128 weights of an output channel, as they are multiplied with one
+            input after the other (the last group may be smaller), as weights are often quantised; ``"tile:512"``: the
+            same where an array takes at most 512 inputs, and those of a layer are dealt out to as few arrays as evenly
+            as can be. The maximum takes part in no gradient.
         kind, fold: as for `Noise`; both levels only with ``fold=True``.
 
     Raises:
         ValueError: bad levels, or an unknown ``relative``.
 
-    Source: Joshi et al. 2020 (Nature Communications) for levels relative to max|W|; SAMSON (arXiv 2211.11561).
+    Source: Joshi et al. 2020 (Nature Communications) for levels relative to max|W|; SAMSON (arXiv 2211.11561); Analog
+    Foundation Models (arXiv 2505.09663) for those of channels and tiles.
 
     Example:
         >>> import noisykernels as nk
@@ -107,11 +143,16 @@ class WeightNoise(Cells):
         self._hold(Noise(add, mul, kind=kind, fold=fold), relative)
 
     def _hold(self, noise: Noise, relative: str | None) -> None:
-        if relative not in (None, "layer", "channel"):
-            raise ValueError(f"WeightNoise: relative must be None, 'layer' or 'channel', got {relative!r}")
+        if relative not in (None, "layer", "channel") and not (isinstance(relative, str) and _PART.fullmatch(relative)):
+            raise ValueError(
+                "WeightNoise: relative must be None, 'layer', 'channel', or 'group:N' or 'tile:N' with a number of "
+                f"inputs, got {shown(relative)}"
+            )
         if relative is not None and noise.add is None:
             raise ValueError(f"WeightNoise: relative={relative!r} is about the level add, which is not given")
         self.noise, self.relative = _one_term("WeightNoise", noise), relative
+        if self.by_part:  # a level for each weight
+            self.takes = (5, 7)
 
     @classmethod
     def of(cls, noise: Noise, relative: str | None = None) -> WeightNoise:
@@ -148,17 +189,34 @@ class WeightNoise(Cells):
             return add, mul
         if largest is not None:
             return add * (largest.double() if largest.dim() == 0 else largest.double().unsqueeze(0)), mul
-        of_each = contraction.beside_weight(contraction.largest(weight), weight)
+        if self.by_part:
+            of_each = self._of_parts(contraction, weight)
+        else:
+            of_each = contraction.beside_weight(contraction.largest(weight), weight)
         return add * of_each.to(torch.float64).unsqueeze(0), mul
+
+    def _of_parts(self, contraction: Contraction, weight: Tensor) -> Tensor:
+        """max|W| of the group or tile of each weight."""
+        assert self.relative is not None
+        matrix = contraction.by_feature(weight.detach())
+        sizes = part_sizes(self.relative, matrix.shape[1])
+        of_parts = torch.stack([largest_of_rows(part) for part in matrix.split(sizes, 1)], 1) if sizes else matrix
+        of_each = of_parts.repeat_interleave(torch.tensor(sizes, device=matrix.device), 1) if sizes else matrix
+        return contraction.as_stored(of_each, weight)
 
     @property
     def by_channel(self) -> bool:
         """See `Cells`."""
         return self.relative == "channel"
 
+    @property
+    def by_part(self) -> bool:
+        """See `Cells`."""
+        return self.relative not in (None, "layer", "channel")
+
     def measure(self, parts: Parts) -> Tensor | None:
-        """See `Cells`: max|W|, for levels that are relative to it."""
-        return None if self.relative is None else largest_of_all(parts, self.relative)
+        """See `Cells`: max|W|, for levels that are relative to it; parts of a feature each tell their own."""
+        return None if self.relative is None or self.by_part else largest_of_all(parts, self.relative)
 
     def cells(self, weight: Tensor, draw: Draw, known: Tensor | None) -> Tensor:
         """The weight with noise."""

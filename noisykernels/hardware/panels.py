@@ -20,7 +20,7 @@ from noisykernels._util.tensors import only_looked_at, unseen
 from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device, Draw
 
-__all__ = ["Cells", "Parts", "held_by", "largest_of_all", "level_of_rows", "rows_of_panel", "through_cells"]
+__all__ = ["LARGE", "Cells", "Parts", "held_by", "largest_of_all", "level_of_rows", "rows_of_panel", "through_cells"]
 
 LARGE = 1 << 19  # weights, from which on a layer is made in panels
 SHARE = 6  # what a panel takes is at most this part of all weights
@@ -42,6 +42,11 @@ class Cells(Device):
     @property
     def by_channel(self) -> bool:
         """Whether something is taken over each output feature."""
+        return False
+
+    @property
+    def by_part(self) -> bool:
+        """Whether something is taken over parts of what makes an output feature: any rows must hold all of it."""
         return False
 
     def measure(self, parts: Parts) -> Any:
@@ -254,6 +259,7 @@ def _work(devices: Sequence[Device], weight: Tensor, draw: Draw, contract: bool)
         or not all(map(_in_rows, devices))
         or (contract and not (_has_rows_of_features(draw.contraction) or _has_rows_of_inputs(draw.contraction, weight)))
         or (draw.contraction.transposed and draw.contraction.groups > 1 and any(d.by_channel for d in cells))
+        or (not _tells_features_apart(draw.contraction) and any(d.by_part for d in cells))
         or torch.compiler.is_compiling()
         or not only_looked_at()
         or forward_ad._current_level >= 0

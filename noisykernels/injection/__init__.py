@@ -1,6 +1,7 @@
 """Noise in a model that exists already: sites, placement, the running mode; knows of no study."""
 
 from noisykernels.injection.api import inject, remove, sites
+from noisykernels.injection.calibration import calibrate
 from noisykernels.injection.chip import programmed
 from noisykernels.injection.reach import Coverage, Reach, coverage
 from noisykernels.injection.setting import noise_state
@@ -14,6 +15,7 @@ __all__ = [
     "Reach",
     "Site",
     "SiteDraw",
+    "calibrate",
     "coverage",
     "inject",
     "noise_state",

@@ -136,6 +136,11 @@ class Drawing(ModelMode):
         place, value, ids = self.tokens_at(tokens, name, clean)
         if isinstance(noise, Noise):
             noise = _of_tokens(name, noise, place, value)
+        if place.keys is not None and isinstance(noise, Noise) and noise.relative is not None:
+            raise RuntimeError(
+                f"site {name!r}: a row there holds the keys of one call, other ones with a cache or with padding: its "
+                f"{noise.relative} is no unit of a token; give levels in units of the value, or of calibrate()d ranges"
+            )
         keys = None
         if place.keys is not None:
             keys = Keys.of(tokens, place, value.shape[-1])

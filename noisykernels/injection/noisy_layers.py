@@ -35,7 +35,7 @@ class NoisyLayers(WrittenOut):
         """The operation of a noisy layer: its own noise and hardware, or the placement's."""
         name = self.name(kind)
         own, hardware = self.placement.layers_own, kwargs.pop("hardware", None)
-        chosen = noise if own else self.noise_at(name)
+        chosen = self.noise_at(name) if not own else noise if noise is None else noise.at(name)
         hardware = hardware if own else self.hardware_at(name)
         if kind != "noise" and (hardware is not None or self.on_hardware or self.record is not None):
             self.chip.first(name, self.modules, args[0])

@@ -55,13 +55,14 @@ def spot_of(
 ) -> Spot:
     """The spot of the site with this name, whose innermost module is `module`."""
     noise, hardware = placement.at(name, module), placement.hardware_at(name, module)
+    noise = noise.at(name) if isinstance(noise, Noise) else noise
     if noise is None and hardware is None:
         return Spot(None, None, 0, None, None)
     args = None
     # Levels from numbers have been looked at, and are 0-d and on the CPU whatever the value is. Of compiled code they
     # are arguments, of which nothing is known: it would be made anew for other numbers.
     known = not torch.compiler.is_compiling()
-    if known and isinstance(noise, Noise) and noise.trusted and noise.largest <= FLOAT32_MAX:
+    if known and isinstance(noise, Noise) and noise.trusted and noise.largest <= FLOAT32_MAX and noise.relative is None:
         scale, repeats = scale_and_repeats(noise, placement.repeats_at(name))
         if repeats == 1:
             same = noise if scale == 1.0 else noise.scaled(scale)

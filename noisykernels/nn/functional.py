@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisykernels._util.checks import in_range
+from noisykernels._util.runtime import as_autocast
 from noisykernels.hardware.contraction import Contraction, Geometry
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import run, with_arithmetic
@@ -31,6 +32,7 @@ from noisykernels.noise.arguments import (
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
 from noisykernels.noise.tokens import RowIds, by_tokens, in_tokens
+from noisykernels.noise.units import in_units
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul"]
 
@@ -89,11 +91,16 @@ def linear(
     # Before the key: where the noise is refused, no seed is drawn.
     of_noise: tuple[Any, ...] = noise_args("linear", x, noise) if hardware is None else ()
     key = Key.of("linear", x.device, seed, site, draws, rows, first_row)
-    if hardware is not None:
+    if hardware is not None or in_steps(noise):
         return with_hardware(Contraction("linear"), x, weight, bias, hardware, noise, relu, key, shared, held)
     add, mul, mode, kind = of_noise
     out: Tensor = _ops.linear.default(x, weight, bias, relu, add, mul, *key, mode, kind, shared)
     return out
+
+
+def in_steps(noise: Noise | None) -> bool:
+    """Whether the noise of a contraction must know its result first."""
+    return noise is not None and noise.relative is not None
 
 
 def _checked(
@@ -113,21 +120,27 @@ def with_hardware(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    hardware: Sequence[Device],
+    hardware: Sequence[Device] | None,
     noise: Noise | None,
     relu: bool,
     key: Key,
     shared: bool,
     array: Chip,
 ) -> Tensor:
-    """A contraction as hardware makes it, then noise and a rectifier on its output."""
+    """A contraction as hardware makes it, or the library, then noise and a rectifier on its output."""
     batched = x.dim() > 1 if contraction.geometry is None else x.dim() == weight.dim()
     if not batched and key.draws is not None and (count := key.draws.shape[0]) != 1:
         raise ValueError(f"{contraction.name}: an unbatched value is one row and takes one draw, got {count}")
-    y = run(contraction, x if batched else x.unsqueeze(0), weight, bias, hardware, key, shared, array)
+    x = x if batched else x.unsqueeze(0)
+    if hardware is None:
+        contraction.check(as_autocast(x), as_autocast(weight))
+        y = contraction(x, weight, bias)
+    else:
+        y, shared = run(contraction, x, weight, bias, hardware, key, shared, array), False
     if noise is not None:
         add, mul, mode, kind = noise_args("perturb", y, noise)
-        y = _ops.perturb.default(y, 0, add, mul, *key, mode, kind, False)
+        add = in_units(contraction.name, noise, add, y, key, shared)
+        y = _ops.perturb.default(y, 0, add, mul, *key, mode, kind, shared)
     y = torch.relu(y) if relu else y
     return y if batched else y.squeeze(0)
 
@@ -163,9 +176,10 @@ def matmul(
     """
     tensors("matmul", a=a, b=b)
     flags("matmul", shared=shared)
-    if in_tokens(rows) is not None:
-        return perturb(torch.matmul(a, b), noise, seed=seed, site=site, draws=draws, shared=shared, rows=rows)
     add, mul, mode, kind = noise_args("matmul", a, noise)
+    if in_tokens(rows) is not None or in_steps(noise):
+        of_call: dict[str, Any] = {"draws": draws, "shared": shared, "rows": rows, "first_row": first_row}
+        return perturb(torch.matmul(a, b), noise, seed=seed, site=site, **of_call)
     key = Key.of("matmul", a.device, seed, site, draws, rows, first_row)
     out: Tensor = _ops.matmul.default(a, b, add, mul, *key, mode, kind, shared)
     return out
@@ -248,7 +262,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)
-        if hardware is not None:
+        if hardware is not None or in_steps(noise):
             inside = Contraction(name, geometry)
             return with_hardware(inside, x, weight, bias, hardware, noise, relu, key, shared, held)
         add, mul, mode, kind = of_noise
@@ -312,7 +326,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         hardware = with_arithmetic(name, hardware, arithmetic)
         of_noise: tuple[Any, ...] = noise_args(name, x, noise) if hardware is None else ()
         key = Key.of(name, x.device, seed, site, draws, rows, first_row)
-        if hardware is not None:
+        if hardware is not None or in_steps(noise):
             inside = Contraction(name, geometry)
             return with_hardware(inside, x, weight, bias, hardware, noise, relu, key, shared, held)
         add, mul, mode, kind = of_noise

@@ -4,10 +4,13 @@ from noisykernels.noise import autograd as autograd  # registers gradients, vmap
 from noisykernels.noise.description import Noise, per_channel, per_draw, per_row
 from noisykernels.noise.functional import eps, perturb, perturb_relu_max_pool2d
 from noisykernels.noise.include import get_include
+from noisykernels.noise.ranges import Ranges
 from noisykernels.noise.tokens import TokenRows
+from noisykernels.noise.units import row_scale
 
 __all__ = [
     "Noise",
+    "Ranges",
     "TokenRows",
     "eps",
     "get_include",
@@ -16,4 +19,5 @@ __all__ = [
     "per_row",
     "perturb",
     "perturb_relu_max_pool2d",
+    "row_scale",
 ]

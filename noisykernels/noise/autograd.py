@@ -30,6 +30,7 @@ from noisykernels.noise.derivatives import (
     product_tangent,
 )  # fmt: skip
 from noisykernels.noise.operands import refuse_layouts, register_fake
+from noisykernels.noise.units import by_torch
 
 _ops = torch.ops.noisykernels
 
@@ -96,6 +97,10 @@ def _clean_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[i
 
 def _fake_eps(shape: list[int], kind: int, seed: Tensor, *_: Any) -> Tensor:
     return seed.new_empty(shape, dtype=torch.float32)
+
+
+def _fake_row_scale(x: Tensor, statistic: int) -> Tensor:
+    return x.new_empty(x.shape[0] if x.dim() > 0 else 1, dtype=torch.float64)
 
 
 # ------------------------------------------------------------------------------------------- rows
@@ -341,8 +346,11 @@ def _register() -> torch.library.Library:
         if rules.tensors > 1:  # contractions; noise alone keeps the type it finds
             register_autocast(library, rules.name, rules.tensors)
     register_fake("eps", _fake_eps)
-    refuse_layouts(library, "eps")
-    register_vmap("eps")
+    register_fake("row_scale", _fake_row_scale)
+    for name in ("eps", "row_scale"):
+        refuse_layouts(library, name)
+        register_vmap(name)
+    library.impl("row_scale", by_torch, "CUDA")
     return library
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "MODES",
     "OPERANDS",
     "SITE_LIMIT",
+    "STATISTICS",
     "STREAM_VERSION",
     "build_info",
     "hashed_id",
@@ -28,6 +29,7 @@ __all__ = [
 KINDS: tuple[str, ...] = tuple(noise_kinds())
 OPERANDS: tuple[str, ...] = tuple(operands())
 MODES = ("add", "mul", "mul_add", "add_mul", "fold")  # the order of `Mode` in noise.h
+STATISTICS = ("rms", "max", "std")  # of a row: the order of `Statistic` in params.h
 ID_LIMIT = 2**32  # draws and rows are 32-bit counter words
 
 _BOUNDS = dict(zip(KINDS, noise_bounds(), strict=True))

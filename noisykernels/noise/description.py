@@ -11,7 +11,8 @@ from torch import Tensor
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, flag, in_range, one_of, shown
 from noisykernels._util.tensors import can_look
-from noisykernels.noise.contract import KINDS, MODES
+from noisykernels.noise.contract import KINDS, MODES, STATISTICS
+from noisykernels.noise.ranges import Ranges
 
 __all__ = ["Noise", "per_channel", "per_draw", "per_row", "single_level"]
 
@@ -51,6 +52,9 @@ class Noise:
         (True, 2)
         >>> Noise.amplitude(2.0, ratio=0.25)
         Noise(add=0.5, mul=1.5)
+        >>> import noisykernels as nk
+        >>> nk.perturb(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), Noise(add=0.1, relative="max"), seed=1)[0]
+        tensor([0., 0.])
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Noise:
         order: str = "mul_add",
         kind: str = "gaussian",
         fold: bool = False,
+        relative: str | Ranges | None = None,
     ) -> None:
         one_of("Noise", "order", order, ("mul_add", "add_mul"))
         one_of("Noise", "kind", kind, KINDS)
@@ -70,6 +75,7 @@ class Noise:
         self.order, self.kind, self.fold = order, kind, bool(fold)
         self.add = _level("add", add)
         self.mul = _level("mul", mul)
+        self.relative = _unit(relative, self.add)
         if self.mul is None:
             self.mode = "add"  # also no noise at all: level 0
             self.add = _constant(0.0) if self.add is None else self.add
@@ -92,6 +98,7 @@ class Noise:
         order: str = "mul_add",
         kind: str = "gaussian",
         fold: bool = False,
+        relative: str | Ranges | None = None,
     ) -> Noise:
         """The published amplitude form: ``add = A * ratio``, ``mul = A * (1 - ratio)``, ratio in [0, 1].
 
@@ -103,7 +110,8 @@ class Noise:
             in_range("Noise.amplitude", "ratio", ratio)
         if not isinstance(A, Tensor):
             in_range("Noise.amplitude", "A", A, Range(0))
-        return cls(A * ratio, A * (1 - ratio), order=order, kind=kind, fold=fold)
+        unit = None if not isinstance(ratio, Tensor) and ratio == 0 else relative  # of the term that is not there
+        return cls(A * ratio, A * (1 - ratio), order=order, kind=kind, fold=fold, relative=unit)
 
     def scaled(self, factor: float | Tensor) -> Noise:
         """This noise with both levels multiplied by ``factor``, as a walk does with its levels.
@@ -129,18 +137,43 @@ class Noise:
                 raise ValueError(f"Noise.scaled: level {self.largest} times factor {factor} is not finite")
         return scaled
 
+    def at(self, site: str) -> Noise:
+        """This noise at a site of a model: in units of the value, where it is relative to the site's range.
+
+        Raises:
+            ValueError: the ranges know no such site.
+
+        Example:
+            >>> Noise(add=0.5, relative=Ranges({"input": 4.0}, method="max")).at("input")
+            Noise(add=2.0)
+        """
+        if not isinstance(site, str):
+            raise TypeError(f"Noise.at: site must be a name, got {shown(site)}")
+        if not isinstance(self.relative, Ranges):
+            return self
+        assert self.add is not None
+        made = object.__new__(Noise)
+        made.__dict__.update(self.__dict__)
+        size = self.relative.at(site)
+        made.add, made.relative = self.add * size, None
+        made.largest = max(made.largest, self.largest * size)
+        if not math.isfinite(made.largest):
+            raise ValueError(f"Noise: level {self.largest} times the range {size} of site {site!r} is not finite")
+        return made
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Noise):
             return NotImplemented
         if self is other:
             return True
-        if (self.mode, self.kind, self.trusted) != (other.mode, other.kind, other.trusted):
+        said = ("mode", "kind", "relative", "trusted")
+        if any(getattr(self, name) != getattr(other, name) for name in said):
             return False
         return _same(self.add, other.add) and _same(self.mul, other.mul)
 
     def __hash__(self) -> int:
         numbers = [None if t is None else t.item() for t in (self.add, self.mul)] if self.trusted else []
-        return hash((self.mode, self.kind, *numbers))  # tensors may change
+        return hash((self.mode, self.kind, self.relative, *numbers))  # tensors may change
 
     def __repr__(self) -> str:
         parts = [
@@ -154,6 +187,8 @@ class Noise:
             parts.append(f"kind={self.kind!r}")
         if self.fold:
             parts.append("fold=True")
+        if self.relative is not None:
+            parts.append(f"relative={self.relative!r}")
         return f"Noise({', '.join(parts)})"
 
 
@@ -183,6 +218,19 @@ def _level(name: str, value: float | Tensor) -> Tensor | None:
     if value not in Range(0):
         raise ValueError(f"Noise: {name} must be finite and not negative, got {shown(value)}")
     return None if value == 0 else _constant(value)
+
+
+def _unit(relative: object, add: Tensor | None) -> str | Ranges | None:
+    """What additive levels are relative to, checked."""
+    if relative is None:
+        return None
+    if not isinstance(relative, Ranges) and (not isinstance(relative, str) or relative not in STATISTICS):
+        raise ValueError(
+            f"Noise: relative must be None, {', '.join(map(repr, STATISTICS))} or Ranges, got {shown(relative)}"
+        )
+    if add is None:
+        raise ValueError(f"Noise: relative={relative!r} is about the level add, which is not given")
+    return relative
 
 
 def single_level(owner: str, name: str, value: float | Tensor) -> Tensor | None:

@@ -31,6 +31,7 @@ from noisykernels.noise.arguments import (
 from noisykernels.noise.contract import ID_LIMIT, KINDS
 from noisykernels.noise.description import Noise
 from noisykernels.noise.tokens import RowIds, by_tokens, in_tokens
+from noisykernels.noise.units import in_units
 
 __all__ = ["eps", "perturb", "perturb_relu_max_pool2d"]
 
@@ -157,6 +158,7 @@ def perturb(
         )
     add, mul, mode, kind = noise_args("perturb", x, noise)
     key = Key.of("perturb", x.device, seed, site, draws, rows, first_row)
+    add = in_units("perturb", noise, add, x, key, shared)
     out: Tensor = _ops.perturb.default(x, number, add, mul, *key, mode, kind, shared)
     return out
 
@@ -202,5 +204,6 @@ def perturb_relu_max_pool2d(
     stride_ = kernel if stride is None else ints(op, "stride", stride, 2)
     add, mul, mode, kind = noise_args(op, x, noise)
     key = Key.of(op, x.device, seed, site, draws, rows, first_row)
+    add = in_units(op, noise, add, x, key, shared)
     out: Tensor = _ops.perturb_relu_max_pool2d.default(x, kernel, stride_, padding_, add, mul, *key, mode, kind, shared)
     return out

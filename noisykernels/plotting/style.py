@@ -161,6 +161,8 @@ def level_label(study: StudyLike) -> str:
     if study.meta.parameter:
         return literal(study.meta.parameter)
     unit = "units of the value" if study.meta.axis == "log" else "fraction of the value"
+    if study.meta.unit_of_levels:
+        unit = literal(f"x {study.meta.unit_of_levels}")
     return f"noise level (std. dev., {unit})"
 
 

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from noisykernels.reference.units import row_size
+
 Words = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -31,6 +33,7 @@ class NoiseLike(Protocol):
     order: str
     kind: str
     fold: bool
+    relative: Any
 
 
 # ------------------------------------------------------------------------------- exact arithmetic
@@ -345,9 +348,14 @@ def perturb(
     batch = x.shape[0] // len(ids)
     value = x.detach().to(compute).contiguous().numpy().reshape(len(ids), batch, *item)
 
-    def level(t: Tensor | None) -> Reals:
-        v = np.float64(0) if t is None else t.to(compute).numpy()
+    def level(t: Tensor | None, size: Reals | float = 1.0) -> Reals:
+        v = np.float64(0) if t is None else t.double().numpy() * size
         return np.broadcast_to(v.astype(value.dtype), value.shape)
+
+    sizes: Reals | float = 1.0
+    if noise.relative is not None:
+        sizes = np.array([row_size(row, noise.relative) for row in value.reshape(len(ids) * batch, -1)])
+        sizes = sizes.reshape(len(ids), batch, *[1] * len(item))
 
     def draw_eps(term: str) -> Reals:
         stream = term if operand == "add" else operand
@@ -357,7 +365,7 @@ def perturb(
         return np.stack(draws_eps).astype(value.dtype)
 
     with np.errstate(all="ignore"):
-        y = _apply(value, level(noise.add), level(noise.mul), draw_eps, _formula(noise))
+        y = _apply(value, level(noise.add, sizes), level(noise.mul), draw_eps, _formula(noise))
     return torch.from_numpy(y.reshape(x.shape)).to(x.dtype)
 
 

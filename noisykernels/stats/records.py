@@ -258,6 +258,16 @@ class Meta:
         return str(self.noise.get("parameter", ""))
 
     @property
+    def unit_of_levels(self) -> str:
+        """What additive levels are shares of, in words; empty: they are in the units of the value."""
+        relative = self.noise.get("relative")
+        if isinstance(relative, Mapping):
+            return f"{relative.get('method') or 'size'} of the site"
+        if relative is None:
+            return ""
+        return f"max|W| of the {relative}" if self.target == "weight" else f"{relative} of the row"
+
+    @property
     def rising(self) -> bool:
         """Whether accuracy rises with the level."""
         return self.noise.get("larger") == "better"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from noisykernels._util.arguments import check_arguments
@@ -245,15 +245,18 @@ def _snippet(study: StudyLike) -> str:
         return _call("walk_parameter", what, [*lines, *settings])
     noise = {k: m.noise[k] for k in ("add", "mul", "kind", "fold") if k in m.noise}
     name, where = "Noise", [] if m.target == "activation" else [f'target="{m.target}",']
+    noise["relative"] = m.noise.get("relative")
     if m.target == "weight":
         name = "WeightNoise"
-        noise["relative"] = m.noise.get("relative")
     else:
         noise["order"] = m.noise.get("order") or ("add_mul" if m.noise.get("mode") == "add_mul" else "mul_add")
     standard = {"add": 0.0, "mul": 0.0, "kind": "gaussian", "fold": False, "order": "mul_add", "relative": None}
     known = {
         k: "..." if str(v).startswith("tensor") else repr(v) for k, v in noise.items()
     }  # a tensor's values are not
+    if isinstance(noise["relative"], Mapping):
+        known["relative"] = "ranges"
+        what.append("# ranges: nk.noise.Ranges.of(study.meta.noise['relative']) of this study")
     terms = ", ".join(f"{k}={known[k]}" for k, v in noise.items() if v != standard[k])
     lines = [f"noise=nk.{name}({terms}),", *where]
     if not m.midpoints:

@@ -15,6 +15,7 @@ from noisykernels._util.inputs import Call, Output
 from noisykernels.injection.observer import Seen, watch
 from noisykernels.injection.site import kind_of
 from noisykernels.noise.description import Noise
+from noisykernels.noise.units import row_scale
 
 __all__ = ["SiteStatistics", "site_statistics"]
 
@@ -90,6 +91,8 @@ def noise_power(seen: Seen, x: Tensor) -> float:
         return (level if level.dim() == 0 else level[0]).square()  # dimension 0 counts draws, of which there is one
 
     a, m = squared(seen.noise.add), squared(seen.noise.mul)
+    if isinstance(seen.noise.relative, str):
+        a = a * row_scale(seen.clean, seen.noise.relative).square().view(-1, *[1] * (x.dim() - 1))
     variance = m * x.square() + a + (a * m if seen.noise.mode == "add_mul" else 0.0)
     return float(variance.expand(x.shape).sum()) / seen.repeats
 

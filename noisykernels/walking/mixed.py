@@ -15,6 +15,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data
 from noisykernels._util.text import aligned
 from noisykernels.noise.description import Noise
+from noisykernels.noise.ranges import Ranges
 from noisykernels.plotting.maps import plot_mixed_map
 from noisykernels.stats.midpoint import midpoint_cells
 from noisykernels.stats.records import Record
@@ -103,7 +104,7 @@ def _ratio(path: Path, study: Study) -> float:
 
 def walk_mixed(
     model: nn.Module, data: Data, *, ratios: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0), order: str = "mul_add",
-    kind: str = "gaussian", seed: int, **options: Any,
+    kind: str = "gaussian", relative: str | Ranges | None = None, seed: int, **options: Any,
 ) -> Mixed:  # fmt: skip
     """Walks mixed noise of several ratios: ``add = A * ratio``, ``mul = A * (1 - ratio)`` at level A.
 
@@ -112,7 +113,7 @@ def walk_mixed(
     Args:
         model, data, seed: as for `walk`.
         ratios: additive shares, in [0, 1], each once.
-        order, kind: of the noise, see `Noise`.
+        order, kind, relative: of the noise, see `Noise`.
         options: other arguments of `walk`: levels and draws for a grid, neither for a search, at, sites, store, ...
 
     Returns:
@@ -134,5 +135,5 @@ def walk_mixed(
     shares = tuple(float(ratio) for ratio in ratios)
     if not shares or len(set(shares)) < len(shares) or not all(0 <= ratio <= 1 for ratio in shares):
         raise ValueError(f"walk_mixed: ratios must lie in [0, 1] and differ from each other, got {list(ratios)}")
-    noises = [Noise.amplitude(1.0, ratio, order=order, kind=kind) for ratio in shares]
+    noises = [Noise.amplitude(1.0, ratio, order=order, kind=kind, relative=relative) for ratio in shares]
     return Mixed(shares, tuple(walk(model, data, noise=noises, seed=seed, **options)))

@@ -189,6 +189,9 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
             question("walk", asked.at), _positions(session),
         )  # fmt: skip
         cells.check_question(searched=not strategy.levels)
+        for target in targets:
+            for site in cells.sites:
+                target.check_site(site)
         # What is kept may be enlarged, and must then have the plan that it began with.
         draws = len(strategy.draws) if strategy.whole and asked.store is None else None
         here = Evaluator.of(session, cells.sites, strategy.levels, draws)

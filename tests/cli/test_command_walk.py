@@ -63,7 +63,7 @@ def test_a_walk_over_weights(cache: str, capsys, tmp_path: Path) -> None:
     (found,) = json.loads(capsys.readouterr().out)["midpoints"]
     assert found["method"] == "adaptive" and found["site"] == "fc1:linear#0"
     for wrong, said in (
-        (["--relative", "layer"], "--relative goes with --target weight"),
+        (["--relative", "layer"], "--relative layer goes with --target weight"),
         (["--target", "weight", "--noise", "mixed"], "--target weight goes with --noise add or mul, got mixed"),
         (["--target", "weight", "--sites", "relu1"], "no site 'relu1'; the model has 1 fc1:linear#0"),
     ):

@@ -411,7 +411,7 @@ def test_errors_name_what_is_wrong() -> None:
         (lambda: nk.linear(x, w, hardware=[nk.WeightNoise(add=0.1)] * 2), ValueError, "draws 'weight'"),
         (lambda: nk.WeightNoise(add=0.1, mul=0.1), ValueError, "give add or mul"),
         (lambda: nk.WeightNoise(add=-1.0), ValueError, "finite and not negative"),
-        (lambda: nk.WeightNoise(add=0.1, relative="column"), ValueError, "relative must be None, 'layer' or 'channel'"),
+        (lambda: nk.WeightNoise(add=0.1, relative="column"), ValueError, "relative must be None, 'layer', 'channel'"),
         (lambda: nk.MacNoise(per_product=math.nan), ValueError, "MacNoise: per_product"),
         (lambda: nk.MacNoise(read=torch.ones(3)), ValueError, "read must be a number or a 0-d tensor"),
         (lambda: nk.linear(x, w, hardware=[nk.WeightNoise(add=0.1)], draws=[1, 2, 3]), ValueError, "multiple of 3"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ Good = dict[Callable[..., Any], Callable[[], dict[str, Any]]]  # function -> its
 _FIXED = torch.Generator().manual_seed(0)  # the same whatever ran before
 X, Y = torch.randn(6, 4, generator=_FIXED), torch.tensor([0, 1, 2, 0, 1, 2])
 DATA, NOISE = (X, Y), nk.Noise(add=0.1)
-WEIGHTS = nk.WeightNoise(add=0.1)
+WEIGHTS, RANGES = nk.WeightNoise(add=0.1), nk.noise.Ranges({"input": 1.0})
 VALUES = [torch.randn(2, 3, *[6] * n, generator=_FIXED) for n in (1, 2, 3)]  # of one, two and three dimensions
 KERNELS = [torch.randn(3, 3, *[3] * n, generator=_FIXED) for n in (1, 2, 3)]
 
@@ -24,6 +26,12 @@ KERNELS = [torch.randn(3, 3, *[3] * n, generator=_FIXED) for n in (1, 2, 3)]
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def _ranges() -> Path:
+    path = Path(tempfile.mkdtemp()) / "ranges.json"
+    RANGES.save(path)
+    return path
 
 
 def injected() -> nn.Module:
@@ -91,8 +99,16 @@ def walked(**more: Any) -> dict[str, Any]:
 
 
 OPERATORS: Good = {
-    nk.Noise: lambda: dict(add=0.1, mul=0.1, order="mul_add", kind="gaussian", fold=False),
-    nk.Noise.amplitude: lambda: dict(A=1.0, ratio=0.5, order="mul_add", kind="gaussian", fold=False),
+    nk.Noise: lambda: dict(add=0.1, mul=0.1, order="mul_add", kind="gaussian", fold=False, relative="rms"),
+    nk.Noise.amplitude: lambda: dict(A=1.0, ratio=0.5, order="mul_add", kind="gaussian", fold=False, relative="rms"),
+    nk.Noise.at: lambda: dict(self=nk.Noise(add=0.1, relative=RANGES), site="input"),
+    nk.noise.Ranges: lambda: dict(sizes={"input": 1.0}, method="max"),
+    nk.noise.Ranges.at: lambda: dict(self=RANGES, site="input"),
+    nk.noise.Ranges.load: lambda: dict(path=_ranges()),
+    nk.noise.Ranges.of: lambda: dict(told=RANGES.told()),
+    nk.noise.Ranges.save: lambda: dict(self=RANGES, path=_ranges()),
+    nk.calibrate: lambda: dict(model=net(), data=X, method="moving", share=0.5, batch_size=3),
+    nk.noise.row_scale: lambda: dict(x=X, statistic="rms"),
     nk.Noise.scaled: lambda: dict(self=NOISE, factor=2.0),
     nk.eps: lambda: dict(
         shape=(2, 3), kind="gaussian", seed=1, site=0, operand="add", draw=0, rows=None, first_row=0, device=None
@@ -155,7 +171,11 @@ OPERATORS: Good = {
 }
 
 HARDWARE: Good = {
-    nk.InputNoise: lambda: dict(add=0.1, mul=0.0, kind="gaussian", fold=False),
+    nk.presets.afm: lambda: dict(stage="training", tiles=True),
+    nk.presets.aihwkit_pcm: lambda: dict(time=1.0),
+    nk.presets.joshi: lambda: dict(eta=0.1),
+    nk.presets.memse: lambda: dict(sigma=0.1),
+    nk.InputNoise: lambda: dict(add=0.1, mul=0.0, kind="gaussian", fold=False, relative="rms"),
     nk.InputNoise.scaled: lambda: dict(self=nk.InputNoise(add=0.1), factor=2.0),
     nk.WeightNoise: lambda: dict(add=0.1, mul=0.0, relative=None, kind="gaussian", fold=False),
     nk.WeightNoise.of: lambda: dict(noise=NOISE, relative=None),
@@ -214,7 +234,8 @@ STUDIES: Good = {
         noise=NOISE, levels=[1.0], target="activation", search=None, plateaus=None, detail=None
     ),
     nk.walk_mixed: lambda: dict(
-        model=net(), data=DATA, ratios=[0.5], order="mul_add", kind="gaussian", seed=1, levels=[1.0], draws=1
+        model=net(), data=DATA, ratios=[0.5], order="mul_add", kind="gaussian", relative="rms", seed=1, levels=[1.0],
+        draws=1,
     ),
     nk.walk_parameter: lambda: walked(
         make=lambda v: [nk.Serial(low=-v, high=v)], values=[1.0], name="a", larger="better", axis="log"
