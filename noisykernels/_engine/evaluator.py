@@ -19,11 +19,11 @@ from noisykernels._engine.judging import put
 from noisykernels._engine.plain import PlainEngine
 from noisykernels._engine.plan import ROWS, Plan, choose_plan, why_whole
 from noisykernels._engine.proofs import proved_up_to
+from noisykernels._engine.recorded import elsewhere, tape_of
 from noisykernels._engine.request import Advance, Answer, Request, begun, unheard, unlike
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
 from noisykernels._engine.verification import Check, Verification
-from noisykernels._graph.recorder import record_tape
 from noisykernels._graph.rows import are_close
 from noisykernels._graph.tape import NotTraceable, Tape
 from noisykernels._util.inputs import Inputs
@@ -37,6 +37,7 @@ __all__ = ["Engine", "Evaluator"]
 WHOLE = "every pass runs the whole model"
 SITES_WHOLE = f"for these sites {WHOLE}"
 TOGETHER = "several sites are noisy together"
+ELSEWHERE = "the model's code goes another way, by what it asks of its inputs, for some rows, which run whole"
 IDLE = "the scores do not depend on these sites, whose counts are the clean ones"
 
 
@@ -78,9 +79,8 @@ class Evaluator:
         self.plain = PlainEngine(session)
         self.shared: SharedEngine | None = None
         if plan is not None:
-            with torch.inference_mode():
-                tape = tape or record_tape(session.model, session.inputs[:4], session.problem.call)
-            self.shared = SharedEngine(self.problem, tape, plan)
+            tape = tape or tape_of(session)
+            self.shared = SharedEngine(self.problem, tape, plan, elsewhere(session, tape, plan.rows))
 
     @classmethod
     def of(
@@ -118,8 +118,12 @@ class Evaluator:
         plan = choose_plan(tape, session.compute.memory_on(device), session.passes.rows, device)
         here = cls(session, plan, tape, idle)
         assert here.shared is not None
-        if not _holds_for_a_chunk(session, here.shared):
-            rows = min(plan.rows, len(session.inputs))
+        count, apart = len(session.inputs), sorted(here.shared.elsewhere)
+        _tell(session, ELSEWHERE, [f"{first} to {min(first + plan.rows, count) - 1}" for first in apart])
+        if not (held := here.shared.chunks):
+            return cls(session, None, idle=idle)
+        if not _holds_for_a_chunk(session, here.shared, held[0]):
+            rows = min(plan.rows, count - held[0])
             reason = f"it gives other scores for {rows} rows than for the few that were recorded"
             _tell(session, WHOLE, [reason])
             return cls(session, None, idle=idle)
@@ -224,7 +228,8 @@ class Evaluator:
             places = list(parts)
             inputs, labels, rows = self.problem.data
             some = slice(first, first + engine.rows)
-            for k, answer in engine.chunk(list(parts.values()), first, (inputs[some], labels[some], rows[some])):
+            able = self.plain if engine is self.shared and first in self.shared.elsewhere else engine
+            for k, answer in able.chunk(list(parts.values()), first, (inputs[some], labels[some], rows[some])):
                 part, whole = parts[places[k]], requests[places[k]]
                 put(self.problem.metric.law, found[places[k]], whole.start, part.start, answer)
                 advance(len(part.levels) * part.rows / whole.rows)
@@ -269,17 +274,16 @@ class Evaluator:
 def _tape(session: Session) -> Tape | None:
     """The model recorded; None, with a warning, if it cannot be."""
     try:
-        with torch.inference_mode():
-            return record_tape(session.model, session.inputs[:4], session.problem.call)
+        return tape_of(session)
     except NotTraceable as reason:
         _tell(session, WHOLE, [str(reason)])
         return None
 
 
 @torch.inference_mode()
-def _holds_for_a_chunk(session: Session, shared: SharedEngine) -> bool:
+def _holds_for_a_chunk(session: Session, shared: SharedEngine, first: int) -> bool:
     """Whether what was recorded from a few rows gives the model's scores for a whole chunk: code may differ there."""
-    inputs = session.inputs[: shared.rows]
+    inputs = session.inputs[first : first + shared.rows]
     try:
         return are_close(shared.clean(inputs, set())[shared.tape.result], session.scores(inputs))
     except Failed:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from noisykernels._engine.recorded import elsewhere
 from noisykernels._engine.session import Session
 from noisykernels._graph.tape import Tape
 from noisykernels.injection.placement import SILENT
@@ -28,7 +29,7 @@ def idle_sites(session: Session, tape: Tape, chosen: Sequence[Site]) -> list[str
     through the whole model does. Any noise of a site enters at or before its value, so one on the value tells of all.
     """
     found = [s for s in chosen if all(name in tape.idle for name in _noisy(s))]
-    if not found:
+    if not found or elsewhere(session, tape):  # where another way may lead from them to the scores
         return []
     inputs, rows = session.inputs[:2], session.rows[:2]
     with session.placing(SILENT):

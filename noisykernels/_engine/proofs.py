@@ -27,7 +27,7 @@ def proved_up_to(engine: SharedEngine, requests: Sequence[Request]) -> list[floa
     """For each request on all rows, the level up to which no prediction can flip; it need not be exact beyond the
     request's levels: rows are looked at only as long as one of them may hold."""
     targets = [engine.problem.targets[r.which] for r in requests]
-    known = engine.problem.metric.by_argmax
+    known = engine.problem.metric.by_argmax and not engine.elsewhere  # elsewhere the clean values are not the tape's
     limits = [
         math.inf if known and t.reaches(engine.tape, r.site) else 0.0 for r, t in zip(requests, targets, strict=True)
     ]

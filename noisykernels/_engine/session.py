@@ -182,7 +182,7 @@ def _ids(op: str, rows: Tensor | Sequence[int] | None, count: int) -> Tensor:
 @torch.inference_mode()
 def _of_function(call: Call, function: Any, model: nn.Module, inputs: Inputs, labels: Tensor) -> Metric:
     """A plain function as a metric: what kind it is shows on some rows without noise."""
-    with keeping_state(model), evaluation_mode(model):
+    with keeping_state(model, forwards=True), evaluation_mode(model):
         outputs = call(model, inputs.clone())
     return of_function(call.op, function, outputs, labels)
 

@@ -5,7 +5,7 @@ follows a site runs for many levels and draws at once (`suffix.Suffix`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -52,12 +52,18 @@ class SharedEngine:
         problem: what is asked.
         tape: of its model.
         plan: see `Plan`.
+        elsewhere: first rows of the chunks for which the tape does not hold, see `recorded`.
     """
 
-    def __init__(self, problem: Problem, tape: Tape, plan: Plan) -> None:
-        self.problem, self.tape, self.plan = problem, tape, plan
+    def __init__(self, problem: Problem, tape: Tape, plan: Plan, elsewhere: Collection[int] = ()) -> None:
+        self.problem, self.tape, self.plan, self.elsewhere = problem, tape, plan, elsewhere
         self.rows = plan.rows
         self.suffixes: dict[str, Suffix] = {}
+
+    @property
+    def chunks(self) -> list[int]:
+        """First rows of the chunks for which the tape holds."""
+        return [first for first in range(0, len(self.problem.data[0]), self.rows) if first not in self.elsewhere]
 
     def suffix(self, site: str) -> Suffix:
         """What follows a site."""

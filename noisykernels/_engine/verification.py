@@ -95,11 +95,14 @@ class Check:
         inputs, _, ids = session.problem.data
         # Rows of a pass of both draws: half as many as else, for factors take memory as well (`rounding`).
         most = max(1, session.passes.rows * session.passes.draws // (2 * len(DRAWS)))
-        size, last = (min(engine.rows, len(inputs), n) for n in (11, 3))
-        low = min(3, size - 1)
-        self.near = _Place(inputs[:size], ids[:size], 0, low, min(5, size - low, most))
-        first = len(inputs) - last
-        self.far = _Place(inputs[first:], ids[first:], first, 0, min(last, most))
+        begin, end = engine.chunks[0], min(engine.chunks[-1] + engine.rows, len(inputs))
+        size, last = min(engine.rows, end - begin, 11), min(engine.rows, end - begin, 3)
+        if engine.elsewhere:  # what comes before the last chunk may be of another one
+            last = min(last, end - engine.chunks[-1])
+        low, first = min(3, size - 1), end - last
+        near, far = slice(begin, begin + size), slice(first, end)
+        self.near = _Place(inputs[near], ids[near], begin, low, min(5, size - low, most))
+        self.far = _Place(inputs[far], ids[far], first, 0, min(last, most))
 
     @cached_property
     def rounding(self) -> Rounding:

@@ -63,13 +63,13 @@ _REDUCTIONS = (
     "matrix_norm all any cumsum cumprod cummax cummin logcumsumexp sort argsort msort topk kthvalue median nanmedian "
     "nanmean nansum quantile nanquantile mode count_nonzero softmax log_softmax softmin _softmax "
     "_log_softmax _safe_softmax normalize "
-    "cosine_similarity pairwise_distance cdist diff trace cross linalg_norm linalg_vector_norm"
+    "cosine_similarity pairwise_distance cdist diff trace cross linalg_norm linalg_vector_norm histc"
 )
 _CONTRACTIONS = (
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d bilinear matmul mm bmm mv dot vdot "
     "inner outer ger kron baddbmm addmm addbmm addmv addr einsum tensordot chain_matmul multi_dot vecdot inv det "
     "cholesky solve matrix_power matrix_exp fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn stft "
-    "istft scaled_dot_product_attention"
+    "istft scaled_dot_product_attention grouped_mm _grouped_mm"
 )
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout"
 _UNIFORM = (  # makes values that are the same for all rows, if it is not given any that are not

@@ -6,7 +6,7 @@ depends on neither rows nor input is computed once and kept as a constant; `rows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,16 +15,21 @@ from torch.utils import _pytree as pytree
 
 from noisykernels._graph.recording import Recording, recorded
 from noisykernels._graph.rows import are_close, find_rows
-from noisykernels._graph.tape import Cut, NotTraceable, Rows, Step, Tape, Value, is_symbol
+from noisykernels._graph.tape import Asked, Cut, NotTraceable, Rows, Step, Tape, Value, is_symbol
 from noisykernels._util.inputs import Call, Inputs
 from noisykernels._util.runtime import evaluating
 from noisykernels.injection.rows import FIRST
 from noisykernels.injection.rows import Rows as Place
 from noisykernels.injection.state import state_of
 
-__all__ = ["record_tape"]
+__all__ = ["SIZES", "record_tape"]
 
 SIZES = (2, 3, 4)
+OTHERS = "the model runs other operations for another number of rows"
+
+
+class Undecided(NotTraceable):
+    """More rows tell the model's code something else, and it goes another way."""
 
 
 def record_tape(model: nn.Module, inputs: Inputs | Tensor, call: Call | None = None) -> Tape:
@@ -44,7 +49,7 @@ def record_tape(model: nn.Module, inputs: Inputs | Tensor, call: Call | None = N
     with torch.inference_mode(False), evaluating(model):
         inputs = inputs.clone()  # a model may write into it
         try:
-            tape, names, runs = _recorded(model, inputs, call)
+            inputs, (tape, names, runs) = _decided(model, inputs, call)
             why = find_rows(tape, inputs[: tape.rows], runs[0].scores)
         except NotTraceable:
             raise
@@ -57,8 +62,24 @@ def record_tape(model: nn.Module, inputs: Inputs | Tensor, call: Call | None = N
             tape.shapes[number] = tuple(value.shape)
         tape.infinite |= {s.names[0] for s in tape.before if s.names and not _is_finite(tape.fixed[s.outputs[0]])}
         _find_sites(tape, runs[0].inputs, state_of(model).places, why)
-        tape.idle = set(names) - {name for s in (*tape.before, *tape.steps) for name in s.names}
+        tape.idle = set(names) - tape.refused.keys() - {n for s in (*tape.before, *tape.steps) for n in s.names}
+        for name in [name for name, number in runs[0].inputs.items() if number not in (*tape.last, tape.result)]:
+            tape.idle.add(name)
+            tape.sites.pop(name, None)
     return tape
+
+
+def _decided(model: nn.Module, inputs: Inputs, call: Call) -> tuple[Inputs, tuple[Tape, list[str], list[Recording]]]:
+    """See `_recorded`, with the rows in an order in which the first ones tell the model's code what all of them do:
+    whether a row of a mask is padded is seen as soon as such a row is there."""
+    for first in range(SIZES[-1]):
+        order = [first, *(row for row in range(SIZES[-1]) if row != first)]
+        some = inputs if first == 0 else inputs[torch.tensor(order, device=inputs.device)]
+        try:
+            return some, _recorded(model, some, call)
+        except Undecided as error:
+            undecided = error
+    raise undecided
 
 
 def _recorded(model: nn.Module, inputs: Inputs, call: Call) -> tuple[Tape, list[str], list[Recording]]:
@@ -66,6 +87,8 @@ def _recorded(model: nn.Module, inputs: Inputs, call: Call) -> tuple[Tape, list[
     runs = [recorded(model, inputs[:n].clone(), call) for n in SIZES]
     try:
         return *_merged(runs), runs
+    except Undecided:
+        raise
     except NotTraceable as reason:
         again = [recorded(model, inputs[:n].clone(), call) for n in SIZES]
         if [len(run.steps) for run in again] == [len(run.steps) for run in runs]:
@@ -80,26 +103,26 @@ def _merged(runs: list[Recording]) -> tuple[Tape, list[str]]:
     """A tape without rows and sites, and the names of all sites that there are."""
     a, b, c = runs
     tape = Tape([], a.result, SIZES[0])
+    if not [x.answer for x in a.asked] == [x.answer for x in b.asked] == [x.answer for x in c.asked]:
+        raise Undecided("it asks of several rows what each answers otherwise")
     if not len(a.steps) == len(b.steps) == len(c.steps):
-        raise NotTraceable("the model runs other operations for another number of rows")
+        raise NotTraceable(OTHERS)
     follows = set(range(a.given))  # values that depend on the input or on the number of rows
     constants: dict[int, Any] = {}
-    wanted = _leading_to(a.result, a.steps)
+    wanted = _leading_to({a.result}, a.steps)
+    asking = _leading_to({n for x in a.asked for n in x.step.inputs}, a.steps)
     for i, (s, t, u) in enumerate(zip(a.steps, b.steps, c.steps, strict=True)):
-        trees = [pytree.tree_flatten((x.args, x.kwargs), is_leaf=is_symbol) for x in (s, t, u)]
-        same = s.name == t.name == u.name and s.outputs == t.outputs == u.outputs
-        if not same or not trees[0][1] == trees[1][1] == trees[2][1]:
-            raise NotTraceable("the model runs other operations for another number of rows")
-        if i not in wanted:
+        leaves, tree = _merged_leaves(s, t, u, needed=i in wanted or i in asking)
+        if i not in wanted and i not in asking:
             continue
-        leaves = [_merged_leaf(s, x) for x in zip(*(tree[0] for tree in trees), strict=True)]
-        closed = [constants.get(x.number, x) if isinstance(x, Value) else x for x in leaves]
-        step = opened = _step(s, closed, trees[0][1])
-        if any(isinstance(x, Value) and x.number in tape.fixed for x in leaves):
-            is_open = [isinstance(x, Value) and x.number in tape.fixed for x in leaves]
-            pairs = zip(leaves, closed, is_open, strict=True)
-            opened = _step(s, [x if is_so else y for x, y, is_so in pairs], trees[0][1])
+        step = _step(s, _closed(leaves, constants), tree)
+        read = {x.number for x in leaves if isinstance(x, Value)} & tape.fixed.keys()
+        opened = _step(s, _closed(leaves, constants, but=read), tree) if read else step
         if step.inputs or any(isinstance(x, Rows | Cut) for x in leaves):
+            if i in asking:
+                tape.asking.append(step)
+            if i not in wanted:
+                continue
             tape.steps.append(step)
             follows |= set(step.outputs)
             if opened is not step:
@@ -109,9 +132,27 @@ def _merged(runs: list[Recording]) -> tuple[Tape, list[str]]:
         if s.names or opened is not step:  # but for noise of its own
             tape.before.append(opened)
             tape.fixed |= {n: constants[n] for n in s.outputs}
+    for x, y, z in zip(a.asked, b.asked, c.asked, strict=True):
+        leaves, tree = _merged_leaves(x.step, y.step, z.step)
+        tape.asked.append(Asked(_step(x.step, _closed(leaves, constants), tree), x.answer))
     if a.result not in follows:
         raise NotTraceable("the model's result does not depend on its input")
     return tape, [name for s in a.steps for name in s.names]
+
+
+def _merged_leaves(s: Step, t: Step, u: Step, needed: bool = True) -> tuple[list[Any], Any]:
+    """The arguments of three recordings of a step, as leaves of a tree; none of a step that is not needed."""
+    trees = [pytree.tree_flatten((x.args, x.kwargs), is_leaf=is_symbol) for x in (s, t, u)]
+    same = s.name == t.name == u.name and s.outputs == t.outputs == u.outputs
+    if not same or not trees[0][1] == trees[1][1] == trees[2][1]:
+        raise NotTraceable(OTHERS)
+    merged = zip(*(tree[0] for tree in trees), strict=True) if needed else ()
+    return [_merged_leaf(s, x) for x in merged], trees[0][1]
+
+
+def _closed(leaves: list[Any], constants: dict[int, Any], but: Collection[int] = ()) -> list[Any]:
+    """With constants in the place of their values, but for some."""
+    return [constants.get(x.number, x) if isinstance(x, Value) and x.number not in but else x for x in leaves]
 
 
 def _step(recorded: Step, leaves: list[Any], tree: Any) -> Step:
@@ -121,9 +162,9 @@ def _step(recorded: Step, leaves: list[Any], tree: Any) -> Step:
     return step
 
 
-def _leading_to(result: int, steps: list[Step]) -> set[int]:
-    """Indices of the steps that a result depends on."""
-    wanted, found = {result}, set()
+def _leading_to(results: set[int], steps: list[Step]) -> set[int]:
+    """Indices of the steps that results depend on."""
+    wanted, found = set(results), set()
     for i, step in reversed(list(enumerate(steps))):
         if any(n in wanted for n in step.outputs):
             wanted |= set(step.inputs)

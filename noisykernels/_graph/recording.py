@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from noisykernels._graph.in_place import HERE, Output, View, memory_of, out_of_place, seen, write_through
 from noisykernels._graph.inside import Inside
 from noisykernels._graph.operations import METADATA, SIZES, is_trusted, name_of
-from noisykernels._graph.tape import NotTraceable, Step, Value, is_symbol
+from noisykernels._graph.tape import Asked, NotTraceable, Step, Value, is_symbol
 from noisykernels._util.inputs import Call, Inputs
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.eagerly import eagerly
@@ -51,9 +51,11 @@ _MAKERS = {"empty": torch.zeros} | {
 
 
 class Recording(NamedTuple):
-    """What a forward did: its steps (the inputs are the first values), the number of its result, and the result."""
+    """What a forward did: its steps (the inputs are the first values), what its code asked in between, the number of
+    its result, and the result."""
 
     steps: list[Step]
+    asked: list[Asked]
     result: int
     scores: Tensor
     given: int  # how many inputs there are
@@ -86,6 +88,8 @@ class _Recorder(SiteMode):
         self.depends = {self._allocate() for _ in inputs}  # values that depend on the inputs
         self.sized: set[int] = set()  # and those whose shape may as well
         self.in_parts = False
+        self.asked: list[Asked] = []
+        self.floating = {n for n, t in enumerate(inputs) if not _is_whole(t)}
         self.autocast = _autocast(inputs[0])
         for number, t in enumerate(inputs):
             self._becomes(t, number)
@@ -116,7 +120,8 @@ class _Recorder(SiteMode):
         given = [t for t in leaves if isinstance(t, Tensor)]
         if name_of(func) == "one_hot" and kwargs.get("num_classes", args[1] if len(args) > 1 else -1) >= 0:
             self.inside.numbers = False  # to check their range
-        self._refuse_numbers(func, numbers, [a for a in leaves if a is not None and not isinstance(a, Tensor)])
+        if self._tells_numbers(func, numbers, [a for a in leaves if a is not None and not isinstance(a, Tensor)]):
+            self._ask(func, args, kwargs, numbers, out, given)
         if func is draw_layer:  # without its noise
             _, kind, _, *args = args
             func = torch.Tensor.view_as if kind == "noise" else getattr(F, kind)
@@ -207,13 +212,32 @@ class _Recorder(SiteMode):
         self.known[id(t)] = held, number
         self.sharing.setdefault(memory_of(t), {})[id(t)] = held
 
-    def _refuse_numbers(self, func: Any, numbers: Sequence[int], others: Sequence[Any]) -> None:
-        """What is decided by values is decided anew with noise, which no list of operations shows."""
-        known = name_of(func) in METADATA and (name_of(func) not in SIZES or self.sized.isdisjoint(numbers))
-        if (self.inside.numbers or (others and not known)) and not self.depends.isdisjoint(numbers):
-            raise NotTraceable(f"{name_of(func)} turns values into numbers")
+    def _tells_numbers(self, func: Any, numbers: Sequence[int], others: Sequence[Any]) -> bool:
+        """Whether code learns something of values: what it decides by that, no list of operations shows."""
         if getattr(func, "__name__", "") == "__set__":
             raise NotTraceable(f"{name_of(func)} is assigned to a tensor")
+        known = name_of(func) in METADATA and (name_of(func) not in SIZES or self.sized.isdisjoint(numbers))
+        return (self.inside.numbers or (bool(others) and not known)) and not self.depends.isdisjoint(numbers)
+
+    def _ask(self, func: Any, args: Any, kwargs: Any, numbers: Sequence[int], answer: Any, given: list[Tensor]) -> None:
+        """Writes down what is learnt of values that noise does not reach, which stays the same with it; of others, it
+        is decided anew."""
+        if given or name_of(func) in SIZES or self._may_be_noisy(numbers):
+            raise NotTraceable(f"{name_of(func)} turns values into numbers")
+        args, kwargs = self._symbols((tuple(args), dict(kwargs)))
+        self.asked.append(Asked(Step(func, args, kwargs, ()), answer))
+
+    def _may_be_noisy(self, numbers: Sequence[int]) -> bool:
+        """Whether noise may reach one of these values: of a site, an input, or a parameter."""
+        wanted = set(numbers)
+        for step in reversed(self.steps):
+            if wanted.isdisjoint(step.outputs):
+                continue
+            leaves = pytree.tree_leaves((step.args, step.kwargs), is_leaf=is_symbol)
+            if step.names or not all(_is_whole(a) for a in leaves if isinstance(a, Tensor)):
+                return True
+            wanted |= set(step.inputs)
+        return not wanted.isdisjoint(self.floating)
 
     def _symbols(self, tree: Any, here: Tensor | None = None) -> Any:
         """Arguments with symbols for the values among them."""
@@ -291,7 +315,7 @@ class _Recorder(SiteMode):
         elif name_of(func) in _AS and len(args) == 2 and not kwargs and self.number(args[1]) not in self.sized:
             func, args = _AS[name_of(func)], (args[0], list(leaves[0].shape))
         parent = next((t for t in tensors if t.numel() and any(memory_of(t) == memory_of(x) for x in leaves)), None)
-        chooses = [t for t in tensors if t.dtype in (torch.bool, torch.uint8)] if name_of(func) in _CHOOSE else []
+        chooses = _masks(args[1:]) if name_of(func) in _CHOOSE else []
         args, kwargs = self._symbols((args, kwargs))
         step = self._append(func, args, kwargs, leaves, parent)
         step.names = names
@@ -345,6 +369,16 @@ class _Recorder(SiteMode):
         self._becomes(t, number)
 
 
+def _masks(indices: Any) -> list[Tensor]:
+    """Those that say by their values how many entries there are."""
+    return [t for t in pytree.tree_leaves(indices) if isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8)]
+
+
+def _is_whole(t: Tensor) -> bool:
+    """Whether its values are whole numbers or bits, which take no noise."""
+    return not (t.is_floating_point() or t.is_complex())
+
+
 def _counts(step: Step) -> bool:
     """Whether a step gives as many places as values say."""
     return name_of(step.function) == "where" and len(step.args) + len(step.kwargs) < 2
@@ -374,7 +408,7 @@ def recorded(model: nn.Module, inputs: Inputs, call: Call) -> Recording:
         raise NotTraceable("the model's result is not the value of one of its operations")
     sites = {name: keys.index(key) for name, key in mode.inputs.items()}
     of_input = [ref for ref, number in recorder.known.values() if number in recorder.depends]
-    return Recording(recorder.steps, result, out, len(keys), sites, of_input)
+    return Recording(recorder.steps, recorder.asked, result, out, len(keys), sites, of_input)
 
 
 def _generators(device: torch.device) -> list[Tensor]:

@@ -8,13 +8,14 @@ random around those of the model: rows that happen to be equal, or all zero, wou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from noisykernels._graph.blocks import block_from
 from noisykernels._graph.chosen import Choices, Pair
 from noisykernels._graph.operations import INDEXING, POSITIONS, SPLITS, UNIFORM, is_trusted
 from noisykernels._graph.positions import follow_positions, largest_place
@@ -25,6 +26,7 @@ from noisykernels.injection.rows import Rows as Place
 __all__ = ["are_close", "find_rows"]
 
 ORDER = (1, 0, 1)  # of two rows
+AGAIN = (1, 0, 1, 1, 1, 1, 1)  # of which one comes again and again
 BLOCK = 1 << 16  # entries that are compared at once: large values are not copied
 
 
@@ -49,7 +51,9 @@ def find_rows(tape: Tape, inputs: Inputs, scores: Tensor) -> str | None:
         return _two_and_three(tape, n, like, generator)
 
     choices = Choices(tape, random, is_close)
-    for i, step in enumerate(tape.steps):
+    i = 0
+    while i < len(tape.steps):
+        step = tape.steps[i]
         if not is_trusted(step.calls):
             return f"{step.name} is not known to keep rows apart"
         step.run(values, tape.rows)
@@ -58,9 +62,10 @@ def find_rows(tape: Tape, inputs: Inputs, scores: Tensor) -> str | None:
         if step.names and not all(bool(values[n].isfinite().all()) for n in step.outputs):
             tape.infinite |= set(step.names)
         why = _find_rows_after(tape, step, values, generator, choices)
-        if why is not None:
+        if why is not None and (why != _mixes(step) or not _sort_out(tape, i, values, generator)):
             return why
         tape.forget(values, i, set())
+        i += 1
     again = values[tape.result]
     if not are_close(again, scores):
         raise NotTraceable("running its operations again gives other scores")
@@ -109,6 +114,37 @@ def _find_rows_after(
     return _take_places(tape, step, values, {n: (table[n], other[n]) for n in step.outputs}, stride)
 
 
+def _mixes(step: Step) -> str:
+    return f"{step.name} mixes rows"
+
+
+def _sort_out(tape: Tape, i: int, values: dict[int, Any], generator: torch.Generator) -> bool:
+    """Makes a block of a step that mixes rows and of those after it that bring them back (`blocks`); whether there is
+    one."""
+    orders = {2: (0, 1), len(ORDER): ORDER, len(AGAIN): AGAIN}
+
+    def given(n: int) -> dict[int, Any]:
+        if n in tape.counted:
+            return {rows: tape.made(n, rows) for rows in orders}
+        two, three = _two_and_three(tape, n, values[n], generator)
+        return {2: two, len(ORDER): three, len(AGAIN): _moved(tape, n, two, AGAIN)}
+
+    def place(found: Mapping[int, Any]) -> tuple[int, int] | None:
+        places = {_place(found[2], found[rows], order=orders[rows]) for rows in (len(ORDER), len(AGAIN))}
+        return places.pop() if len(places) == 1 else None
+
+    places = block_from(tape, i, orders, given, place)
+    if places is None:
+        return False
+    for n in tape.steps[i].outputs:  # a part of it may have been taken for something of its own
+        for known in (tape.row_dims, tape.outer, tape.strides, tape.bounds):
+            known.pop(n, None)
+    tape.steps[i].run(values, tape.rows)
+    for n, found in places.items():
+        _take(tape, n, values[n], found)
+    return True
+
+
 def _take_places(
     tape: Tape, step: Step, values: dict[int, Any], pairs: dict[int, Pair], stride: int | None = None
 ) -> str | None:  # fmt: skip
@@ -117,7 +153,7 @@ def _take_places(
         place = _place(two, three, stride)
         if place is None or _splits_rows(step, tape):
             tape.row_dims[n] = None
-            return f"{step.name} mixes rows"
+            return _mixes(step)
         _take(tape, n, values[n], place)
         if stride is not None:
             tape.strides[n] = stride
@@ -128,14 +164,24 @@ def _take_places(
 
 def _two_and_three(tape: Tape, n: int, value: Tensor, generator: torch.Generator) -> Pair:
     """Random values like one for two rows, and the same with the rows in another order and number."""
-    dim, outer, stride = tape.row_dims[n], tape.outer.get(n, 1), tape.strides.get(n)
+    stride = tape.strides.get(n)
     if stride is None:
         two = _shaken(value, generator)
-        return two, _arranged(two, dim, outer)
+    else:
+        place = tape.place(n)
+        two = _shaken(value - positions(place, value, tape.rows, stride), generator)
+        two += positions(place, two, tape.rows, stride)
+    return two, _moved(tape, n, two)
+
+
+def _moved(tape: Tape, n: int, two: Tensor, order: tuple[int, ...] = ORDER) -> Tensor:
+    """A value of two rows with the rows in another order and number."""
+    dim, outer, stride = tape.row_dims[n], tape.outer.get(n, 1), tape.strides.get(n)
+    if stride is None:
+        return _arranged(two, dim, outer, order)
     place = tape.place(n)
-    two = _shaken(value - positions(place, value, tape.rows, stride), generator)
-    three = _arranged(two, dim, outer)
-    return two + positions(place, two, tape.rows, stride), three + positions(place, three, len(ORDER), stride)
+    moved = _arranged(two - positions(place, two, tape.rows, stride), dim, outer, order)
+    return moved + positions(place, moved, len(order), stride)
 
 
 def _find_made(tape: Tape, step: Step, values: dict[int, Any]) -> str | None:
@@ -220,31 +266,33 @@ def _wide(value: Tensor) -> torch.dtype | None:
     return torch.float32 if value.dtype.itemsize < 4 else None
 
 
-def _arranged(value: Tensor, dim: int | None, outer: int) -> Tensor:
+def _arranged(value: Tensor, dim: int | None, outer: int, order: tuple[int, ...] = ORDER) -> Tensor:
     """The value with its rows in another order and number."""
     assert dim is not None
-    order = torch.tensor(ORDER, device=value.device)
+    rows = torch.tensor(order, device=value.device)
     if outer == 1 and value.shape[dim] == 2:
-        return value.index_select(dim, order)
+        return value.index_select(dim, rows)
     apart: Tensor = value.unflatten(dim, (outer, 2, -1))
-    return apart.index_select(dim + 1, order).flatten(dim, dim + 2)
+    return apart.index_select(dim + 1, rows).flatten(dim, dim + 2)
 
 
-def _place(two: Any, three: Any, stride: int | None = None) -> tuple[int, int] | None:
-    """Where a value of two rows must hold them to give that of three: dimension, and what lies outside of it; but for
-    the number of each row times a stride, if there is one."""
+def _place(
+    two: Any, three: Any, stride: int | None = None, order: tuple[int, ...] = ORDER
+) -> tuple[int, int] | None:  # fmt: skip
+    """Where a value of two rows must hold them to give that of three, or of as many as an order has: dimension, and
+    what lies outside of it; but for the number of each row times a stride, if there is one."""
     if two.dim() != three.dim() or two.dtype != three.dtype:
         return None
     moving = [d for d in range(two.dim()) if two.shape[d] != three.shape[d]]
-    if len(moving) != 1 or two.shape[moving[0]] * len(ORDER) != three.shape[moving[0]] * 2:
+    if len(moving) != 1 or two.shape[moving[0]] * len(order) != three.shape[moving[0]] * 2:
         return None
     dim, times = moving[0], two.shape[moving[0]] // 2
     for outer in (k for k in range(1, times + 1) if times % k == 0):
         a, b = two, three
         if stride is not None:
             place = Place(dim, outer, folded=True)
-            a, b = two - positions(place, two, 2, stride), three - positions(place, three, len(ORDER), stride)
-        if is_close(_arranged(a, dim, outer), b):
+            a, b = two - positions(place, two, 2, stride), three - positions(place, three, len(order), stride)
+        if is_close(_arranged(a, dim, outer, order), b):
             return dim, outer
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from noisykernels._util.inputs import Inputs
 from noisykernels.injection.rows import Rows as Place
 
 __all__ = [
+    "Asked",
     "Cut",
     "NotTraceable",
     "Rows",
@@ -112,6 +113,13 @@ class Step:
             values[number] = leaf
 
 
+class Asked(NamedTuple):
+    """What code has asked of values (`step` gives no tensor), and what it was told."""
+
+    step: Step
+    answer: Any
+
+
 def is_symbol(a: Any) -> bool:
     return isinstance(a, Value | Rows | Cut)
 
@@ -139,6 +147,8 @@ class Tape:
     chosen: set[int] = field(default_factory=set)  # values of entries that masks choose: made anew where they are read
     fixed: dict[int, Any] = field(default_factory=dict)  # values that are the same for all rows
     before: list[Step] = field(default_factory=list)  # that make these
+    asked: list[Asked] = field(default_factory=list)  # of values that noise does not reach: rows may answer otherwise
+    asking: list[Step] = field(default_factory=list)  # that make the values asked of
     opened: dict[int, Step] = field(default_factory=dict)  # by first result, steps that read these
     sites: dict[str, int] = field(default_factory=dict)  # the value at each site
     infinite: set[str] = field(default_factory=set)  # sites whose values are not all finite: no direction is added
@@ -156,6 +166,12 @@ class Tape:
     def last(self) -> dict[int, int]:
         """Index of the step that reads a value last."""
         return {n: i for i, step in enumerate(self.steps) for n in step.inputs}
+
+    def replace(self, first: int, end: int, step: Step) -> None:
+        """Puts a step where those from `first` to `end` - 1 were."""
+        self.steps[first:end] = [step]
+        self.__dict__.pop("producers", None)
+        self.__dict__.pop("last", None)
 
     def place(self, number: int) -> Place:
         """Where a value holds its rows."""
@@ -198,6 +214,21 @@ class Tape:
         every = {step.outputs[0]: step for step in (*more, *found)}
         order = [every[step.outputs[0]] for step in (*self.before, *self.steps) if step.outputs[0] in every]
         return self._with_choices(order, made | {n for step in more for n in step.outputs})
+
+    def answers(self, inputs: Inputs) -> list[Any]:
+        """What code is told that asks for these rows what it asked while it was recorded."""
+        values: dict[int, Any] = dict(enumerate(inputs.tensors))
+        for step in self.asking:
+            step.run(values, len(inputs))
+        found = []
+        for step, _ in self.asked:
+            args, kwargs = step.arguments(values, len(inputs))
+            found.append(step.function(*args, **kwargs))
+        return found
+
+    def holds_for(self, inputs: Inputs) -> bool:
+        """Whether code takes the way that was recorded for these rows, as far as it has asked."""
+        return not self.asked or self.answers(inputs) == [answer for _, answer in self.asked]
 
     def run(self, inputs: Inputs | Tensor, keep: set[int] | None = None) -> dict[int, Any]:
         """All values (those in `keep` and the result, if given) for a batch of inputs."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from noisykernels._util.randomness import generator_of, keeping_random
+from noisykernels._util.warning import warn_user
 
 __all__ = ["keeping_state"]
 
@@ -24,19 +25,36 @@ _LIBRARIES = ("torch", "builtins", "noisykernels", "functools", "types")  # obje
 
 
 @contextlib.contextmanager
-def keeping_state(model: nn.Module) -> Iterator[None]:
+def keeping_state(model: nn.Module, forwards: bool = False) -> Iterator[None]:
     """What a model's forwards write into its modules meanwhile is as it was afterwards, and so are random numbers.
-    Parameters are not looked at.
+
+    Parameters are not copied. Where nothing but forwards runs (`forwards`), those that are written into are told of in
+    a warning, and all stays as the forwards leave it, for whoever keeps the state of the same modules further out, too:
+    a flag that says what has been done to the parameters must go with them, or the next forward does it once more.
     """
     kept = _Kept()
     for module in model.modules():
         if not isinstance(module, LazyModuleMixin):  # whose first forward makes it another module
             kept.note_named(module.__dict__)
+    before = {name: (p, p._version) for name, p in model.named_parameters() if not p.is_inference()} if forwards else {}
+    _open.append(kept)
     try:
         with keeping_random():
             yield
     finally:
-        kept.put_back()
+        _open.remove(kept)
+        if written := [name for name, (p, version) in before.items() if p._version != version]:
+            warn_user(
+                f"the model's forward writes into its parameters {', '.join(written)}: these, and what else it keeps, "
+                "stay as it has left them"
+            )
+            for other in (kept, *_open):
+                other.is_left |= not kept.named.keys().isdisjoint(other.named)
+        if not kept.is_left:
+            kept.put_back()
+
+
+_open: list[_Kept] = []  # entered and not left
 
 
 def _is_kept(name: Any) -> bool:
@@ -52,6 +70,7 @@ class _Kept:
         self.tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self.arrays: dict[int, tuple[Any, Any]] = {}
         self.generators: list[tuple[Callable[[Any], None], Any]] = []
+        self.is_left = False  # as it is
 
     def note_named(self, told: dict[Any, Any]) -> None:
         """Takes note of attributes or of a dict."""

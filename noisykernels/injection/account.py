@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
 from noisykernels.hardware.device import Device
-from noisykernels.injection.kinds import FLEX, LOOKUPS
+from noisykernels.injection.kinds import FLEX, GROUPED, LOOKUPS
 from noisykernels.injection.lookups import acts_on_entries
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
@@ -149,6 +149,9 @@ def _macs(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
         return int(args[1].numel())
     if name == "_trilinear":  # of F.bilinear: for each row every weight once
         return int(out.numel() * args[1].numel() // max(1, out.shape[-1]))
+    if name == f"_{GROUPED}":  # its result has the groups, too, where both operands are matrices
+        inner, flat = args[0].shape[-1], args[0].dim() == args[1].dim() == 2
+        return int(inner * (args[0].shape[0] * args[1].shape[1] if flat else out.numel()))
     if name == "_scaled_dot_product_flash_attention_for_cpu":
         return _of_attention(*args[:3])
     if name in _RECURRENT:
@@ -263,7 +266,7 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))  # a model may write into them
     with (
-        keeping_state(model),
+        keeping_state(model, forwards=True),
         evaluating(model),
         torch.inference_mode(False),
         torch.no_grad(),

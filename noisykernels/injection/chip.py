@@ -213,7 +213,7 @@ def programmed(model: nn.Module, example_input: Any, *, seed: int, draw: int = 0
 
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, example)  # a model may write into them
     with (
-        keeping_state(target),
+        keeping_state(target, forwards=True),
         noise_state(target, seed=seed, draws=[draw]),
         evaluating(target),
         torch.inference_mode(False),

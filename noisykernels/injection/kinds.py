@@ -28,6 +28,7 @@ __all__ = [
     "CONTRACTIONS",
     "CONTRACTION_KINDS",
     "FLEX",
+    "GROUPED",
     "INPLACE_AT",
     "KINDS",
     "LEAVES",
@@ -64,6 +65,7 @@ CONTRACTION_KINDS = {  # whose noisy result our own operators give in one go
     "conv_transpose3d": conv_transpose3d,
 }
 
+GROUPED = "grouped_mm"  # of rows by the arrays of their groups, such as tokens by those of their experts
 SEVERAL = ("einsum", "multi_dot", "chain_matmul")  # which may multiply more than two operands
 CONTRACTIONS = (*CONTRACTION_KINDS, *PRODUCTS, *SEVERAL)
 PREPARING = (*PRODUCTS, *SEVERAL)  # which make weights of weights, too: without a value that goes in, no hardware
@@ -86,6 +88,8 @@ def _kinds() -> dict[Any, str]:
     for name in (*names, *CONTRACTION_KINDS):
         for alias in (name, f"{name}_", f"{name}_with_indices"):
             kinds.update(dict.fromkeys(offered(alias), name))
+    for alias in (GROUPED, f"_{GROUPED}"):
+        kinds.update(dict.fromkeys(offered(alias), GROUPED))
     for name in LOOKUPS:
         kinds.update(dict.fromkeys(offered(name), name))
     for name in (*PRODUCTS, *SEVERAL):

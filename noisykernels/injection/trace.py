@@ -87,7 +87,7 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
     rows = candidates[0].shape[dim]
     more = tuple(_one_row_more(a, rows, dim) for a in args)
     more_kwargs = {n: _one_row_more(a, rows, dim) for n, a in kwargs.items()}
-    with keeping_state(model), evaluating(model):
+    with keeping_state(model, forwards=True), evaluating(model):
         if state.detail:
             _find_written_out(model, (args, kwargs), (more, more_kwargs))
         (small, mode), (large, again) = _record(model, args, kwargs), _record(model, more, more_kwargs)

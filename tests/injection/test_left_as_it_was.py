@@ -166,3 +166,34 @@ def test_measures_without_a_seed_have_new_noise_each_time() -> None:
         first = nk.training.gradient_norms(model, (X, Y))
         torch.manual_seed(3)
         assert nk.training.gradient_norms(model, (X, Y)) == first
+
+
+class Rescaled(nn.Module):
+    """Halves weights when it is first evaluated, and remembers that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.is_rescaled = nn.Linear(6, 3), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training or self.is_rescaled):
+            with torch.no_grad():
+                self.fc.weight.div_(2)
+            self.is_rescaled = True
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("engine", ["shared", "plain"])
+def test_weights_that_a_first_forward_rescales_are_rescaled_once(engine: str) -> None:
+    torch.manual_seed(0)
+    model = Rescaled().eval()
+    once = model.fc.weight.detach() / 2
+    expected = torch.nn.functional.linear(X, once, model.fc.bias).detach()
+    how = dict(noise=nk.Noise(add=1.0), levels=[0.1], draws=1, seed=0, compute=nk.Compute(engine=engine))
+    with pytest.warns(UserWarning, match=r"writes into its parameters fc\.weight"):
+        study = nk.walk(model, (X, expected.argmax(1)), **how)
+    assert study.meta.clean == 1.0
+    for _ in range(2):
+        nk.coverage(model, X)
+        nk.sites(model, X)
+    assert torch.equal(model.fc.weight, once) and torch.equal(model(X), expected)

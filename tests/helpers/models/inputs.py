@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Given", "Made", "images", "series", "table", "tokens"]
+__all__ = ["Given", "Made", "images", "seeded", "series", "table", "tokens"]
 
 VOCABULARY = 40
 
@@ -26,25 +26,26 @@ class Made(NamedTuple):
     package: str = ""
 
 
-def _seeded() -> torch.Generator:
+def seeded() -> torch.Generator:
+    """Of all inputs."""
     return torch.Generator().manual_seed(11)
 
 
 def tokens(length: int, vocabulary: int = VOCABULARY) -> Inputs:
     """Numbers of words."""
-    return lambda rows: torch.randint(1, vocabulary, (rows, length), generator=_seeded())
+    return lambda rows: torch.randint(1, vocabulary, (rows, length), generator=seeded())
 
 
 def images(size: int, channels: int = 3) -> Inputs:
     """Channels first."""
-    return lambda rows: torch.randn(rows, channels, size, size, generator=_seeded())
+    return lambda rows: torch.randn(rows, channels, size, size, generator=seeded())
 
 
 def series(length: int, features: int) -> Inputs:
     """Steps of features."""
-    return lambda rows: torch.randn(rows, length, features, generator=_seeded())
+    return lambda rows: torch.randn(rows, length, features, generator=seeded())
 
 
 def table(features: int) -> Inputs:
     """Numbers."""
-    return lambda rows: torch.randn(rows, features, generator=_seeded())
+    return lambda rows: torch.randn(rows, features, generator=seeded())

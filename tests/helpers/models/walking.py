@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from differential import watched
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import noisykernels as nk
 from models import MODELS, ORIGINALS, made
+from models.inputs import Given
 from noisykernels._graph.recorder import record_tape
 from noisykernels._graph.tape import NotTraceable
 from noisykernels._util.inputs import Call, Inputs
@@ -19,7 +22,7 @@ from noisykernels.injection.placement import SILENT
 from noisykernels.injection.state import state_of
 from noisykernels.metrics.accuracy import Accuracy
 
-__all__ = ["Parity", "Walked", "call_of", "reached", "walked"]
+__all__ = ["Parity", "Walked", "call_of", "clean_products", "reached", "some_of", "walked"]
 
 LEVELS, DRAWS = (0.5, 4.0), (3, 0)
 NOISES = (nk.Noise(add=0.3), nk.Noise(add=0.2, mul=0.3, order="add_mul"))
@@ -68,6 +71,7 @@ class Walked:
     cells: int = 0
     differing: int = 0  # cells in which the engines differ by more rows than rounding may move
     moved: int = 0  # cells in which noise changes what is measured
+    changed: bool = False  # the model, by walking it
     warned: list[str] = field(default_factory=list)
 
 
@@ -92,9 +96,57 @@ def reached(name: str, detail: str | None = None) -> tuple[list[str], dict[str, 
     return names, {name: reason for name, reason in why.items() if name not in tape.sites}
 
 
-def walked(name: str, rows: int = 12, detail: str | None = None, noise: nk.Noise = NOISES[0]) -> Walked:
-    """A model walked at all of its sites by both engines."""
+def some_of(names: Sequence[str], most: int | None) -> list[str]:
+    """At most so many, from first to last."""
+    if most is None or len(names) <= most:
+        return list(names)
+    return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
+
+
+def clean_products(name: str) -> tuple[float, dict[str, str]]:
+    """The share of a model's multiply-adds at sites where noise enters, and why it does not at the others; those that
+    torch's own counter sees must be among them."""
+    model, x = made(name, 2)
+    args, kwargs = Inputs.of(x).clone().arguments
+    model.requires_grad_(False)  # torch's counter asks for gradient functions
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*args, **kwargs)
+    with warnings.catch_warnings(), nk.inject(model, nk.Noise(add=1.0), example_input=x) as injected:
+        warnings.simplefilter("ignore")
+        found = nk.coverage(injected, x)
+    assert found.macs >= counter.get_total_flops() // 2, "multiply-adds that coverage does not know of"
+    return found.share("noise"), {row.name: row.why for row in found.operations if row.macs and not row.noise}
+
+
+def digest(name: str, model: nn.Module, x: Given) -> list[Any]:
+    """What must be the same of a model before and after: what it looks like, its state, its forward."""
+    with torch.no_grad():
+        outputs = call_of(name)(model, Inputs.of(x).clone())
+    state = [t.clone() for t in (*model.parameters(), *model.buffers())]
+    return [
+        repr(model),
+        model.training,
+        list(model.state_dict()),
+        [n for n, _ in model.named_modules()],
+        *state,
+        outputs,
+    ]
+
+
+def is_same(before: list[Any], after: list[Any]) -> bool:
+    """Whether two digests are, to the bit."""
+    pairs = zip(before, after, strict=True)
+    return all(a.equal(b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def walked(
+    name: str, rows: int = 12, detail: str | None = None, noise: nk.Noise = NOISES[0], most: int | None = None,
+    levels: Sequence[float] = LEVELS, draws: Sequence[int] = DRAWS,
+) -> Walked:  # fmt: skip
+    """A model walked at its sites, or at most so many of them, by both engines; it must be left as it was."""
     model, x = made(name, rows)
+    sites = some_of(reached(name, detail)[0], most) if most else None
+    before = digest(name, model, x) if most else []
     with torch.no_grad():
         # another one: the first forward of some is not like the others
         outputs = call_of(name)(made(name, rows)[0], Inputs.of(x).clone())
@@ -105,12 +157,14 @@ def walked(name: str, rows: int = 12, detail: str | None = None, noise: nk.Noise
         with watched(found.reached), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             study = nk.walk(
-                model, (x, labels), noise=noise, levels=LEVELS, draws=list(DRAWS), seed=5, metric=metric, detail=detail,
+                model, (x, labels), noise=noise, levels=levels, draws=list(draws), seed=5, metric=metric, detail=detail,
+                sites=sites,
                 output=call_of(name).output,
                 compute=nk.Compute(engine=engine, verify="sample"),
             )  # fmt: skip
         found.warned += [str(w.message) for w in said if "runs the whole model" in str(w.message)]
         tables[engine] = {(r.site, r.level, r.draw): r.correct for r in study.records}
+    found.changed = bool(before) and not is_same(before, digest(name, model, x))
     clean = int((metric.of_rows(outputs, labels) == 1).sum())
     for cell, count in tables["plain"].items():
         found.cells += 1
