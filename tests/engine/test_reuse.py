@@ -12,6 +12,7 @@ from traced_models import MODELS, NOISES, Random, made
 
 import noisykernels as nk
 from noisykernels._engine.plan import choose_plan
+from noisykernels._graph import suffix
 from noisykernels._graph.recorder import record_tape
 from noisykernels.injection import inject
 
@@ -31,6 +32,27 @@ def test_counts_are_the_plain_ones(name: str, kind: str) -> None:
         shared = nk.walk(model, (x, y), **settings)
     plain = nk.walk(model, (x, y), **settings, compute=nk.Compute(engine="plain"))
     assert shared.records == plain.records
+
+
+@pytest.mark.parametrize(("name", "copies"), [("encoder", {1}), ("residual", {6})])
+def test_passes_that_fit_the_caches_change_nothing(
+    name: str, copies: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the caches take nothing; the library's convolutions want all the rows that there are."""
+    model, x = made(name, 40)
+    data, seen = (x, model(x).argmax(1)), list[int]()
+    how: dict[str, Any] = dict(noise=NOISES["add"], levels=[0.0, 0.3, 3.0], draws=2, seed=7, sites=["input"])
+    expected = nk.walk(model, data, **how).records
+    scores = suffix.Suffix.scores
+
+    def watched(self: Any, clean: Any, carried: Any, mixture: Any, levels: Tensor, draws: int, rows: int) -> Tensor:
+        seen.append(len(levels) * draws if rows == 40 else 0)  # 0: of the check
+        return scores(self, clean, carried, mixture, levels, draws, rows)
+
+    monkeypatch.setattr(suffix.Suffix, "scores", watched)
+    monkeypatch.setattr(suffix, "CACHED", 1)
+    monkeypatch.setattr(suffix, "MOVED", 1)
+    assert nk.walk(model, data, **how).records == expected and set(seen) - {0} == copies
 
 
 @pytest.mark.parametrize("engine", ["auto", "plain"])
