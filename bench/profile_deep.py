@@ -94,7 +94,7 @@ class Pass:
         key = Key(torch.tensor(5), torch.tensor([0]), torch.arange(self.rows), 0, 1)
         self.toward, (self.mixture,) = directions([nk.Noise(add=1.0)], value, place, self.rows, key)
         self.levels = torch.logspace(-2, 2, LEVELS, dtype=torch.float64)
-        most = min(BYTES // (self.suffix.peak * self.rows), -(-self.suffix.rows // self.rows))
+        most = min(BYTES // (self.suffix.peak * self.rows), self.suffix.rows / self.rows)
         self.parts = self.levels.tensor_split(-(-LEVELS // max(1, int(most))))
         carried = self.suffix.carry(self.toward, 1, self.rows)
         steps = [self.suffix.steps[i] for i in carried.rest]
@@ -144,9 +144,8 @@ def table(name: str, shows_torch: bool) -> None:
     speed, copy = speeds(shapes)
     passes = {i: Pass(tape, x, sites[i].name) for i in chosen}
     floors = {i: p.multiply_adds / speed + p.written / copy for i, p in passes.items()}
-    print(
-        f"{name}: {1e-6 * whole:.1f} M multiply-adds a row; best speed {2e-9 * speed:.0f} GFlop/s, copy {4e-9 * copy:.1f} GB/s"
-    )
+    best = f"{2e-9 * speed:.0f} GFlop/s, copy {4e-9 * copy:.1f} GB/s"
+    print(f"{name}: {1e-6 * whole:.1f} M multiply-adds a row; best speed {best}")
     print(f"{'site':32s} {'left':>6s} {'loop':>8s} {'ours':>8s} {'floor':>8s} {'ratio':>6s}   (us of a row)")
     loops, ours, shares = [], [], []
     for i in chosen[:: -(-len(chosen) // count)]:
@@ -160,10 +159,8 @@ def table(name: str, shows_torch: bool) -> None:
         loops.append(once)
         ours.append(again)
         shares.append(passes[i].multiply_adds / whole)
-        print(
-            f"{sites[i].name:32s} {shares[-1]:6.3f} {once:8.1f} {again:8.1f} {1e6 * floors[i]:8.1f} {ratio:6.2f}",
-            flush=True,
-        )
+        told = f"{shares[-1]:6.3f} {once:8.1f} {again:8.1f} {1e6 * floors[i]:8.1f} {ratio:6.2f}"
+        print(f"{sites[i].name:32s} {told}", flush=True)
         if shows_torch:
             with profile() as found:
                 passes[i].run()
@@ -171,10 +168,9 @@ def table(name: str, shows_torch: bool) -> None:
             print("    " + ", ".join(f"{key} {100 * part / sum(t for t, _ in own):.0f} %" for part, key in own))
     mean = statistics.mean(passes[i].multiply_adds / whole for i in chosen)
     floor = 1e6 * statistics.mean(floors.values())
-    print(
-        f"left at the sites timed {statistics.mean(shares):.3f}, at all {len(chosen)} {mean:.3f}; loop over ours, sums "
-        f"{sum(loops) / sum(ours):.2f}; loop over the mean floor of all sites {statistics.mean(loops) / floor:.2f}\n"
-    )
+    print(f"left at the sites timed {statistics.mean(shares):.3f}, at all {len(chosen)} {mean:.3f}")
+    print(f"loop over ours, sums of the sites timed {sum(loops) / sum(ours):.2f}")
+    print(f"loop over the mean floor of all sites {statistics.mean(loops) / floor:.2f}\n")
 
 
 if __name__ == "__main__":

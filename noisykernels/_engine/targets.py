@@ -197,7 +197,7 @@ class _Directed(Target):
         suffix, count = work.suffix, len(work.rows)
         copies = max(1, work.bytes // (suffix.peak * count))
         if work.value.device.type == "cpu":
-            copies = int(min(copies, -(-suffix.rows // count)))
+            copies = max(1, int(min(copies, suffix.rows / count)))
         some = max(1, min(len(work.draws), copies // len(work.levels[0])))
         half = work.value.dtype.itemsize < 4
         for first in range(0, len(work.draws), some):

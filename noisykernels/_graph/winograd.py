@@ -58,6 +58,8 @@ class Winograd:
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Of [images, inputs, height, width]: [images, outputs, height, width], channels_last, with what is added."""
+        if added is not None and added.dtype != x.dtype:  # the sum is of another type
+            return self.directly(x, added)
         count, _, height, width = x.shape
         down, right = -(-height // 4), -(-width // 4)
         y = x.new_empty(count, 4 * down, 4 * right, self.weight.shape[-1])

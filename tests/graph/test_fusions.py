@@ -58,6 +58,12 @@ def test_winograd_is_the_convolution(images: int, height: int, width: int, bias:
     assert bool(((y - exact).abs() <= bound).all())
 
 
+def test_what_is_added_may_be_of_another_type() -> None:
+    quick, directly = form(3, 4, True, True)
+    x, more = torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 4).double()
+    assert torch.equal(quick(x, more), directly(x, more)) and quick(x, more).dtype == torch.float64
+
+
 def test_winograd_rounds_as_its_description_says() -> None:
     """The spread of the error over many outputs, in parts of sqrt(K) u ||x w||: 0.3 to 0.55."""
     torch.manual_seed(0)
