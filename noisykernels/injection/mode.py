@@ -39,11 +39,13 @@ from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.recurrent import with_noise
 from noisykernels.injection.results import first_of
 from noisykernels.injection.rows import ALONE, Rows
+from noisykernels.injection.site import CACHE
 from noisykernels.injection.spot import Spot
 from noisykernels.injection.tokens import Place, Tokens
 from noisykernels.injection.values import Change
 from noisykernels.injection.written_out import Role
 from noisykernels.nn.signals import (
+    cached,
     draw_layer,
     draw_standard,
     enter_model,
@@ -72,6 +74,7 @@ _NOTICES = (
     within_model,
     draw_layer,
     draw_standard,
+    cached,
     F.multi_head_attention_forward,
 )
 _ROLES: dict[Any, str] = KINDS | {FLEX: "attention"} | dict.fromkeys(_NOTICES, "")
@@ -106,6 +109,7 @@ class SiteMode(NoisyLayers):
         self.tokens: Tokens | None = None  # where rows are tokens
         self.token_places: Mapping[str, Place | str] = {}  # where values hold them
         self.flat = False  # values have tokens for rows now
+        self.lent: Any = None  # a cache that this forward was given and its caller knows nothing of
         self.alone: set[str] = set()  # untraced products of weights: without rows
         self.left: set[str] = set()  # sites that are left out
         self.untold: list[str] = []  # those of them of which no warning has told yet
@@ -182,6 +186,8 @@ class SiteMode(NoisyLayers):
             return self.drawn(*args, **kwargs)
         if func is draw_standard:
             return self.standard(*args)
+        if func is cached:
+            return self.cached(*args)
         if func is F.multi_head_attention_forward:
             return func(*args, **kwargs) if self.muted else multi_head_attention_forward(self, *args, **kwargs)
         return refuse_another()
@@ -219,6 +225,18 @@ class SiteMode(NoisyLayers):
             return output
         self.last = self.at(name, noise, first.value)
         return first.put(self.last)
+
+    def cached(self, key: Tensor, value: Tensor, layer: int, cross: bool) -> tuple[Tensor, Tensor]:
+        """Keys and values that a cache is to keep."""
+        if self.muted or CACHE not in self.placement.outputs:
+            return key, value
+        made = []
+        for kind, clean in (("cross_key" if cross else "key", key), ("cross_value" if cross else "value", value)):
+            stem = f"{CACHE}:{kind}"
+            self.calls[stem] = max(self.calls.get(stem, 0), layer + 1)
+            name = f"{stem}#{layer}"
+            made.append(self.at(name, self.noise_at(name), clean))
+        return made[0], made[1]
 
     def is_place(self, name: str, value: Tensor) -> bool:
         """Whether the result of a module is a site, and not that of the last one inside."""

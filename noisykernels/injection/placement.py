@@ -13,7 +13,18 @@ from noisykernels._util.checks import shown
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.injection.kinds import LEAVES
-from noisykernels.injection.site import PARTS, Choice, Names, closeness, kind_of, meets, picked, whole_of
+from noisykernels.injection.site import (
+    CACHE,
+    PARTS,
+    Choice,
+    Names,
+    closeness,
+    kind_of,
+    meets,
+    path_of,
+    picked,
+    whole_of,
+)
 from noisykernels.injection.values import Change, is_noise
 from noisykernels.noise.description import Noise
 
@@ -114,6 +125,8 @@ class Placement:
                 path, _, last = choice.text.rpartition(":")
                 exact = path if last.partition("#")[0] == "module" else None  # with or without its number
                 found |= {p for p in modules if p == exact or closeness(f"{p}:module#0", choice) is not None}
+            if choice.text == CACHE or choice.text.startswith(f"{CACHE}:"):
+                found.add(CACHE)
         return frozenset(p for p in found if p not in modules or LEAVES.get(type(modules[p])) is None)
 
     @property
@@ -131,7 +144,8 @@ class Placement:
         if self.noise is None or isinstance(self.noise, dict):
             return None
         where = self.where
-        if (where is None or callable(where)) and kind_of(name) == "module":  # only meant by its name
+        by_name = kind_of(name) == "module" or path_of(name) == CACHE
+        if (where is None or callable(where)) and by_name:  # only meant by its name
             return None
         if callable(where):
             found: Noise | Change | None = where(name, module)

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from noisykernels._util.warning import warn_user
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
+from noisykernels.injection.caches import check_cache, with_cache, without
 from noisykernels.injection.descent import Descent, roles_of
 from noisykernels.injection.doors import (
     ABOVE,
@@ -49,7 +50,7 @@ from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Record
-from noisykernels.injection.site import PARTS, kind_of, part_of, path_of
+from noisykernels.injection.site import CACHE, PARTS, kind_of, part_of, path_of
 from noisykernels.injection.state import KEY, NoiseState, is_injected, state_of
 from noisykernels.injection.tokens import encodes, tokens_of
 from noisykernels.nn.modules import NoisyLayer
@@ -296,6 +297,8 @@ def called(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwa
 def result_of(mode: SiteMode, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the outermost forward gives within its mode, with noise where the module's result was asked for."""
     out, path = original(module)(*args, **kwargs), mode.modules[-1][0]
+    if mode.lent is not None:
+        out = without(out, mode.lent)
     return mode.give(path, out) if path in mode.placement.outputs else out
 
 
@@ -433,6 +436,9 @@ def begin(
             )
         carrying = {n: torch.cat([a] * count, dim) for n, a in carrying.items()}
     first = next(iter(carrying.values()))
+    check_cache(given, first.shape[dim], state.draws if record is None else None)
+    lent = with_cache(model, given, names) if CACHE in placement.outputs else {}
+    given, kwargs = given | lent, kwargs | lent
     path = door.path if part and door is not None else None
     key = key_of(state, data, first, dim, path) if record is None else ForwardKey(None, None, None, first.shape[dim])
     mode = make(placement, key, model, state.site_ids, state.places, record)
@@ -440,6 +446,7 @@ def begin(
         of_draw = first.shape[dim] // count
         mode.tokens = tokens_of(state.tokens, given, encodes(model), of_draw, count, first.device)
         mode.token_places, mode.plain = state.token_places[path or ""], None
+    mode.lent = next(iter(lent.values()), None)
     mode.chip = Arrays(state.arrays)
     mode.owner, mode.operands, mode.left, mode.roles = state, state.operands, state.left, state.roles
     if record is None and not mode.compiled:  # a graph would be guarded on the table

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
+    "CACHE",
+    "CACHED",
     "PARTS",
     "Choice",
     "Names",
@@ -93,6 +95,8 @@ def path_of(name: str) -> str:
     return name.rpartition(":")[0]
 
 
+CACHE = "cache"  # what is in front of the kinds of what is cached: `cache:key#3`, of layer 3
+CACHED = tuple(f"{CACHE}:{cross}{kind}" for kind in ("key", "value") for cross in ("", "cross_"))
 PARTS = ("scores", "weighted_sum")  # attention's own products
 
 

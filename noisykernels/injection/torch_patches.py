@@ -17,6 +17,7 @@ from torch.overrides import _get_current_function_mode_stack, get_overridable_fu
 from torch.utils import checkpoint
 
 from noisykernels._util.warning import warn_user
+from noisykernels.injection.caches import keep_cached
 from noisykernels.injection.doors import door_of, keep_copies
 from noisykernels.injection.kinds import KINDS
 from noisykernels.injection.mode import SiteMode
@@ -59,6 +60,7 @@ def _again(function: Callable[..., Any]) -> Callable[..., Any]:
 def keep_noise() -> None:
     """Makes checkpoints, compiled code and copies keep the noise of injected models."""
     keep_copies()
+    keep_cached()
     _show_flex_attention()
     if hasattr(checkpoint, "_noisykernels"):
         return

@@ -26,7 +26,7 @@ from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, Rows, apart, close
 from noisykernels.injection.running import begin, called, check_asked, following, result_of
-from noisykernels.injection.site import PARTS, Choice, Names, Site, kind_of, path_of, whole_of
+from noisykernels.injection.site import CACHED, PARTS, Choice, Names, Site, kind_of, path_of, whole_of
 from noisykernels.injection.state import NoiseState, state_of
 from noisykernels.noise.contract import site_ids
 
@@ -134,7 +134,9 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[list[Site], SiteMode]
     lost = [(name, where) for name, where in state.places.items() if where is None or where.outer == 0]
     modules = dict(paths_of(model, root=state.root))
     state.without_rows = [
-        (name, modules[path_of(name)], where is not None and name in ids) for name, where in lost if ":" in name
+        (name, modules.get(path_of(name), model), where is not None and name in ids)
+        for name, where in lost
+        if ":" in name
     ]
     state.placement = state.placement  # of which more is known now
     return list(found), mode
@@ -342,7 +344,8 @@ def names_of(model: nn.Module, traced: list[Site] | None = None, root: str = "")
     if traced is not None:
         return Names([site.name for site in traced], modules)
     kinds = dict.fromkeys((*KINDS.values(), *PARTS, "softmax", "noise", "module"))
-    return Names(["input", *(f"{path}:{kind}#0" for path, _ in paths_of(model, root=root) for kind in kinds)], modules)
+    cached = (f"{stem}#0" for stem in CACHED)
+    return Names(["input", *cached, *(f"{path}:{kind}#0" for path, _ in paths_of(model, root=root) for kind in kinds)], modules)
 
 
 def refuse_unknown(placement: Placement, names: Names) -> None:

@@ -20,6 +20,7 @@ from noisykernels.nn.modules import (
     NoisyConvTranspose3d,
     NoisyLinear,
 )
+from noisykernels.nn.signals import cached
 
 __all__ = [
     "NoiseSite",
@@ -30,6 +31,7 @@ __all__ = [
     "NoisyConvTranspose2d",
     "NoisyConvTranspose3d",
     "NoisyLinear",
+    "cached",
     "conv1d",
     "conv2d",
     "conv3d",

@@ -16,6 +16,7 @@ from noisykernels.noise.functional import perturb
 __all__ = [
     "STANDARD",
     "ModelMode",
+    "cached",
     "draw_layer",
     "draw_standard",
     "enter_model",
@@ -150,6 +151,31 @@ def draw_layer(
         return handle_torch_function(draw_layer, (x,), op, kind, noise, x, *args, **kwargs)
     _refuse_new()
     return op(x, *args, noise=noise, **kwargs)
+
+
+def cached(key: Tensor, value: Tensor, layer: int = 0, cross: bool = False) -> tuple[Tensor, Tensor]:
+    """Keys and values of new tokens as a cache is about to keep them, for models with a cache of their own.
+
+    In an injected model they are the sites ``cache:key#layer`` and ``cache:value#layer``, which noise enters only where
+    it is asked for (``where="cache:*"``); else they come back as they are.
+
+    Args:
+        key, value: (B, heads, tokens, n), after what turns keys by their position.
+        layer: number of the attention.
+        cross: of an encoder's tokens, ``cache:cross_key#layer`` and ``cache:cross_value#layer``.
+
+    Returns:
+        What to keep, and to go on with.
+
+    Example:
+        >>> key, value = cached(torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), layer=0)
+        >>> key.shape, int(value.abs().max())
+        (torch.Size([1, 2, 3, 4]), 0)
+    """
+    if torch._C._is_torch_function_mode_enabled():
+        kept: tuple[Tensor, Tensor] = handle_torch_function(cached, (key, value), key, value, layer, cross)
+        return kept
+    return key, value
 
 
 STANDARD = Noise(add=1.0)

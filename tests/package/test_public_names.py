@@ -19,7 +19,7 @@ import noisykernels as nk
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(nk.__path__[0])
 FROZEN = ROOT / "tests" / "data" / "public_names.txt"
-MOST = 52
+MOST = 52  # names at the top: what most people need, found by reading once
 PACKAGES = sorted(m.name for m in pkgutil.iter_modules(nk.__path__) if m.ispkg)
 PUBLIC = [name for name in PACKAGES if name[0] != "_"]
 
