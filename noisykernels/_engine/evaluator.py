@@ -36,6 +36,7 @@ __all__ = ["Engine", "Evaluator"]
 
 WHOLE = "every pass runs the whole model"
 SITES_WHOLE = f"for these sites {WHOLE}"
+TOKENS = "rows are tokens, whose noise only whole passes have"
 TOGETHER = "several sites are noisy together"
 ELSEWHERE = "the model's code goes another way, by what it asks of its inputs, for some rows, which run whole"
 IDLE = "the scores do not depend on these sites, whose counts are the clean ones"
@@ -99,6 +100,10 @@ class Evaluator:
         asked, metric = session.compute, session.problem.metric
         if metric.law.block == ALL:
             return cls(session, None, why=f"{metric.name} is of a whole pass: all rows of a draw are needed at once")
+        if session.problem.length:
+            if asked.engine == "shared":
+                _tell(session, WHOLE, [TOKENS])
+            return cls(session, None, why=TOKENS)
         if all(site.members for site in chosen):
             if asked.engine == "shared":
                 _tell(session, WHOLE, [TOGETHER])

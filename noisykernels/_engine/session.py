@@ -40,9 +40,12 @@ from noisykernels.metrics.base import Metric
 from noisykernels.metrics.functions import check_function, of_function
 from noisykernels.metrics.names import MetricLike, named
 from noisykernels.noise.arguments import ids_tensor, seed_tensor
+from noisykernels.noise.contract import ID_LIMIT
+from noisykernels.noise.tokens import TokenRows
 
-__all__ = ["Data", "Problem", "Session", "places_of"]
+__all__ = ["Data", "Problem", "Rows", "Session", "places_of"]
 
+Rows = Tensor | Sequence[int] | TokenRows | None
 FEW = 64  # rows on which a function of the user's is tried
 
 
@@ -62,6 +65,7 @@ class Problem:
         asked: words that choose sites, among which may be results of modules.
         call: which tensor of what the model gives is measured.
         labelled: whether the data had labels.
+        length: of `TokenRows`, whose sequences the rows are; 0: rows are no tokens.
     """
 
     model: nn.Module
@@ -75,10 +79,11 @@ class Problem:
     asked: tuple[str | type, ...] = ()
     call: Call = field(default_factory=lambda: Call("walk"))
     labelled: bool = True
+    length: int = 0
 
     @classmethod
     def of(
-        cls, call: Call, model: nn.Module, data: Data, *, seed: int, rows: Tensor | Sequence[int] | None = None,
+        cls, call: Call, model: nn.Module, data: Data, *, seed: int, rows: Rows = None,
         metric: MetricLike = ACCURACY, sites: Sequence[str | int | type] | str | type | None = None,
         alone: bool = False, compute: Compute | None = None, **injected: str | None,
     ) -> Problem:  # fmt: skip
@@ -106,7 +111,7 @@ class Problem:
         some = slice(None if isinstance(inputs, Inputs) else inputs.stream.at_once)  # others as they are read
         if known := hasattr(measure, "check_data"):  # else a plain function
             measure.check_data(op, inputs[some].tensors[0], labels[some])
-        ids = _ids(op, rows, len(labels))
+        ids, length = _ids(op, rows, len(labels)), rows.length if isinstance(rows, TokenRows) else 0
         call.check(model, inputs[:2])
         if not known:
             measure = _of_function(call, measure, model, inputs[:FEW].to(device), labels[:FEW].to(device))
@@ -122,6 +127,7 @@ class Problem:
         words = tuple(word for word in listed(sites) if isinstance(word, str | type))
         told: Any = injected
         call = replace(call, forward=None)
+        told["length"] = length
         return cls(model, parts, seed, (), measure, asked=words, call=call, labelled=given is not None, **told)
 
     @property
@@ -170,8 +176,14 @@ def places_of(
     return [site.name for site in chosen_sites(op, problem.model, known, sites, root=problem.root)]
 
 
-def _ids(op: str, rows: Tensor | Sequence[int] | None, count: int) -> Tensor:
-    """Ids of so many rows, checked."""
+def _ids(op: str, rows: Rows, count: int) -> Tensor:
+    """Ids of so many rows, or sequences, checked."""
+    if isinstance(rows, TokenRows):
+        if rows.position is not None or (rows.sequence is not None and rows.sequence.dim() != 1):
+            raise ValueError(f"{op}: rows of tokens must say their sequences (N) alone, got {rows!r}")
+        if (most := ID_LIMIT // rows.length) < count and rows.sequence is None:
+            raise ValueError(f"{op}: rows: of length {rows.length} there are {most} sequences, got {count}")
+        rows = rows.sequence
     ids = ids_tensor(op, "rows", rows, torch.device("cpu"))
     ids = torch.arange(count) if ids is None else ids
     if len(ids) != count:
@@ -286,7 +298,8 @@ class Session:
 
     def drawing(self, rows: Tensor, draws: Sequence[int] | None = None) -> contextlib.AbstractContextManager[Any]:
         """The key of what is drawn for the length of a block."""
-        return noise_state(self.model, seed=self.problem.seed, rows=rows, draws=None if draws is None else list(draws))
+        ids = TokenRows(self.problem.length, rows) if self.problem.length else rows
+        return noise_state(self.model, seed=self.problem.seed, rows=ids, draws=None if draws is None else list(draws))
 
     def batches(self, rows: int | None = None) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
         """Inputs, labels and ids, so many rows at once; None: those of a pass."""

@@ -25,6 +25,7 @@ CLASSES = {
     "Generator": "a torch.Generator", "LinearPredictor": "a LinearPredictor", "Midpoint": "a Midpoint",
     "Noise": "a Noise", "Recordings": "Recordings", "Search": "a Search", "Serial": "a Serial",
     "SiteGradient": "a SiteGradient", "Study": "a Study", "Sweep": "a Sweep", "Tensor": "a tensor",
+    "TokenRows": "TokenRows",
     "VoteCurve": "a VoteCurve", "nn.Module": "a torch.nn.Module", "torch.Tensor": "a tensor",
     "torch.device": "a torch.device", "torch.dtype": "a torch.dtype",
 }  # fmt: skip
@@ -37,6 +38,7 @@ LIKE = {
 }  # fmt: skip
 ALIASES = {
     "LawName": "Literal['binary', 'bounded', 'real', 'sums']",
+    "Rows": "Tensor | Sequence[int] | TokenRows | None",
     "Pair": "tuple[int, int]", "str | os.PathLike[str]": "path", "Path": "path", "Axis": "Literal['log', 'linear']",
     "Progress": "bool | Callable[..., object]", "Settings": "Mapping[str, Any]", "Size": "int | Sequence[int]",
     "Augment": "Callable[..., Tensor]", "Seed": "int | Tensor | None", "Step": "Callable[..., object]",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from noisykernels._engine.arguments import draw_list, level_list, listed
 from noisykernels._engine.compute import Compute
+from noisykernels._engine.session import Rows
 from noisykernels._engine.targets import Activation, Target, Weight
 from noisykernels._util.inputs import Output
 from noisykernels.hardware.noises import WeightNoise
@@ -34,7 +35,7 @@ class Asked:
     seed: int
     sites: Sequence[str | int | type] | str | type | None = None
     groups: Groups = None
-    rows: Tensor | Sequence[int] | None = None
+    rows: Rows = None
     metric: MetricLike = ACCURACY
     floor: float | None = None
     at: At = HALF

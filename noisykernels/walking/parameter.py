@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from noisykernels._engine.arguments import draw_list, level_list
 from noisykernels._engine.compute import Compute
+from noisykernels._engine.session import Rows
 from noisykernels._engine.targets import Parameter
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data
@@ -100,7 +101,7 @@ def walk_parameter(
     seed: int,
     sites: Sequence[str | int | type] | str | type | None = None,
     groups: Groups = None,
-    rows: Tensor | Sequence[int] | None = None,
+    rows: Rows = None,
     metric: MetricLike = ACCURACY,
     floor: float | None = None,
     at: At = "half",

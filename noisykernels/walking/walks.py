@@ -16,7 +16,7 @@ from noisykernels._engine.compute import Compute
 from noisykernels._engine.evaluation import evaluation
 from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.rounding import tied
-from noisykernels._engine.session import Problem, Session
+from noisykernels._engine.session import Problem, Rows, Session
 from noisykernels._engine.workers import packed
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data
@@ -65,7 +65,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
     arrays: Literal["module", "call", "parameter"] = "module",
     root: str = "",
     detail: Literal["attention"] | None = None,
-    rows: Tensor | Sequence[int] | None = None,
+    rows: Rows = None,
     forward: Callable[..., Any] | None = None,
     output: Output = None,
     metric: MetricLike = ACCURACY,
@@ -109,7 +109,8 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         arrays: which calls share a weight's noise, as for `inject`.
         root: the part at which names of sites begin, as for `inject`.
         detail: ``"attention"``: walks what is inside of torch's attention, too, as for `inject`.
-        rows: int64 vector, data-set index of each row of the data; None numbers them in order.
+        rows: int64 vector, data-set index of each row of the data; None numbers them in order; `TokenRows`: rows are
+            sequences, whose tokens have noise of their own, the same padded or not, in any batch.
         forward: how the model is called: function (model, inputs as they came) -> output; None: ``model(x)``,
             ``model(x, z)``, or ``model(**inputs)`` for a dict.
         output: what of its result is measured: a key, an index, or a function of it; None: the tensor itself, else its
@@ -221,6 +222,8 @@ def _plans(
             kept["arrays"] = asked.arrays
     if asked.root:
         plan["root"], kept["root"] = asked.root, asked.root
+    if session.problem.length:
+        plan["tokens"] = kept["tokens"] = session.problem.length
     if asked.detail is not None:
         plan["detail"] = kept["detail"] = asked.detail
     if groups := {site.name: list(site.members) for site in cells.sites if site.members}:

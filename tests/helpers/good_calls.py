@@ -162,6 +162,7 @@ OPERATORS: Good = {
         root="",
     ),
     nk.TokenRows: lambda: dict(length=8, sequence=[0, 1], position=[0, 1, 2]),
+    nk.nn.cached: lambda: dict(key=VALUES[1], value=VALUES[1], layer=0, cross=False),
     nk.noise_state: lambda: dict(model=injected(), seed=1, draws=[0], rows=None, level=None, advance=False),
     nk.remove: lambda: dict(model=injected()),
     nk.sites: lambda: dict(model=net(), example_input=X, detail=None, root=""),
