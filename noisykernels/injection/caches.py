@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from noisykernels._util.tensors import can_look
 from noisykernels.injection.tokens import CACHES
-from noisykernels.nn.signals import cached, running
+from noisykernels.nn.signals import cached
 
 __all__ = ["check_cache", "keep_cached", "with_cache", "without"]
 
@@ -54,7 +54,7 @@ def with_cache(model: nn.Module, given: Mapping[Any, Any], names: tuple[str, ...
     new = classes.DynamicCache(config=config)
     if getattr(config, "is_encoder_decoder", False):
         new = classes.EncoderDecoderCache(new, classes.DynamicCache(config=config))
-    return {name: new}
+    return {name: new} | ({"use_cache": True} if "use_cache" in names else {})
 
 
 def without(result: Any, lent: Any) -> Any:
@@ -74,8 +74,8 @@ def check_cache(given: Mapping[Any, Any], batch: int, draws: Tensor | None) -> N
     held = _rows_held(cache)
     if held not in (None, batch):
         raise RuntimeError(
-            f"the cache holds keys of {held} rows, and this call has {batch} (draws x sequences): a cache belongs to the "
-            "draws that have filled it"
+            f"the cache holds keys of {held} rows, and this call has {batch} (draws x sequences): a cache belongs to "
+            "the draws that have filled it"
         )
     if hasattr(cache, "get_seq_length") and (draws is None or can_look(draws)):
         now = (0,) if draws is None else tuple(draws.tolist())

@@ -184,10 +184,8 @@ class SiteMode(NoisyLayers):
             return True
         if func is draw_layer:
             return self.drawn(*args, **kwargs)
-        if func is draw_standard:
-            return self.standard(*args)
-        if func is cached:
-            return self.cached(*args)
+        if func in (draw_standard, cached):
+            return self.standard(*args) if func is draw_standard else self.cached(*args)
         if func is F.multi_head_attention_forward:
             return func(*args, **kwargs) if self.muted else multi_head_attention_forward(self, *args, **kwargs)
         return refuse_another()

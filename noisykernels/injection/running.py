@@ -237,8 +237,7 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
         isinstance(a, Tensor) and a.dim() > state.placement.input_dim for a in given
     ):
         return original(module)(*args, **kwargs)  # it has no rows; what it calls may have
-    if state.tokens is not None:
-        _find_places(module, state, door.path if not is_injected(module) else "", args, kwargs)
+    _find_places(module, state, door.path if not is_injected(module) else "", args, kwargs)
     if state.each_draw and state.draws is not None and state.draws.shape[0] > 1:
         return _each_draw(module, state, args, kwargs)
     if torch.compiler.is_compiling():
@@ -250,6 +249,8 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
         if not state.unchecked or not is_injected(module):
             with mode:
                 out = result_of(mode, module, args, kwargs)
+            if state.unchecked:  # of a part, before the model is called: its sites may be met in no whole call
+                state.met_in_parts |= dict.fromkeys(mode.names())
         else:
             descent = Descent() if state.detail and not state.traced else None
             with mode, following(module, state, mode), descent or contextlib.nullcontext():
@@ -266,7 +267,7 @@ _WHOLE = whole(_outermost.__code__)
 
 def _find_places(module: nn.Module, state: NoiseState, path: str, args: Any, kwargs: dict[str, Any]) -> None:
     """Finds where the values of a model, or of a part with this path, hold tokens, where that is not known yet."""
-    if path in state.token_places:
+    if state.tokens is None or path in state.token_places:
         return
     if torch.compiler.is_compiling():
         raise RuntimeError("noise_state: where values hold tokens is found by a call of the model uncompiled: make one")
@@ -354,10 +355,11 @@ def check_first(model: nn.Module, state: NoiseState, mode: SiteMode) -> None:
     """After the first forward in which noise is on: what was asked for has met a site, and values that take noise."""
     if not state.placement.on(model):
         return
+    names = [*dict.fromkeys(mode.names()) | state.met_in_parts]
     if state.traced:
-        warn_of_unmet(state.placement, mode.names(), mode.arrays)
+        warn_of_unmet(state.placement, names, mode.arrays)
     else:
-        check_asked(model, state.placement, mode.names(), mode)
+        check_asked(model, state.placement, names, mode)
     warn_of_values(mode.valueless)
     state.unchecked = False
 
@@ -437,7 +439,7 @@ def begin(
         carrying = {n: torch.cat([a] * count, dim) for n, a in carrying.items()}
     first = next(iter(carrying.values()))
     check_cache(given, first.shape[dim], state.draws if record is None else None)
-    lent = with_cache(model, given, names) if CACHE in placement.outputs else {}
+    lent = with_cache(model, given, names) if CACHE in placement.outputs and not part else {}
     given, kwargs = given | lent, kwargs | lent
     path = door.path if part and door is not None else None
     key = key_of(state, data, first, dim, path) if record is None else ForwardKey(None, None, None, first.shape[dim])

@@ -89,6 +89,7 @@ class NoiseState(nn.Module):
         self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site
         self.tokens: TokenRows | None = None  # where the rows of the block are tokens
         self.find_places: FindPlaces | None = None  # which runs the model
+        self.met_in_parts: dict[str, None] = {}  # sites of parts that were called before the model was
         self.block: Block | None = None  # the block of `noise_state` that is entered
         self.instead: Callable[..., Any] | None = None  # what the next call of the model runs in place of its forward
         self.holder: weakref.ref[nn.Module] | None = None  # the model; of a copy it is not known

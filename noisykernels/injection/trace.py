@@ -344,8 +344,8 @@ def names_of(model: nn.Module, traced: list[Site] | None = None, root: str = "")
     if traced is not None:
         return Names([site.name for site in traced], modules)
     kinds = dict.fromkeys((*KINDS.values(), *PARTS, "softmax", "noise", "module"))
-    cached = (f"{stem}#0" for stem in CACHED)
-    return Names(["input", *cached, *(f"{path}:{kind}#0" for path, _ in paths_of(model, root=root) for kind in kinds)], modules)
+    stems = (f"{path}:{kind}" for path, _ in paths_of(model, root=root) for kind in kinds)
+    return Names(["input", *(f"{stem}#0" for stem in (*CACHED, *stems))], modules)
 
 
 def refuse_unknown(placement: Placement, names: Names) -> None:

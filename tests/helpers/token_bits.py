@@ -41,8 +41,8 @@ def bits_of(model: nn.Module, calls: Iterator[Call], given: bool = False, **aske
         sequence, position = (t.expand(call.ids.shape)[:, -count:] for t in (sequence, call.position))
         for b, t in (position >= 0).nonzero().tolist():
             key = draw.site, int(sequence[b, t]), int(position[b, t])
-            assert key not in found or torch.equal(found[key], bits[b, t])
-            found[key] = bits[b, t]
+            assert key not in found or torch.equal(found[key], bits[b, t].flatten())
+            found[key] = bits[b, t].flatten()
         return x
 
     with nk.inject(model, collect, **asked), torch.no_grad():

@@ -127,7 +127,7 @@ BAD = {
                           "cache"),
     "another number of draws": (lambda: _after(draws=[0, 1]), "holds keys of 2 rows, and this call has 4"),
     "other draws": (lambda: _after(draws=[3]), r"filled by draws \[0\], and this call has draws \[3\]"),
-    "other rows": (lambda: _after(ids=IDS[:1], rows=nk.TokenRows(16, [4])), "holds keys of 2 rows, and this call has 1"),
+    "other rows": (lambda: _after(ids=IDS[:1], rows=nk.TokenRows(16, [4])), "of 2 rows, and this call has 1"),
 }  # fmt: skip
 
 

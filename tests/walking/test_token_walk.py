@@ -67,7 +67,7 @@ def test_a_search_and_a_store(tmp_path: Any) -> None:
     first = nk.walk(model(), data(), rows=rows, store=tmp_path / "a.db", search=nk.Search(rel_ci=0.5), **asked)
     again = nk.walk(model(), data(), rows=rows, store=tmp_path / "a.db", search=nk.Search(rel_ci=0.5), **asked)
     assert first.records == again.records and len(first.midpoints(at=nk.Ratio(1.2))) == 1
-    with pytest.raises(Exception, match="tokens|plan"):
+    with pytest.raises(Exception, match="tokens"):
         nk.walk(model(), data(), rows=nk.TokenRows(17, range(10, 16)), store=tmp_path / "a.db", **asked)
 
 
