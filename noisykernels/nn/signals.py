@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
+from noisykernels._util.checks import in_range, whole
+from noisykernels.noise.arguments import flags, tensors
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
 
@@ -29,6 +31,9 @@ __all__ = [
     "running",
     "within_model",
 ]
+
+
+_LAYERS = whole(0, 2**31 - 1)
 
 
 class ModelMode(TorchFunctionMode):
@@ -172,6 +177,9 @@ def cached(key: Tensor, value: Tensor, layer: int = 0, cross: bool = False) -> t
         >>> key.shape, int(value.abs().max())
         (torch.Size([1, 2, 3, 4]), 0)
     """
+    tensors("cached", key=key, value=value)
+    flags("cached", cross=cross)
+    in_range("cached", "layer", layer, _LAYERS)
     if torch._C._is_torch_function_mode_enabled():
         kept: tuple[Tensor, Tensor] = handle_torch_function(cached, (key, value), key, value, layer, cross)
         return kept
