@@ -119,7 +119,7 @@ class Fusions:
 
     def _added(self, first: Step, through: list[Step]) -> int | None:
         """What is added to the result of steps that run as one, if it is as large and known before the first runs; then
-        the sum is one of them, after what an evaluating model leaves out.
+        the sum is one of them, with dropouts before it (which drop nothing, or all).
         """
         then, between = self._only_taker(through[-1]), list[Step]()
         while then is not None and then.function in DROPOUTS:
@@ -140,6 +140,7 @@ class Fusions:
         step, relu, given = through[0], through[-1].function in RELU, _given(through[0])
         weight, bias = given["weight"], given.get("bias")
         rest = {n: a for n, a in given.items() if n not in ("input", "weight", "bias")}
+        dropouts = [s for s in through if s.function in DROPOUTS]
         if norm is not None:
             scale, shift = norm_scale(norm)
             bias = shift if bias is None else torch.addcmul(shift, bias, scale)
@@ -149,11 +150,16 @@ class Fusions:
 
         def run(x: Tensor, added: Tensor | None = None) -> Tensor:
             y = step.function(channels_last(x) if wide else x, weight, bias, **rest)
+            for drop in dropouts:
+                args, kwargs = drop.arguments({drop.inputs[0]: y}, 0)
+                y = drop.function(*args, **kwargs)
             if added is not None:
                 y = y.add_(added) if added.dtype == y.dtype else y + added
             return torch.relu_(y) if relu else y
 
-        quick = Winograd(weight, bias, relu, run) if wide and self._has_winograd(step, weight, rest) else run
+        quick: Callable[..., Tensor] = run
+        if wide and not dropouts and self._has_winograd(step, weight, rest):
+            quick = Winograd(weight, bias, relu, run)
         return Fused(quick, step.inputs[0], through[-1].outputs[0], through, other, channels_last=wide)
 
     def _is_wide(self, step: Step, weight: Tensor) -> bool:

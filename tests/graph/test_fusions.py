@@ -137,7 +137,20 @@ class Viewed(nn.Module):
         return self.head(y.view(y.size(0), 16, 64).mul(2.0).view(y.size(0), -1))
 
 
-@pytest.mark.parametrize("build", [Wide, Viewed])
+class Dropping(nn.Module):
+    """What is added to is dropped, all of it or nothing: no random numbers are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x).relu()
+        x = F.dropout(self.conv2(x), 1.0, training=True) + x
+        return self.head((F.dropout2d(self.conv2(x), 0.0, training=True) + x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [Wide, Viewed, Dropping])
 @pytest.mark.parametrize("noise", [nk.Noise(add=1.0), nk.Noise.amplitude(1.0, 0.5, order="add_mul")], ids=str)
 def test_verdicts_are_the_plain_engines(build: type[nn.Module], noise: nk.Noise) -> None:
     """At every site that the check trusts, which is each."""
