@@ -88,6 +88,21 @@ def test_linear(contest: Any, request: Any, k: int, n: int, batch: int, kind: st
     )
 
 
+@pytest.mark.parametrize("relative", ["rms", "max", "std"])
+@pytest.mark.parametrize(("k", "n", "batch"), [(512, 512, 256), (256, 256, 512)])
+def test_levels_relative_to_rows(contest: Any, k: int, n: int, batch: int, relative: str) -> None:
+    """Against levels in units of the value, which one operator has."""
+    torch.set_num_threads(1)
+    x, w, b = torch.randn(batch, k), torch.randn(n, k), torch.randn(n)
+    noise, absolute = nk.Noise(add=A, relative=relative), nk.Noise(add=A)
+    contest(
+        f"linear {k}->{n} batch {batch}, relative to {relative}",
+        ours=lambda: nk.linear(x, w, b, noise=noise, seed=SEED),
+        baseline=lambda: nk.linear(x, w, b, noise=absolute, seed=SEED),
+        bar=1.25 if k == 512 and relative == "rms" else None,
+    )
+
+
 CONVOLUTIONS = {  # input, weight, padding, bar
     "64->64 3x3 @32": ((32, 64, 32, 32), (64, 64, 3, 3), 1, 1.10),
     "LeNet 6->16 5x5": ((256, 6, 12, 12), (16, 6, 5, 5), 0, 1.25),

@@ -59,6 +59,43 @@ def test_the_engines_agree(name: str, one_thread: None) -> None:
     }
 
 
+def test_searches_and_processes_agree() -> None:
+    """The levels that a search asks for, and noises that other processes are sent."""
+    found = [walked(NOISES["rms"], e, levels=None, draws=None, search=nk.Search(rel_ci=0.5)) for e in ("auto", "plain")]
+    assert found[0].records == found[1].records and all(m.level > 0 for m in found[0].midpoints())
+    noise = nk.Noise(add=1.0, relative=nk.calibrate(net(), data()))
+    alone, sent = walked(noise), nk.walk(
+        net(), data(), noise=noise, levels=[0.0, 0.2, 1.0, 4.0], draws=3, seed=5, progress=False,
+        compute=nk.Compute(batch_rows=32, executor=1),
+    )  # fmt: skip
+    assert alone.records == sent.records
+
+
+@pytest.mark.parametrize("unit", ["rms", "ranges"])
+def test_compiled_models_draw_what_eager_ones_draw(unit: str) -> None:
+    model, (x, _) = net(), data()
+    noise = nk.Noise(add=0.3, relative=nk.calibrate(model, x) if unit == "ranges" else unit)
+    torch._dynamo.reset()
+    with nk.inject(model, noise, example_input=x), torch.no_grad():
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        for level in (None, torch.tensor(0.5)):
+            with nk.noise_state(model, seed=torch.tensor(3), level=level):
+                assert torch.equal(compiled(x), model(x))
+    torch._dynamo.reset()
+
+
+def test_gradients_of_an_injected_model_are_those_of_fixed_levels() -> None:
+    model, x = net(), data()[0][40:44]
+    with torch.no_grad():
+        size = nk.noise.row_scale(model[:3](x), "rms")
+    found = []
+    for noise in (nk.Noise(add=0.5, relative="rms"), nk.Noise(add=0.5 * size.view(1, 4, 1))):
+        with nk.inject(model, noise, where="2"), nk.noise_state(model, seed=1):
+            loss = model(x).square().sum()
+        found.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_noises_that_share_what_they_draw() -> None:
     """Several units and mixes in one walk: each as alone."""
     noises = [*(nk.Noise(add=1.0, relative=unit) for unit in (None, "rms")), nk.Noise(add=2.0, relative="rms")]
