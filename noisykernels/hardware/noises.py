@@ -26,18 +26,15 @@ _ops = torch.ops.noisykernels
 _PART = re.compile(r"(group|tile):([1-9]\d{0,8})")
 
 
-def part_sizes(relative: str, inputs: int) -> list[int]:
+def part_sizes(part: str, most: int, inputs: int) -> list[int]:
     """How many inputs of an output feature each group or tile has.
 
     Example:
-        >>> part_sizes("group:4", 9), part_sizes("tile:4", 9)
+        >>> part_sizes("group", 4, 9), part_sizes("tile", 4, 9)
         ([4, 4, 1], [3, 3, 3])
     """
-    found = _PART.fullmatch(relative)
-    assert found is not None
-    most = int(found[2])
     count = -(-inputs // most)
-    if found[1] == "tile":
+    if part == "tile":
         return [inputs // count + (i < inputs % count) for i in range(count)]
     return [min(most, inputs - i * most) for i in range(count)]
 
@@ -143,7 +140,8 @@ class WeightNoise(Cells):
         self._hold(Noise(add, mul, kind=kind, fold=fold), relative)
 
     def _hold(self, noise: Noise, relative: str | None) -> None:
-        if relative not in (None, "layer", "channel") and not (isinstance(relative, str) and _PART.fullmatch(relative)):
+        part = _PART.fullmatch(relative) if isinstance(relative, str) else None
+        if relative not in (None, "layer", "channel") and part is None:
             raise ValueError(
                 "WeightNoise: relative must be None, 'layer', 'channel', or 'group:N' or 'tile:N' with a number of "
                 f"inputs, got {shown(relative)}"
@@ -151,6 +149,7 @@ class WeightNoise(Cells):
         if relative is not None and noise.add is None:
             raise ValueError(f"WeightNoise: relative={relative!r} is about the level add, which is not given")
         self.noise, self.relative = _one_term("WeightNoise", noise), relative
+        self._part = None if part is None else (part[1], int(part[2]))
         if self.by_part:  # a level for each weight
             self.takes = (5, 7)
 
@@ -197,11 +196,10 @@ class WeightNoise(Cells):
 
     def _of_parts(self, contraction: Contraction, weight: Tensor) -> Tensor:
         """max|W| of the group or tile of each weight."""
-        assert self.relative is not None
+        assert self._part is not None
         matrix = contraction.by_feature(weight.detach())
-        sizes = part_sizes(self.relative, matrix.shape[1])
-        of_parts = torch.stack([largest_of_rows(part) for part in matrix.split(sizes, 1)], 1) if sizes else matrix
-        of_each = of_parts.repeat_interleave(torch.tensor(sizes, device=matrix.device), 1) if sizes else matrix
+        parts = matrix.split(part_sizes(*self._part, matrix.shape[1]), 1) if matrix.shape[1] else (matrix,)
+        of_each = torch.cat([largest_of_rows(part).unsqueeze(1).expand_as(part) for part in parts], 1)
         return contraction.as_stored(of_each, weight)
 
     @property
@@ -212,7 +210,7 @@ class WeightNoise(Cells):
     @property
     def by_part(self) -> bool:
         """See `Cells`."""
-        return self.relative not in (None, "layer", "channel")
+        return self._part is not None
 
     def measure(self, parts: Parts) -> Tensor | None:
         """See `Cells`: max|W|, for levels that are relative to it; parts of a feature each tell their own."""

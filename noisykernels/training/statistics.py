@@ -112,8 +112,8 @@ def site_statistics(
     all rows and all elements, Var around the one mean of all of them. *P* is the expected power of the site's own noise
     given *x*, for every kind of noise, and for additive noise just :math:`\sigma^2`; `repeats`,
     `normalize_to_input_size`, units and levels of any shape are accounted for, *P* being the mean where they differ.
-    The share of exact zeros is the pattern that multiplicative noise leaves alone: what a self-binarised network computes
-    with.
+    The share of exact zeros is the pattern that multiplicative noise leaves alone: what a self-binarised network
+    computes with.
 
     Args:
         model: injected, with noisy layers, or without noise (then the ratio is infinite).

@@ -7,12 +7,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from weight_models import problem, walk
 
 import noisykernels as nk
 from noisykernels.hardware import ADC, panels
 from noisykernels.hardware.noises import part_sizes
+from noisykernels.plotting.style import level_label
 
 KEY: dict[str, Any] = dict(seed=3, site=5)
+
+
+def sizes_of(relative: str, inputs: int) -> list[int]:
+    part, _, most = relative.partition(":")
+    return part_sizes(part, int(most), inputs)
 
 
 def unit(weight: Tensor, sizes: list[int]) -> Tensor:
@@ -22,9 +29,9 @@ def unit(weight: Tensor, sizes: list[int]) -> Tensor:
 
 def test_sizes_of_groups_and_tiles() -> None:
     """Of a tile as IBM/analog-foundation-models deals them out: as few as there must be, the first ones one larger."""
-    assert part_sizes("group:128", 300) == [128, 128, 44] and part_sizes("group:400", 300) == [300]
-    assert part_sizes("tile:512", 2048) == [512] * 4 and part_sizes("tile:512", 513) == [257, 256]
-    assert part_sizes("tile:512", 1537) == [385, 384, 384, 384] and part_sizes("tile:7", 0) == []
+    assert part_sizes("group", 128, 300) == [128, 128, 44] and part_sizes("group", 400, 300) == [300]
+    assert part_sizes("tile", 512, 2048) == [512] * 4 and part_sizes("tile", 512, 513) == [257, 256]
+    assert part_sizes("tile", 512, 1537) == [385, 384, 384, 384] and part_sizes("tile", 7, 0) == []
 
 
 @pytest.mark.parametrize("relative", ["group:4", "tile:4", "group:1", "tile:1000"])
@@ -33,7 +40,7 @@ def test_a_linear_layers_weights(dtype: torch.dtype, relative: str) -> None:
     """Seen through one-hot inputs, by the kernels, the devices and the gradient's own way."""
     torch.manual_seed(1)
     weight = torch.randn(6, 9).to(dtype)
-    level = 0.25 * unit(weight, part_sizes(relative, 9)).double()
+    level = 0.25 * unit(weight, sizes_of(relative, 9)).double()
     expected = nk.perturb(weight, nk.Noise(add=level.unsqueeze(0)), draws=[2, 4], shared=True, operand="weight", **KEY)
     noise = nk.WeightNoise(add=0.25, relative=relative)
     for hardware in ([noise], [noise, ADC(24, 100.0)][: 1 + (dtype == torch.float64)]):
@@ -47,7 +54,7 @@ def test_convolutions_count_inputs_as_they_are_multiplied(relative: str) -> None
     torch.manual_seed(1)
     noise = nk.WeightNoise(add=0.5, relative=relative)
     weight = torch.randn(6, 2, 3, 3)  # of two groups
-    parts = unit(weight.flatten(1), part_sizes(relative, 18)).view_as(weight)
+    parts = unit(weight.flatten(1), sizes_of(relative, 18)).view_as(weight)
     by_hand = nk.perturb(weight, nk.Noise(add=0.5 * parts.double().unsqueeze(0)), operand="weight", **KEY)
     x = torch.randn(3, 4, 7, 7)
     y = nk.conv2d(x, weight, groups=2, hardware=[noise], **KEY)
@@ -58,7 +65,7 @@ def test_convolutions_count_inputs_as_they_are_multiplied(relative: str) -> None
     for g in range(2):
         for o in range(3):
             block = weight[2 * g : 2 * g + 2, o].reshape(1, -1)
-            parts[2 * g : 2 * g + 2, o] = unit(block, part_sizes(relative, 6)).view(2, 3)
+            parts[2 * g : 2 * g + 2, o] = unit(block, sizes_of(relative, 6)).view(2, 3)
     by_hand = nk.perturb(weight, nk.Noise(add=0.5 * parts.double().unsqueeze(0)), operand="weight", **KEY)
     x = torch.randn(2, 4, 6)
     y = nk.conv_transpose1d(x, weight, groups=2, hardware=[noise], **KEY)
@@ -124,3 +131,27 @@ def test_a_part_of_zeros_has_no_noise() -> None:
     weight = torch.cat([torch.zeros(3, 4), torch.ones(3, 4)], 1)
     y = nk.linear(torch.eye(8), weight, hardware=[nk.WeightNoise(add=0.5, relative="group:4")], **KEY).T
     assert torch.equal(y[:, :4], weight[:, :4]) and bool((y[:, 4:] != 1).all())
+
+
+def test_compiled_layers_and_empty_ones() -> None:
+    model, x = nn.Sequential(nn.Linear(9, 6), nn.ReLU()), torch.randn(3, 9)
+    hardware = [nk.WeightNoise(add=0.5, relative="tile:4")]
+    torch._dynamo.reset()
+    with nk.inject(model, None, hardware=hardware, example_input=x), nk.noise_state(model, seed=torch.tensor(1)):
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(x), model(x))
+    torch._dynamo.reset()
+    for shape in ((0, 4), (3, 0), (0, 0)):
+        weight = torch.ones(shape)
+        y = nk.linear(torch.ones(2, shape[1]), weight, hardware=[nk.WeightNoise(add=0.5, relative="group:4")], **KEY)
+        assert y.shape == (2, shape[0])
+
+
+@pytest.mark.parametrize("relative", ["group:4", "tile:5"])
+def test_walks_of_weights_count_what_the_plain_engine_counts(relative: str, one_thread: None) -> None:
+    """Of convolutions in groups, transposed ones and a linear layer; the study says its unit."""
+    model, data = problem("convolutions", 60)
+    noise = nk.WeightNoise(add=1.0, relative=relative)
+    shared, plain = (walk(model, data, noise, engine=engine) for engine in ("auto", "plain"))
+    assert shared.records == plain.records and min(r.correct for r in shared.records) < 50
+    assert shared.meta.noise["relative"] == relative and relative in level_label(shared)
