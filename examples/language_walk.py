@@ -49,6 +49,7 @@ def run(out: Path, *arguments: str) -> nk.Study:
     asked.add_argument("--length", type=int, default=128, help="tokens of a window")
     asked.add_argument("--rel-ci", type=float, default=0.05, help="half-width of the intervals")
     asked.add_argument("--sites", nargs="+", default=["*_proj"], help="names or patterns")
+    asked.add_argument("--relative", choices=("rms", "max", "std"), help="levels as shares of that of the value")
     asked.add_argument("--memory", type=float, default=1.0, help="GiB that a pass may take")
     options = asked.parse_args(arguments)
     if options.model != "llama" and not options.model.startswith(FOLDER):
@@ -56,7 +57,7 @@ def run(out: Path, *arguments: str) -> nk.Study:
     model, tokenizer = loaded(options.model, options.steps)
     data = nk.tokens(kjv("test"), tokenizer, length=options.length).first(options.windows)
     study = nk.walk(
-        model, data, noise=nk.Noise(add=1.0), metric="perplexity", at=nk.Ratio(1.05), sites=options.sites, seed=0,
+        model, data, noise=nk.Noise(add=1.0, relative=options.relative), metric="perplexity", at=nk.Ratio(1.05), sites=options.sites, seed=0,
         search=nk.Search(rel_ci=options.rel_ci), compute=nk.Compute(memory=int(options.memory * 2**30)), progress=True,
         description=(options.model, f"{len(data['labels'])} x {options.length} tokens of the King James Bible"),
     )  # fmt: skip
