@@ -57,8 +57,9 @@ def run(out: Path, *arguments: str) -> nk.Study:
     model, tokenizer = loaded(options.model, options.steps)
     data = nk.tokens(kjv("test"), tokenizer, length=options.length).first(options.windows)
     study = nk.walk(
-        model, data, noise=nk.Noise(add=1.0, relative=options.relative), metric="perplexity", at=nk.Ratio(1.05), sites=options.sites, seed=0,
-        search=nk.Search(rel_ci=options.rel_ci), compute=nk.Compute(memory=int(options.memory * 2**30)), progress=True,
+        model, data, noise=nk.Noise(add=1.0, relative=options.relative), metric="perplexity", at=nk.Ratio(1.05), seed=0,
+        sites=options.sites, search=nk.Search(rel_ci=options.rel_ci), progress=True,
+        compute=nk.Compute(memory=int(options.memory * 2**30)),
         description=(options.model, f"{len(data['labels'])} x {options.length} tokens of the King James Bible"),
     )  # fmt: skip
     print(study.table())

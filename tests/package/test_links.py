@@ -15,7 +15,7 @@ WRITTEN = [DOCS / "errors.md", DOCS / "results" / "cuda_code.md", *sorted((DOCS 
 # Files that a reader makes, as the documents call them.
 MADE = {
     "clean.json", "noisy.json", "compare.png", "FOLDER/a.json", "FOLDER/none/a.json", "/flips.json", "votes.json",
-    "ratio-0.25.json", "csrc/cpu/level_NAME.cpp", "config.json", "tokenizer.json",
+    "ratio-0.25.json", "csrc/cpu/level_NAME.cpp", "config.json", "tokenizer.json", "ranges.json",
 }  # fmt: skip
 LINK = r"\]\(([^)\s]+)\)"
 FILE = r"[\w./-]*\w\.(?:cpp|cuh|cu|h|inl|json|md|png|pyi|py|sh|toml|txt)\b"
