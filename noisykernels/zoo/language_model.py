@@ -88,15 +88,21 @@ def language(
         CheckpointError: there is a file, but it is damaged or of other settings, or others may write to it or its
             folder; it is left alone.
         DataNotFound: the text is nowhere.
+        ValueError: a vocabulary that has no room for all bytes and an end; a text that is shorter than a window.
         OSError: there is no checkpoint, and none can be written; before any training.
 
     Example:
-        >>> model, tokenizer = language(steps=20)  # doctest: +SKIP
-        >>> tokenizer.decode(model(torch.tensor([tokenizer.encode("In the")])).argmax(-1)[0].tolist())  # doctest: +SKIP
-        ' the,,'
+        >>> import tempfile
+        >>> small = LlamaSizes(vocabulary=260, width=8, blocks=1, heads=2, shared=1, hidden=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, tokenizer = language(small, ["to be or not to be"], steps=2, length=8, cache=folder)
+        >>> len(tokenizer), model.training
+        (260, False)
     """
     check_arguments(language, locals(), steps=whole(1, 10**7), lr=Range(0, ends=False))
     sizes = sizes or LlamaSizes()
+    if sizes.vocabulary <= BYTES:
+        raise ValueError(f"language: sizes must have a vocabulary of {BYTES + 1} or more, got {sizes.vocabulary}")
     data = "kjv" if text is None else hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
     settings = {
         "model": "llama", "data": data, **asdict(sizes), "steps": steps, "seed": seed, "lr": float(lr), "rows": ROWS,

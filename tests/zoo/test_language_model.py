@@ -140,6 +140,12 @@ def test_the_folder_for_transformers(tmp_path: Path, tied: bool) -> None:
     assert config["pad_token_id"] == pairs.pad_token_id
 
 
+def test_a_vocabulary_holds_all_bytes_and_an_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="language: sizes must have a vocabulary of 257 or more, got 256"):
+        language(replace(SIZES, vocabulary=256), TEXT, cache=tmp_path, **TINY)
+    assert len(language(replace(SIZES, vocabulary=257), TEXT, cache=tmp_path, **TINY).tokenizer) == 257
+
+
 BAD = [
     (dict(width=18), "width must be an even multiple of heads"),
     (dict(width=12), "width must be an even multiple of heads"),
