@@ -31,8 +31,11 @@ from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
 from noisykernels.noise.tokens import levels_of_tokens
 
-__all__ = ["LEFT_OUT", "Drawing", "ForwardKey"]
+__all__ = ["LEADING", "LEFT_OUT", "Drawing", "ForwardKey", "Lead", "leads"]
 
+Plain = tuple[int, Tensor | None, Tensor | None, Tensor | None]
+# Of values whose first dimensions are sequences and tokens: these dimensions, the ids, the key as kernels take it.
+Lead = tuple[tuple[int, int], Tensor, Plain | None]
 LEADING = Place(0, 1)
 LEFT_OUT = "rows cannot be told apart there, so nothing enters at"
 
@@ -61,6 +64,7 @@ class Drawing(ModelMode):
     compiled: bool
     flat: bool
     ids: dict[str, int]
+    lead: Lead | None
     key: ForwardKey
     left: set[str]
     modules: list[tuple[str, nn.Module]]
@@ -69,7 +73,7 @@ class Drawing(ModelMode):
     place: torch.device | None
     placement: Placement
     places: Mapping[str, Rows | None]
-    plain: tuple[int, Tensor | None, Tensor | None, Tensor | None] | None
+    plain: Plain | None
     record: Record | None
     spots: dict[str, Spot]
     token_places: Mapping[str, Place | str]
@@ -133,6 +137,9 @@ class Drawing(ModelMode):
 
     def at_tokens(self, tokens: Tokens, name: str, noise: Noise | Change, clean: Tensor) -> Tensor:
         """The same where the rows are tokens."""
+        noisy = self._led(name, noise, clean)
+        if noisy is not None:
+            return noisy
         place, value, ids = self.tokens_at(tokens, name, clean)
         if isinstance(noise, Noise):
             noise = _of_tokens(name, noise, place, value)
@@ -163,6 +170,23 @@ class Drawing(ModelMode):
             if kind_of(name) == "softmax":  # a key that a mask leaves out is not there, with fewer tokens or in a cache
                 noisy = torch.where(value == 0, value, noisy)
         return tokens_together(noisy, place, clean)
+
+    def _led(self, name: str, noise: Noise | Change, clean: Tensor) -> Tensor | None:
+        """The noisy value where all about the noise is known beforehand, and tokens lie along the first dimensions."""
+        spot, lead = self.spots.get(name), self.lead
+        if spot is None or spot.noise is not noise or spot.args is None or lead is None or clean.device != self.place:
+            return None
+        if clean.shape[:2] != lead[0] or not leads(self.token_places.get(name)):
+            return None
+        flat = clean.flatten(0, 1)
+        noisy = None
+        if lead[2] is not None and spot.plain is not None:
+            noisy = perturb_plain(flat, *lead[2], *spot.plain)  # type: ignore[arg-type]
+        if noisy is None:
+            add, mul, mode, kind = spot.args
+            key = (self.key.seed, self.key.draws, lead[1], 0, spot.id)
+            noisy = called(_perturb, flat, 0, add, mul, *key, mode, kind, False)
+        return noisy.view(clean.shape)
 
     def tokens_at(self, tokens: Tokens, name: str, value: Tensor) -> tuple[Place, Tensor, Tensor]:
         """Where the value at a site holds its tokens, the value (draws x sequences, tokens, ...), their ids."""
@@ -317,7 +341,7 @@ class Drawing(ModelMode):
 
 def leads(place: Place | str | None) -> bool:
     """Whether the first two dimensions of a value are sequences and tokens that the model goes on with."""
-    return isinstance(place, Place) and place._replace(size=0) == LEADING
+    return type(place) is Place and place[:6] == LEADING[:6]
 
 
 def _of_tokens(name: str, noise: Noise, place: Place, value: Tensor) -> Noise:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from noisykernels._util.tensors import is_plain
 from noisykernels.injection.calls import call_leaf, called
 from noisykernels.injection.doors import door_of, is_own, standing_in
+from noisykernels.injection.drawing import leads
 from noisykernels.injection.kinds import CONTRACTION_KINDS, LEAVES
 from noisykernels.injection.mode import WHOLE, SiteMode
 from noisykernels.injection.spot import Spot
@@ -106,12 +107,14 @@ def _in_one_by_token(
     mode: SiteMode, told: dict[str, Any], kind: str, name: str, spot: Spot, x: Tensor
 ) -> Tensor | None:
     """The same of a linear layer on tokens."""
-    parameters, ids = told["_parameters"], mode.leading_ids(name, x) if kind == "linear" else None
+    parameters, lead = told["_parameters"], mode.lead
     weight = parameters.get("weight")
-    if ids is None or weight is None or not is_plain(weight) or "bias" not in parameters or x.device != mode.place:
+    if kind != "linear" or lead is None or x.dim() < 3 or x.shape[:2] != lead[0] or x.device != mode.place:
+        return None
+    if weight is None or not is_plain(weight) or "bias" not in parameters or not leads(mode.token_places.get(name)):
         return None
     add, mul, order, of_kind = spot.args  # type: ignore[misc]
-    key = (mode.key.seed, mode.key.draws, ids.reshape(-1), 0, spot.id)
+    key = (mode.key.seed, mode.key.draws, lead[1], 0, spot.id)
     y: Tensor = called(
         _linear, x.flatten(0, 1), weight, parameters["bias"], False, add, mul, *key, order, of_kind, False
     )

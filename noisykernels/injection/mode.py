@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.attention import multi_head_attention_forward
 from noisykernels.injection.doors import door_of
-from noisykernels.injection.drawing import ForwardKey
+from noisykernels.injection.drawing import ForwardKey, Lead
 from noisykernels.injection.kinds import (
     CELLS,
     CONTRACTION_KINDS,
@@ -108,6 +108,7 @@ class SiteMode(NoisyLayers):
         self.operands: Mapping[str, Array | None] = {}  # of traced products, which is an array
         self.tokens: Tokens | None = None  # where rows are tokens
         self.token_places: Mapping[str, Place | str] = {}  # where values hold them
+        self.lead: Lead | None = None  # of those in which they come first
         self.flat = False  # values have tokens for rows now
         self.lent: Any = None  # a cache that this forward was given and its caller knows nothing of
         self.alone: set[str] = set()  # untraced products of weights: without rows
@@ -148,6 +149,14 @@ class SiteMode(NoisyLayers):
         on_cpu = self.place is not None and self.place.type == "cpu"
         return on_cpu and self.always and not self.on_hardware and torch._C._get_tracing_state() is None
 
+    def begin_tokens(self) -> None:
+        """Makes what values have in common whose first dimensions are sequences and tokens."""
+        assert self.tokens is not None and self.tokens.streams[0] is not None
+        ids = self.tokens.streams[0].ids
+        flat, sizes = ids.reshape(-1), (self.key.batch, ids.shape[1])
+        plain = None if self.plain is None else (sizes[0] * sizes[1], self.key.seed, self.key.draws, flat)
+        self.lead, self.plain = (sizes, flat, plain), None
+
     def resumed(self) -> SiteMode:
         """A mode that goes on from here, for a later recomputation of what follows."""
         root = self.modules[0][1]
@@ -160,7 +169,7 @@ class SiteMode(NoisyLayers):
         mode.roles, mode.called, mode.numbers = self.roles, dict(self.called), dict(self.numbers)
         mode.chip = self.chip.copy()
         mode.operands, mode.left, mode.untold = self.operands, self.left, self.untold
-        mode.tokens, mode.token_places = self.tokens, self.token_places
+        mode.tokens, mode.token_places, mode.lead = self.tokens, self.token_places, self.lead
         return mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -447,7 +447,8 @@ def begin(
     if state.tokens is not None and record is None:
         of_draw = first.shape[dim] // count
         mode.tokens = tokens_of(state.tokens, given, encodes(model), of_draw, count, first.device)
-        mode.token_places, mode.plain = state.token_places[path or ""], None
+        mode.token_places = state.token_places[path or ""]
+        mode.begin_tokens()
     mode.lent = next(iter(lent.values()), None)
     mode.chip = Arrays(state.arrays)
     mode.owner, mode.operands, mode.left, mode.roles = state, state.operands, state.left, state.roles
