@@ -66,13 +66,12 @@ class Block(nn.Module):
 class ResNet18(nn.Module):
     """As for CIFAR: no pooling in front."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
-        shape = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2),
-                 (512, 512, 1)]  # fmt: skip
-        self.blocks = nn.Sequential(*(Block(*one) for one in shape))
-        self.head = nn.Linear(512, 10)
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        shape = [(1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 1), (2, 4, 2), (4, 4, 1), (4, 8, 2), (8, 8, 1)]
+        self.blocks = nn.Sequential(*(Block(last * width, wide * width, stride) for last, wide, stride in shape))
+        self.head = nn.Linear(8 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
@@ -81,9 +80,9 @@ class ResNet18(nn.Module):
 class Encoder(nn.Module):
     """A small transformer encoder: two layers of width 64 on 16 tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: int = 32) -> None:
         super().__init__()
-        self.embed = nn.Linear(32, 64)
+        self.embed = nn.Linear(features, 64)
         layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, dropout=0.0)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(64, 10)
@@ -126,32 +125,36 @@ def trained_lenet() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     return trained("lenet5-bn", "fashion-mnist", epochs=3).eval(), load("fashion-mnist", "test")
 
 
+def framed(part: str, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST in a frame of 2 pixels, three times."""
+    x, y = load("fashion-mnist", part, limit=limit)
+    return nn.functional.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), y
+
+
 def trained_vgg() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    """The small VGG after two epochs on 10,000 images of Fashion-MNIST (in a frame of 2 pixels, three times), and the
-    test set: how much a search needs depends on how steeply accuracy falls.
+    """The small VGG after two epochs on 10,000 images of Fashion-MNIST, and the test set: how much a search needs
+    depends on how steeply accuracy falls.
     """
-
-    def framed(part: str, limit: int | None) -> tuple[Tensor, Tensor]:
-        x, y = load("fashion-mnist", part, limit=limit)
-        return nn.functional.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), y
-
     torch.manual_seed(0)
     model = SmallVGG()
     train(model, framed("train", 10_000), epochs=2, seed=0)
     return model.eval(), framed("test", None)
 
 
-def plain_cell(model: nn.Module, data: tuple[Tensor, Tensor], module: nn.Module | None, noise: str) -> float:
+def plain_cell(
+    model: nn.Module, data: tuple[Tensor, Tensor], module: nn.Module | None, noise: str,
+    clock: Callable[[], float] = time.perf_counter, rows: int = TIMED,
+) -> float:  # fmt: skip
     """Seconds of one (site, level, draw) of plain torch: the faster of the two usual ways to write the noise."""
-    x, y = (part[:TIMED] for part in data)
+    x, y = (part[:rows] for part in data)
     best = float("inf")
     for noisy in WAYS[noise]:
         hook = module.register_forward_hook(lambda _m, _i, out, f=noisy: f(out)) if module is not None else None
-        start = time.perf_counter()
+        start = clock()
         hits = 0
         for xb, yb in zip(x.split(BATCH), y.split(BATCH), strict=True):
             hits += int((model(noisy(xb) if module is None else xb).argmax(1) == yb).sum())
-        best = min(best, (time.perf_counter() - start) * len(data[1]) / len(y))
+        best = min(best, (clock() - start) * len(data[1]) / len(y))
         if hook is not None:
             hook.remove()
     return best

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from noisykernels.stats.intervals import Floats, widening
 
-__all__ = ["adjusted", "adjusted_chips", "spread_given", "standard_error"]
+__all__ = ["adjusted", "adjusted_chips", "paired_error", "spread_given"]
 
 NORMAL = 1.96  # the quantile of a 95 % interval
 
@@ -51,24 +51,51 @@ def adjusted_chips(clean: NDArray[Any], known: Sequence[NDArray[Any]], answers: 
     return np.concatenate([a.mean(2) - (slope * spread.mean())[:, None] for spread, a in both], axis=1)
 
 
-def standard_error(clean: NDArray[Any], answer: NDArray[Any], weights: Floats) -> float:
-    """Of the weighted mean over all rows: the noise's part, and that of the rows that were not evaluated.
+def paired_error(
+    clean: NDArray[Any], first: Floats, rest: Floats, more: Floats, *, skewed: bool = False
+) -> float:  # fmt: skip
+    """Standard error of the mean over all rows of some numbers, plus that of others, which belong to the first of their
+    draws and rows: the noise's part, and that of the rows that were not evaluated.
+
+    Of rows with one draw nothing tells the noise from what rows differ by: there it varies as it does in the first
+    rows. Numbers that may be skewed can have their largest among the others. Then all that they vary by counts as if it
+    were the noise's, which it is at most.
 
     Args:
         clean: [all rows], the number of each row without noise.
-        answer: [levels, draws, rows], of the first rows.
-        weights: of the levels.
+        first: numbers [draws, rows] of the first rows.
+        rest: numbers [other draws, other rows] of those after them.
+        more: the others, [fewer draws, rows] of the first rows.
+        skewed: whether numbers may be.
     """
-    _, draws, rows = answer.shape
-    h = np.einsum("l,ldr->dr", weights, answer.astype(float))
-    within = float(h.var(0, ddof=1).mean())
-    known = clean[:rows].astype(float)
+    (draws, part), some, others = first.shape, len(more), rest.shape[1]
+    rows = part + others
+    known = [part_of.var(0, ddof=1) for part_of in (first, rest) if len(part_of) > 1]
+    alone = float(np.concatenate(known).mean())  # what the noise of a number varies by
+    both = float((first[:some] / (rows * draws) + more / (part * some)).var(0, ddof=1).mean())
+    noise = part * (some * both + (draws - some) * alone / (rows * draws) ** 2)
+    noise += others * alone / (len(rest) * rows**2)
+
+    # How much rows differ, in either and in both, beyond what the noise makes of their means.
+    means = _unexplained(clean, np.concatenate([first.mean(0), rest.mean(0)]))
+    added = _unexplained(clean, more.mean(0))
+    noisy = (part / draws + others / len(rest)) / rows
+    of_means = max(0.0, float(means @ means) / max(1, rows - 1) - alone * noisy)
+    of_added = max(0.0, float(added @ added) / max(1, part - 1) - float(more.var(0, ddof=1).mean()) / some)
+    shared = float(((first[:some] - first[:some].mean(0)) * more).sum(0).mean()) / (some - 1) / draws
+    of_both = float(means[:part] @ added) / max(1, part - 1) - shared
+    unseen = 0.0 if skewed and others and len(rest) == 1 else 1 / len(clean)
+    left, left_of_part = 1 / rows - unseen, 1 / part - unseen
+    return math.sqrt(noise + max(0.0, left * (of_means + 2 * of_both) + left_of_part * of_added))
+
+
+def _unexplained(clean: NDArray[Any], means: Floats) -> Floats:
+    """Of the first rows' means, what their clean numbers do not explain."""
+    known = clean[: len(means)].astype(float)
     spread = known - known.mean()
     norm = float(spread @ spread)
-    mean = h.mean(0)
-    residual = mean - mean.mean() - (mean @ spread / norm * spread if norm > 0 else 0.0)
-    between = max(0.0, float(residual @ residual) / (rows - 1) - within / draws)
-    return math.sqrt(within / (rows * draws) + (1 - rows / len(clean)) * between / rows)
+    found: Floats = means - means.mean() - (means @ spread / norm * spread if norm > 0 else 0.0)
+    return found
 
 
 def spread_given(clean: NDArray[Any], numbers: NDArray[Any]) -> Floats:

@@ -5,11 +5,11 @@ Pure decisions: everything here is a function of the answers so far, which come 
 workers nor a resumed study change what is asked. Numbers are numpy's.
 
 A site goes through three phases. *Bracket*: few rows, one draw, levels half a decade apart, further out until
-accuracy has fallen half-way. *Locate*: more rows, levels within the bracket. *Measure*: three levels around the
-located midpoint, new draws, as many rows and draws as the located slope asks for. A measurement whose interval is too
-long, or whose midpoint lies outside of its levels, is followed by a larger one with draws of its own; the i-th has
-the error probability ``(1 - confidence) * 0.8 * 0.2**(i - 1)``, so that all together stay below ``1 - confidence``
-however many there are.
+accuracy has fallen half-way. *Locate*: more rows, levels within the bracket. *Measure*: new draws, as many rows and
+draws at the located midpoint as the located slope asks for, and an eighth of them also on either side, which say how
+steep and how bent the curve is there. A measurement whose interval is too long, or whose midpoint lies outside of its
+levels, is followed by a larger one with draws of its own; the i-th has the error probability
+``(1 - confidence) * 0.8 * 0.2**(i - 1)``, so that all together stay below ``1 - confidence`` however many there are.
 
 What a site may cost is bounded. Where the located slope cannot be told from a flat curve's, the first measurement is a
 small one, so that nothing large is spent on a fall that is none. A bracket ends where answers no longer change with
@@ -39,16 +39,19 @@ import numpy as np
 from noisykernels._engine.request import Advance, Answer, Evaluate, Request, unheard
 from noisykernels.injection.site import Site
 from noisykernels.stats.curve import crossings
-from noisykernels.stats.intervals import Floats, t_for, t_quantile, wilson
+from noisykernels.stats.intervals import Floats, t_for
 from noisykernels.stats.midpoint import Midpoint, Status, described
 from noisykernels.stats.questions import HALF
 from noisykernels.walking.aim import Aim
-from noisykernels.walking.fall import Fall, fall_of
+from noisykernels.walking.fall import Fall, fall_of_chips, fall_of_rows
+from noisykernels.walking.looks import Looks
+from noisykernels.walking.measuring import LEAST, around, measured, needed
 
 __all__ = ["SiteSearch", "needed_row_draws", "quantile", "seek"]
 
 
-BRACKET_ROWS, LOCATE_ROWS = 200, 800
+BRACKET_ROWS, LOCATE_ROWS, LOCATE_CHIP_ROWS = 200, 250, 800
+LOCATE_DRAWS = 2  # tell what the noise of a row varies by
 MORE = 4  # times as many, where the fall asked for may be a small one
 BRACKET_STEP = math.log(10) / 2
 LOWEST, HIGHEST = 1e-12, 1e18  # levels that are looked at, in units of the scale
@@ -100,7 +103,7 @@ class SiteSearch:
     locations: int = 0  # brackets that were wrong
     misses: int = 0  # measurements without a midpoint in reach
     measurement: int = 0
-    measured: tuple[float, ...] = ()  # levels of the last measurement
+    measured: tuple[float, ...] = ()  # levels of the last measurement that were looked at most
     dip: float = math.nan  # the level at which accuracy was lowest
     far: float = math.nan  # the level that is looked at to tell whether accuracy falls half-way at all
     want: int = 0  # row-draws of the next measurement; of chips: draws
@@ -110,12 +113,11 @@ class SiteSearch:
 
     def __post_init__(self) -> None:
         self.total = len(self.aim.clean)
-        self.next_draw = len(self._first_draws(LOCATE_ROWS))
+        self.next_draw = FIRST_CHIPS if self.chips else LOCATE_DRAWS * MORE
         self.target = self.aim.target
         # A power of the level is no parabola: what that errs by grows with the cube of the window.
         self.window = WINDOW if self.aim.usual else min(WINDOW, (0.1 * self.rel_ci) ** (1 / 3))
-        # Of each level: mean, of how many independent rows, and the variance of one.
-        self.looks: dict[float, tuple[float, float, float]] = {}
+        self.looks = Looks(self.aim, self.chips)
 
     # --------------------------------------------------------------------------------------- asking
 
@@ -129,14 +131,25 @@ class SiteSearch:
 
     def _next(self) -> list[Request]:
         if self.phase == "bracket":
-            return [self._first(self._bracket_levels(), BRACKET_ROWS)]
+            return [self._first(self._bracket_levels(), BRACKET_ROWS, 1)]
         if self.phase == "locate":
             low, high = self._bracket
             levels = np.exp(np.linspace(math.log(low), math.log(high), 7))
-            return [self._first(levels, LOCATE_ROWS)]
+            return [self._first(levels, LOCATE_CHIP_ROWS if self.chips else LOCATE_ROWS, LOCATE_DRAWS)]
         if self.phase == "far":
             return self._sampled(sorted({self.dip, self.far}), PILOT_CHIPS if self.chips else self._pilot)
-        return self._sampled(self.centre * np.exp(np.linspace(-self.window, self.window, 3)), self.want)
+        levels = self.centre * np.exp(np.linspace(-self.window, self.window, 3))
+        return self._sampled(levels, self.want) if self.chips else self._around(levels.tolist())
+
+    def _around(self, levels: Sequence[float]) -> list[Request]:
+        """A measurement as large as wanted or still allowed."""
+        one, want = self._asked((), (self.next_draw,), self.total), self.want
+        rows, beside = (self.aim.rows_for(count, FEWEST_MEASURED) for count in (LEAST_ROWS, LEAST))
+        asked = around(one, levels, want, rows, beside)
+        while sum(r.cells for r in asked) > self.most - self.evaluations and want > 1:
+            want = want * 9 // 10
+            asked = around(one, levels, want, rows, beside)
+        return asked
 
     def _sampled(self, levels: Sequence[float] | Floats, want: int) -> list[Request]:
         """Levels under new draws, as many row-draws (of chips: draws) of each as wanted or still allowed."""
@@ -153,23 +166,17 @@ class SiteSearch:
         count = max(2, int(min(math.ceil(want / rows), left // rows)))
         return [self._asked(levels, tuple(range(self.next_draw, self.next_draw + count)), rows)]
 
-    def _first(self, levels: Iterable[float], rows: int) -> Request:
-        """Of the first two phases: few rows under one draw, or under a few where there are fewer yet."""
-        return self._asked(levels, self._first_draws(rows), min(self.total, self._wanted(rows)))
-
-    def _wanted(self, rows: int) -> int:
-        """Rows of the first two phases."""
-        return rows if self.aim.usual else self.aim.rows_for(rows * MORE, FEWEST)
+    def _first(self, levels: Iterable[float], rows: int, draws: int) -> Request:
+        """Of the first two phases: few rows under few draws, or under more where there are fewer yet."""
+        wanted = rows if self.aim.usual else self.aim.rows_for(rows * MORE, FEWEST)
+        have = min(self.total, wanted)
+        count = FIRST_CHIPS if self.chips else min(draws * MORE, -(-wanted * draws // have))
+        return self._asked(levels, tuple(range(count)), have)
 
     @property
     def _pilot(self) -> int:
         """Row-draws of a measurement where the curve may be flat."""
         return self.aim.rows_for(PILOT, FEWEST_MEASURED)
-
-    def _first_draws(self, rows: int) -> tuple[int, ...]:
-        if self.chips:
-            return tuple(range(FIRST_CHIPS))
-        return tuple(range(1 if self.aim.usual else min(MORE, math.ceil(self._wanted(rows) / self.total))))
 
     def _asked(self, levels: Iterable[float], draws: tuple[int, ...], rows: int, start: int = 0) -> Request:
         return Request(self.site, tuple(map(float, levels)), draws, rows, start, self.which)
@@ -188,7 +195,8 @@ class SiteSearch:
         """Takes the answers to `requests`."""
         self.evaluations += sum(answer.size for answer in answers)
         numbers = [self.aim.numbers(answer) for answer in answers]
-        self._look(requests, numbers)
+        some = len(requests) if self.chips else 1  # of a measurement, where all levels were looked at
+        self.looks.take(requests[:some], numbers[:some])
         if self.phase == "measure":
             self._learn_measurement(requests, numbers)
         elif self.phase == "locate":
@@ -197,24 +205,6 @@ class SiteSearch:
             self._learn_far(requests)
         else:
             self._learn_bracket(requests[0], numbers[0])
-
-    def _look(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
-        """Keeps of each level the largest look at it. Independent are draws of chips, and else rows of one draw, or of
-        all where all rows are looked at: other draws of some rows tell nothing of the rest."""
-        draws, rows = sum(len(r.draws) for r in requests), requests[0].rows
-        size = draws if self.chips else rows * draws if rows == self.total else rows
-        means = np.concatenate([a.mean(2) - self._off(r) for r, a in zip(requests, answers, strict=True)], 1)
-        for i, (level, mean) in enumerate(zip(requests[0].levels, means.mean(1).tolist(), strict=True)):
-            if size >= self.looks.get(level, (0, 0))[1]:
-                variance = math.nan
-                if not self.aim.usual and math.isfinite(mean):
-                    of_rows = self.aim.variance(answers[0][i : i + 1], requests[0].start)
-                    variance = float(means[i].var(ddof=1)) if self.chips else of_rows
-                self.looks[level] = mean, size, variance
-
-    def _off(self, request: Request) -> float:
-        """By how much the clean value of a request's rows is above that of all."""
-        return 0.0 if self.aim.usual else float(self.aim.clean[request.start : request.end].mean()) - self.aim.top
 
     def _learn_bracket(self, request: Request, answer: Answer) -> None:
         further = bool(self.known)
@@ -257,35 +247,13 @@ class SiteSearch:
         """Accuracy never falls half-way if many rows say so far out, where it was lowest, and where it was measured: a
         curve may recover after it has fallen. They may also leave it open."""
         self.next_draw += sum(len(r.draws) for r in requests)
-        ends = self._ends()
+        ends = self.looks.ends(self.confidence)
         if all(ends[v][0] > self.target for v in (self.dip, self.far, *self.measured)):
             self._give_up("none", self.far)
         elif math.isfinite(self.centre) and (ends[self.far][0] > self.target or ends[self.far][1] < self.target):
             self.phase = "measure"
         else:
             self._leave_open()
-
-    def _ends(self) -> dict[float, tuple[float, float]]:
-        """The interval of each level looked at; all of them hold together."""
-        share = 1 - (1 - self.confidence) / len(self.looks) if self.looks else 0.0
-        if self.aim.usual:
-            return {v: wilson(mean * size, size, share) for v, (mean, size, _) in self.looks.items()}
-        ends = {}
-        for v, (mean, size, variance) in self.looks.items():
-            known = math.isfinite(mean)
-            half = float(t_quantile(share, max(1, size - 1))) * math.sqrt(variance / size) if known else 0.0
-            ends[v] = mean - half, mean + half
-        return ends
-
-    def _bounds(self) -> tuple[float, float]:
-        """Of the levels looked at: the highest that is surely above half-way before any that may not be, and the first
-        one after it that is surely not."""
-        ends, fallen = (
-            self._ends(),
-            min((v for v, (mean, *_) in self.looks.items() if mean <= self.target), default=None),
-        )
-        low = max((v for v, (a, _) in ends.items() if a > self.target and (fallen is None or v < fallen)), default=0.0)
-        return low, min((v for v, (_, b) in ends.items() if b < self.target and v > low), default=math.inf)
 
     def _learn_location(self, request: Request, answer: Answer) -> None:
         t, mean = np.log(request.levels), answer.mean((1, 2))
@@ -311,27 +279,36 @@ class SiteSearch:
         variance = self.aim.variance(answer[at])
         if self.chips:
             variance = float(self.aim.near(answer.mean(2))[at].var(1, ddof=1).mean())
-        self.want = needed_row_draws(quantile(self.confidence, 1), variance, self.rel_ci * self.slope)
-        variance /= len(request.draws) if self.chips else request.rows
+        z, count = quantile(self.confidence, 1), len(request.draws)
+        if self.chips:
+            self.want = needed_row_draws(z, variance, self.rel_ci * self.slope)
+        else:
+            with np.errstate(invalid="ignore"):  # numbers without end have no variance
+                within = min(variance, float(answer[near[:2]].var(1, ddof=1).mean()))
+            steep = self._steepness(t, self.aim.near(smooth), falls[0])
+            error, skewed = self.rel_ci * steep / z, not self.aim.usual
+            self.want = needed(within, variance - within, error, self.total, skewed=skewed)
+        variance /= count if self.chips else request.rows
         surely = SURE * math.sqrt(variance / float(t[near].var() * len(near)))
         self.flat = -self.slope < max(FLAT * self.aim.unit, surely)
         if self.flat:
             self.want = min(self.want, PILOT_CHIPS if self.chips else self._pilot)
         self.phase = "measure"
 
+    def _steepness(self, t: Floats, mean: Floats, root: float) -> float:
+        """Of the curve at its fall: the two levels around it are close, and err; four err less, but are far off."""
+        i = int(np.clip(np.searchsorted(t, root), 1, len(t) - 1))
+        return max(-self.slope, (-self.slope + float(mean[i - 1] - mean[i]) / float(t[i] - t[i - 1])) / 2)
+
     def _learn_measurement(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         self.measurement += 1
-        self.measured = requests[0].levels
-        draws = sum(len(r.draws) for r in requests)
-        self.next_draw += draws
+        self.measured = requests[0].levels if self.chips else requests[0].levels[1:2]  # those beside it on few rows
+        draws = {draw for r in requests for draw in r.draws}
+        self.next_draw += len(draws)
         z = quantile(self.confidence, self.measurement)
         if self.chips:  # whose variance is estimated from few
-            z = t_for(z, draws - 1)
-        x = np.log(np.array(requests[0].levels) / self.centre)
-        fall = Fall(False, None)
-        if all(np.isfinite(answer).all() for answer in answers):
-            parts = [self.aim.clean[r.start : r.end] for r in requests]
-            fall = fall_of(x, self.target, self.aim.clean, parts, answers, self.chips, skewed=not self.aim.usual)
+            z = t_for(z, len(draws) - 1)
+        fall, samples = self._fall(requests, answers)
         more = self.measurement < MEASUREMENTS
         if fall.root is None or abs(fall.root) > 1.5 * self.window:
             if more:
@@ -344,7 +321,6 @@ class SiteSearch:
         spent = sum(r.cells for r in requests)
         if half > self.rel_ci and more and 1.5 * spent <= self.most - self.evaluations:
             self.centre *= math.exp(fall.root)
-            samples = draws * (1 if self.chips else requests[0].rows)
             larger = 1.25 * (half * quantile(self.confidence, self.measurement + 1) / z / self.rel_ci) ** 2
             self.want = math.ceil(samples * max(1.5, larger))
             self.flat = -fall.slope < max(FLAT * self.aim.unit, SURE * fall.slope_error)
@@ -364,6 +340,23 @@ class SiteSearch:
             steepness = -4 * self.slope / (self.aim.told_clean - self.aim.floor) * math.log(10)
         self._settle(level, level * math.exp(-half), level * math.exp(half), steepness, "ok", half > self.rel_ci)
 
+    def _fall(self, requests: Sequence[Request], answers: Sequence[Answer]) -> tuple[Fall, int]:
+        """Of a measurement, and from how many row-draws of the middle (of chips: draws)."""
+        skewed, clean, known = not self.aim.usual, self.aim.clean, all(np.isfinite(a).all() for a in answers)
+        if self.chips:
+            x = np.log(np.array(requests[0].levels) / self.centre)
+            parts = [clean[r.start : r.end] for r in requests]
+            fall = fall_of_chips(x, self.target, clean, parts, answers, skewed=skewed) if known else Fall(False, None)
+            return fall, sum(len(r.draws) for r in requests)
+        got = measured(requests, answers)
+        every = got.first.size + got.rest.size
+        if not known:
+            return Fall(False, None), every
+        size = every if got.rows == self.total else got.rows
+        mean = float(got.middle.mean()) - self.looks.off(0, got.rows)
+        self.looks.keep(requests[0].levels[1], mean, size, self.aim.variance(answers[0][1:2]))
+        return fall_of_rows(self.window, self.target, clean, got, skewed=skewed), every
+
     def _learn_miss(self, fall: Fall) -> None:
         """A measurement without a midpoint in reach: it lies elsewhere, or nowhere."""
         self.misses += 1
@@ -379,7 +372,7 @@ class SiteSearch:
         """Asks, once, whether accuracy falls half-way at all."""
         if math.isnan(self.far):
             self.phase, self.far = "far", min(level, LARGEST)
-            self.dip = min(self.looks, key=lambda v: self.looks[v][0])
+            self.dip = self.looks.lowest
 
     def described(self) -> dict[str, Any]:
         """What was found, as JSON can hold it."""
@@ -389,14 +382,14 @@ class SiteSearch:
     def stand(self) -> Request:
         """Settles that no level moves anything; what need not be evaluated for that."""
         self._give_up("none", LARGEST)
-        return self._asked([LARGEST], self._first_draws(LOCATE_ROWS), self.total)
+        return self._asked([LARGEST], (0,), self.total)
 
     def _give_up(self, status: Literal["none", "below"], edge: float) -> None:
         low, high = (edge, math.inf) if status == "none" else (0.0, edge)
         self._settle(math.nan, low, high, math.nan, status)
 
     def _leave_open(self) -> None:
-        self._settle(math.nan, *self._bounds(), math.nan, "open", True)
+        self._settle(math.nan, *self.looks.bounds(self.confidence), math.nan, "open", True)
 
     def _settle(
         self, level: float, low: float, high: float, steepness: float, status: Status, stopped: bool = False

@@ -19,6 +19,7 @@ from noisykernels.metrics.base import Metric, is_share
 from noisykernels.metrics.law import ALL
 from noisykernels.walking.aim import Aim
 from noisykernels.walking.cells import Cells
+from noisykernels.walking.measuring import BESIDE
 from noisykernels.walking.plateaus import settled
 from noisykernels.walking.search import SiteSearch, needed_row_draws, quantile, seek
 
@@ -193,7 +194,7 @@ class Search:
         rows, law = len(cells.clean), cells.metric.law
         slope = USUAL_SLOPE * 2 * aim.depth
         wanted = needed_row_draws(quantile(0.95, 1), law.largest_variance, self.rel_ci * slope)
-        enough = math.ceil(3 * wanted / OF_GRID)
+        enough = math.ceil((1 + 2 / BESIDE) * wanted / OF_GRID)
         if rows < enough:
             warn_user(
                 f"walk: {rows} rows are few for midpoints within {100 * self.rel_ci:.2g} %: each row is run under some "

@@ -44,8 +44,8 @@ class Made:
         answers = []
         for r in requests:
             self.asked += len(r.levels) * len(r.draws) * r.rows
-            u = np.stack([np.random.default_rng((self.seed, d)).random(ROWS)[: r.rows] for d in r.draws])
-            p = np.stack([self.probability(v, r.rows) for v in r.levels])
+            u = np.stack([np.random.default_rng((self.seed, d)).random(ROWS)[r.start : r.end] for d in r.draws])
+            p = np.stack([self.probability(v)[r.start : r.end] for v in r.levels])
             answers.append((u[None] < p[:, None]).astype(np.int8))
         return answers
 
@@ -105,8 +105,8 @@ class Plateau(Made):
         self.asked += sum(r.cells for r in requests)
         found = []
         for r in requests:
-            u = np.stack([np.random.default_rng((self.seed, d)).random(ROWS)[: r.rows] for d in r.draws])
-            p = np.stack([self.probability(min(v, 1e9), r.rows) for v in r.levels])
+            u = np.stack([np.random.default_rng((self.seed, d)).random(ROWS)[r.start : r.end] for d in r.draws])
+            p = np.stack([self.probability(min(v, 1e9))[r.start : r.end] for v in r.levels])
             found.append((u[None] < p[:, None]).astype(np.int8))
         return found
 
