@@ -7,8 +7,9 @@ messages expect (ranges of one table, also of items of lists), the name of the e
 converter makes of its limit (two digests of `op_hardware`: the limit to the bit, not the number beside it), the
 plans of four walks (rows of a pass in little memory; a model that cannot be recorded has no chunks), and the words of
 tables and reports of the share of multiply-adds that noise and hardware reach, and of the sites whose curves never go
-as far as asked ("never", and how many), the message of a search whose floor lies above the clean accuracy, and the
-unit of the level on a picture of weights' noise, which is relative to max|W| of the layer.
+as far as asked ("never", and how many), the message of a search whose floor lies above the clean accuracy, the
+unit of the level on a picture of weights' noise, which is relative to max|W| of the layer, and all that searches find
+(their measurements ask for other rows and draws, and for fewer).
 """
 
 from __future__ import annotations
