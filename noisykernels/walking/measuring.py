@@ -18,7 +18,7 @@ import numpy as np
 
 from noisykernels._engine.request import Answer, Request
 
-__all__ = ["BESIDE", "Measured", "around", "measured", "needed"]
+__all__ = ["BESIDE", "LEAST", "Measured", "around", "measured", "needed"]
 
 BESIDE = 8  # of the levels beside: one in so many of the middle's row-draws
 LEAST = 800  # which are enough for a slope, where a row has one number

@@ -47,12 +47,14 @@ from noisykernels.walking.fall import Fall, fall_of_chips, fall_of_rows
 from noisykernels.walking.looks import Looks
 from noisykernels.walking.measuring import LEAST, around, measured, needed
 
-__all__ = ["SiteSearch", "needed_row_draws", "quantile", "seek"]
+__all__ = ["FIRST", "FIRST_OF_ROW", "SiteSearch", "needed_row_draws", "quantile", "seek"]
 
 
 BRACKET_ROWS, LOCATE_ROWS, LOCATE_CHIP_ROWS = 200, 250, 800
 LOCATE_DRAWS = 2  # tell what the noise of a row varies by
 MORE = 4  # times as many, where the fall asked for may be a small one
+# What these phases cost where half-way is asked of shares: at most, and for each row where there are few.
+FIRST, FIRST_OF_ROW = 8 * BRACKET_ROWS + 7 * LOCATE_ROWS * LOCATE_DRAWS, MORE * (8 + 7 * LOCATE_DRAWS)
 BRACKET_STEP = math.log(10) / 2
 LOWEST, HIGHEST = 1e-12, 1e18  # levels that are looked at, in units of the scale
 LARGEST = 1e25  # level that is looked at: float32 ends at 3e38

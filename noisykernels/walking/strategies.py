@@ -19,18 +19,18 @@ from noisykernels.metrics.base import Metric, is_share
 from noisykernels.metrics.law import ALL
 from noisykernels.walking.aim import Aim
 from noisykernels.walking.cells import Cells
-from noisykernels.walking.measuring import BESIDE
+from noisykernels.walking.measuring import BESIDE, LEAST
 from noisykernels.walking.plateaus import settled
-from noisykernels.walking.search import SiteSearch, needed_row_draws, quantile, seek
+from noisykernels.walking.search import FIRST, FIRST_OF_ROW, SiteSearch, needed_row_draws, quantile, seek
 
 __all__ = ["Found", "Grid", "Progress", "Search", "Strategy"]
 
 Found = list[list[dict[str, Any]]]  # of each target, what a search has found at each site; empty for a grid
 Progress = bool | Callable[[int, int], object]
 
-# What a search is held against: the published grid of 49 levels and 5 draws, less the search's own first two phases,
-# 15 evaluations of each of few rows; on a curve that falls from 95 to 5 % over two decades, as usual ones do.
-OF_GRID = 49 * 5 - 15
+# What a search is held against: the published grid of 49 levels and 5 draws, on a curve that falls from 95 to 5 % over
+# two decades, as usual ones do.
+OF_GRID = 49 * 5
 USUAL_SLOPE = math.log(19) / math.log(10) / 4  # of accuracy at half-way, against ln(level), per (clean - floor)
 
 
@@ -194,10 +194,15 @@ class Search:
         rows, law = len(cells.clean), cells.metric.law
         slope = USUAL_SLOPE * 2 * aim.depth
         wanted = needed_row_draws(quantile(0.95, 1), law.largest_variance, self.rel_ci * slope)
-        enough = math.ceil((1 + 2 / BESIDE) * wanted / OF_GRID)
-        if rows < enough:
-            warn_user(
-                f"walk: {rows} rows are few for midpoints within {100 * self.rel_ci:.2g} %: each row is run under some "
-                f"{wanted // rows} draws, which costs a site more than a grid of 49 levels and 5 draws. It would cost "
-                f"less from {enough} rows on, or within {100 * self.rel_ci * math.sqrt(enough / rows):.2g} %",
-            )
+        measured = wanted + 2 * max(wanted / BESIDE, LEAST)
+        enough = math.ceil(min(measured / (OF_GRID - FIRST_OF_ROW), (measured + FIRST) / OF_GRID))
+        if rows >= enough:
+            return
+        left = max(rows * (OF_GRID - FIRST_OF_ROW), rows * OF_GRID - FIRST)  # for a measurement that costs no more
+        left = min(left / (1 + 2 / BESIDE), left - 2 * LEAST)
+        within = self.rel_ci * math.sqrt(wanted / left) if left > 0 else 1.0
+        warn_user(
+            f"walk: {rows} rows are few for midpoints within {100 * self.rel_ci:.2g} %: each row is run under some "
+            f"{wanted // rows} draws, which costs a site more than a grid of 49 levels and 5 draws. It would cost "
+            f"less from {enough} rows on" + (f", or within {100 * within:.2g} %" if within < 1 else ""),
+        )
