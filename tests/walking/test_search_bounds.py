@@ -47,7 +47,7 @@ def test_intervals_of_stopped_searches_hold_the_truth(most: int) -> None:
     truth = made.midpoint()
     for seed in range(300):
         made = Made(seed)
-        one = search(made, most=most, rel_ci=0.02)
+        one = search(made, most=most, rel_ci=0.01)
         seek([one], made)
         assert one.found is not None and one.found.method == "stopped"
         hits += one.found.low <= truth <= one.found.high
