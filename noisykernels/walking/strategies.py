@@ -198,8 +198,8 @@ class Search:
         enough = math.ceil(min(measured / (OF_GRID - FIRST_OF_ROW), (measured + FIRST) / OF_GRID))
         if rows >= enough:
             return
-        left = max(rows * (OF_GRID - FIRST_OF_ROW), rows * OF_GRID - FIRST)  # for a measurement that costs no more
-        left = min(left / (1 + 2 / BESIDE), left - 2 * LEAST)
+        allowed = max(rows * (OF_GRID - FIRST_OF_ROW), rows * OF_GRID - FIRST)  # for a measurement that costs no more
+        left = min(allowed / (1 + 2 / BESIDE), allowed - 2 * LEAST)
         within = self.rel_ci * math.sqrt(wanted / left) if left > 0 else 1.0
         warn_user(
             f"walk: {rows} rows are few for midpoints within {100 * self.rel_ci:.2g} %: each row is run under some "
