@@ -229,7 +229,7 @@ def in_passes(name: str) -> dict[str, float]:
                 session.scores(session.inputs[:rows], session.rows[:rows], (0,))
 
         tape = record_tape(session.model, session.inputs[:4])  # what is loaded the first time
-        engine = SharedEngine(problem, tape, choose_plan(tape, 2**30, session.passes.rows, problem.device))
+        engine = SharedEngine(session, tape, choose_plan(tape, 2**30, session.passes.rows, problem.device))
         for _ in range(3):
             one, eight = (min(seconds(lambda n=n: whole(n)) for _ in range(5)) for n in (1, 8))
             values = sum(math.prod(s.shape) for s in session.sites) / 2

@@ -23,6 +23,7 @@ from noisykernels._engine.recorded import elsewhere, tape_of
 from noisykernels._engine.request import Advance, Answer, Request, begun, unheard, unlike
 from noisykernels._engine.session import Session
 from noisykernels._engine.shared import Failed, SharedEngine
+from noisykernels._engine.together import Together
 from noisykernels._engine.verification import Check, Verification
 from noisykernels._graph.rows import are_close
 from noisykernels._graph.tape import NotTraceable, Tape
@@ -37,7 +38,6 @@ __all__ = ["Engine", "Evaluator"]
 WHOLE = "every pass runs the whole model"
 SITES_WHOLE = f"for these sites {WHOLE}"
 TOKENS = "rows are tokens, whose noise only whole passes have"
-TOGETHER = "several sites are noisy together"
 ELSEWHERE = "the model's code goes another way, by what it asks of its inputs, for some rows, which run whole"
 IDLE = "the scores do not depend on these sites, whose counts are the clean ones"
 
@@ -81,7 +81,7 @@ class Evaluator:
         self.shared: SharedEngine | None = None
         if plan is not None:
             tape = tape or tape_of(session)
-            self.shared = SharedEngine(self.problem, tape, plan, elsewhere(session, tape, plan.rows))
+            self.shared = SharedEngine(session, tape, plan, elsewhere(session, tape, plan.rows))
 
     @classmethod
     def of(
@@ -104,10 +104,6 @@ class Evaluator:
             if asked.engine == "shared":
                 _tell(session, WHOLE, [TOKENS])
             return cls(session, None, why=TOKENS)
-        if all(site.members for site in chosen):
-            if asked.engine == "shared":
-                _tell(session, WHOLE, [TOGETHER])
-            return cls(session, None, why=TOGETHER)
         if asked.engine == "auto" and asked.verify == "sample" and draws is not None:
             grids, rows = len(chosen) * len(session.problem.targets), len(session.inputs)
             if why := why_whole(session.sites, grids, len(levels), draws, rows, session.passes):
@@ -163,7 +159,7 @@ class Evaluator:
         """Whether the engine that shares work can evaluate a request."""
         site, target = request.site, self.problem.targets[request.which]
         trusted = site.name not in self.verifications[request.which].differing
-        return self.shared is not None and trusted and target.reaches(self.shared.tape, site)
+        return self.shared is not None and trusted and self.shared.reaches(site, target)
 
     def distrust(self, failed: Failed, requests: Sequence[Request]) -> None:
         """From now on a site runs whole whose recording failed: of all of these requests, if it failed before any."""
@@ -297,12 +293,9 @@ def _holds_for_a_chunk(session: Session, shared: SharedEngine, first: int) -> bo
 
 def _unreached(session: Session, tape: Tape, chosen: Sequence[Site], idle: Collection[str]) -> list[str]:
     """The sites at which work cannot be shared, and why."""
-    target = session.problem.targets[0]
-    why = {s.name: tape.refused[s.name] for s in chosen if s.name in tape.refused}
-    unseen = [s.name for s in chosen if s.name in tape.idle and s.name not in idle]
-    why |= dict.fromkeys(unseen, "the scores depend on it in a way that is not recorded")
-    closed = [s for s in chosen if (s.members or s.name in tape.sites) and not target.reaches(tape, s)]
-    return _reasons(why | {s.name: target.why_not(s) for s in closed})
+    target, together = session.problem.targets[0], Together(session, tape)
+    mine = [s for s in chosen if s.name not in idle and not target.reaches(tape, s)]
+    return _reasons({s.name: reason for s in mine if (reason := together.why_not(s, target))})
 
 
 def _reasons(why: dict[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import Site, exactly
 from noisykernels.noise.description import Noise
 
-__all__ = ["idle_sites"]
+__all__ = ["idle_sites", "is_silent"]
 
 LOUD = 1e4  # level of the noise that is tried
 
@@ -31,15 +31,16 @@ def idle_sites(session: Session, tape: Tape, chosen: Sequence[Site]) -> list[str
     found = [s for s in chosen if all(name in tape.idle for name in _noisy(s))]
     if not found or elsewhere(session, tape):  # where another way may lead from them to the scores
         return []
+    return [s.name for s in found if all(is_silent(session, name) for name in _noisy(s))]
+
+
+def is_silent(session: Session, call: str) -> bool:
+    """Whether loud noise at a call moves no score."""
     inputs, rows = session.inputs[:2], session.rows[:2]
     with session.placing(SILENT):
         clean = session.scores(inputs, rows)
-
-    def silent(call: str) -> bool:
-        with session.placing(replace(SILENT, noise=Noise(add=LOUD), where=exactly(call))):
-            return torch.equal(session.scores(inputs, rows), clean)
-
-    return [s.name for s in found if all(map(silent, _noisy(s)))]
+    with session.placing(replace(SILENT, noise=Noise(add=LOUD), where=exactly(call))):
+        return torch.equal(session.scores(inputs, rows), clean)
 
 
 def _noisy(site: Site) -> tuple[str, ...]:

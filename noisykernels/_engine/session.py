@@ -296,10 +296,13 @@ class Session:
         placement = self.state.placement
         return any(alone and placement.at(name, module) is not None for name, module, alone in self.state.without_rows)
 
-    def drawing(self, rows: Tensor, draws: Sequence[int] | None = None) -> contextlib.AbstractContextManager[Any]:
+    def drawing(
+        self, rows: Tensor, draws: Sequence[int] | None = None, level: Tensor | None = None
+    ) -> contextlib.AbstractContextManager[Any]:
         """The key of what is drawn for the length of a block."""
         ids = TokenRows(self.problem.length, rows) if self.problem.length else rows
-        return noise_state(self.model, seed=self.problem.seed, rows=ids, draws=None if draws is None else list(draws))
+        some = None if draws is None else list(draws)
+        return noise_state(self.model, seed=self.problem.seed, rows=ids, draws=some, level=level)
 
     def batches(self, rows: int | None = None) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
         """Inputs, labels and ids, so many rows at once; None: those of a pass."""

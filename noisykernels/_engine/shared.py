@@ -13,8 +13,9 @@ from torch import Tensor
 from noisykernels._engine.judging import judged
 from noisykernels._engine.plan import Plan
 from noisykernels._engine.request import Answer, Request, begun
-from noisykernels._engine.session import Problem
+from noisykernels._engine.session import Session
 from noisykernels._engine.targets import Pass, Target, Work
+from noisykernels._engine.together import Together
 from noisykernels._graph.suffix import Suffix
 from noisykernels._graph.tape import Tape, part_of
 from noisykernels._util.inputs import Inputs
@@ -49,15 +50,15 @@ class SharedEngine:
     """The sites of a tape, ready to be run on chunks of data.
 
     Args:
-        problem: what is asked.
-        tape: of its model.
+        session: with the model, and what is asked.
+        tape: of the model.
         plan: see `Plan`.
         elsewhere: first rows of the chunks for which the tape does not hold, see `recorded`.
     """
 
-    def __init__(self, problem: Problem, tape: Tape, plan: Plan, elsewhere: Collection[int] = ()) -> None:
-        self.problem, self.tape, self.plan, self.elsewhere = problem, tape, plan, elsewhere
-        self.rows = plan.rows
+    def __init__(self, session: Session, tape: Tape, plan: Plan, elsewhere: Collection[int] = ()) -> None:
+        self.problem, self.tape, self.plan, self.elsewhere = session.problem, tape, plan, elsewhere
+        self.rows, self.together = plan.rows, Together(session, tape)
         self.suffixes: dict[str, Suffix] = {}
 
     @property
@@ -70,6 +71,10 @@ class SharedEngine:
         if site not in self.suffixes:
             self.suffixes[site] = Suffix(self.tape, self.tape.sites[site])
         return self.suffixes[site]
+
+    def reaches(self, site: Site, target: Target) -> bool:
+        """Whether it can run a target at a site."""
+        return target.reaches(self.tape, site) or not self.together.why_not(site, target)
 
     def chunk(
         self, requests: Sequence[Request], first: int, data: tuple[Inputs, Tensor, Tensor]
@@ -108,8 +113,16 @@ class SharedEngine:
     def read_by(self, requests: Sequence[Request]) -> set[int]:
         """The values without noise that requests read."""
         found: set[int] = set()
-        for site, which in {(r.site.name, r.which) for r in requests}:
-            found |= self.suffix(site).values | self.problem.targets[which].reads(self.tape, site)
+        for site, which in dict.fromkeys((r.site, r.which) for r in requests):
+            found |= self._read_at(site, self.problem.targets[which])
+        return found
+
+    def _read_at(self, site: Site, target: Target) -> set[int]:
+        """The values without noise that a target reads at a site."""
+        if target.reaches(self.tape, site):
+            found = self.suffix(site.name).values | target.reads(self.tape, site.name)
+        else:
+            found = self.together.values(site, target)
         return found - self.tape.fixed.keys() - self.tape.chosen
 
     def clean(self, inputs: Inputs, keep: set[int] | None = None) -> dict[int, Any]:
@@ -132,18 +145,29 @@ class SharedEngine:
         """
         one = requests[0]
         targets = [self.problem.targets[r.which] for r in requests]
+        levels, alone = [r.levels for r in requests], not targets[0].reaches(self.tape, one.site)
         try:
-            step = max(1, self.plan.near // (2 * self.suffix(one.site.name).near), targets[0].least_rows)
-            if self.suffix(one.site.name).number in self.tape.fixed:  # what follows runs for each level and draw
-                step = one.rows
+            step = one.rows if alone else self._rows_at(one, targets[0])
             for low in range(one.start - first, one.end - first, step):
                 high = min(low + step, one.end - first)
-                part = self._cut(targets[0], one.site.name, clean, low, high, len(rows))
-                work = self._work(one.site, part, rows[low:high], one.draws, [r.levels for r in requests], targets)
-                for found in targets[0].passes(work):
-                    yield found.request, low - (one.start - first), found
+                part, ids = self._cut(targets[0], one.site, clean, low, high, len(rows)), rows[low:high]
+                if alone:
+                    found = self.together.passes(
+                        one.site, targets, levels, one.draws, part, ids, self.plan.bytes
+                    )  # fmt: skip
+                else:
+                    found = targets[0].passes(self._work(one.site, part, ids, one.draws, levels, targets))
+                for scores in found:
+                    yield scores.request, low - (one.start - first), scores
         except Exception as error:
             raise Failed.by(one.site.name, error) from error
+
+    def _rows_at(self, request: Request, target: Target) -> int:
+        """Rows of a pass at a site that is carried: so many that a value and its direction stay near a core."""
+        suffix = self.suffix(request.site.name)
+        if suffix.number in self.tape.fixed:  # what follows runs for each level and draw
+            return request.rows
+        return max(1, self.plan.near // (2 * suffix.near), target.least_rows)
 
     def _work(
         self, site: Site, clean: dict[int, Any], rows: Tensor, draws: tuple[int, ...],
@@ -153,16 +177,17 @@ class SharedEngine:
         return Work(self.tape, suffix, site, clean, rows, draws, levels, targets, seed, self.plan.bytes)
 
     def _cut(
-        self, target: Target, site: str, clean: dict[int, Any], low: int, high: int, rows: int
+        self, target: Target, site: Site, clean: dict[int, Any], low: int, high: int, rows: int
     ) -> dict[int, Any]:  # fmt: skip
-        """The clean values around a site's suffix, those of rows low..high - 1 of a chunk."""
-        wanted = self.suffix(site).values | target.reads(self.tape, site)
-        wanted -= self.tape.fixed.keys() | self.tape.chosen
+        """The clean values around a site, those of rows low..high - 1 of a chunk."""
+        wanted = self._read_at(site, target)
         return {n: part_of(self.tape, n, clean[n], low, high, rows) for n in wanted}
 
     def scale(self, site: Site, target: Target, clean: dict[int, Any], rows: Tensor) -> float | None:
         """The level at which a target is about as large as the values at a site, from those of some rows: a quarter of
         a decade coarse."""
+        if not target.reaches(self.tape, site):
+            return None
         try:
             ratio = target.ratio(self._work(site, clean, rows, (0,), [(1.0,)], [target]))
         except Exception as error:

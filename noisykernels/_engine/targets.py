@@ -115,6 +115,7 @@ class Target(ABC):
 
     name: ClassVar[str]  # what studies and stores call it
     shares_rows: ClassVar[bool] = True  # the rows of a draw share what is random: a draw is a chip
+    of_calls: ClassVar[bool] = True  # what makes a site's value is another operation; else its value is another
     least_rows: ClassVar[int] = ROWS  # what is drawn for all rows alike is drawn anew for each part of them
 
     @abstractmethod
@@ -146,16 +147,17 @@ class Target(ABC):
         return has_weight(site)
 
     def reaches(self, tape: Tape, site: Site) -> bool:
-        """Whether the shared engine can run it at a site."""
+        """Whether it can be carried, or its contraction run, at a site alone: what the shared engine is best at."""
         return not site.members and len(site.calls) == 1 and step_of(tape, site.name) is not None
 
-    def why_not(self, site: Site) -> str:
-        """Where `reaches` says no: the reason."""
-        if site.members:
-            return f"{len(site.members)} sites are noisy together"
-        if len(site.calls) > 1:
-            return f"its weight is used by {len(site.calls)} calls"
-        return "its weight is computed, or its input given by name"
+    def enters(self, site: Site) -> tuple[str, ...]:
+        """Names of all calls at which it is put in."""
+        return site.calls or site.names
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row may have a level of its own, with the same bits."""
+        return False
 
     def reads(self, tape: Tape, site: str) -> set[int]:
         """Values before the site that `passes` reads."""
@@ -238,6 +240,7 @@ class Activation(_Directed):
     noise: Noise
     name: ClassVar[str] = "activation"
     shares_rows: ClassVar[bool] = False
+    of_calls: ClassVar[bool] = False
     least_rows: ClassVar[int] = 1
 
     def check(self, op: str, level: float, computed: torch.dtype) -> None:
@@ -273,6 +276,15 @@ class Activation(_Directed):
     def reaches(self, tape: Tape, site: Site) -> bool:
         """See `Target`."""
         return not site.members and site.name in tape.sites
+
+    def enters(self, site: Site) -> tuple[str, ...]:
+        """See `Target`."""
+        return site.names
+
+    @property
+    def by_row(self) -> bool:
+        """See `Target`: a tensor of another type is rounded to that when a number multiplies it, rows of levels not."""
+        return all(level is None or level.dtype == torch.float64 for level in (self.noise.add, self.noise.mul))
 
     def reads(self, tape: Tape, site: str) -> set[int]:
         """The site alone."""
@@ -353,17 +365,11 @@ class Parameter(Target):
 
     def placement(self, site: Site, level: float) -> Placement:
         """See `Target`."""
-        return replace(SILENT, hardware={exactly(call): self.devices(level) for call in site.calls or (site.name,)})
+        return replace(SILENT, hardware={exactly(call): self.devices(level) for call in self.enters(site)})
 
     def opens(self, site: Site) -> bool:
         """See `Target`."""
         return has_weight(site) or (self.of_values and site.kind in PARTS)
-
-    def why_not(self, site: Site) -> str:
-        """See `Target`."""
-        if not site.calls:
-            return "it multiplies values with values"
-        return f"{super().why_not(site)}, or rows lie beside others in a dimension of it"
 
     def reaches(self, tape: Tape, site: Site) -> bool:
         """See `Target`: the rows of the contraction must be those of the data, nothing beside them."""

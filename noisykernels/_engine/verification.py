@@ -117,7 +117,7 @@ class Check:
     def through(self, sites: Sequence[Site], which: int) -> Verification:
         """Looks at those sites that the engine that shares work can run under a target: at all of them at the first
         place, then at the second, so that the values of one of both are held."""
-        mine = [s for s in sites if self._target(which).reaches(self.engine.tape, s)]
+        mine = [s for s in sites if self.engine.reaches(s, self._target(which))]
         found = Verification(rows=self.near.rows + self.far.rows, sites=len(mine))
         levels: dict[str, tuple[float, float]] = {}  # of each site, that of the first place and that of the second
         for place in (self.near, self.far) if mine else ():

@@ -104,7 +104,10 @@ class Step:
     def run(self, values: dict[int, Any], rows: int) -> None:
         """Takes its values from a table and puts its results there."""
         args, kwargs = self.arguments(values, rows)
-        out = self.function(*args, **kwargs)
+        self.put(values, self.function(*args, **kwargs))
+
+    def put(self, values: dict[int, Any], out: Any) -> None:
+        """Puts what it gives into a table."""
         if isinstance(out, Tensor):
             values[self.outputs[0]] = out
             return
@@ -163,6 +166,11 @@ class Tape:
         return {n: i for i, step in enumerate(self.steps) for n in step.outputs}
 
     @cached_property
+    def makers(self) -> dict[int, Step]:
+        """The step that gives a value, be it one that is the same for all rows; inputs have none."""
+        return {n: step for step in (*self.before, *self.steps) for n in step.outputs}
+
+    @cached_property
     def last(self) -> dict[int, int]:
         """Index of the step that reads a value last."""
         return {n: i for i, step in enumerate(self.steps) for n in step.inputs}
@@ -193,14 +201,18 @@ class Tape:
             made |= set(step.outputs)
         return taken if self.result in made else taken | {self.result}
 
-    def suffix(self, number: int) -> list[Step]:
-        """The steps that depend on a value, in order."""
-        reached, found = {number}, []
-        steps: Iterable[Step] = self.steps[self.producers.get(number, -1) + 1 :]
-        if number in self.fixed:
+    def suffix(self, *numbers: int, redone: bool = False) -> list[Step]:
+        """The steps that depend on some values, in order.
+
+        Args:
+            redone: those that make these values are among them.
+        """
+        reached, found = set() if redone else set(numbers), []
+        steps: Iterable[Step] = self.steps[min(self.producers.get(n, -1) for n in numbers) + (not redone) :]
+        if any(n in self.fixed for n in numbers):
             steps = [*self.before, *(self.opened.get(step.outputs[0], step) for step in self.steps)]
         for step in steps:
-            if any(n in reached for n in step.inputs):
+            if any(n in reached for n in step.inputs) or (redone and not set(numbers).isdisjoint(step.outputs)):
                 found.append(step)
                 reached |= set(step.outputs)
         return self._with_choices(found, reached)

@@ -101,7 +101,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         groups: sites that are noisy together, each at the same level, as one place of the walk: ``"all"`` of them, the
             level that the whole chip can stand; ``"block"``, those of each block (what a `ModuleList` or `Sequential`
             holds; elsewhere what the model holds) together; or a dict of names and, for each, the sites as for
-            `sites`. Every pass of a group runs the whole model. None: one site at a time.
+            `sites`. A group shares what comes before its first site. None: one site at a time.
         target: where noise enters; ``"activation"``: values at sites; ``"weight"``: the weights of linear layers and
             convolutions, drawn once for each draw, which is a chip, and the same for all rows. The noise is then a
             `WeightNoise`, such as ``WeightNoise(add=1.0, relative="layer")``, or a `Noise` of one term.

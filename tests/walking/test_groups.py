@@ -85,7 +85,7 @@ def test_groups_are_what_a_loop_over_inject_finds(groups: Any, members: dict[str
     study = nk.walk(model, data, noise=nk.Noise(add=1.0), groups=groups, **GRID)
     assert counts(study) == looped(members, noise=additive)
     assert study.meta.sites == tuple(members) and study.meta.plan["groups"] == members
-    assert study.meta.plan["why"] == "several sites are noisy together"
+    assert "why" not in study.meta.plan and study.meta.plan["verification"]["sites"] == len(members)
     assert "the sites of a group noisy together" in study.table()
     assert len({r.correct for r in study.records}) > 3
 
@@ -150,8 +150,6 @@ def test_what_is_refused() -> None:
             nk.walk(model, data, groups=groups, **how)
     with pytest.raises(ValueError, match="leave out sites="):
         nk.walk(model, data, groups={"a": ["stem"]}, sites=["stem"], **how)
-    with pytest.warns(UserWarning, match=r"every pass runs the whole model: several sites are noisy together"):
-        nk.walk(model, data, groups="all", **how, compute=nk.Compute(engine="shared"))
 
 
 def test_a_report_says_it_and_runs_it_again(tmp_path: Path) -> None:

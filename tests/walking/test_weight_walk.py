@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -214,12 +213,7 @@ def warned(model: nn.Module, data: Any, **options: Any) -> list[str]:
 
 def test_what_is_shared_and_what_falls_back_with_a_warning() -> None:
     for name in MODELS:
-        said = warned(*problem(name, 8))
-        reason = {"keywords": r":linear#1 \(its weight .* by name\)", "shared": r"a:linear#0 \(its .* by 2 calls\)"}
-        if name in reason:
-            assert len(said) == 1 and re.fullmatch(rf"walk: for these .* model: {reason[name]}", said[0])
-        else:
-            assert not said, name
+        assert not warned(*problem(name, 8)), name
     random = nn.Sequential(nn.Linear(6, 4), Random())
     assert (
         "every pass runs the whole model" in warned(random, (torch.randn(8, 6), torch.zeros(8, dtype=torch.int64)))[0]
