@@ -307,8 +307,8 @@ class StreamedInputs(_Streamed):
 
     def permuted(self, order: Tensor) -> StreamedInputs:
         """The same in another order."""
-        found = copy.copy(self)
-        found.order, found.chunks = order.cpu(), {}
+        found, order = copy.copy(self), order.cpu()
+        found.order, found.chunks = order if self.order is None else self.order[order], {}
         return found
 
     def by_position(self) -> StreamedInputs:

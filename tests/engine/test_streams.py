@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import noisykernels as nk
-from noisykernels._util.streams import Stream, StreamedInputs, loaded
+from noisykernels._engine.session import Problem
+from noisykernels._util.inputs import Call
+from noisykernels._util.streams import Stream, StreamedInputs, StreamedLabels, loaded
 
 SMALL = 48 * 1024  # bytes of memory, which the data below are larger than
 X = torch.randn(600, 64, generator=torch.Generator().manual_seed(0))
@@ -112,6 +114,9 @@ def test_other_studies_can_be_of_a_stream() -> None:
             network(), data, hardware=[nk.WeightNoise(add=1.0)], draws=3, seed=1, compute=few
         ).accuracy.tolist(),
         lambda data: nk.experiments.sweep_formats(network(), data, ["M3E4"], seed=1, compute=few).results,
+        lambda data: nk.experiments.order_sensitivity(
+            network(), data, nk.Serial(low=-1.0, high=1.0), permutations=2, orders=(), seed=1, compute=few
+        ).accuracy.tolist(),
     ):
         assert str(study(loader())) == str(study((X, Y)))  # type: ignore[no-untyped-call]
 
@@ -191,6 +196,39 @@ def test_the_first_rows_of_an_order_stay_and_rows_as_they_come_take_one_pass() -
     for first in (0, 300, 0, 302, 4):
         assert len(mixed[first : first + 3]) == 3
     assert data.times == 4
+
+
+def test_inputs_and_labels_of_an_order_take_the_same_passes() -> None:
+    """Whatever looks at them: on another device, by position, one after the other."""
+    data = Again(lambda _: batches(X, Y))
+    inputs, labels = loaded("f", data, SMALL)
+    assert isinstance(inputs, StreamedInputs) and isinstance(labels, StreamedLabels) and data.times == 1
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(4))
+    mixed = inputs.permuted(order).to(torch.device("cpu")).by_position()
+    beside = labels.beside(mixed)
+    for first in (0, 4, 0, 496, 499, 2, 496):
+        some = slice(first, first + 6)
+        assert torch.equal(beside[some], Y[order][some]) and torch.equal(mixed[some].tensors[0], X[order][some])
+    assert data.times == 3  # for the first chunk of eleven rows, and for another
+    again = mixed.permuted(order)
+    assert torch.equal(again[:9].tensors[0], X[order][order][:9])
+    assert torch.equal(labels.beside(again)[:9], Y[order][order][:9])
+    assert torch.equal(mixed[:9].tensors[0], X[order][:9]) and data.times == 4
+    some_rows = torch.tensor([3, 599, 3])  # of the order, not of the data
+    assert torch.equal(mixed[some_rows].tensors[0], X[order][some_rows])
+    assert torch.equal(beside[some_rows], Y[order][some_rows])
+
+
+def test_the_order_of_a_search_is_that_of_data_in_memory() -> None:
+    """Rows, labels and ids move together."""
+    few, found = nk.Compute(memory=SMALL), []
+    for given in (loader(), (X, Y)):
+        problem = Problem.of(Call("f"), network(), given, seed=7, compute=few, rows=range(1000, 1600))
+        inputs, labels, ids = problem.shuffled().first(50)
+        found.append((inputs.tensors[0], labels, ids))
+        assert torch.equal(X[ids - 1000], inputs.tensors[0]) and torch.equal(Y[ids - 1000], labels)
+        assert not torch.equal(ids, torch.arange(1000, 1050))
+    assert all(map(torch.equal, *found))
 
 
 DATA = """
