@@ -85,12 +85,10 @@ class Replay:
         self.last: dict[int, int] = {n: i for i, step in enumerate(self.steps) for n in step.inputs}
         made = {n for step in self.steps for n in step.outputs}
         self.first = [n for n in self.names if n not in made]  # noisy by themselves, in the order of the model
-        self.values = {n for step in self.steps for n in step.inputs} - made | set(self.first) | {tape.result}
-        self.values -= made
+        self.values = ({n for step in self.steps for n in step.inputs} | set(self.first) | {tape.result}) - made
         self.alone = any(n in tape.fixed for n in self.names)  # a value is another one for every level and draw
-        self.near = max(row_bytes(tape, n) for n in made | set(self.first))
-        steps = (sum(row_bytes(tape, n) for n in (*s.inputs, *s.outputs)) for s in self.steps)
-        self.peak = max(steps, default=self.near)
+        sizes = (sum(row_bytes(tape, n) for n in (*s.inputs, *s.outputs)) for s in self.steps)
+        self.peak = max(sizes, default=row_bytes(tape, tape.result))  # bytes of a row in one operation
 
     def run(self, mode: Replaying, given: Sequence[Tensor], clean: Mapping[int, Any], copies: int, rows: int) -> Tensor:
         """Scores of so many copies of the rows, copy by copy.
