@@ -69,7 +69,7 @@ def without(result: Any, lent: Any) -> Any:
 def check_cache(given: Mapping[Any, Any], batch: int, draws: Tensor | None) -> None:
     """Refuses a cache of another number of rows, or one that other draws have filled."""
     cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
-    if cache is None:
+    if not hasattr(cache, "get_seq_length"):  # none, or one of a form of its own
         return
     held = _rows_held(cache)
     if held not in (None, batch):
@@ -77,7 +77,7 @@ def check_cache(given: Mapping[Any, Any], batch: int, draws: Tensor | None) -> N
             f"the cache holds keys of {held} rows, and this call has {batch} (draws x sequences): a cache belongs to "
             "the draws that have filled it"
         )
-    if hasattr(cache, "get_seq_length") and (draws is None or can_look(draws)):
+    if draws is None or can_look(draws):
         now = (0,) if draws is None else tuple(draws.tolist())
         before = getattr(cache, _OF_DRAWS, now) if held is not None else now
         if before != now:
