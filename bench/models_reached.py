@@ -1,18 +1,19 @@
 """Which sites of models that people use the engine that shares work reaches, that it finds there what the plain engine
 finds, how long recording takes, and how much faster a walk is than a loop of plain torch: docs/results/models.md.
 
-`python bench/models_reached.py [NAME ...] [--out PAGE]` walks the look-alikes of `tests/helpers/models`; names such as
-`tv.resnet18` or `timm.resnet18` record originals, where torchvision or timm are installed.
+`python bench/models_reached.py [NAME ...] [--out PAGE]` walks the models of torchvision, timm and transformers where
+these are installed (`make test-models` makes an environment with them), and look-alikes (`tests/helpers/models`) of
+others. Of a page that is there already, only the rows of the models named are measured anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import sys
 import time
 import warnings
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,67 +21,64 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels._graph.recorder import record_tape
-from noisykernels._graph.tape import NotTraceable
-from noisykernels.injection.placement import SILENT
-from noisykernels.injection.state import state_of
+from noisykernels._util.inputs import Inputs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
-from models import MODELS, made
-from models.walking import Parity, reached, walked
+from models import MODELS, ORIGINALS, made
+from models.walking import IDLE, Parity, call_of, clean_products, reached, some_of, walked
+from torchvision_ops import complete_torchvision
 
-ROWS, LEVELS, DRAWS = 64, [0.1 * 1.5**k for k in range(20)], 2
+LEVELS, DRAWS = [0.1 * 1.5**k for k in range(20)], 2
 LOOPS = 5  # cells of the loop that are timed
+LARGE = 0.02  # seconds of a cell, from which on an original is walked at fewer levels
 HEAD = """# Models that people use
 
-`python bench/models_reached.py --out docs/results/models.md` writes this page: small look-alikes
-(`tests/helpers/models`), laid out and written as the originals of transformers, timm, torchvision, torch-geometric and
-others are, with random weights. `tests/graph/test_models_reached.py` holds the columns "reached" and "equal".
+`python bench/models_reached.py --out docs/results/models.md` writes this page, with random weights throughout: the
+models of torchvision, timm and transformers themselves, at small configurations and with the dicts that their
+tokenizers give (`make test-models` installs them), and small look-alikes of others (`tests/helpers/models`), laid out
+and written as the originals are. `tests/models_of_others` and `tests/graph/test_models_reached.py` hold "reached" and
+"equal".
 
-- **reached**: of the sites at which noise can enter, those that the engine that shares work runs.
-- **equal**: of the cells (site, level, draw) of both engines' walks, those in which a measure of all outputs differs by
-  no more than one of 12 rows, which a rounding may move.
-- **recording**: seconds, once for each walk: three forwards, and each operation on other rows.
+- **of**: the package that a model is from.
+- **sites**: at which noise can enter, and from which something leads to the scores.
+- **reached**: of these, those that the engine that shares work runs.
+- **equal**: of the cells (site, level, draw) of both engines' walks (of originals, at 6 sites), those in which a
+  measure of all outputs differs by no more than one row, which a rounding may move.
+- **recording**: seconds of the processor, once for each walk: three forwards, and each operation on other rows.
 - **faster**: than a loop of plain torch with a forward hook that adds `level * torch.randn_like(y)`: the whole walk,
-  its recording and check included, {levels} levels x {draws} draws on {rows} rows, one thread. In forwards of this size
-  most of the time are calls, and much of the walk's is its check, whatever the number of rows: where a loop takes less
-  than a second, the loop is the faster way. What larger networks gain: [engine](../design/engine.md).
+  its recording and check included, one thread. Look-alikes: 20 levels x 2 draws on 64 rows at all sites. Originals:
+  20 levels (7 where a forward takes more than 0.02 s) x 2 draws on 16 rows, four sites that stand for all. In forwards
+  of this size most of the time are calls, and much of the walk's is its check, whatever the number of rows: where a
+  loop takes less than a second, the loop is the faster way. What larger networks gain: [engine](../design/engine.md).
 
-| model | sites | reached | equal | recording, s | faster |
-|---|---|---|---|---|---|
+| model | of | sites | reached | equal | recording, s | faster |
+|---|---|---|---|---|---|---|
 """
+REST = " Not reached, and products after which no noise enters:"
 
 
 class Line(NamedTuple):
     """Of the table."""
 
     name: str
+    package: str
     sites: int
     reached: int
-    cells: int
-    equal: int
-    recording: float
-    faster: float
-    why: Counter[str]
+    equal: str
+    recording: str
+    faster: str
+
+    @classmethod
+    def read(cls, row: str) -> Line:
+        """From a row of a page."""
+        name, package, sites, found, *rest = [cell.strip() for cell in row.strip().strip("|").split("|")]
+        return cls(name, package, int(sites), int(found), *rest)
 
     def __str__(self) -> str:
-        cells, faster = f"{self.equal} of {self.cells}", f"{self.faster:.1f}" if self.faster >= 0.05 else "<0.1"
-        return f"| {self.name} | {self.sites} | {self.reached} | {cells} | {self.recording:.2f} | {faster} |"
+        return f"| {' | '.join(map(str, self))} |"
 
 
-def recording(model: nn.Module, x: Tensor) -> tuple[float, int, int, Counter[str]]:
-    """Seconds, sites, those reached, and why others are not."""
-    with nk.inject(model, None, example_input=x[:2]) as injected, torch.inference_mode():
-        state_of(injected).placement = SILENT
-        sites, start = len(state_of(injected).traced), time.perf_counter()
-        try:
-            tape = record_tape(injected, x[:4])
-        except NotTraceable as reason:
-            return time.perf_counter() - start, sites, 0, Counter([str(reason)])
-        return time.perf_counter() - start, sites, len(tape.sites), Counter(tape.refused.values())
-
-
-def looped(model: nn.Module, x: Tensor, level: float) -> float:
+def looped(name: str, model: nn.Module, x: Inputs, level: float) -> float:
     """Seconds of a cell of the loop: noise behind the last layer that gives a tensor."""
     hooked = [m for m in model.modules() if not list(m.children()) and list(m.parameters())][-1]
 
@@ -88,44 +86,74 @@ def looped(model: nn.Module, x: Tensor, level: float) -> float:
         return y + level * torch.randn_like(y) if isinstance(y, Tensor) and y.is_floating_point() else y
 
     handle = hooked.register_forward_hook(noisy)
-    start = time.perf_counter()
-    model(x)
+    start = time.process_time()
+    call_of(name)(model, x.clone())
     handle.remove()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def line(name: str) -> Line:
-    """What there is to say of a look-alike."""
+def line(name: str) -> tuple[Line, list[str]]:
+    """What there is to say of a model, and what of it is not reached, with the reason."""
     warnings.simplefilter("ignore")
-    names, why = reached(name)
-    both = walked(name)
-    model, x = made(name, ROWS)
-    seconds, *_ = recording(model, x)
+    is_original = name in ORIGINALS
+    rows, most = (16, 4) if is_original else (64, None)
+    made(name, 2)  # packages load when they are first asked
+    start = time.process_time()
+    sites, why = reached(name)
+    seconds = time.process_time() - start
+    mine = [site for site in sites if why.get(site) != IDLE]
+    both = walked(name, rows=5, most=6, levels=(1.0,), draws=(0,)) if is_original else walked(name)
+    model, x = made(name, rows)
+    given, some = Inputs.of(x), some_of(mine, most)
     with torch.inference_mode():
-        looped(model, x, 0.1)
-        loop = sum(looped(model, x, level) for level in LEVELS[:LOOPS])
-        metric = Parity(model(x))
-        start = time.perf_counter()
-        how: dict[str, Any] = dict(levels=LEVELS, draws=DRAWS, seed=0, metric=metric)
-        nk.walk(model, (x, torch.zeros(ROWS, dtype=torch.int64)), noise=nk.Noise(add=0.3), **how,
+        metric = Parity(call_of(name)(model, given.clone()))
+        looped(name, model, given, 0.1)
+        loop = sum(looped(name, model, given, level) for level in LEVELS[:LOOPS])
+        levels = LEVELS if not is_original or loop < LOOPS * LARGE else LEVELS[::3]
+        start = time.process_time()
+        how: dict[str, Any] = dict(levels=levels, draws=DRAWS, seed=0, metric=metric, output=call_of(name).output)
+        nk.walk(model, (x, torch.zeros(rows, dtype=torch.int64)), noise=nk.Noise(add=0.3), sites=some, **how,
                 compute=nk.Compute(engine="shared"))  # fmt: skip
-        ours = time.perf_counter() - start
-        loop = (loop + sum(looped(model, x, level) for level in LEVELS[-LOOPS:])) / (2 * LOOPS)
-    faster = loop * len(names) * len(LEVELS) * DRAWS / ours
-    found = len(names) - len(why)
-    return Line(
-        name, len(names), found, both.cells, both.cells - both.differing, seconds, faster, Counter(why.values())
+        ours = time.process_time() - start
+        loop = (loop + sum(looped(name, model, given, level) for level in LEVELS[-LOOPS:])) / (2 * LOOPS)
+    ours = seconds + max(0.0, ours - seconds) * len(mine) / len(some)
+    faster = loop * len(mine) * len(levels) * DRAWS / ours
+    told = [f"{site}: {reason}" for site, reason in why.items() if reason != IDLE]
+    share, clean = clean_products(name)
+    if clean:
+        told.append(f"noise enters after {share:.1%} of its multiply-adds; not at {_shortly(clean)}")
+    bare, package = (name.partition(": ")[2], ORIGINALS[name].package) if is_original else (name, "look-alike")
+    equal, times = f"{both.cells - both.differing} of {both.cells}", f"{faster:.1f}" if faster >= 0.05 else "<0.1"
+    found = len(mine) - sum(site in why for site in mine)
+    return Line(bare, package, len(mine), found, equal, f"{seconds:.2f}", times), told
+
+
+def _shortly(clean: dict[str, str]) -> str:
+    (first, reason), *others = clean.items()
+    return f"{first}{f' and {len(others)} more' if others else ''} ({reason})"
+
+
+def page(lines: Iterable[Line], told: dict[str, list[str]]) -> str:
+    """The table, and what there is to say of models that are not reached everywhere."""
+    lines = list(lines)
+    sites, found = sum(one.sites for one in lines), sum(one.reached for one in lines)
+    everywhere, own = sum(one.sites == one.reached for one in lines), sum(one.package != "look-alike" for one in lines)
+    text = HEAD + "\n".join(map(str, lines))
+    text += (
+        f"\n\n{everywhere} of {len(lines)} models, of which {own} are originals, are reached everywhere: {found} of "
     )
+    rest = "\n".join(f"- {name}: {'; '.join(told[name])}" for name in sorted(told))
+    return f"{text}{sites} sites.{REST}\n\n{rest}\n"
 
 
-def original(name: str) -> None:
-    """Prints how far a model of torchvision or timm is reached: random weights, four images of 224 x 224."""
-    source, _, kind = name.partition(".")
-    package = importlib.import_module("torchvision.models" if source == "tv" else "timm")
-    build = package.get_model if source == "tv" else package.create_model
-    torch.manual_seed(0)
-    seconds, sites, found, why = recording(build(kind, num_classes=10).eval(), torch.randn(4, 3, 224, 224))
-    print(f"{name}: {found} of {sites} sites, {seconds:.1f} s {why.most_common(2) or ''}", flush=True)
+def known(path: Path) -> tuple[dict[str, Line], dict[str, list[str]]]:
+    """The rows of a page, and what it tells of them."""
+    text = path.read_text() if path.exists() else ""
+    rows = [Line.read(row) for row in text.split("|---|\n")[-1].splitlines() if row.startswith("| ")]
+    told = [row[2:].split(": ", 2) for row in text.rpartition(REST)[2].splitlines() if row.startswith("- ")]
+    return {f"{one.package}: {one.name}": one for one in rows}, {
+        f"{package}: {name}": [what] for package, name, what in told
+    }
 
 
 def main() -> None:
@@ -134,22 +162,22 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    library = complete_torchvision()  # held: it lives as long as this
     torch.set_num_threads(1)
-    lines = []
-    for name in args.names or MODELS:
-        if name.startswith(("tv.", "timm.")):
-            original(name)
-            continue
-        lines.append(line(name))
-        print(lines[-1], flush=True)
-    whole = [one for one in lines if one.why]
-    text = HEAD.format(levels=len(LEVELS), draws=DRAWS, rows=ROWS) + "\n".join(map(str, lines))
-    sites, found = sum(one.sites for one in lines), sum(one.reached for one in lines)
-    everywhere = len(lines) - len(whole)
-    text += f"\n\n{everywhere} of {len(lines)} models are reached everywhere, {found} of {sites} sites. The rest:\n\n"
-    text += "\n".join(f"- {one.name}: {', '.join(one.why)}" for one in whole) + "\n"
-    if args.out:
-        args.out.write_text(text)
+    installed = [name for name, one in ORIGINALS.items() if importlib.util.find_spec(one.package) is not None]
+    there = {name.partition(": ")[2] for name in installed}
+    names = args.names or [*installed, *(name for name in MODELS if name not in there)]
+    lines, told = known(args.out) if args.out and args.names else ({}, {})
+    for name in names:
+        one, what = line(name)
+        key = f"{one.package}: {one.name}"
+        lines[key] = one
+        told.pop(key, None)
+        told |= {key: what} if what else {}
+        print(one, *what, flush=True)
+        if args.out:
+            args.out.write_text(page(lines.values(), told))
+    del library
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from noisykernels.injection.placement import SILENT
 from noisykernels.injection.state import state_of
 from noisykernels.metrics.accuracy import Accuracy
 
-__all__ = ["Parity", "Walked", "call_of", "clean_products", "reached", "some_of", "walked"]
+__all__ = ["Parity", "Walked", "call_of", "clean_products", "idle_of", "reached", "some_of", "walked"]
 
+IDLE = "nothing leads from it to the scores"
 LEVELS, DRAWS = (0.5, 4.0), (3, 0)
 NOISES = (nk.Noise(add=0.3), nk.Noise(add=0.2, mul=0.3, order="add_mul"))
 
@@ -92,8 +93,13 @@ def reached(name: str, detail: str | None = None) -> tuple[list[str], dict[str, 
             tape = record_tape(injected, given, how)
         except NotTraceable as reason:
             return names, dict.fromkeys(names, str(reason))
-    why = {name: tape.refused.get(name, "nothing leads from it to the scores") for name in names}
+    why = {name: tape.refused.get(name, IDLE) for name in names}
     return names, {name: reason for name, reason in why.items() if name not in tape.sites}
+
+
+def idle_of(name: str) -> set[str]:
+    """Sites from which nothing leads to the scores, as the recording has it: nothing is run for them."""
+    return {site for site, why in reached(name)[1].items() if why == IDLE}
 
 
 def some_of(names: Sequence[str], most: int | None) -> list[str]:
