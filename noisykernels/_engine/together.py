@@ -28,6 +28,8 @@ from noisykernels.injection.site import Site
 
 __all__ = ["Together"]
 
+SPREADS = ("expand", "expand_as", "broadcast_to")
+
 
 class Together:
     """Such places of a recorded model.
@@ -65,6 +67,8 @@ class Together:
                 told = "the scores depend on it in a way that is not recorded"
             elif name in tape.sites and target.of_calls and call_of(tape, name) is None:
                 told = "it is recorded in parts"
+            elif name in tape.sites and target.of_calls and self._is_spread(name):
+                told = "an array is spread over the rows"
             elif name not in tape.sites and name not in tape.idle:
                 told = "it is not recorded"
             if told:
@@ -128,6 +132,12 @@ class Together:
     def _names(self, site: Site, target: Target) -> tuple[str, ...]:
         """The sites of a place on which the scores depend."""
         return tuple(name for name in target.enters(site) if name in self.tape.sites)
+
+    def _is_spread(self, name: str) -> bool:
+        """Whether one operand is as many rows as there are of one thing: several copies of the rows are none such."""
+        step = call_of(self.tape, name)
+        makers = [] if step is None else [self.tape.makers.get(n) for n in step.inputs]
+        return any(maker is not None and maker.name in SPREADS for maker in makers)
 
     def _is_silent(self, name: str) -> bool:
         if name not in self._silent:  # where another way may lead from it to the scores, it is not

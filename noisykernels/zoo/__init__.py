@@ -1,4 +1,4 @@
-"""The networks of the papers and a small language model, trained on demand and kept as checkpoints; knows no study."""
+"""The networks of the papers and a small language model, trained on demand, as checkpoints; must not know studies."""
 
 from noisykernels.zoo.checkpoint import CheckpointError, Settings, checkpoint_path, load_checkpoint, save_checkpoint
 from noisykernels.zoo.language_model import Language, language

@@ -53,9 +53,9 @@ def dropped_bias(patch: Patch) -> None:
 def swapped_rows(patch: Patch) -> None:
     correct = SharedEngine._cut
 
-    def wrong(self: Any, target: Any, site: str, clean: Any, low: int, high: int, rows: int) -> Any:
+    def wrong(self: Any, target: Any, site: Any, clean: Any, low: int, high: int, rows: int) -> Any:
         found = correct(self, target, site, clean, low, high, rows)
-        number = self.tape.sites[site]
+        number = self.tape.sites[site.name]
         return found | {number: found[number].roll(1, self.tape.row_dims[number])}
 
     patch.setattr(SharedEngine, "_cut", wrong)

@@ -107,7 +107,9 @@ OPERATORS: Good = {
     nk.noise.Ranges.load: lambda: dict(path=_ranges()),
     nk.noise.Ranges.of: lambda: dict(told=RANGES.told()),
     nk.noise.Ranges.save: lambda: dict(self=RANGES, path=_ranges()),
-    nk.calibrate: lambda: dict(model=net(), data=X, method="moving", share=0.5, batch_size=3),
+    nk.calibrate: lambda: dict(
+        model=net(), data=X, method="moving", share=0.5, batch_size=3, forward=None, output=None
+    ),
     nk.noise.row_scale: lambda: dict(x=X, statistic="rms"),
     nk.Noise.scaled: lambda: dict(self=NOISE, factor=2.0),
     nk.eps: lambda: dict(

@@ -140,6 +140,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "m_sharpness": lambda data, net=None, **k: m_sharpness(net or model(), data, batch_size=20, **k),
     "site_statistics": lambda data, net=None, **k: site_statistics(net or model(), data, batch_size=20, **k),
     "gradient_norms": lambda data, net=None, **k: gradient_norms(net or model(), data, batch_size=20, **k),
+    "calibrate": lambda data, net=None, **k: dict(nk.calibrate(net or model(), data, batch_size=20, **k)),
     "accuracy": lambda data, net=None, **k: accuracy(net or model(), data, **k),
     "train": lambda data, net=None, **k: [r | {"seconds": 0} for r in train(net or model(), data, epochs=1, **k)],
     "order_sensitivity": lambda data, net=None, **k: nk.experiments.order_sensitivity(

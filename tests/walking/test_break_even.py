@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import noisykernels as nk
-from noisykernels._engine import evaluator, plan, rounding, verification
+from noisykernels._engine import plan, rounding, verification
+from noisykernels._engine import recorded as engine_recorded
 from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.plan import CALL, CHECK, CHECKED, CLEAN, LARGE, RECORDING, Passes, why_whole
 from noisykernels._engine.session import Problem, Session
@@ -35,8 +36,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts recordings; five sites with some values make a model large."""
     monkeypatch.setattr(plan, "LARGE", 5 * CALL + 1000)
     calls: list[int] = []
-    given = evaluator.record_tape
-    monkeypatch.setattr(evaluator, "record_tape", lambda *args: (calls.append(1), given(*args))[1])
+    given = engine_recorded.record_tape
+    monkeypatch.setattr(engine_recorded, "record_tape", lambda *args: (calls.append(1), given(*args))[1])
     return calls
 
 
