@@ -46,7 +46,7 @@ def at_global_midpoint(network: nn.Module, test: tuple[Tensor, Tensor], draws: i
 
     def noisy(level: float, repeats: dict[str, int] | int = 1) -> float:
         one = dict(draws=draws, seed=2, kinds=("majority",), repeats=repeats)
-        return float(nk.vote(network, test, noise=nk.Noise(add=level), **one).curves["majority"].accuracy[0])
+        return float(nk.vote(network, test, noise=nk.Noise(add=level), **one).curves["majority"].values[0])
 
     return study, global_midpoint(noisy, (study.meta.clean + study.meta.floor) / 2, 1e-3, 10.0), noisy
 
@@ -77,7 +77,7 @@ def run(
         "repeats, uniform": [noisy(level, uniform(sites, r)) for r in REPEATS],
         "repeats, tailored by rank": [noisy(level, tailored(study, r, "rank")) for r in REPEATS],
         "repeats, allocated": [noisy(level, allocate(study, r * len(sites), level=level)) for r in REPEATS],
-        **{f"votes, {kind}": [float(c.accuracy[r - 1]) for r in REPEATS] for kind, c in votes.curves.items()},
+        **{f"votes, {kind}": [float(c.values[r - 1]) for r in REPEATS] for kind, c in votes.curves.items()},
     }
     print(f"{model} on {data}: clean {clean:.4f}, global midpoint {level:.4f}, {len(test[1])} rows")
     width = max(map(len, ways))

@@ -110,7 +110,7 @@ def trained_on(
 
 def accuracies(study: OrderStudy) -> dict[str, float]:
     """The accuracy of each test."""
-    means = (study.orders["none"], study.orders["natural"], float(study.accuracy.mean()))
+    means = (study.orders["none"], study.orders["natural"], float(study.values.mean()))
     return {**dict(zip(TESTS, means, strict=True)), "disagreement": study.disagreement}
 
 

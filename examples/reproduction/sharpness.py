@@ -43,7 +43,7 @@ def chip_accuracies(network: nn.Module, data: Data, level: float, draws: Sequenc
     """Accuracy of each chip on all the data; without noise there is but one."""
     if not level:
         return accuracies(network, data)
-    found: list[float] = nk.chips(network, data, hardware=array(level), draws=draws, seed=TEST_SEED).accuracy.tolist()
+    found: list[float] = nk.chips(network, data, hardware=array(level), draws=draws, seed=TEST_SEED).values.tolist()
     return found
 
 

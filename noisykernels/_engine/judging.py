@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from noisykernels._util.warning import warn_user
 from noisykernels.metrics.base import Metric, is_share
 from noisykernels.metrics.law import ALL, Answer, Law
+from noisykernels.metrics.rows import PerRow
 
-__all__ = ["Tally", "entries", "judged", "put"]
+__all__ = ["Shares", "Tally", "entries", "judged", "put"]
 
 
 def entries(law: Law, start: int, end: int) -> int:
@@ -32,13 +34,13 @@ def put(law: Law, found: Answer, start: int, first: int, answer: Answer) -> None
         place += answer
 
 
-def judged(metric: Metric, scores: Tensor, labels: Tensor, start: int, leading: int) -> Tensor:
+def judged(metric: Metric, scores: Tensor, labels: Any, start: int, leading: int) -> Tensor:
     """What is measured, [..., entries] or [..., entries, width].
 
     Args:
         metric: that measures.
         scores: [..., rows, *shape of a row], of which so many leading dimensions are levels and draws.
-        labels: targets of the rows.
+        labels: targets of the rows, with their weights where there are some.
         start: number of the first row in the data.
         leading: dimensions before that of rows.
     """
@@ -62,6 +64,24 @@ def _blocks(block: int, start: int, rows: int) -> Iterator[slice]:
         low = high
 
 
+class Shares:
+    """Of rows in all weights, batch after batch, by a metric whose rows need not count alike."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self.found: list[NDArray[np.float64]] = []
+
+    def add(self, targets: Any) -> None:
+        """Takes the targets of the next rows."""
+        share = self.metric.shares(targets) if isinstance(self.metric, PerRow) else None
+        if share is not None:
+            self.found.append(share.cpu().numpy())
+
+    def all(self) -> NDArray[np.float64] | None:
+        """Of all rows, in parts of their mean; None: they count alike."""
+        return np.concatenate(self.found) if self.found else None
+
+
 class Tally:
     """What is measured of all rows for some copies (draws, chips), batch after batch.
 
@@ -79,9 +99,12 @@ class Tally:
         self.found = metric.law.empty(1, copies, entries(metric.law, 0, rows))
         self.numbers: list[tuple[int, int, Tensor]] = []
         self.outputs: list[tuple[int, Tensor, Tensor]] = []
+        self.shares = Shares(metric)
 
-    def add(self, row: int, scores: Tensor, labels: Tensor, copy: int = 0) -> None:
+    def add(self, row: int, scores: Tensor, labels: Any, copy: int = 0) -> None:
         """Takes outputs [copies, rows, ...], of copies from `copy` and rows from `row` on, and their targets."""
+        if copy == 0:
+            self.shares.add(labels)
         if self.metric.law.block == ALL:
             self.outputs.append((copy, scores, labels))
             return
@@ -107,11 +130,16 @@ class Tally:
 
     def values(self, op: str) -> NDArray[np.float64]:
         """What is told of each copy; with a warning, by the study `op`, of rows without a number, but for shares of
-        rows, where they count as wrong."""
+        rows, where they count as wrong. Where they count with no worst number there is none to average: the copy's
+        value is infinite, on the worse side."""
         law, answer = self.metric.law, self.answer()
-        missing = 0 if is_share(self.metric) else int(law.missing(answer).sum())
-        if missing:
-            become = "count with the worst" if law.name == "bounded" else "are left out"
+        missing = law.missing(answer)[0]
+        if missing.any() and not is_share(self.metric):
+            become = "count with the worst" if law.worst is not None else f"make the {self.metric.name} infinite"
             what = "rows" if law.block == 1 else "blocks of rows"
-            warn_user(f"{op}: {missing} {what} have an infinite or no {self.metric.name} and {become}")
-        return np.asarray(self.metric.value(law.pooled(law.numbers(answer))[0]), np.float64)
+            warn_user(f"{op}: {int(missing.sum())} {what} have an infinite or no {self.metric.name} and {become}")
+        pooled = law.pooled(law.numbers(answer), self.shares.all() if law.block == 1 else None)
+        values = np.asarray(self.metric.value(pooled[0]), np.float64)
+        if law.worst is not None:
+            return values
+        return np.where(missing.any(-1), -np.inf if self.metric.higher_is_better else np.inf, values)

@@ -7,6 +7,7 @@ fold draws into the batch and to run without autograd.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class PlainEngine:
                     ]))  # fmt: skip
             yield k, torch.stack(levels).cpu().numpy()
 
-    def _entries(self, draws: Sequence[int], inputs: Inputs, targets: Tensor, rows: Tensor, start: int) -> Tensor:
+    def _entries(self, draws: Sequence[int], inputs: Inputs, targets: Any, rows: Tensor, start: int) -> Tensor:
         parts = [slice(low, low + self.session.passes.rows) for low in range(0, len(rows), self.session.passes.rows)]
         scores = [self.session.scores(inputs[part], rows[part], draws).unflatten(0, (len(draws), -1)) for part in parts]
         return judged(self.problem.metric, scores[0] if len(scores) == 1 else torch.cat(scores, 1), targets, start, 1)

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noisykernels._engine.arguments import chosen_sites, listed
+from noisykernels._engine.clean import FEW, Clean, clean_run
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.judging import Tally
 from noisykernels._engine.plan import Passes, choose_passes
@@ -26,7 +28,6 @@ from noisykernels._util.keeping import keeping_state
 from noisykernels._util.randomness import keeping_random
 from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels._util.streams import StreamedInputs, StreamedLabels, loaded
-from noisykernels._util.tensors import Growing
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.api import inject, sites_with_results
 from noisykernels.injection.placement import SILENT, Placement
@@ -37,8 +38,10 @@ from noisykernels.injection.state import state_of
 from noisykernels.injection.trace import open_results
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
-from noisykernels.metrics.functions import check_function, of_function
+from noisykernels.metrics.chance import Chance
+from noisykernels.metrics.functions import found_out
 from noisykernels.metrics.names import MetricLike, named
+from noisykernels.metrics.weighted import Weighted, joined_targets, weighed
 from noisykernels.noise.arguments import ids_tensor, seed_tensor
 from noisykernels.noise.contract import ID_LIMIT
 from noisykernels.noise.tokens import TokenRows
@@ -46,7 +49,6 @@ from noisykernels.noise.tokens import TokenRows
 __all__ = ["Data", "Problem", "Rows", "Session", "places_of"]
 
 Rows = Tensor | Sequence[int] | TokenRows | None
-FEW = 64  # rows on which a function of the user's is tried
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Problem:
         call: which tensor of what the model gives is measured.
         labelled: whether the data had labels.
         length: of `TokenRows`, whose sequences the rows are; 0: rows are no tokens.
+        chance: why what is measured cannot be told from chance, told once outputs have been looked at; None: it can.
     """
 
     model: nn.Module
@@ -80,6 +83,7 @@ class Problem:
     call: Call = field(default_factory=lambda: Call("walk"))
     labelled: bool = True
     length: int = 0
+    chance: Chance | None = None
 
     @classmethod
     def of(
@@ -98,25 +102,30 @@ class Problem:
         """
         op, forward = call.op, call.forward
         measure = named(op, metric)
+        weights = measure.key if isinstance(measure, Weighted) else None
         device = place_of(model)
         if seed is None:  # which operators take for a seed drawn now: no study could be repeated
             raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
         with keeping_random():  # from which loaders draw
-            inputs, given = loaded(op, data, Compute.of(op, compute).memory_on(device), call.takes(model))
+            inputs, given = loaded(op, data, Compute.of(op, compute).memory_on(device), call.takes(model, weights))
         if given is None and (alone or getattr(measure, "against_clean", False)):
             labels: Tensor | StreamedLabels = torch.zeros(len(inputs), dtype=torch.int64)  # which nothing reads
         else:
             labels = needed(op, data, given)
         some = slice(None if isinstance(inputs, Inputs) else inputs.stream.at_once)  # others as they are read
         if known := hasattr(measure, "check_data"):  # else a plain function
-            measure.check_data(op, inputs[some].tensors[0], labels[some])
+            measure.check_data(op, inputs[some].tensors[0], weighed(labels[some], inputs[some].weights))
         ids, length = _ids(op, rows, len(labels)), rows.length if isinstance(rows, TokenRows) else 0
         call.check(model, inputs[:2])
         if not known:
             measure = _of_function(call, measure, model, inputs[:FEW].to(device), labels[:FEW].to(device))
-        if given is not None and not measure.by_argmax:  # which nothing depends on
-            measure = measure.prepared(op, labels if isinstance(labels, Tensor) else labels.cpu())
+        chance: Chance | None = None
+        if given is not None or weights is not None:
+            try:
+                measure = measure.prepared(op, _of_all(inputs, labels))
+            except Chance as error:  # of which outputs may say more
+                chance = error
         if forward is not None:  # whose names begin at the model that is called
             model = Called(model, forward, inputs[:2])
             injected["root"] = ".".join(filter(None, (Called.ROOT, injected.get("root"))))
@@ -127,7 +136,7 @@ class Problem:
         words = tuple(word for word in listed(sites) if isinstance(word, str | type))
         told: Any = injected
         call = replace(call, forward=None)
-        told["length"] = length
+        told |= {"length": length, "chance": chance}
         return cls(model, parts, seed, (), measure, asked=words, call=call, labelled=given is not None, **told)
 
     @property
@@ -191,12 +200,23 @@ def _ids(op: str, rows: Rows, count: int) -> Tensor:
     return ids
 
 
+def _of_all(inputs: Inputs | StreamedInputs, labels: Tensor | StreamedLabels) -> Any:
+    """The targets of all rows, with their weights."""
+    if isinstance(inputs, Inputs):
+        return weighed(labels, inputs.weights)
+    if inputs[:1].weights is None:
+        return labels if isinstance(labels, Tensor) else labels.cpu()
+    size = inputs.stream.at_once
+    parts = [slice(first, first + size) for first in range(0, len(inputs), size)]
+    return joined_targets([weighed(labels[part].cpu(), inputs[part].weights) for part in parts])
+
+
 @torch.inference_mode()
 def _of_function(call: Call, function: Any, model: nn.Module, inputs: Inputs, labels: Tensor) -> Metric:
     """A plain function as a metric: what kind it is shows on some rows without noise."""
     with keeping_state(model, forwards=True), evaluation_mode(model):
         outputs = call(model, inputs.clone())
-    return of_function(call.op, function, outputs, labels)
+    return found_out(call.op, function, outputs, labels)
 
 
 class Session:
@@ -334,19 +354,32 @@ class Session:
     @cached_property
     def clean(self) -> NDArray[Any]:
         """The number of each row without noise."""
-        return self._clean_run[0]
+        return self._clean_run.numbers
+
+    @property
+    def shares(self) -> NDArray[np.float64] | None:
+        """Of each row in all weights, in parts of their mean; None: all count alike."""
+        return self._clean_run.shares
 
     @cached_property
     def leads(self) -> NDArray[Any] | None:
         """By how much the largest score of each row leads without noise; None where it is not that which decides."""
-        return self._clean_run[2] if self.problem.metric.by_argmax and self.outputs > 1 else None
+        return self._clean_run.leads if self.problem.metric.by_argmax and self.outputs > 1 else None
 
-    def targets(self, inputs: Inputs, labels: Tensor) -> Tensor:
-        """What the scores of some rows are held against: their labels, or their scores without noise."""
+    def targets(self, inputs: Inputs, labels: Tensor) -> Any:
+        """What the scores of some rows are held against: their labels, or their scores without noise; with weights,
+        where there are any."""
         if not self.problem.metric.against_clean:
-            return labels
+            return weighed(labels, inputs.weights)
         with self.placing(SILENT):
-            return torch.cat([self.scores(part) for part in inputs.split(self.passes.rows)])
+            clean = torch.cat([self.scores(part) for part in inputs.split(self.passes.rows)])
+        return weighed(clean, inputs.weights)
+
+    @property
+    def floor(self) -> float | None:
+        """What is measured of a model that knows nothing of the input; None: it is not known."""
+        shape, metric = self.shape, self.problem.metric
+        return metric.floor(shape, self.labels[:1] if metric.by_argmax else _of_all(self.inputs, self.labels))
 
     def tally(self, copies: int = 1) -> Tally:
         """An empty one of all rows."""
@@ -355,13 +388,13 @@ class Session:
     @property
     def clean_value(self) -> float:
         """What is measured without noise."""
-        metric = self.problem.metric
-        return float(metric.value(metric.law.pooled(self.clean)))
+        clean, metric = self.clean, self.problem.metric  # which is ready once there are those
+        return float(metric.value(metric.law.pooled(clean)))
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of the scores that the model gives for a row."""
-        return self._clean_run[1]
+        return self._clean_run.shape
 
     @property
     def outputs(self) -> int:
@@ -369,22 +402,7 @@ class Session:
         return self.shape[-1] if self.shape else 1
 
     @cached_property
-    @torch.inference_mode()
-    def _clean_run(self) -> tuple[NDArray[Any], tuple[int, ...], NDArray[Any]]:
-        tally, leads, metric, row = self.tally(), Growing(), self.problem.metric, 0
-        shape: tuple[int, ...] = ()
-        with self.placing(SILENT):
-            for x, y, _ in self.batches():
-                scores = self.scores(x)
-                targets = scores if metric.against_clean else y
-                metric.check_clean(self.op, scores, targets)
-                if row == 0:
-                    check_function(self.op, metric, scores[:FEW], targets[:FEW])
-                tally.add(row, scores.unsqueeze(0), targets)
-                row, shape = row + len(x), tuple(scores.shape[1:])
-                if metric.by_argmax and shape[-1] > 1:
-                    leads.add(scores.topk(2).values.double().diff().neg().squeeze(-1))
-        (answer,) = tally.answer()[0]
-        if metric.law.name != "binary" and (none := int(metric.law.missing(answer).sum())):
-            raise ValueError(f"{self.op}: without noise the {metric.name} of {none} of {row} rows is infinite or NaN")
-        return metric.law.numbers(answer), shape, leads.all().cpu().numpy()
+    def _clean_run(self) -> Clean:
+        found = clean_run(self)
+        self.problem = replace(self.problem, metric=found.metric)
+        return found

@@ -20,6 +20,7 @@ from noisykernels._graph.suffix import Suffix
 from noisykernels._graph.tape import Tape, part_of
 from noisykernels._util.inputs import Inputs
 from noisykernels.injection.site import Site
+from noisykernels.metrics.weighted import weighed
 
 __all__ = ["Failed", "SharedEngine"]
 
@@ -90,7 +91,7 @@ class SharedEngine:
         for group in _alike(requests):
             mine = [requests[k] for k in group]
             start, count = mine[0].start - first, mine[0].rows
-            targets = self._targets(clean, labels, start, start + count)
+            targets = weighed(self._targets(clean, labels, start, start + count), inputs[start : start + count].weights)
             found = [labels.new_zeros(begun(law, r).shape, dtype=metric.dtype) for r in mine]
             for k, row, part in self.passes(mine, first, clean, rows):
                 of_part = targets[row : row + part.scores.shape[2]]

@@ -152,7 +152,7 @@ class Store:
                 pairs: Any = [("", a, b)]
                 if isinstance(a, dict) and isinstance(b, dict):
                     pairs = [(f"{n}: ", a.get(n), b.get(n)) for n in sorted({**a, **b})]
-                shown = [f"{n}{x} in the file, {y} here" for n, x, y in pairs if x != y and len(f"{x}{y}") < 120]
+                shown = [f"{n}{x} in the file, {y} here" for n, x, y in pairs if x != y and len(f"{x}{y}") < 240]
                 said.append(_PIECES.get(name, f"the {name} differs") + (f" ({'; '.join(shown)})" if shown else ""))
         if said:
             raise StoreError(f"{self.path}: results of another study: {', '.join(said)}")

@@ -119,6 +119,9 @@ def study_key(
             _hash(digests["inputs"], name, rows_of.tensors[number])
         else:
             _hash_parts(digests["inputs"], name, len(rows_of), (p.tensors[number] for p in rows_of.split(_ROWS)))
+    if first.weights is not None:
+        parts = [rows_of] if isinstance(rows_of, Inputs) else rows_of.split(_ROWS)
+        _hash_parts(digests["inputs"], "weights of rows", len(rows_of), (p.every[-1] for p in parts))
     if isinstance(labels, Tensor):
         _hash(digests["labels"], "labels", labels)
     else:

@@ -191,7 +191,8 @@ class Check:
         placement = problem.targets[request.which].placement(request.site, level)
         with self.session.placing(placement):
             scores = self.session.scores(inputs, ids, request.draws[:1])
-        numbers = problem.metric.law.numbers(problem.metric.of_rows(scores, labels).cpu().numpy())
+        targets = self.session.targets(inputs, labels)
+        numbers = problem.metric.law.numbers(problem.metric.of_rows(scores, targets).cpu().numpy())
         flipped = numbers != self.session.clean[rows.numpy()]
         if not flipped.any():
             return True

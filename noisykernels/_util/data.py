@@ -10,7 +10,7 @@ from torch import Tensor
 
 from noisykernels._util.checks import in_range, shown
 from noisykernels._util.forms import LABELS, Batch, batch_of, check_dense, lengthened, mask_of, opened
-from noisykernels._util.inputs import Inputs
+from noisykernels._util.inputs import ANY, Inputs, Takes
 
 __all__ = ["Batch", "Data", "batches", "check_classes", "check_dense", "check_labels", "in_memory", "needed"]
 
@@ -18,7 +18,7 @@ __all__ = ["Batch", "Data", "batches", "check_classes", "check_dense", "check_la
 Data = Any  # in one of the forms of `forms`
 
 
-def batches(name: str, data: Data, size: int, dim: int = 0, takes: Sequence[str] | None = None) -> Iterator[Batch]:
+def batches(name: str, data: Data, size: int, dim: int = 0, takes: Takes = ANY) -> Iterator[Batch]:
     """Inputs and labels, where there are any, batch by batch.
 
     Args:
@@ -26,7 +26,7 @@ def batches(name: str, data: Data, size: int, dim: int = 0, takes: Sequence[str]
         data: in any form.
         size: rows of a batch, where `data` are no batches.
         dim: dimension of the inputs that counts rows.
-        takes: names of the model's arguments, see `opened`.
+        takes: what is looked for, see `opened`.
 
     Raises:
         TypeError: a batch of what makes no tensors.
@@ -47,13 +47,13 @@ def batches(name: str, data: Data, size: int, dim: int = 0, takes: Sequence[str]
         yield Batch(found.inputs[rows], None if found.labels is None else found.labels[rows])
 
 
-def in_memory(name: str, data: Data, takes: Sequence[str] | None = None) -> Batch:
+def in_memory(name: str, data: Data, takes: Takes = ANY) -> Batch:
     """All rows.
 
     Args:
         name: of the function that asks, for errors.
         data: in any form.
-        takes: names of the model's arguments, see `opened`.
+        takes: what is looked for, see `opened`.
 
     Raises:
         TypeError: what makes no tensors.
@@ -91,6 +91,8 @@ def alike(name: str, batch: Batch, first: Batch) -> Batch:
     if (batch.labels is None) != (first.labels is None):
         raise ValueError(f"{expected} {'one with' if first.labels is None else 'one without'} labels")
     triples = list(zip(inputs.tensors, first.inputs.tensors, inputs.told(), strict=True))
+    if inputs.weights is not None and first.inputs.weights is not None:
+        triples.append((inputs.weights, first.inputs.weights, "weights"))
     if batch.labels is not None and first.labels is not None:
         triples.append((batch.labels, first.labels, "labels"))
     for t, one, what in triples:

@@ -4,6 +4,7 @@
 - ``((x, z), y)`` and ``({"a": x, "b": z}, y)``: several inputs, by position or by name.
 - A dict (or any mapping): inputs by name; labels are what the first of `LABELS` that is there names. An input that is
   alone beside labels may have any name. A named tuple: likewise, inputs by position; without such a name, a pair.
+- Weights of rows or positions, where a measure wants some: a third member of a pair, or what their key names.
 - A ``Dataset``, and a table with columns as Hugging Face's: batches of its rows. Anything else: an iterable of batches,
   each in one of the forms above.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from noisykernels._util.checks import shown
-from noisykernels._util.inputs import Inputs
+from noisykernels._util.inputs import ANY, Inputs, Takes
 
 __all__ = ["LABELS", "Batch", "batch_of", "check_dense", "lengthened", "opened"]
 
@@ -39,27 +41,27 @@ class Batch(NamedTuple):
     labels: Tensor | None
 
 
-def opened(name: str, data: Any, size: int, takes: Sequence[str] | None = None, dim: int = 0) -> Batch | Iterable[Any]:
+def opened(name: str, data: Any, size: int, takes: Takes = ANY, dim: int = 0) -> Batch | Iterable[Any]:
     """Data as one batch where they are that, else as an iterable of batches.
 
     Args:
         name: of the function that asks, for errors.
         data: in any form.
         size: rows of a batch, where data are rows.
-        takes: names of the model's arguments: columns of a table that are none are left out; None: all are taken.
+        takes: what is looked for: columns of a table that are no arguments of the model are left out.
         dim: dimension of the inputs that counts rows.
 
     Raises:
         TypeError: what is no data.
     """
-    if _is_leaf(data) or _is_whole(data):
+    if _is_leaf(data) or _is_whole(data, takes):
         return batch_of(name, data, dim, takes)
     if isinstance(data, tuple) and len(data) > 2 and all(map(_is_leaf, data)):
         raise TypeError(
             f"{name}: data must be (inputs, labels), got {shown(data[0])} and {len(data) - 1} more: several inputs are "
             "((a, b), labels)"
         )
-    if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
+    if isinstance(data, TensorDataset) and len(data.tensors) <= (2 if takes.weights is None else 3):
         return batch_of(name, data.tensors, dim, takes)
     if _is_table(data):
         return _Table(name, data, size, takes)
@@ -80,46 +82,69 @@ def opened(name: str, data: Any, size: int, takes: Sequence[str] | None = None, 
     return data
 
 
-def batch_of(name: str, batch: Any, dim: int = 0, takes: Sequence[str] | None = None) -> Batch:
+def batch_of(name: str, batch: Any, dim: int = 0, takes: Takes = ANY) -> Batch:
     """A batch in any form as inputs and labels.
 
     Args:
         name: of the function that asks, for errors.
         batch: in any form.
         dim: dimension of the inputs that counts rows.
-        takes: names of the model's arguments: an input that is alone beside labels, under another name, is given by
-            position.
+        takes: what is looked for: an input that is alone beside labels, under another name than the model's, is given
+            by position.
 
     Raises:
         TypeError: what makes no tensors.
         ValueError: inputs and labels of different numbers of rows.
     """
     labels: Any = None
+    weights: Any = None
+    named = isinstance(batch, tuple) and any(k in getattr(batch, "_fields", ()) for k in (*LABELS, takes.weights))
     if isinstance(batch, Mapping):
         given, labels = _by_name(name, batch)
-    elif hasattr(batch, "_fields") and any(key in batch._fields for key in LABELS):
-        by_name, labels = _by_name(name, batch._asdict())
-        _check_no_gap(name, batch, by_name.names)
-        given = Inputs(by_name.tensors, grouped=len(by_name.tensors) > 1)
+    elif named:
+        given, labels = _by_name(name, batch._asdict())
+        _check_no_gap(name, batch, given.names)
     elif isinstance(batch, tuple | list) and batch:
         first, *rest = [part for i, part in enumerate(batch) if i < 2 or not _is_words(part)]
-        if len(rest) > 1:
+        if len(rest) > (1 if takes.weights is None else 2):
             raise TypeError(
                 f"{name}: a batch of data must be a pair (inputs, labels), got {len(batch)} parts: several inputs are "
-                "((a, b), labels)"
+                "((a, b), labels), weights go with metric=nk.metrics.Weighted(...)"
             )
-        given, labels = _inputs(name, first), rest[0] if rest else None
+        given, labels, weights = _inputs(name, first), *(*rest, None, None)[:2]
     elif isinstance(batch, tuple | list):
         raise TypeError(f"{name}: a batch of data must hold inputs, got {shown(batch)}")
     else:
         given = _inputs(name, batch)
     if labels is not None:
         labels = _labels(name, labels)
-    if takes is not None and labels is not None and len(given.names) == 1 and given.names[0] not in takes:
-        given = Inputs(given.tensors)
-    found = Batch(given if dim == 0 else Inputs(given.tensors, given.names, dim, given.grouped), labels)
+    if takes.weights is not None:
+        given = _weighed(name, given, weights, takes)
+    if named:
+        given = replace(given, names=(), grouped=len(given.tensors) > 1)
+    beside = labels is not None or given.weights is not None
+    if takes.names is not None and beside and len(given.names) == 1 and given.names[0] not in takes.names:
+        given = replace(given, names=())
+    found = Batch(replace(given, dim=dim), labels)
     _check_rows(name, found)
     return found
+
+
+def _weighed(name: str, given: Inputs, third: Any, takes: Takes) -> Inputs:
+    """Inputs with the weights that go with them: a third member, or the input of that name."""
+    key = str(takes.weights)
+    if third is None and key not in given.names:
+        raise ValueError(
+            f"{name}: data must hold weights, under {key!r} or third in (inputs, labels, weights), got "
+            f"{', '.join(given.told())} without"
+        )
+    if third is not None:
+        return replace(given, weights=_tensor(name, third, number=True))
+    by_name = dict(zip(given.names, given.tensors, strict=True))
+    weights = by_name[key] if takes.both else by_name.pop(key)
+    if not by_name:
+        raise TypeError(f"{name}: data must hold inputs beside weights, got {key!r} alone")
+    return replace(given, tensors=tuple(by_name.values()), names=tuple(by_name), weights=weights)
 
 
 def check_dense(name: str, *tensors: Tensor) -> None:
@@ -166,13 +191,15 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, Mapping) and len(value) > 0 and all(v is None or _is_leaf(v) for v in value.values())
 
 
-def _is_whole(data: Any) -> bool:
-    """Whether data are one batch: names, or a pair whose second part is a tensor."""
+def _is_whole(data: Any, takes: Takes) -> bool:
+    """Whether data are one batch: names, or a pair whose second part is a tensor; with weights a third one."""
     if _is_names(data):
         return True
     if hasattr(data, "_fields"):
         there = [part for part in data if part is not None]
         return isinstance(data, tuple) and len(there) > 0 and all(map(_is_leaf, there))
+    if takes.weights is not None and isinstance(data, tuple | list) and len(data) == 3:
+        return _is_whole(data[:2], takes) and (_is_leaf(data[2]) or _is_numbers(data[2]))
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     first, second = data
@@ -320,7 +347,7 @@ def _check_no_gap(name: str, batch: Any, names: Sequence[str]) -> None:
 
 def _check_rows(name: str, batch: Batch) -> None:
     inputs, labels = batch
-    check_dense(name, *inputs.tensors, *(() if labels is None else (labels,)))
+    check_dense(name, *inputs.every, *(() if labels is None else (labels,)))
     if short := [t for t in inputs.tensors if t.dim() <= inputs.dim]:
         raise ValueError(f"{name}: data must have rows, got {shown(short[0]) if short[0].dim() else _scalar(short[0])}")
     counts = [t.shape[inputs.dim] for t in inputs.tensors]
@@ -331,6 +358,10 @@ def _check_rows(name: str, batch: Batch) -> None:
         got = f"{counts[0]} and {len(labels) if labels.dim() else _scalar(labels)}"
         hint = "two batches of inputs are [(a,), (b,)]" if labels.dim() else "rows one by one go into a DataLoader"
         raise ValueError(f"{name}: data must have as many inputs as labels, got {got} ({hint})")
+    weights = inputs.weights
+    if weights is not None and (weights.dim() == 0 or counts[0] != len(weights)):
+        got = f"{counts[0]} and {len(weights) if weights.dim() else _scalar(weights)}"
+        raise ValueError(f"{name}: data must have as many inputs as weights, got {got}")
 
 
 def _scalar(t: Tensor) -> str:
@@ -354,20 +385,25 @@ class _Table:
         name: of the function that asks.
         table: with columns.
         size: rows of a batch.
-        takes: columns of other names are left out, but for labels; None: those of words are.
+        takes: columns of other names than the model's are left out, but for labels and weights; where the model's are
+            not known, those of words are.
     """
 
-    def __init__(self, name: str, table: Any, size: int, takes: Sequence[str] | None) -> None:
+    def __init__(self, name: str, table: Any, size: int, takes: Takes) -> None:
         self.name, self.table, self.size = name, table.with_format("torch"), size
         columns = list(table.column_names or next(iter(table), {}))  # one that is read on and on may not know them
         label = next((key for key in LABELS if key in columns), None)
-        self.columns = [c for c in columns if c == label or takes is None or c in takes]
-        self.all = takes is None
-        if not [c for c in self.columns if c != label] and len(columns) == 2 and label is not None:
+        beside = {label, takes.weights}
+        self.columns = [c for c in columns if c in beside or takes.names is None or c in takes.names]
+        self.all = takes.names is None
+        if not beside.issuperset(self.columns):
+            return
+        if len([c for c in columns if c not in beside]) == 1 and label is not None:
             self.columns = columns  # one beside labels, whatever it is called
-        elif not [c for c in self.columns if c != label]:
+        else:
+            taken = ", ".join(takes.names or ())
             raise ValueError(
-                f"{name}: data must have a column for an argument of the model's forward, {', '.join(takes or ())}, "
+                f"{name}: data must have a column for an argument of the model's forward, {taken}, "
                 f"got {', '.join(columns)}; rename_column() or forward="
             )
 

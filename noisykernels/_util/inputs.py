@@ -6,7 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from noisykernels._util.checks import is_number, shown
 from noisykernels._util.runtime import unwrap
 
-__all__ = ["Call", "Called", "Inputs", "Output"]
+__all__ = ["ANY", "Call", "Called", "Inputs", "Output", "Takes"]
 
 Output = str | int | Callable[[Any], Tensor] | None
 
@@ -29,6 +29,7 @@ class Inputs:
         names: of the arguments; empty: they are given by position.
         dim: that counts rows.
         grouped: whether they came as a tuple, be it of one.
+        weights: of the rows, or of their positions, which the model is not given; None: there are none.
 
     Example:
         >>> pair = Inputs((torch.zeros(5, 2), torch.ones(5)))
@@ -40,6 +41,7 @@ class Inputs:
     names: tuple[str, ...] = ()
     dim: int = 0
     grouped: bool = False
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.tensors[0].shape[self.dim])
@@ -48,11 +50,18 @@ class Inputs:
         if self.dim == 0:
             return self.each(lambda t: t[rows])
         at = (slice(None),) * self.dim
-        return self.each(lambda t: t[(*at, rows)])
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(self, tensors=tuple(t[(*at, rows)] for t in self.tensors), weights=weights)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """With every tensor changed."""
-        return replace(self, tensors=tuple(map(change, self.tensors)))
+        weights = None if self.weights is None else change(self.weights)
+        return replace(self, tensors=tuple(map(change, self.tensors)), weights=weights)
+
+    @property
+    def every(self) -> tuple[Tensor, ...]:
+        """What there is of the rows: what the model is given, and their weights."""
+        return self.tensors if self.weights is None else (*self.tensors, self.weights)
 
     def split(self, rows: int) -> Iterator[Inputs]:
         """So many rows at once."""
@@ -122,8 +131,26 @@ class Inputs:
         """The rows of all parts, one after the other."""
         if len(parts) == 1:
             return parts[0]
-        columns = zip(*(part.tensors for part in parts), strict=True)
-        return replace(parts[0], tensors=tuple(torch.cat(list(column)) for column in columns))
+        columns = [torch.cat(list(column)) for column in zip(*(part.every for part in parts), strict=True)]
+        weights = None if parts[0].weights is None else columns.pop()
+        return replace(parts[0], tensors=tuple(columns), weights=weights)
+
+
+class Takes(NamedTuple):
+    """What is looked for in data.
+
+    Args:
+        names: of the model's arguments; None: any, or they are not known.
+        weights: the key of the rows' weights, which in tuples are a third member; None: no weights are wanted.
+        both: whether the model is given them as well, by that name.
+    """
+
+    names: tuple[str, ...] | None = None
+    weights: str | None = None
+    both: bool = False
+
+
+ANY = Takes()
 
 
 @dataclass(frozen=True)
@@ -210,12 +237,14 @@ class Call:
             raise ValueError(f"{self.op}: output={self.output!r} must say which tensor it is, got {_told(given)}")
         return found
 
-    def takes(self, model: nn.Module) -> tuple[str, ...] | None:
-        """Names of the model's arguments; None: any, or it is not known."""
-        kinds = [] if self.forward is not None or (found := _signature(model)) is None else [*found.parameters.values()]
-        if not kinds or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in kinds):
-            return None
-        return tuple(p.name for p in kinds)
+    def takes(self, model: nn.Module, weights: str | None = None) -> Takes:
+        """What of data the model takes, and what the weights are called, where some are wanted: it takes those as well
+        if it has an argument of that name, or if they are a mask and it takes any name."""
+        kinds = [] if (found := _signature(model)) is None else [*found.parameters.values()]
+        names = tuple(p.name for p in kinds)
+        known = self.forward is None and kinds and all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in kinds)
+        both = weights is not None and (weights in names or (not known and "mask" in weights))
+        return Takes(names if known else None, weights, both)
 
     def check(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuses inputs that the model's forward does not take.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from noisykernels._util.data import Data, alike, joined
 from noisykernels._util.forms import Batch, batch_of, lengthened, mask_of, opened
-from noisykernels._util.inputs import Inputs
+from noisykernels._util.inputs import ANY, Inputs, Takes
 from noisykernels._util.tensors import Growing
 
 __all__ = ["StreamedInputs", "StreamedLabels", "loaded"]
@@ -32,7 +32,7 @@ LAST = 4  # rows from the end that are kept, as the check of engines looks at so
 
 
 def loaded(
-    name: str, data: Data, memory: int, takes: Sequence[str] | None = None
+    name: str, data: Data, memory: int, takes: Takes = ANY
 ) -> tuple[Inputs | StreamedInputs, Tensor | StreamedLabels | None]:
     """Inputs and labels, in memory where they fit.
 
@@ -40,7 +40,7 @@ def loaded(
         name: of the function that asks, for errors.
         data: in any form. What can be iterated only once is held, and what lies in memory already.
         memory: in bytes.
-        takes: names of the model's arguments, see `opened`.
+        takes: what is looked for, see `opened`.
 
     Raises:
         TypeError: what makes no tensors.
@@ -86,7 +86,7 @@ class Stream:
     """
 
     def __init__(
-        self, name: str, batches: Iterable[Any], room: int, first: Batch, takes: Sequence[str] | None
+        self, name: str, batches: Iterable[Any], room: int, first: Batch, takes: Takes
     ) -> None:  # fmt: skip
         self.name, self.batches, self.takes = name, batches, takes
         self.first = Batch(first.inputs[:1].clone(), None if first.labels is None else first.labels[:1].clone())
@@ -343,7 +343,7 @@ class StreamedLabels(_Streamed):
 
 
 def _bytes(batch: Batch) -> int:
-    return sum(t.nbytes for t in (*batch.inputs.tensors, *(() if batch.labels is None else (batch.labels,))))
+    return sum(t.nbytes for t in (*batch.inputs.every, *(() if batch.labels is None else (batch.labels,))))
 
 
 def _cut(batch: Batch, rows: slice) -> Batch:
@@ -357,7 +357,7 @@ def _ordered(batch: Batch, first: Batch) -> Batch:
 
 def _digests(batch: Batch) -> NDArray[np.int64]:
     """Of each row, 64 bits."""
-    tensors = (*batch.inputs.tensors, *(() if batch.labels is None else (batch.labels,)))
+    tensors = (*batch.inputs.every, *(() if batch.labels is None else (batch.labels,)))
     rows = len(batch.inputs)
     flat = [t.detach().cpu().contiguous().view(rows, t.numel() // max(1, rows)) for t in tensors]
     bits = [t.view(torch.uint8).numpy() for t in flat if t.numel()]
@@ -377,7 +377,7 @@ def _changed(name: str, got: str, before: str) -> str:
     )
 
 
-def _refuse_changes(name: str, batches: Iterable[Any], first: Batch, takes: Sequence[str] | None) -> None:
+def _refuse_changes(name: str, batches: Iterable[Any], first: Batch, takes: Takes) -> None:
     """Refuses data in memory whose first batch is another one when it is read again: no study could be repeated."""
     with torch.random.fork_rng(devices=[]):
         raw = next(iter(batches), None)

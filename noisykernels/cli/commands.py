@@ -242,7 +242,7 @@ def run_vote(args: argparse.Namespace) -> None:
     found = {
         "clean": votes.clean,
         "covered": votes.covered,
-        "curves": {k: c.accuracy.tolist() for k, c in votes.curves.items()},
+        "curves": {k: c.values.tolist() for k, c in votes.curves.items()},
     }
     picture = File("", args.picture, functools.partial(draw_picture, votes))
     tell(args, lambda: found, votes.table, [picture, File("", args.out, votes.save)])
@@ -259,7 +259,7 @@ def run_chips(args: argparse.Namespace) -> None:
         metric=args.metric, progress=not args.quiet,
     )  # fmt: skip
     found: dict[str, Any] = {"clean": chips.clean, "mean": chips.mean, "std": chips.std}
-    found["accuracy" if args.metric == "accuracy" else "values"] = chips.accuracy.tolist()
+    found["accuracy" if args.metric == "accuracy" else "values"] = chips.values.tolist()
     found["covered"] = chips.covered
     found |= {"yields": [{"limit": v, "share": chips.yield_at(v)[0]} for v in args.limits]} if args.limits else {}
     head = f"{args.model} on {args.data}; {noise!r}"

@@ -46,9 +46,10 @@ class MeanVotes:
         executions, found = np.arange(1, self.draws + 1), {}
         for kind, tallies in self.tallies.items():
             values = [tally.values("vote") for tally in tallies]
-            error = [
-                v.std(ddof=1) / math.sqrt(self.draws // n) if self.draws // n > 1 else math.nan
-                for n, v in zip(executions, values, strict=True)
-            ]
+            with np.errstate(invalid="ignore"):  # infinite ones scatter by nothing that is known
+                error = [
+                    v.std(ddof=1) / math.sqrt(self.draws // n) if self.draws // n > 1 else math.nan
+                    for n, v in zip(executions, values, strict=True)
+                ]
             found[kind] = VoteCurve(executions, np.array([v.mean() for v in values]), np.array(error))
         return found

@@ -79,17 +79,17 @@ class LayerOrder:
 class OrderStudy(Result, kind="order study"):
     """What `order_sensitivity` returns.
 
-    Fields: layers in the order in which they run; accuracy (P) of the network under each permutation of all its
-    layers; orders, its accuracy under each named order, of the twin as ``"none"``; disagreement, the share of rows for
-    which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction is
-    not the twin's, over permutations; rows, permutations, seed; metric, what was measured; arrays, which calls shared
-    one. Without labels the figures of the network are empty or NaN.
+    Fields: layers in the order in which they run; values (P), what is measured of the network under each permutation of
+    all its layers; orders, the same under each named order, of the twin as ``"none"``; disagreement, the share of rows
+    for which two permutations give different predictions, over all pairs; changed, the share of rows whose prediction
+    is not the twin's, over permutations; rows, permutations, seed; metric, what was measured; arrays, which calls
+    shared one. Without labels, where the metric needs some, the figures of the network are empty or NaN.
 
     Columns of `to_pandas`, a row for each layer: site, steps, outputs, std, spread, saturated, shift_*.
     """
 
     layers: tuple[LayerOrder, ...]
-    accuracy: NDArray[np.float64]
+    values: NDArray[np.float64]
     orders: dict[str, float]
     disagreement: float
     changed: float
@@ -112,12 +112,13 @@ class OrderStudy(Result, kind="order study"):
             "outputs" + "".join(f"; {line}" for line in covers(self.covered)),
             *aligned(lines, [0]),
         ]
-        if len(self.accuracy):
-            spread = f" +- {self.accuracy.std(ddof=1):.4f}" if len(self.accuracy) > 1 else ""
+        if len(self.values):
+            with np.errstate(invalid="ignore"):  # of infinite ones there is none
+                spread = f" +- {self.values.std(ddof=1):.4f}" if len(self.values) > 1 else ""
             text += [
                 f"{self.metric}: " + ", ".join(f"{name} {value:.4f}" for name, value in self.orders.items()),
-                f"{self.metric} of permutations: {self.accuracy.mean():.4f}{spread}, {self.accuracy.min():.4f} to "
-                f"{self.accuracy.max():.4f}",
+                f"{self.metric} of permutations: {self.values.mean():.4f}{spread}, {self.values.min():.4f} to "
+                f"{self.values.max():.4f}",
             ]
             if not math.isnan(self.changed):
                 differ = f"{self.disagreement:.4f} differ between two"
@@ -324,7 +325,7 @@ def order_sensitivity(
         >>> model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> data = torch.randn(20, 64), torch.randint(3, (20,))
         >>> study = order_sensitivity(model, data, Serial(low=-0.2, high=0.2), permutations=5, seed=1)
-        >>> [layer.name for layer in study.layers], study.accuracy.shape
+        >>> [layer.name for layer in study.layers], study.values.shape
         (['0:linear#0', '2:linear#0'], (5,))
         >>> study.layers[0].spread > 0
         True
@@ -340,7 +341,7 @@ def order_sensitivity(
         Call(op, forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
         alone=True, compute=compute, sites=sites,
     )  # fmt: skip
-    with_labels = problem.labelled
+    measured = problem.labelled or problem.metric.against_clean
     study, chosen = _Study(seed, permutations, tuple(orders)), set[str]()
 
     def hardware(name: str, module: nn.Module) -> list[Device] | None:
@@ -377,11 +378,13 @@ def order_sensitivity(
             advance(1)
             return torch.cat(found), float(tally.values(op)[0])
 
-        runs = 1 + (1 + len(study.orders) + permutations) * with_labels
+        runs = 1 + (1 + len(study.orders) + permutations) * measured
         with (
             session.placing(replace(SILENT, hardware=hardware)),
             progress_of(op, progress, runs) as advance,
         ):
+            if measured and not problem.metric.by_argmax:  # whose NaN are wrong predictions, be it without an order
+                session.clean  # noqa: B018  # what cannot be measured is refused before the work
             measure()
             advance(1)
             if not study.moments and arithmetic is not None:
@@ -391,8 +394,8 @@ def order_sensitivity(
             if not study.moments:
                 raise ValueError(f"{op}: no layer of the model has an ordered arithmetic; give one")
             covered = session.covered(session.state.placement, tell=arithmetic is not None and sites is None)
-            named = {order: predictions(order) for order in ("none", *study.orders)} if with_labels else {}
-            permuted = [predictions(number) for number in range(permutations)] if with_labels else []
+            named = {order: predictions(order) for order in ("none", *study.orders)} if measured else {}
+            permuted = [predictions(number) for number in range(permutations)] if measured else []
     every = torch.stack([p for p, _ in permuted]) if permuted and permuted[0][0].numel() else None
     return OrderStudy(
         tuple(m.result(name, permutations) for name, m in study.moments.items()),

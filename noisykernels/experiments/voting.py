@@ -70,7 +70,7 @@ class Votes(Result, kind="vote"):
         lines.append("-" * len(lines[0]))
         for i in range(count):
             if i < 10 or (i + 1) % 10 == 0 or i + 1 == count:
-                cells = "".join(f"  {c.accuracy[i]:.4f} +- {c.error[i]:.4f}" for c in self.curves.values())
+                cells = "".join(f"  {c.values[i]:.4f} +- {c.error[i]:.4f}" for c in self.curves.values())
                 lines.append(f"{i + 1:10}{cells}")
         title = f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {count} draws, seed {self.seed}"
         return "\n".join(map(printable, [title, *covers(self.covered), *lines]))
@@ -158,7 +158,7 @@ def vote(
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> data = torch.randn(20, 1, 2, 2), torch.randint(2, (20,))
         >>> votes = vote(model, data, noise=Noise(add=0.5), draws=5, seed=1)
-        >>> list(votes.curves), votes.curves["majority"].accuracy.shape
+        >>> list(votes.curves), votes.curves["majority"].values.shape
         (['majority', 'logit', 'probability'], (5,))
     """
     check_arguments(vote, locals())
@@ -189,7 +189,7 @@ def vote(
         if not classes:
             with progress_of("vote", progress, session.noisy_passes(ids)) as advance:
                 found = _of_means(session, wanted, ids, subsets, advance)
-            measure = problem.metric
+            measure = session.problem.metric
             return Votes(
                 found, clean, len(labels), tuple(ids), seed, arrays, covered, measure.name, measure.unit,
                 is_share(measure),

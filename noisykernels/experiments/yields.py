@@ -32,13 +32,13 @@ from noisykernels.study.result import Result
 __all__ = ["Chips", "chips", "worst_of"]
 
 
-def worst_of(accuracy: Sequence[float] | NDArray[np.float64], count: int) -> float:
-    r"""Expected accuracy of the worst of so many chips, over all subsets of those that are known.
+def worst_of(values: Sequence[float] | NDArray[np.float64], count: int) -> float:
+    r"""Expected value, such as the accuracy, of the worst of so many chips, over all subsets of those that are known.
 
     .. math:: \sum_i x_{(i)} \binom{D-i}{n-1} \Big/ \binom{D}{n}
 
     Args:
-        accuracy: of D chips.
+        values: of D chips, of which higher ones are better.
         count: n, from 1 (the mean) to D (the worst of all).
 
     Raises:
@@ -49,14 +49,15 @@ def worst_of(accuracy: Sequence[float] | NDArray[np.float64], count: int) -> flo
         0.6
     """
     check_arguments(worst_of, locals())
-    x = np.asarray(accuracy, np.float64)
+    x = np.asarray(values, np.float64)
     if x.ndim != 1 or not len(x) or np.isnan(x).any():
-        raise ValueError(f"worst_of: accuracy must be a list of numbers, not empty, got {shown(accuracy)}")
+        raise ValueError(f"worst_of: values must be a list of numbers, not empty, got {shown(values)}")
     x = np.sort(x)
     if not 1 <= count <= len(x):
         raise ValueError(f"worst_of: count must lie in 1..{len(x)}, got {count}")
-    weights = [math.comb(len(x) - 1 - i, count - 1) / math.comb(len(x), count) for i in range(len(x))]
-    return round(float(x @ weights), 12)
+    some = x[: len(x) - count + 1]  # the others are never the worst
+    weights = [math.comb(len(x) - 1 - i, count - 1) / math.comb(len(x), count) for i in range(len(some))]
+    return round(float(some @ weights), 12)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,13 +66,16 @@ class Chips(Result, kind="chip study"):
 
     Columns of `to_pandas`: draw, rows, correct, accuracy; of what is no share of rows, draw, rows, value.
 
+    Args:
+        values: what is measured of each chip.
+
     Example:
         >>> found = Chips(np.array([0.9, 0.8, 0.85, 0.6]), clean=0.92, rows=500, draws=(0, 1, 2, 3), seed=1)
         >>> round(found.mean, 4), round(found.std, 4), found.worst, found.yield_at(0.8)[0]
         (0.7875, 0.1315, 0.6, 0.75)
     """
 
-    accuracy: NDArray[np.float64]
+    values: NDArray[np.float64]
     clean: float
     rows: int
     draws: tuple[int, ...]
@@ -84,36 +88,32 @@ class Chips(Result, kind="chip study"):
     share: bool = True  # of rows that are right
 
     @property
-    def values(self) -> NDArray[np.float64]:
-        """What is measured of each chip: the accuracy, or what `metric` says."""
-        return self.accuracy
-
-    @property
     def mean(self) -> float:
         """Mean over the chips."""
-        return float(self.accuracy.mean())
+        return float(self.values.mean())
 
     @property
     def std(self) -> float:
         """Standard deviation from chip to chip (D - 1 in the denominator)."""
-        return float(self.accuracy.std(ddof=1)) if len(self.accuracy) > 1 else math.nan
+        with np.errstate(invalid="ignore"):  # of infinite ones there is none
+            return float(self.values.std(ddof=1)) if len(self.values) > 1 else math.nan
 
     @property
     def worst(self) -> float:
         """The worst chip's."""
-        return float(self.accuracy.min() if self.higher_is_better else self.accuracy.max())
+        return float(self.values.min() if self.higher_is_better else self.values.max())
 
     def worst_of(self, count: int) -> float:
         """Expected value of the worst of `count` chips; see `worst_of`."""
         check_arguments(Chips.worst_of, locals())
-        return worst_of(self.accuracy, count) if self.higher_is_better else -worst_of(-self.accuracy, count)
+        return worst_of(self.values, count) if self.higher_is_better else -worst_of(-self.values, count)
 
     def yield_at(self, limit: float, confidence: float = 0.95) -> tuple[float, float, float]:
         """Share of chips that reach `limit` (at most that where lower is better), and Wilson's interval of it."""
         check_arguments(Chips.yield_at, locals())
-        good = int((self.accuracy >= limit if self.higher_is_better else self.accuracy <= limit).sum())
-        low, high = wilson(good, len(self.accuracy), confidence)
-        return good / len(self.accuracy), float(low), float(high)
+        good = int((self.values >= limit if self.higher_is_better else self.values <= limit).sum())
+        low, high = wilson(good, len(self.values), confidence)
+        return good / len(self.values), float(low), float(high)
 
     def table(self, limits: Sequence[float] = ()) -> str:
         """Mean, spread, quantiles and yields as aligned text.
@@ -122,14 +122,15 @@ class Chips(Result, kind="chip study"):
             limits: values at which the yield is told; none: 1, 5 and 10 % worse than the clean one.
         """
         check_arguments(Chips.table, locals())
-        count = len(self.accuracy)
-        error = self.std / math.sqrt(count)
+        count = len(self.values)
+        error, none = self.std / math.sqrt(count), int(np.isinf(self.values).sum())
         lines = [
             f"clean {self.metric} {self.clean:.4f}, {self.rows} rows, {count} chips, seed {self.seed}",
             *covers(self.covered),
+            *([f"{none} of the chips have rows without a finite {self.metric}: theirs is infinite"] if none else []),
             f"mean       {self.mean:.4f} +- {error:.4f}",
             f"deviation  {self.std:.4f}",
-            f"median     {float(np.median(self.accuracy)):.4f}",
+            f"median     {float(np.median(self.values)):.4f}",
             f"worst      {self.worst:.4f}   (of 10: {self.worst_of(min(10, count)):.4f})",
         ]
         for limit in limits or usual_limits(self):
@@ -149,15 +150,13 @@ class Chips(Result, kind="chip study"):
 
     def _rows(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         if not self.share:
-            return ["draw", "rows", "value"], [
-                (d, self.rows, v) for d, v in zip(self.draws, self.accuracy, strict=True)
-            ]
-        correct = np.rint(self.accuracy * self.rows).astype(np.int64).tolist()
-        rows = zip(self.draws, correct, self.accuracy.tolist(), strict=True)
+            return ["draw", "rows", "value"], [(d, self.rows, v) for d, v in zip(self.draws, self.values, strict=True)]
+        correct = np.rint(self.values * self.rows).astype(np.int64).tolist()
+        rows = zip(self.draws, correct, self.values.tolist(), strict=True)
         return ["draw", "rows", "correct", "accuracy"], [(d, self.rows, c, a) for d, c, a in rows]
 
     def _brief(self) -> str:
-        return f"{len(self.accuracy)} chips, {self.rows} rows, clean {self.clean:.4f}, mean {self.mean:.4f}, worst " \
+        return f"{len(self.values)} chips, {self.rows} rows, clean {self.clean:.4f}, mean {self.mean:.4f}, worst " \
                f"{self.worst:.4f}"  # fmt: skip
 
 
@@ -202,8 +201,8 @@ def chips(
         progress: show a progress bar, if tqdm is installed; or a function (done, total) called after each pass.
 
     Returns:
-        `Chips`. Rows whose scores hold NaN count as wrong; of other measures than shares of rows they are left out,
-        or count with the worst there is, with a warning.
+        `Chips`. Rows whose scores hold NaN count as wrong; of other measures than shares of rows those without a
+        finite number count with the worst there is, or make the chip's value infinite, with a warning.
 
     Raises:
         ValueError: neither hardware nor noise, bad data, draws or sizes; a model that is injected already, or without
@@ -214,7 +213,7 @@ def chips(
         >>> from noisykernels.hardware import WeightNoise
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> data = torch.randn(20, 1, 2, 2), torch.randint(2, (20,))
-        >>> chips(model, data, hardware=[WeightNoise(add=0.1, relative="layer")], draws=5, seed=1).accuracy.shape
+        >>> chips(model, data, hardware=[WeightNoise(add=0.1, relative="layer")], draws=5, seed=1).values.shape
         (5,)
     """
     check_arguments(chips, locals())
@@ -226,11 +225,11 @@ def chips(
         Call("chips", forward, output), model, data, seed=seed, rows=rows, metric=metric, arrays=arrays, root=root,
         detail=detail, sites=sites, compute=compute,
     )  # fmt: skip
-    (_, labels, _), measure = problem.data, problem.metric
+    labels = problem.data[1]
     where = places_of("chips", problem, noise, sites)
     with Session("chips", problem, compute, noise=noise, where=where, hardware=hardware) as session:
         clean, covered = session.clean_value, session.covered(session.noisy)
-        values = []
+        measure, values = session.problem.metric, []
         with progress_of("chips", progress, session.noisy_passes(ids)) as advance:
             for together in [ids] if measure.law.block < ALL else [[one] for one in ids]:  # whose outputs are held
                 tally = session.tally(len(together))

@@ -11,10 +11,11 @@ from noisykernels.metrics.names import NAMES
 from noisykernels.metrics.rows import PerRow
 from noisykernels.metrics.sums import AUROC, ECE, F1, MeanIoU, OfSums, Torchmetrics
 from noisykernels.metrics.values import MSE, Cosine, RelativeMSE
+from noisykernels.metrics.weighted import Weighted
 
 __all__ = [
     "ACCURACY", "AUROC", "BINARY", "ECE", "F1", "KL", "MSE", "NAMES", "NAN", "NLL", "Accuracy", "Agreement", "Binary",
     "BinaryAccuracy", "Bounded", "Brier", "ByRow", "Cosine", "Law", "MeanIoU", "Metric", "MultiLabel", "OfSums",
     "PerRow", "Perplexity", "Real", "RelativeMSE", "Sums", "TokenAccuracy", "TokenAgreement", "TopK", "Torchmetrics",
-    "WholePass",
+    "Weighted", "WholePass",
 ]  # fmt: skip

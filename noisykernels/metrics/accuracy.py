@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisykernels._util.data import check_labels
+from noisykernels.metrics.chance import Seen, check_told_apart
 from noisykernels.metrics.law import BINARY, NAN, Binary
 
-__all__ = ["ACCURACY", "Accuracy", "check_told_apart"]
+__all__ = ["ACCURACY", "Accuracy"]
 
 
 class Accuracy:
@@ -45,9 +46,11 @@ class Accuracy:
     def check_data(self, op: str, inputs: Tensor, labels: Tensor) -> None:
         """One whole number for each row."""
         if labels.dim() != 1 or labels.is_floating_point() or inputs.dim() == 0 or not len(inputs) == len(labels) > 0:
+            other = "'mse' is of numbers" if labels.is_floating_point() else "'token_accuracy' of positions"
             raise ValueError(
                 f"{op}: data must be inputs (rows, ...) and whole-number labels (rows), not empty, "
                 f"got {list(inputs.shape)} and {labels.dtype} {list(labels.shape)}"
+                + (f"; metric={other}" if labels.is_floating_point() or labels.dim() > 1 else "")
             )
 
     def check_scores(self, op: str, scores: object, rows: int) -> Tensor:
@@ -77,22 +80,17 @@ class Accuracy:
         """The share itself."""
         return value
 
-    def prepared(self, op: str, labels: Tensor) -> Accuracy:
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> Accuracy:
+        """As it is: labels may be what the model itself says, of one class."""
+        return self
+
+    def after(self, op: str, clean: Seen) -> Accuracy:
         """As it is."""
         return self
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float:
         """Chance: 1 / classes."""
         return 1 / outputs[-1]
-
-
-def check_told_apart(op: str, name: str, classes: int) -> None:
-    """Refuses a measure of classes where there is one alone, which any noise leaves right."""
-    if classes < 2:
-        raise ValueError(
-            f"{op}: {name} of a model with one output is 1 at any noise: write metric='binary_accuracy' for a logit of "
-            "two classes, metric='mse' for a number"
-        )
 
 
 ACCURACY = Accuracy()

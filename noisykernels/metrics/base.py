@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisykernels.metrics.chance import Seen
 from noisykernels.metrics.law import Law
 
 __all__ = ["Metric", "is_share", "measure_of"]
@@ -72,15 +73,20 @@ class Metric(Protocol):
     def number(self, value: float) -> float:
         """The pooled number at which so much is told, of measures of rows: the counterpart of `value`."""
 
-    def prepared(self, op: str, labels: Tensor) -> Metric:
-        """This measure for the rows of a study, whose targets these are."""
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> Metric:
+        """This measure for the rows of a study, whose targets these are: ValueError, if a model that knows nothing of
+        the input does as well. Weights: of the rows [rows], or of their positions [rows, ...], see `Weighted`."""
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def after(self, op: str, clean: Seen) -> Metric:
+        """Of what is held against the outputs without noise: this measure, once those of all rows are known."""
+
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Its value for a model that knows nothing of the input.
 
         Args:
             outputs: shape of a row's outputs.
             labels: of all rows; of nothing where targets are the outputs without noise.
+            weights: as for `prepared`.
 
         Returns:
             The value; None: it has none, and a question must do without.
@@ -95,6 +101,6 @@ def is_share(metric: Metric) -> bool:
 def measure_of(metric: Metric) -> dict[str, Any]:
     """What statistics and readers need of a measure that is no share of rows, as JSON can hold it."""
     law = {"binary": "bounded", "sums": "real"}.get(metric.law.name, metric.law.name)
-    return {
-        "law": law, "unit": metric.unit, "higher_is_better": metric.higher_is_better,
-    }  # fmt: skip
+    worst = metric.law.worst
+    ends = {} if worst is None else {"worst": float(metric.value(np.array(worst)))}
+    return {"law": law, "unit": metric.unit, "higher_is_better": metric.higher_is_better} | ends

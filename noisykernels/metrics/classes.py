@@ -14,9 +14,10 @@ from torch import Tensor
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, in_range, shown
-from noisykernels.metrics.accuracy import Accuracy, check_told_apart
+from noisykernels.metrics.accuracy import Accuracy
+from noisykernels.metrics.chance import check_targets_differ, check_told_apart
 from noisykernels.metrics.law import NAN, Bounded
-from noisykernels.metrics.rows import PerRow, class_axis, classes_last
+from noisykernels.metrics.rows import PerRow, class_axis, classes_last, spread_over
 
 __all__ = ["NLL", "Brier", "OfClasses", "Perplexity", "TokenAccuracy", "TopK"]
 
@@ -56,12 +57,17 @@ class TopK(Accuracy):
                 f"k from 1 to {scores.shape[1] - 1}"
             )
 
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> Accuracy:
+        """As it is, of labels that are not all the same."""
+        check_targets_differ(op, self.name, labels if weights is None else labels[weights > 0])
+        return self
+
     def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
         """1 where the label is among them, 0 where not, `NAN` where the scores hold one: int8 [..., rows]."""
         found = (scores.topk(self.k, -1).indices == labels.unsqueeze(-1)).any(-1).to(torch.int8)
         return found.masked_fill_(scores.isnan().any(-1), NAN)
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float:
         """Chance: k / classes."""
         return float(self.k / outputs[-1])
 
@@ -122,11 +128,23 @@ class OfClasses(PerRow):
                     f"{low}..{high}"
                 )
 
-    def frequencies(self, labels: Tensor) -> Tensor:
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> PerRow:
+        """See `PerRow`: of labels that are not all the same."""
+        found = super().prepared(op, labels, weights)
+        check_targets_differ(op, self.name, labels[self.counts(labels, weights)])
+        return found
+
+    def counts(self, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """Which labels count."""
+        there = labels != self.ignore_index
+        return there if weights is None else there & (spread_over(weights, labels.shape) > 0)
+
+    def frequencies(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Of the classes, float64."""
-        return torch.bincount(labels[labels != self.ignore_index].flatten().long()).double() / max(
-            1, int((labels != self.ignore_index).sum())
-        )
+        there = self.counts(labels, weights)
+        each = None if weights is None else spread_over(weights, labels.shape)[there].double()
+        found = torch.bincount(labels[there].long(), each).double()
+        return found / found.sum().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -150,9 +168,9 @@ class NLL(OfClasses):
         scores, picked = self.classes(outputs, targets)
         return scores.logsumexp(-1) - scores.gather(-1, picked).squeeze(-1)
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """The labels' entropy."""
-        shares = self.frequencies(labels)
+        shares = self.frequencies(labels, weights)
         return float(-torch.special.xlogy(shares, shares).sum())
 
 
@@ -181,9 +199,9 @@ class Perplexity(NLL):
         """log."""
         return float(np.log(value))
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """exp of the labels' entropy."""
-        entropy = super().floor(outputs, labels)
+        entropy = super().floor(outputs, labels, weights)
         return None if entropy is None else float(np.exp(entropy))
 
 
@@ -212,7 +230,7 @@ class TokenAccuracy(OfClasses):
         hit = (scores.argmax(-1) == picked.squeeze(-1)).to(torch.float32)
         return hit.masked_fill_(scores.isnan().any(-1), torch.nan)
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Chance: 1 / classes."""
         return float(1 / outputs[class_axis(self.name, outputs, labels.shape[1:], self.dim)])
 
@@ -240,6 +258,6 @@ class Brier(OfClasses):
         shares = scores.softmax(-1)
         return shares.square().sum(-1) - 2 * shares.gather(-1, picked).squeeze(-1) + 1
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """That of the labels' frequencies."""
-        return 1 - float(self.frequencies(labels).square().sum())
+        return 1 - float(self.frequencies(labels, weights).square().sum())

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from noisykernels.metrics.accuracy import check_told_apart
+from noisykernels.metrics.chance import Seen, check_told_apart
 from noisykernels.metrics.law import BINARY, NAN, Bounded, Law
 from noisykernels.metrics.rows import PerRow
 
@@ -33,6 +33,15 @@ class _OfScores(PerRow):
         check_told_apart(op, self.name, scores.shape[-1])
 
 
+class _OfBest(_OfScores):
+    """A measure of the class with the highest score."""
+
+    def after(self, op: str, clean: Seen) -> PerRow:
+        """See `PerRow`."""
+        clean.check_differ(op, self.name, classes=True)
+        return self
+
+
 class KL(_OfScores):
     """Kullback-Leibler divergence of the probabilities from those without noise, `sum p (log p - log q)`, in nats.
 
@@ -51,7 +60,7 @@ class KL(_OfScores):
         return torch.where(clean == -torch.inf, 0.0, apart).sum(-1)  # a class without probability says nothing
 
 
-class Agreement(_OfScores):
+class Agreement(_OfBest):
     """The share of rows whose highest score is that of the same class as without noise; its floor is 1 / classes.
 
     Example:
@@ -79,12 +88,12 @@ class Agreement(_OfScores):
                 "metric='token_agreement' for those with positions"
             )
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Chance: 1 / classes."""
         return 1 / outputs[-1]
 
 
-class TokenAgreement(_OfScores):
+class TokenAgreement(_OfBest):
     """The share of positions whose highest score is that of the same class as without noise: of tokens, of pixels.
 
     Example:
@@ -103,6 +112,6 @@ class TokenAgreement(_OfScores):
         same = (outputs.argmax(-1) == targets.argmax(-1)).to(torch.float32)
         return same.masked_fill_(outputs.isnan().any(-1), torch.nan)
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Chance: 1 / classes."""
         return 1 / outputs[-1]

@@ -12,10 +12,11 @@ from torch import Tensor
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import shown
 from noisykernels.metrics.base import Metric
+from noisykernels.metrics.identity import of_function
 from noisykernels.metrics.law import ALL, Law, Sums
 from noisykernels.metrics.rows import PerRow
 
-__all__ = ["ByRow", "WholePass", "check_function", "of_function"]
+__all__ = ["ByRow", "WholePass", "check_function", "found_out"]
 
 OWN = __name__.rpartition(".")[0]
 CLOSE = 1e-4  # relative: a function of a row may round otherwise in other company
@@ -53,19 +54,30 @@ class _Given(PerRow):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, higher_is_better={self.higher_is_better})"
 
+    def identity(self) -> str:
+        """By its words, and what the function does: others may have its name."""
+        return f"{self!r} against {self.against}: {of_function(self.function)}"
+
     @property
     def against_clean(self) -> bool:  # type: ignore[override]
         """Whether the targets are the outputs without noise."""
         return self.against == "clean"
 
-    def floor(self, outputs: Any, labels: Tensor) -> float | None:
+    def floor(self, outputs: Any, labels: Tensor, weights: Tensor | None = None) -> float | None:
         """As it was said."""
         return self.floor_value
 
     def given(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What the function gives, as a tensor."""
-        found = self.function(outputs, targets)
-        return found if isinstance(found, Tensor) else torch.as_tensor(found)
+        try:
+            found = self.function(outputs, targets)
+        except Exception as error:
+            said = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"{self.name} fails for outputs {list(outputs.shape)} and targets {list(targets.shape)}: "
+                f"{type(error).__name__}: {said}"
+            ) from error
+        return _numbers(self.name, found)
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,7 +152,7 @@ class WholePass(_Given):
         raise ValueError(f"{self.name} is of a whole pass, which has no numbers of rows")
 
 
-def of_function(op: str, function: Any, outputs: Tensor, targets: Tensor) -> ByRow | WholePass:
+def found_out(op: str, function: Any, outputs: Tensor, targets: Tensor) -> ByRow | WholePass:
     """What a plain function is: one number for each row, or one of all; and which direction is the better one.
 
     The better direction is that in which outputs lie that are held against their own targets, seen from those that are
@@ -154,17 +166,10 @@ def of_function(op: str, function: Any, outputs: Tensor, targets: Tensor) -> ByR
     Raises:
         ValueError: neither kind, or no direction can be seen.
     """
-    name = getattr(function, "__name__", type(function).__name__)
-    count = len(targets)
-    try:
-        found = function(outputs, targets)
-        found = found if isinstance(found, Tensor) else torch.as_tensor(found, dtype=torch.float64)
-    except Exception as error:
-        said = next(iter(str(error).splitlines()), "")
-        raise ValueError(
-            f"{op}: metric {name} fails for outputs {list(outputs.shape)} and targets {list(targets.shape)}: "
-            f"{type(error).__name__}: {said}"
-        ) from error
+    kept = ByRow(function, True)
+    name, count = getattr(function, "__name__", type(function).__name__), len(targets)
+    object.__setattr__(kept, "name", f"{op}: metric {name}")
+    found = kept.given(outputs, targets)
     if found.shape not in ((count,), ()):
         raise ValueError(
             f"{op}: metric {name} must give one number for each of {count} rows, or one of all, got {list(found.shape)}"
@@ -172,7 +177,7 @@ def of_function(op: str, function: Any, outputs: Tensor, targets: Tensor) -> ByR
     whole = found.shape == ()
     if whole and count == 1:
         raise ValueError(f"{op}: metric {name} cannot be told to be of rows or of a pass from one row of data")
-    other = torch.as_tensor(function(outputs, targets.roll(1, 0))).double().mean()
+    other = kept.given(outputs, targets.roll(1, 0)).double().mean()
     own = found.double().mean()
     if not bool((own - other).isfinite()) or own == other:
         kind = "WholePass" if whole else "ByRow"
@@ -183,16 +188,45 @@ def of_function(op: str, function: Any, outputs: Tensor, targets: Tensor) -> ByR
     return (WholePass if whole else ByRow)(function, bool(own > other))
 
 
+def _numbers(name: str, found: Any) -> Tensor:
+    """Real numbers that a function has given, as a tensor."""
+    try:
+        numbers = found if isinstance(found, Tensor) else torch.as_tensor(found)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: the function must give numbers, got {shown(found)}") from error
+    if numbers.is_complex():
+        raise ValueError(f"{name}: the function must give real numbers, got {shown(numbers)}")
+    return numbers
+
+
 def check_function(op: str, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
     """Tries a measure that is not this package's own, on some rows without noise.
 
     Raises:
         ValueError: numbers of rows that depend on others, or on when they are asked for.
     """
+    if isinstance(metric, ByRow | WholePass):
+        _check_left_alone(op, metric, outputs, targets)
     if isinstance(metric, WholePass):
         _check_repeatable(op, metric, outputs, targets)
     elif metric.law.block == 1 and (isinstance(metric, ByRow) or not type(metric).__module__.startswith(OWN)):
         _check_rows(op, metric, outputs, targets)
+
+
+def _check_left_alone(op: str, metric: ByRow | WholePass, outputs: Tensor, targets: Tensor) -> None:
+    """Refuses a function that writes into what it is given, which others read after it.
+
+    Raises:
+        ValueError: it does, or it fails.
+    """
+    given = outputs.clone(), targets.clone()
+    try:
+        metric.of_rows(given[0].unsqueeze(0), given[1])
+    except ValueError as error:
+        raise ValueError(f"{op}: metric {error}") from error
+    for before, after, what in ((outputs, given[0], "outputs"), (targets, given[1], "targets")):
+        if not torch.equal(before.nan_to_num(), after.nan_to_num()):
+            raise ValueError(f"{op}: metric {metric.name} changes the {what} that it is given: let it work on a copy")
 
 
 def _check_rows(op: str, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
@@ -209,10 +243,13 @@ def _check_rows(op: str, metric: Metric, outputs: Tensor, targets: Tensor) -> No
     every, turned = torch.arange(count), torch.arange(count - 1, -1, -1)
     try:
         whole = numbers(every)
+        again = numbers(every)
         split = torch.cat([numbers(part) for part in every.split(max(1, count // 2))])
         order = numbers(turned)[turned]
     except ValueError as error:
         raise ValueError(f"{op}: metric {error}") from error
+    if not torch.equal(whole.nan_to_num(), again.nan_to_num()):
+        raise ValueError(f"{op}: metric {metric.name} gives other numbers for the same outputs each time")
     near = CLOSE * whole.abs().clamp(min=1e-6)
     for found, what in ((order, "in another order"), (split, "in two batches")):
         if bool(((found - whole).abs() > near).any()):

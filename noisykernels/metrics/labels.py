@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.checks import one_of, shown
+from noisykernels.metrics.chance import check_targets_differ
 from noisykernels.metrics.law import BINARY, NAN, Bounded, Law
 from noisykernels.metrics.rows import PerRow
 
@@ -37,6 +38,11 @@ class _OfLogits(PerRow):
                 f"{op}: {self.name} needs a label for each output, got labels {list(labels.shape)} and outputs "
                 f"{list(scores.shape)}"
             )
+
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> PerRow:
+        """See `PerRow`: of labels that are not the same for all rows."""
+        check_targets_differ(op, self.name, labels if weights is None else labels[weights > 0])
+        return super().prepared(op, labels, weights)
 
     def hits(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What outputs [copies, rows, ...] say, and what labels do: [copies, rows, outputs] and [rows, outputs]."""
@@ -70,7 +76,7 @@ class BinaryAccuracy(_OfLogits):
                 "metric='multilabel' for several"
             )
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Of a coin."""
         return 0.5
 
@@ -91,6 +97,7 @@ class MultiLabel(_OfLogits):
     """
 
     of: Literal["exact", "jaccard"] = "exact"
+    bounds: ClassVar[Bounded] = Bounded(0.0, 1.0, worst=0.0)
 
     def __post_init__(self) -> None:
         """Checks it."""
@@ -114,17 +121,22 @@ class MultiLabel(_OfLogits):
     @property
     def law(self) -> Law:
         """By what it is of."""
-        return BINARY if self.of == "exact" else Bounded(0.0, 1.0, worst=0.0)
+        return BINARY if self.of == "exact" else super().law
 
     def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Of each row [copies, rows]."""
+        if self.of == "jaccard":
+            return super().of_rows(scores, labels)
         said, meant = self.hits(scores, labels)
         none = scores.isnan().reshape(*scores.shape[:2], -1).any(-1)
-        if self.of == "exact":
-            return (said == meant).all(-1).to(torch.int8).masked_fill_(none, NAN)
+        return (said == meant).all(-1).to(torch.int8).masked_fill_(none, NAN)
+
+    def parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See `PerRow`: what is said and true of what is either."""
+        said, meant = self.hits(outputs, targets)
         both, either = (said & meant).sum(-1), (said | meant).sum(-1)
         share = torch.where(either == 0, 1.0, both / either.clamp(min=1))
-        return share.to(torch.float32).masked_fill_(none, torch.nan)
+        return share.masked_fill_(outputs.isnan().reshape(*outputs.shape[:2], -1).any(-1), torch.nan)
 
     def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
         """Several logits."""
@@ -132,15 +144,15 @@ class MultiLabel(_OfLogits):
         if scores.numel() == len(scores):
             raise ValueError(f"{op}: {self.name} needs several logits for each row, got one: metric='binary_accuracy'")
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Of a coin for each label."""
         count = math.prod(outputs)
         if self.of == "exact":
             return 0.5**count
         trues = (labels.reshape(len(labels), -1) != 0).sum(1)
-        return sum(
-            float((trues == n).double().mean() * _jaccard_of_coins(int(n), count)) for n in trues.unique().tolist()
-        )
+        each = torch.ones_like(trues) if weights is None else weights
+        each = each.double() / each.double().sum()
+        return sum(float(each[trues == n].sum()) * _jaccard_of_coins(int(n), count) for n in trues.unique().tolist())
 
 
 def _jaccard_of_coins(true: int, count: int) -> float:

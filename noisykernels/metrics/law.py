@@ -53,9 +53,10 @@ class Law(Protocol):
     def missing(self, answer: Answer) -> NDArray[np.bool_]:
         """The rows of an answer that have no number of their own."""
 
-    def pooled(self, numbers: NDArray[Any]) -> NDArray[np.float64]:
+    def pooled(self, numbers: NDArray[Any], shares: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """Over the entries of [..., entries]: the mean of those that have a number, NaN: none has; of sums the total
-        of [..., entries, width]."""
+        of [..., entries, width]. Shares: of the entries in all weights, in parts of their mean, where numbers have
+        them in; None: all count alike."""
 
     def packed(self, answer: Answer) -> dict[str, Any]:
         """An answer as JSON can hold it."""
@@ -96,7 +97,7 @@ class Binary:
         """Rows whose scores hold NaN."""
         return np.asarray(answer == NAN)
 
-    def pooled(self, numbers: NDArray[Any]) -> NDArray[np.float64]:
+    def pooled(self, numbers: NDArray[Any], shares: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """The share of right rows."""
         share: NDArray[np.float64] = numbers.mean(-1)
         return share
@@ -147,12 +148,13 @@ class _Floats:
         """What is infinite or NaN."""
         return np.asarray(~np.isfinite(answer))
 
-    def pooled(self, numbers: NDArray[Any]) -> NDArray[np.float64]:
+    def pooled(self, numbers: NDArray[Any], shares: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """The mean of those that have a number."""
         there = np.isfinite(numbers)
-        count = there.sum(-1)
+        whole = there.all(-1)  # whose shares make up their number
+        count = there.sum(-1) if shares is None else np.where(whole, there.sum(-1), (there * shares).sum(-1))
         total = np.where(there, numbers, 0.0).sum(-1)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return np.where(count > 0, total / np.where(count > 0, count, 1), np.nan)
 
     def packed(self, answer: Answer) -> dict[str, Any]:
         """Shape, type and bytes."""
@@ -263,7 +265,7 @@ class Sums(_Floats):
         """Blocks in which a sum is infinite or NaN."""
         return np.asarray(~np.isfinite(answer).all(-1))
 
-    def pooled(self, numbers: NDArray[Any]) -> NDArray[np.float64]:
+    def pooled(self, numbers: NDArray[Any], shares: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """The totals of the blocks that have numbers; NaN: none has."""
         there = np.isfinite(numbers)
         return np.where(there.any(-2), np.where(there, numbers, 0.0).sum(-2), np.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,12 @@ NAMES: dict[str, Metric] = {
 }  # fmt: skip
 
 
+OTHER = {  # words that others say
+    "acc": "accuracy", "auc": "auroc", "ce": "nll", "cross_entropy": "nll", "iou": "mean_iou", "loss": "nll",
+    "ppl": "perplexity", "r2": "relative_mse", "roc_auc": "auroc", "snr": "relative_mse",
+}  # fmt: skip
+
+
 def named(op: str, given: Any) -> Any:
     """A measure from its name, from an object of torchmetrics, or as it is; a function stays one.
 
@@ -53,11 +60,18 @@ multilabel, jaccard, mean_iou, f1, auroc, ece
             return NAMES[word]
         if top := re.fullmatch(r"top_?([1-9][0-9]{0,8})", word):
             return TopK(int(top[1]))
+        if (other := OTHER.get(word)) is not None:
+            raise ValueError(f"{op}: metric {shown(given)} is not known; it may be {other!r}")
         close = difflib.get_close_matches(word, NAMES, n=2)
         near = f"near it is {' or '.join(map(repr, close))}; " if close else ""
         raise ValueError(f"{op}: metric {shown(given)} is not known; {near}there are {', '.join(NAMES)}")
     if isinstance(given, type):
-        raise TypeError(f"{op}: metric must be an object, got the class {given.__name__}: write {given.__name__}()")
+        needed = any(
+            p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            for p in inspect.signature(given).parameters.values()
+        )
+        call = f"{given.__name__}({'...' if needed else ''})"
+        raise TypeError(f"{op}: metric must be an object, got the class {given.__name__}: write {call}")
     if hasattr(given, "check_data"):
         return given
     if hasattr(given, "_reductions") and hasattr(given, "compute"):

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisykernels._util.checks import shown
+from noisykernels.metrics.chance import Seen
+from noisykernels.metrics.identity import of_parameters
 from noisykernels.metrics.law import Bounded, Law, Real
 
-__all__ = ["PerRow", "class_axis", "classes_last", "wide"]
+__all__ = ["PerRow", "class_axis", "classes_last", "spread_over", "wide"]
 
+OWN = __name__.rpartition(".")[0]
 SLICE = 1 << 22  # values of outputs that are judged at once: what a measure computes of them takes some times as much
 
 
@@ -44,12 +47,15 @@ class PerRow:
         """How the numbers of rows are kept and counted."""
         if self.bounds is None:
             return Real()
-        low, high, worst = (self.most * v for v in (self.bounds.low, self.bounds.high, self.bounds.worst))
+        worst = self.bounds.worst  # the same for all rows: numbers are counted from there, see `_numbers`
+        low, high = (worst + self.most * (v - worst) for v in (self.bounds.low, self.bounds.high))
         return Bounded(low, high, worst)
 
     def identity(self) -> str:
-        """By which stores and studies tell it from others."""
-        return repr(self)
+        """By which stores and studies tell it from others: its words, and of a class of a user's own its parameters."""
+        if type(self).__module__.startswith(OWN):
+            return repr(self)
+        return f"{self!r} {of_parameters(self, without=('scale', 'most'))}"
 
     # ------------------------------------------------------------------------------------- what is measured
 
@@ -79,11 +85,24 @@ class PerRow:
         parts, weights = self.parts(wide(scores), labels), self.weights(labels)
         if weights is None:
             return (parts.flatten(2).mean(-1) if parts.dim() > 2 else parts).to(self.dtype)
-        weights = weights.reshape(weights.shape + (1,) * (parts.dim() - 1 - weights.dim())).expand(parts.shape[1:])
+        if parts.dim() > weights.dim() + 1:
+            parts = parts.flatten(weights.dim() + 1).mean(-1)
         weights = weights.to(parts.dtype)
-        counted = torch.where(weights == 0, 0.0, parts * weights).reshape(*parts.shape[:2], -1).sum(-1)
+        origin = 0.0 if self.bounds is None else self.bounds.worst  # a row without a number counts so, however heavy
+        counted = torch.where(weights == 0, 0.0, (parts - origin) * weights).reshape(*parts.shape[:2], -1).sum(-1)
         whole = weights.reshape(len(weights), -1).sum(-1) if self.scale is None else self.scale
-        return (counted / whole).to(self.dtype)
+        return (counted / whole + origin).to(self.dtype)
+
+    def shares(self, targets: Tensor) -> Tensor | None:
+        """Of the rows in all weights, in parts of their mean [rows]; None: all count alike."""
+        if self.scale is None or (weights := self.weights(targets)) is None:
+            return None
+        return weights.reshape(len(weights), -1).double().sum(-1) / self.scale
+
+    @property
+    def divisor(self) -> float:
+        """What the sum over positions of a row is divided by, once there are data, but for what is in its parts."""
+        return 1.0 if self.scale is None else self.scale
 
     def positions(self, outputs: Sequence[int], labels: Tensor) -> int:
         """How many places with classes a row's number is the mean of, from the shape of a row's outputs and targets."""
@@ -99,11 +118,14 @@ class PerRow:
 
     # ------------------------------------------------------------------------------------- what is checked
 
-    def prepared(self, op: str, labels: Tensor) -> PerRow:
-        """This measure for the rows of a study, whose targets these are."""
-        weights = None if self.against_clean else self.weights(labels)
-        if weights is None:
-            return self
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> PerRow:
+        """This measure for the rows of a study, whose targets these are. Weights: of rows or positions, see
+        `Weighted`, which go with them but are no part of this measure's numbers."""
+        own = None if self.against_clean else self.weights(labels)
+        return self if own is None else self.in_parts_of(op, own)
+
+    def in_parts_of(self, op: str, weights: Tensor) -> PerRow:
+        """This measure with numbers of rows in parts of the mean weight of these, of all rows."""
         sums = weights.reshape(len(weights), -1).double().sum(-1)
         if not float(sums.sum()) > 0:
             raise ValueError(f"{op}: {self.name} needs at least one target that counts, got none")
@@ -111,6 +133,11 @@ class PerRow:
         object.__setattr__(found, "scale", float(sums.mean()))
         object.__setattr__(found, "most", float(sums.max() / sums.mean()))
         return found
+
+    def after(self, op: str, clean: Seen) -> PerRow:
+        """Of what is held against the outputs without noise: this measure, once those of all rows are known."""
+        clean.check_differ(op, self.name)
+        return self
 
     def check_data(self, op: str, inputs: Tensor, labels: Tensor) -> None:
         """As many targets as rows."""
@@ -136,9 +163,14 @@ class PerRow:
         if bool(scores.isnan().any()):
             raise ValueError(f"{op}: the model gives NaN without noise")
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Its value for a model that knows nothing of the input; None: it has none."""
         return None
+
+
+def spread_over(weights: Tensor, shape: Sequence[int]) -> Tensor:
+    """Weights of rows, or of the first of their positions' dimensions, as those of all positions [rows, *positions]."""
+    return weights.reshape(weights.shape + (1,) * (len(shape) - weights.dim())).expand(*shape)
 
 
 def wide(outputs: Tensor) -> Tensor:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import Range, in_range, shown
+from noisykernels.metrics.chance import check_targets_differ
 from noisykernels.metrics.classes import OfClasses
+from noisykernels.metrics.identity import digest, of_parameters
 from noisykernels.metrics.law import Law, Sums
-from noisykernels.metrics.rows import PerRow, class_axis, wide
+from noisykernels.metrics.rows import PerRow, class_axis, classes_last, spread_over, wide
 
 __all__ = ["AUROC", "ECE", "F1", "MeanIoU", "OfSums", "Torchmetrics"]
 
@@ -38,21 +40,47 @@ class OfSums(PerRow):
         """Sums of blocks of rows."""
         return Sums(self.width)
 
-    def totals(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sums [copies, width], from outputs [copies, rows, ...] of at least single precision and targets."""
+    def totals(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sums [copies, width], from outputs [copies, rows, ...] of at least single precision and targets; of rows or
+        positions as often as their weights say, see `Weighted`, where there are any."""
         raise NotImplementedError
 
     def of_rows(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The sums of all these rows [copies, width]; NaN for a copy whose outputs hold one."""
-        found = self.totals(wide(scores), labels).double()
-        return found.masked_fill(scores.isnan().flatten(1).any(-1, keepdim=True), torch.nan)
+        """The sums of all these rows [copies, width]; NaN for a copy whose outputs hold one that counts."""
+        return self.of_weighted(scores, labels, None)
+
+    def of_weighted(self, scores: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """The same of rows or positions with weights; None: all count once."""
+        lost = self.lost(scores, labels, weights).flatten(1).any(-1, keepdim=True)
+        given = (labels,) if weights is None else (labels, weights)
+        return self.totals(wide(scores), *given).double().masked_fill(lost, torch.nan)
+
+    def lost(self, scores: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """Where outputs that count hold NaN [copies, rows]."""
+        none = scores.isnan().flatten(2).any(-1) if scores.dim() > 2 else scores.isnan()
+        return none if weights is None else none & (weights.reshape(len(weights), -1) > 0).any(-1)
 
     def number(self, value: float) -> float:
         """Sums are not told by a value."""
         raise ValueError(f"{self.name} is of sums over rows, which its value does not tell")
 
 
-class _OfPairs(OfClasses, OfSums):
+class _OfPositions(OfClasses, OfSums):
+    """Sums over positions of the classes that scores say."""
+
+    def lost(self, scores: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """See `OfSums`: at positions that count."""
+        return classes_last(scores, labels, self.dim).isnan().any(-1) & self.counts(labels, weights)
+
+    def each(self, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Which positions count, flat, and how often each of these does: whole multiples of `STEP`."""
+        there = self.counts(targets, weights).flatten()
+        if weights is None:
+            return there, torch.ones(int(there.sum()), dtype=torch.float64, device=targets.device)
+        return there, stepped(spread_over(weights, targets.shape).flatten()[there])
+
+
+class _OfPairs(_OfPositions):
     """A measure of how often each class is said and true; see `MeanIoU`."""
 
     classes_held: tuple[int, ...] = ()  # by the labels
@@ -62,31 +90,31 @@ class _OfPairs(OfClasses, OfSums):
         """Of each class: both said and true, said or true."""
         return 2 * max(1, len(self.classes_held))
 
-    def prepared(self, op: str, labels: Tensor) -> PerRow:
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> PerRow:
         """With the classes that the labels hold."""
-        held = labels[labels != self.ignore_index].unique().tolist()
+        held = labels[self.counts(labels, weights)].unique().tolist()
         if len(held) < 2:
             raise ValueError(f"{op}: {self.name} needs labels of two classes or more, got {held}")
         found = type(self)(self.ignore_index, self.dim)
         object.__setattr__(found, "classes_held", tuple(map(int, held)))
         return found
 
-    def totals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def totals(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """See `OfSums`."""
         scores, _ = self.classes(outputs, targets)
-        said, there = scores.argmax(-1).flatten(1), (targets != self.ignore_index).flatten()
-        meant, said = targets.flatten()[there], said[:, there]
+        there, each = self.each(targets, weights)
+        meant, said = targets.flatten()[there], scores.argmax(-1).flatten(1)[:, there]
         sums = []
         for held in self.classes_held:
-            mine, theirs = said == held, meant == held
-            both = (mine & theirs).sum(1)
-            sums += [both, mine.sum(1) + theirs.sum() - both]
+            mine, theirs = (said == held).double() @ each, (meant == held).double() @ each
+            both = ((said == held) & (meant == held)).double() @ each
+            sums += [both, mine + theirs - both]
         return torch.stack(sums, 1)
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Of classes that are said as often as each other, whatever is true."""
         said = 1 / outputs[class_axis(self.name, outputs, labels.shape[1:], self.dim)]
-        shares = self.frequencies(labels)[list(self.classes_held)].numpy(force=True)
+        shares = self.frequencies(labels, weights)[list(self.classes_held)].numpy(force=True)
         both = shares * said
         return float(self.value(np.stack([both, shares + said - both], 1).reshape(-1)))
 
@@ -171,14 +199,16 @@ class AUROC(OfSums):
         """Of each bin: rows of class 0 and of class 1."""
         return 2 * self.bins
 
-    def totals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def totals(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """See `OfSums`."""
         logits = outputs.reshape(*outputs.shape[:2], -1)
         logit = logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 else logits[..., 0]
         place = (logit.sigmoid() * self.bins).nan_to_num(0.0).long().clamp(max=self.bins - 1)
         place = place + self.bins * (targets.reshape(-1) != 0)
         found = torch.zeros(len(outputs), self.width, dtype=torch.float64, device=outputs.device)
-        return found.scatter_add_(1, place, torch.ones_like(place, dtype=torch.float64))
+        each = torch.ones(len(targets), dtype=torch.float64, device=outputs.device)
+        each = each if weights is None else stepped(weights.reshape(len(weights), -1).mean(-1))
+        return found.scatter_add_(1, place, each.expand(place.shape))
 
     def value(self, pooled: NDArray[np.float64]) -> Any:
         """Pairs in the right order, and half of those in one bin, of all pairs."""
@@ -187,13 +217,18 @@ class AUROC(OfSums):
         return (yes * (below + no / 2)).sum(-1) / (no.sum(-1) * yes.sum(-1))
 
     def check_data(self, op: str, inputs: Tensor, labels: Tensor) -> None:
-        """Both classes."""
+        """Yes and no."""
         super().check_data(op, inputs, labels)
         held = labels.unique().tolist()
         if not set(held) <= {0, 1}:
             raise ValueError(f"{op}: auroc needs labels of 0 and 1, got others in {shown(labels)}")
+
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> PerRow:
+        """See `PerRow`: of both classes."""
+        held = (labels if weights is None else labels[spread_over(weights, labels.shape) > 0]).unique().tolist()
         if len(held) < 2:
-            raise ValueError(f"{op}: auroc needs labels of both classes, got {held[0]} alone")
+            raise ValueError(f"{op}: auroc needs labels of both classes, got {'none' if not held else held[0]} alone")
+        return super().prepared(op, labels, weights)
 
     def check_clean(self, op: str, scores: Tensor, labels: Tensor) -> None:
         """One logit, or two scores."""
@@ -204,13 +239,13 @@ class AUROC(OfSums):
                 f"{list(scores.shape)} and labels {list(labels.shape)}"
             )
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Of ranks that say nothing."""
         return 0.5
 
 
 @dataclass(frozen=True)
-class ECE(OfClasses, OfSums):
+class ECE(_OfPositions):
     """Expected calibration error: how far confidence is from accuracy, in bins of it, weighted by positions.
 
     Args:
@@ -238,23 +273,28 @@ class ECE(OfClasses, OfSums):
         """Of each bin: positions, their confidences, the right ones."""
         return 3 * self.bins
 
-    def totals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def totals(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """See `OfSums`."""
         scores, picked = self.classes(outputs, targets)
-        there = (targets != self.ignore_index).flatten()
+        there, each = self.each(targets, weights)
         sure, said = (t.flatten(1)[:, there] for t in scores.softmax(-1).max(-1))
         right = (said == picked.flatten(1)[:, there]).double()
-        sure = (sure.double() / STEP).round() * STEP
+        sure = stepped(sure)
         place = (sure * self.bins).nan_to_num(0.0).long().clamp(max=self.bins - 1)
         found = torch.zeros(len(outputs), 3, self.bins, dtype=torch.float64, device=outputs.device)
         for k, what in enumerate((torch.ones_like(sure), sure, right)):
-            found[:, k].scatter_add_(1, place, what)
+            found[:, k].scatter_add_(1, place, what * each if weights is None else stepped(what * each))
         return found.flatten(1)
 
     def value(self, pooled: NDArray[np.float64]) -> Any:
         """Of all bins."""
         count, sure, right = np.moveaxis(pooled.reshape(*pooled.shape[:-1], 3, self.bins), -2, 0)
         return np.abs(sure - right).sum(-1) / count.sum(-1)
+
+
+def stepped(values: Tensor) -> Tensor:
+    """The nearest whole multiples of `STEP`."""
+    return (values.double() / STEP).round() * STEP
 
 
 class Torchmetrics(OfSums):
@@ -301,7 +341,17 @@ class Torchmetrics(OfSums):
     def __repr__(self) -> str:
         return f"Torchmetrics({self.metric!r}, {self.name!r})"
 
-    def totals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> PerRow:
+        """See `PerRow`: of labels, where they are classes, that are not all the same."""
+        if not labels.is_floating_point():
+            check_targets_differ(op, self.name, labels.flatten())
+        return self
+
+    def identity(self) -> str:
+        """By its words, and the metric's parameters, which it may not print."""
+        return f"{type(self.metric).__name__} {digest(of_parameters(self.metric))}"
+
+    def totals(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """See `OfSums`."""
         found = []
         targets = targets.cpu()

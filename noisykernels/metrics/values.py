@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from noisykernels._util.checks import flag, one_of, shown
+from noisykernels.metrics.chance import Seen, check_targets_differ
 from noisykernels.metrics.law import Bounded
-from noisykernels.metrics.rows import PerRow
+from noisykernels.metrics.rows import PerRow, spread_over
 
 __all__ = ["MSE", "Cosine", "RelativeMSE"]
 
@@ -85,17 +88,20 @@ class MSE(_OfEither):
         """See `PerRow`."""
         return (outputs - self.together(outputs, targets)).square()
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """The variance of the targets, of each element over the rows."""
-        return None if self.against_clean else _variance(labels)
+        return None if self.against_clean else _variance(labels, weights)
 
 
 @dataclass(frozen=True)
-class RelativeMSE(_OfValues):
+class RelativeMSE(_OfEither):
     """Mean squared distance of outputs from their targets, in parts of the targets' variance: 1 - R^2; its floor is 1.
 
     Args:
-        decibels: tell ``10 log10`` of it; the floor is then 0 dB.
+        against: ``"labels"``, or the outputs without noise, ``"clean"``: the power of what noise adds in parts of the
+            signal's.
+        decibels: tell ``10 log10`` of it; the floor is then 0 dB. Not against the outputs without noise, of which the
+            clean value would be -inf.
 
     Example:
         >>> import torch
@@ -103,6 +109,8 @@ class RelativeMSE(_OfValues):
         >>> metric = RelativeMSE().prepared("f", targets)
         >>> metric.of_rows(torch.tensor([[[1.0], [2.0]]]), targets).tolist()
         [[1.0, 0.0]]
+        >>> metric.value(np.array([0.5])).tolist()
+        [0.5]
     """
 
     name: ClassVar[str] = "relative_mse"
@@ -110,39 +118,57 @@ class RelativeMSE(_OfValues):
     variance: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        """Checks it."""
-        flag("RelativeMSE", "decibels", self.decibels)
+        """Checks both."""
+        super().__post_init__()
+        if flag("RelativeMSE", "decibels", self.decibels) and self.against_clean:
+            raise ValueError("RelativeMSE: decibels need targets: against='clean' is 0 without noise, which is -inf dB")
 
     @property
     def unit(self) -> str:  # type: ignore[override]
         """What it is told in."""
         return "dB" if self.decibels else "parts of the targets' variance"
 
-    def prepared(self, op: str, labels: Tensor) -> PerRow:
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> PerRow:
         """With the variance of the targets."""
-        variance = _variance(labels)
-        if not variance > 0:
-            raise ValueError(f"{op}: {self.name} needs targets that differ, got the same for all rows: write 'mse'")
-        found = type(self)(self.decibels)
+        if self.against_clean:
+            return self
+        check_targets_differ(op, self.name, labels if weights is None else labels[weights > 0], "targets")
+        return self._of_variance(op, _variance(labels, weights))
+
+    def after(self, op: str, clean: Seen) -> PerRow:
+        """With the variance of the outputs without noise."""
+        super().after(op, clean)
+        return self._of_variance(op, clean.variance)
+
+    def _of_variance(self, op: str, variance: float) -> PerRow:
+        if not 0 < variance < np.inf:
+            raise ValueError(f"{op}: {self.name} needs targets of a finite variance above 0, got {variance:g}")
+        found = copy(self)
         object.__setattr__(found, "variance", variance)
         return found
 
     def parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `PerRow`."""
-        return (outputs - self.together(outputs, targets)).square() / self.variance
+        """See `PerRow`: the variance comes in with `value`, as it may be known only then."""
+        return (outputs - self.together(outputs, targets)).square()
+
+    @property
+    def divisor(self) -> float:
+        """See `PerRow`: and the variance."""
+        return super().divisor * self.variance
 
     def value(self, pooled: NDArray[np.float64]) -> Any:
         """The ratio, or its decibels."""
+        ratio = pooled / self.variance
         if not self.decibels:
-            return pooled
+            return ratio
         with np.errstate(divide="ignore"):
-            return 10 * np.log10(pooled)
+            return 10 * np.log10(ratio)
 
     def number(self, value: float) -> float:
-        """The ratio."""
-        return float(10 ** (value / 10)) if self.decibels else value
+        """The mean squared distance."""
+        return self.variance * (float(10 ** (value / 10)) if self.decibels else value)
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """That of the targets' mean."""
         return 0.0 if self.decibels else 1.0
 
@@ -174,11 +200,34 @@ class Cosine(_OfEither):
         super().check_clean(op, scores, labels)
         if scores.dim() < 2 or scores.shape[-1] < 2:
             raise ValueError(f"{op}: cosine of a single output is its sign alone: write metric='mse'")
+        if self.against_clean and (none := int((scores == 0).all(-1).sum())):
+            raise ValueError(f"{op}: cosine needs outputs that point somewhere, got {none} of zeros without noise")
 
-    def floor(self, outputs: Sequence[int], labels: Tensor) -> float | None:
+    def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> PerRow:
+        """See `PerRow`: of targets that point somewhere, and not all the same way."""
+        if not self.against_clean:
+            there = labels if weights is None else labels[weights > 0]
+            vectors = there.reshape(-1, there.shape[-1] if there.dim() > 1 else 1)
+            if none := int((vectors == 0).all(-1).sum()):
+                raise ValueError(
+                    f"{op}: cosine needs targets that point somewhere, got {none} of zeros: leave them out, or give "
+                    "them no weight (nk.metrics.Weighted)"
+                )
+            unit = torch.nn.functional.normalize(vectors.double(), dim=-1)
+            check_targets_differ(op, self.name, (unit @ unit[0] * 1e9).round(), "directions")
+        return super().prepared(op, labels, weights)
+
+    def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float | None:
         """Of a vector that knows nothing of the target."""
         return 0.0
 
 
-def _variance(targets: Tensor) -> float:
-    return float(targets.double().reshape(len(targets), -1).var(0, correction=0).mean())
+def _variance(targets: Tensor, weights: Tensor | None = None) -> float:
+    """Of each element of targets over the rows, on average over elements."""
+    flat = targets.double().reshape(len(targets), -1)
+    if weights is None:
+        return float(flat.var(0, correction=0).mean())
+    each = spread_over(weights, targets.shape).double().reshape(flat.shape)
+    there = each.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    mean = (each * flat).sum(0) / there
+    return float((each * (flat - mean).square()).sum() / each.sum())

@@ -37,9 +37,12 @@ def plot_orders(study: OrderStudyLike, axes: Any = None) -> Any:
     left.set(xlabel="share of outputs", ylabel="deviation over permutations / deviation of outputs", ylim=(0, None))
     left.legend(fontsize="small")
     left.grid(alpha=0.3)
-    right.plot(np.sort(study.accuracy), "o", ms=4, color="0.4", label="random permutations, sorted")
+    finite = study.values[np.isfinite(study.values)]  # what is infinite has no place
+    right.plot(np.sort(finite), "o", ms=4, color="0.4", label="random permutations, sorted")
     for i, (name, value) in enumerate(study.orders.items()):
-        right.axhline(value, color=f"C{i}", ls="-" if name == "none" else "--", label=literal(f"order: {name}"))
+        place = value if np.isfinite(value) else np.nan
+        place = value if np.isfinite(value) else np.nan
+        right.axhline(place, color=f"C{i}", ls="-" if name == "none" else "--", label=literal(f"order: {name}"))
     right.set(xlabel="permutation", ylabel=literal(study.metric), ylim=(0, 1) if study.metric == "accuracy" else None)
     right.xaxis.get_major_locator().set_params(integer=True)
     right.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 0.12))

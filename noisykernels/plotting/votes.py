@@ -42,11 +42,12 @@ def plot_votes(votes: VotesLike, ax: Any = None, *, legend: bool = True) -> Any:
     for kind, c in votes.curves.items():
         colour, marker = VOTES[kind]
         half = 1.96 * c.error
-        low, high = c.accuracy - half, c.accuracy + half
+        values = np.where(np.isfinite(c.values), c.values, np.nan)  # what is infinite has no place
+        low, high = values - half, values + half
         if votes.share:
             low, high = np.maximum(low, 0), np.minimum(high, 1)
         ax.fill_between(c.executions, low, high, color=colour, alpha=0.18, lw=0)  # fmt: skip
-        ax.plot(c.executions, c.accuracy, color=colour, lw=1.4, marker=marker, ms=4, mew=0, label=kind)
+        ax.plot(c.executions, values, color=colour, lw=1.4, marker=marker, ms=4, mew=0, label=kind)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.annotate(
         f"clean {votes.clean:.3f}", (1, votes.clean), xycoords=("axes fraction", "data"), xytext=(-3, 4),

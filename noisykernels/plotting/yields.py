@@ -44,21 +44,21 @@ def plot_yields(chips: ChipsLike, ax: Any = None, *, limits: Sequence[float] = (
     """
     check_arguments(plot_yields, locals())
     ax = axes_or_new("plot_yields", ax, (6.0, 4.2))
-    count = f"{len(chips.accuracy)} chip{'s' * (len(chips.accuracy) != 1)}"
+    count = f"{len(chips.values)} chip{'s' * (len(chips.values) != 1)}"
     marks = list(limits) or usual_limits(chips)
-    ends = [*chips.accuracy, chips.clean, *marks]
+    ends = [*chips.values, chips.clean, *marks]
     ends = [end for end in ends if math.isfinite(end)]
     room = 0.04 * (max(float(np.ptp(ends)), 0.02) if chips.share else float(np.ptp(ends)) or abs(chips.clean) or 1.0)
     left, right = min(ends) - room, max(ends) + room
     if chips.share:
         left, right = max(0.0, left), min(1.0, right)
     # the share falls right behind each chip: a step at every value that there is
-    x = np.array([left, *np.unique(chips.accuracy), right])
+    x = np.array([left, *np.unique(chips.values[np.isfinite(chips.values)]), right])
     share, low, high = np.array([chips.yield_at(v) for v in x]).T
     where: Any = "pre" if chips.higher_is_better else "post"
     ax.fill_between(x, low, high, step=where, color="0.35", alpha=0.18, lw=0)
     ax.step(x, share, where=where, color="0.2", lw=1.4)
-    ax.plot(chips.accuracy, np.zeros(len(chips.accuracy)), ls="", marker="|", ms=14, mew=0.8, color="0.45",
+    ax.plot(chips.values, np.zeros(len(chips.values)), ls="", marker="|", ms=14, mew=0.8, color="0.45",
             label=count)  # fmt: skip
     ax.axvline(chips.clean, color="0.35", lw=1, ls="--", zorder=1, label=f"clean {chips.clean:.3f}")
     for i, limit in enumerate(marks):

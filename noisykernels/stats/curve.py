@@ -18,8 +18,8 @@ from noisykernels.stats.intervals import Floats, t_quantile, widening
 from noisykernels.stats.midpoint import Axis, Midpoint
 
 __all__ = [
-    "DRAWS_FOR_BOOTSTRAP", "before", "crossings", "first", "first_fall", "in_order", "inner_quantiles", "replicates",
-    "turned",
+    "DRAWS_FOR_BOOTSTRAP", "SKEWED_DRAWS_FOR_BOOTSTRAP", "before", "crossings", "first", "first_fall", "in_order",
+    "inner_quantiles", "replicates", "turned",
 ]  # fmt: skip
 
 # From this many draws on the interval of a midpoint comes from the spread of the draws. With fewer
@@ -27,6 +27,9 @@ __all__ = [
 # (500 rows, k = 5) the mean lengths cross at 3 draws where rows differ much in difficulty and at
 # 6 where they do not differ at all.
 DRAWS_FOR_BOOTSTRAP = 5
+# Draws of numbers may be skewed, which few of them do not show: where the rows' own spread is known, that is taken for
+# longer. With 8 draws of 300 rows, a twentieth of which has nine tenths of the weight, they held the truth in 91 %.
+SKEWED_DRAWS_FOR_BOOTSTRAP = 16
 REPLICATES = 499
 
 

@@ -45,8 +45,9 @@ def pseudo_values(numbers: NDArray[Any], value: Callable[[Any], Any], *, sums: b
 
 
 def spread_of(
-    clean: NDArray[Any], numbers: NDArray[Any], value: Callable[[Any], Any], *, sums: bool, rows: int
-) -> float:
+    clean: NDArray[Any], numbers: NDArray[Any], value: Callable[[Any], Any], *, sums: bool, rows: int,
+    shares: NDArray[Any] | None = None,
+) -> float:  # fmt: skip
     """Standard deviation of a row's part in a value that its clean one does not explain; NaN: not known.
 
     Args:
@@ -54,10 +55,11 @@ def spread_of(
         numbers: entries [entries], or sums [entries, width], all finite.
         value, sums: see `pseudo_values`.
         rows: that the entries are of.
+        shares: of the entries in all weights; None: all count alike.
     """
     if len(numbers) < 3:
         return math.nan
     before, after = (pseudo_values(each, value, sums=sums) for each in (clean, numbers))
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         return math.nan
-    return float(spread_given(before, after)) * math.sqrt(rows / len(numbers))
+    return float(spread_given(before, after, shares)) * math.sqrt(rows / len(numbers))

@@ -227,9 +227,10 @@ def question(op: str, at: Any) -> Question:
         return at
     if not isinstance(at, str):
         raise TypeError(f"{op}: at must be {WORDS}, got {shown(at)}")
-    if at == str(HALF):
+    word = at.strip().lower()
+    if word == str(HALF):
         return HALF
-    kind, _, number = at.partition(":")
+    kind, _, number = word.partition(":")
     try:
         return KINDS[kind](float(number))
     except KeyError:

@@ -250,6 +250,7 @@ class Meta:
             self.floor,
             metric=self.metric,
             higher_is_better=self.higher_is_better,
+            worst=self._measure.get("worst", 0.0 if self.law == "binary" else None),
         )
 
     @property

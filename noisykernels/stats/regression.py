@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisykernels.stats.intervals import Floats, widening
+from noisykernels.stats.intervals import Floats, t_quantile, widening
 
-__all__ = ["adjusted", "adjusted_chips", "paired_error", "spread_given"]
+__all__ = ["RowWeights", "adjusted", "adjusted_chips", "effective", "least_spread", "paired_error", "spread_given"]
+
+
+class RowWeights(NamedTuple):
+    """Shares of rows in all weights, in parts of their mean, and the ends of what is measured of them, if there are."""
+
+    shares: NDArray[np.float64]
+    bounds: tuple[float, float] | None = None
+
 
 NORMAL = 1.96  # the quantile of a 95 % interval
 
@@ -98,11 +106,20 @@ def _unexplained(clean: NDArray[Any], means: Floats) -> Floats:
     return found
 
 
-def spread_given(clean: NDArray[Any], numbers: NDArray[Any]) -> Floats:
+def spread_given(clean: NDArray[Any], numbers: NDArray[Any], shares: NDArray[Any] | None = None) -> Floats:
     """Standard deviation [...] of rows' numbers [..., rows] that their clean ones do not explain; nan of one row.
 
     That of the noise is at most so much, on average over the rows: the rest is what rows differ in otherwise. It is
-    larger by what their skewness adds to an interval of the mean, see `widening`.
+    larger by what their skewness adds to an interval of the mean, see `widening`. Where a few rows have most of all
+    weights, what each differs by is that from a regression without it, and what is known of the spread is known of as
+    many rows as `(sum w)^2 / sum w^2`: Student's quantile for these, in place of the normal one.
+
+    Args:
+        clean: [rows], the number of each row without noise.
+        numbers: [..., rows].
+        shares: of the rows in all weights, which numbers have in them; None: all count alike.
+
+    Source: what rows differ by without them, HC3 of J. G. MacKinnon and H. White, J. Econometrics 29 (1985) 305-325.
 
     Example:
         >>> spread_given(np.array([0.0, 1.0, 2.0]), np.array([[1.0, 2.0, 3.0], [0.0, 3.0, 0.0]])).round(2)
@@ -116,6 +133,40 @@ def spread_given(clean: NDArray[Any], numbers: NDArray[Any]) -> Floats:
         rest = numbers - numbers.mean(-1, keepdims=True)
         if norm > 0:
             rest = rest - (rest @ known / norm)[..., None] * known
+        factor = 1.0
+        if shares is not None:
+            own = 1 / rows + (known * known / norm if norm > 0 else 0.0)
+            rest = rest / np.maximum(1 - own, 1e-3)
+            many = effective(shares)
+            factor = float(t_quantile(0.95, many - 1) / t_quantile(0.95, max(1, rows - 1))) * (1 + 0.9 / many)
         squares = (rest * rest).sum(-1)
         found: Floats = np.sqrt(squares / freedom) if freedom > 0 else np.full(squares.shape, np.nan)
-        return found * widening(rest, rows, NORMAL)
+        return factor * found * widening(rest, rows, NORMAL)
+
+
+def effective(shares: NDArray[Any]) -> float:
+    """Of how many rows that count alike as much is known as of these, at least 2: `(sum w)^2 / sum w^2`.
+
+    Example:
+        >>> effective(np.array([1.0, 1.0, 1.0])), effective(np.array([4.0, 4.0, 0.1, 0.1])) < 2.1
+        (3.0, True)
+    """
+    return max(2.0, float(shares.sum()) ** 2 / float((shares * shares).sum()))
+
+
+def least_spread(mean: float, low: float, high: float, shares: NDArray[Any]) -> float:
+    """Standard deviation, at least, that rows' numbers from low to high are taken to have: that of yes and no as often
+    as their mean says, Wilson's way, of as many rows as `effective`. A few heavy rows that all agree tell little.
+
+    Args:
+        mean: of numbers that have the shares in them.
+        low, high: ends of what is measured.
+        shares: of the rows in all weights.
+
+    Example:
+        >>> round(least_spread(1.0, 0.0, 1.0, np.ones(100)), 3)
+        0.137
+    """
+    many = effective(shares)
+    part = (min(1.0, max(0.0, (mean - low) / (high - low))) * many + 2) / (many + 4)
+    return (high - low) * math.sqrt(part * (1 - part) * len(shares) / many)

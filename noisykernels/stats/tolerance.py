@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from noisykernels._util.arguments import check_arguments
 from noisykernels.stats.curve import (
     DRAWS_FOR_BOOTSTRAP,
+    SKEWED_DRAWS_FOR_BOOTSTRAP,
     before,
     crossings,
     first,
@@ -115,7 +116,8 @@ def fit_tolerance(
     cross = float(first_fall(t, mean[None], np.array([wanted]))[0])
 
     many = bool((acc.shape[1] > 1) and ((n > 0).sum(1) > 1).all())
-    enough = acc.shape[1] >= DRAWS_FOR_BOOTSTRAP if independent_rows else acc.shape[1] > 1
+    few = DRAWS_FOR_BOOTSTRAP if law == "binary" or np.isnan(sd).any() else SKEWED_DRAWS_FOR_BOOTSTRAP
+    enough = acc.shape[1] >= few if independent_rows else acc.shape[1] > 1
     method: Literal["rows", "draws"] = "draws" if many and enough else "rows"
     if method == "draws":
         curves = replicates(turned_acc, mean, n, confidence, seed, skewed=law != "binary")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisykernels._util.arguments import check_arguments
+from noisykernels._util.checks import Range, in_range
 from noisykernels.stats.intervals import Floats
 
 KINDS = ("majority", "logit", "probability")
@@ -25,10 +26,11 @@ Ints = NDArray[np.int64]
 
 
 class VoteCurve(NamedTuple):
-    """Accuracy and its standard error against the number of executions: arrays [len(executions)]."""
+    """What is measured, such as the accuracy, and its standard error against the number of executions: arrays
+    [len(executions)]."""
 
     executions: Ints
-    accuracy: Floats
+    values: Floats
     error: Floats
 
 
@@ -61,7 +63,7 @@ def majority(predictions: ArrayLike, labels: ArrayLike, classes: int, n: int | S
         array([0.5, 0.5, 0.5])
     """
     check_arguments(majority, locals())
-    return majority_curve("majority", predictions, labels, classes, n).accuracy
+    return majority_curve("majority", predictions, labels, classes, n).values
 
 
 def majority_curve(op: str, predictions: ArrayLike, labels: ArrayLike, classes: int, n: Any) -> VoteCurve:
@@ -171,7 +173,7 @@ def mean_scores(
         seed: of the random orders; the result for one n does not depend on the others asked for.
 
     Returns:
-        A `VoteCurve`: executions, accuracy, error, [len(n)] each.
+        A `VoteCurve`: executions, values, error, [len(n)] each.
 
     Raises:
         ValueError: shapes or labels that do not fit together, n not in 1..D, another kind, subsets or seed negative.
@@ -179,7 +181,7 @@ def mean_scores(
     Source: W. Hoeffding, Ann. Math. Stat. 19 (1948) 293-325 (averages over subsets).
 
     Example:
-        >>> mean_scores([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]]], [0], kind="logit").accuracy.round(3)
+        >>> mean_scores([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]]], [0], kind="logit").values.round(3)
         array([0.333, 0.667, 0.5  ])
     """
     check_arguments(mean_scores, locals())
@@ -263,34 +265,38 @@ def subsets_of(draws: int, n: int, subsets: int, seed: int) -> tuple[list[Ints],
     return [np.sort(order[i * n : (i + 1) * n]) for order in orders for i in range(blocks)], 1 / blocks
 
 
-def executions_needed(curve: VoteCurve | ArrayLike, accuracy: float) -> int | None:
-    """Smallest number of executions whose accuracy reaches a value; None if none does.
+def executions_needed(
+    curve: VoteCurve | ArrayLike, value: float, *, higher_is_better: bool = True
+) -> int | None:  # fmt: skip
+    """Smallest number of executions that reach a value, such as an accuracy; None if none does.
 
-    `min {n : curve(n) >= accuracy}`. Curves need not rise: an even majority can tie.
+    `min {n : curve(n) >= value}`, `<=` where lower is better. Curves need not rise: an even majority can tie.
 
     Args:
-        curve: a `VoteCurve`, or accuracies [D] of n = 1, 2, ..., D.
-        accuracy: a fraction.
+        curve: a `VoteCurve`, or values [D] of n = 1, 2, ..., D.
+        value: what is to be reached.
+        higher_is_better: the direction of what is measured.
 
     Raises:
-        ValueError: not a curve, or not a fraction.
+        ValueError: not a curve, or not a number.
 
     Example:
         >>> executions_needed([0.7, 0.7, 0.8, 0.81], 0.8), executions_needed([0.7], 0.8)
         (3, None)
+        >>> executions_needed([2.0, 1.5, 1.1], 1.2, higher_is_better=False)
+        3
     """
     check_arguments(executions_needed, locals())
     if isinstance(curve, VoteCurve):
         order = np.argsort(curve.executions)
-        n, values = curve.executions[order], curve.accuracy[order]
+        n, values = curve.executions[order], curve.values[order]
     else:
         values = np.asarray(curve, np.float64)
         n = np.arange(1, values.size + 1)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"executions_needed: curve must be accuracies [D], got shape {list(values.shape)}")
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"executions_needed: accuracy must lie in [0, 1], got {accuracy!r}")
-    return next((int(k) for k, a in zip(n, values, strict=True) if a >= accuracy), None)
+        raise ValueError(f"executions_needed: curve must be values [D], got shape {list(values.shape)}")
+    wanted, sign = in_range("executions_needed", "value", value, Range()), 1 if higher_is_better else -1
+    return next((int(k) for k, v in zip(n, values, strict=True) if sign * v >= sign * wanted), None)
 
 
 def _whole(op: str, name: str, values: ArrayLike, dims: int) -> Ints:

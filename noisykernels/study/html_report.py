@@ -237,8 +237,10 @@ def _snippet(study: StudyLike) -> str:
     settings += [] if m.floor is None else [f"floor={m.floor!r},"]
     settings += [f"axis={m.axis!r},"] + ([] if m.at == HALF else [f"at={str(m.at)!r},"])
     if "metric" in m.plan:
-        what.append(f"# metric: that of the {m.metric}")
-        settings.append("metric=metric,")
+        code = m.plan.get("metric_code")
+        settings.append(f"metric={code or 'metric'},")
+        if code is None:
+            what.append(f"# metric: that of the {m.metric}")
     if m.parameter:
         what.append("# make: from a value of the parameter to the devices of a contraction")
         lines = [f"make, {list(m.levels)!r},", f"name={m.parameter!r}, larger={m.noise.get('larger')!r},", draws]

@@ -91,7 +91,6 @@ class Study(Result, kind="study"):
         """Per walked site: name, index, levels; values, rows behind them and spreads of these [level, draw], nan if
         missing. Where rows have no number, the value is infinite, on the worse side."""
         found: dict[int, list[Any]] = {}
-        worst = -math.inf if self.meta.higher_is_better else math.inf
         for r in self.records:
             found.setdefault(r.site_index, []).append(r)
         out = []
@@ -104,10 +103,16 @@ class Study(Result, kind="study"):
             rows, spread = np.zeros_like(values), np.full_like(values, np.nan)
             for r in records:
                 at = row[r.level], column[r.draw]
-                values[at] = worst if r.missing and self.meta.law != "bounded" else r.value
+                values[at] = self._told(r)
                 rows[at], spread[at] = r.rows, r.spread
             out.append((records[0].site, index, np.array(levels), values, rows, spread))
         return out
+
+    def _told(self, record: Record | Measured) -> float:
+        """The value of a record; infinite, on the worse side, where rows without a number count with no worst one."""
+        if record.missing and self.meta.law != "bounded":
+            return -math.inf if self.meta.higher_is_better else math.inf
+        return record.value
 
     def curves(self, confidence: float = 0.95) -> list[Curve]:
         """Mean over draws per site and level of what is measured, with the band of `stats.band`.
@@ -241,8 +246,9 @@ class Study(Result, kind="study"):
         """Sites and their levels, a column for each question."""
         if not asked:
             raise ValueError("Study.table: at must hold a question, got none")
-        columns = [self.midpoints(floor, confidence, at=one) for one in asked]
-        head = ["#", "site", *(str(question("Study.table", one)) for one in asked)]
+        each = list(dict.fromkeys(question("Study.table", one) for one in asked))
+        columns = [self.midpoints(floor, confidence, at=one) for one in each]
+        head = ["#", "site", *map(str, each)]
         lines = [
             [str(same[0].site_index), same[0].site, *(midpoint_cells(p)[0] for p in same)]
             for same in zip(*columns, strict=True)
@@ -316,7 +322,7 @@ class Study(Result, kind="study"):
         """The spread over draws at each site and level; under noise on weights a draw is a chip.
 
         Args:
-            limit: value at which the yield is told; None: 95 % of the clean one, 105 % where lower is better.
+            limit: value at which the yield is told; None: that which is 5 % worse than the clean one.
 
         Returns:
             A pandas DataFrame: site, site_index, level, chips, mean, std, worst, best, yield.
@@ -328,15 +334,14 @@ class Study(Result, kind="study"):
         pandas = optional("pandas", "table")
         if self.meta.midpoints:
             raise ValueError("chips: an adaptive study has no chips to compare: give walk levels and draws")
-        share = 0.95 if self.meta.higher_is_better else 1.05
-        least = share * self.meta.clean if limit is None else limit
-        records, better = self.to_pandas(), self.meta.higher_is_better
+        records, better, clean = self.to_pandas(), self.meta.higher_is_better, self.meta.clean
+        least = clean * (0.95 if better == (clean > 0) else 1.05) if limit is None else limit
         ends = ("min", "max") if better else ("max", "min")
-        records["accuracy"] = [r.value for r in self.records]
-        records["good"] = records["accuracy"] >= least if better else records["accuracy"] <= least
+        records["value"] = [self._told(r) for r in self.records]
+        records["good"] = records["value"] >= least if better else records["value"] <= least
         table = records.groupby(["site", "site_index", "level"], as_index=False, sort=False).agg(
-            chips=("draw", "count"), mean=("accuracy", "mean"), std=("accuracy", "std"), worst=("accuracy", ends[0]),
-            best=("accuracy", ends[1]), good=("good", "mean"),
+            chips=("draw", "count"), mean=("value", "mean"), std=("value", "std"), worst=("value", ends[0]),
+            best=("value", ends[1]), good=("good", "mean"),
         )  # fmt: skip
         return pandas.DataFrame(table.rename(columns={"good": "yield"}))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.checks import shown
 from noisykernels._util.data import Data, batches, check_classes, needed
-from noisykernels._util.inputs import Call, Output
+from noisykernels._util.inputs import Call, Inputs, Output
 from noisykernels._util.runtime import evaluating, place_of
 from noisykernels.metrics.names import MetricLike, named
+from noisykernels.metrics.rows import PerRow
+from noisykernels.metrics.weighted import Weighted, joined_targets, weighed
 from noisykernels.training.sam import ASAM, SAM, SAMSON
 
 __all__ = ["m_sharpness"]
@@ -46,7 +48,7 @@ def m_sharpness(
         ascent: `SAM`, `ASAM` or `SAMSON`.
         batch_size: *m*: rows of a batch, where `data` are no batches.
         metric: a measure of rows with a gradient, as for `walk`; it is the loss, its negative where higher is better.
-            `data` are then read twice. None: cross-entropy, also of shares of classes.
+            None: cross-entropy, also of shares of classes.
         forward, output: how the model is called, and what of its result are the scores, as for `walk`.
         options: of the ascent: eta, p.
 
@@ -70,19 +72,17 @@ def m_sharpness(
     optimizer = ascent(weights, torch.optim.SGD, rho=rho, lr=0.0, **options)
     before, place = [p.grad for _, p in weights], place_of(model)
     total, rows, call = 0.0, 0, Call("m_sharpness", forward, output)
-    loss_of = F.cross_entropy if metric is None else _loss_of(metric, data, batch_size, call.takes(model))
+    loss_of = _CrossEntropy() if metric is None else _Measured(metric)
     try:
         with evaluating(model):
-            for inputs, labels in batches("m_sharpness", data, batch_size, takes=call.takes(model)):
+            for inputs, given in batches("m_sharpness", data, batch_size, takes=call.takes(model, loss_of.key)):
                 if rows == 0:
                     call.check(model, inputs)
-                inputs, labels = inputs.to(place), needed("m_sharpness", data, labels).to(place)
+                inputs = inputs.to(place)
+                labels = loss_of.taken(inputs, needed("m_sharpness", data, given).to(place))
                 optimizer.zero_grad()
                 with torch.enable_grad():
-                    scores = call(model, inputs)
-                    if metric is None:
-                        check_classes("m_sharpness", scores, labels)
-                    here = loss_of(scores, labels)
+                    here = loss_of(call(model, inputs), labels)
                     torch.autograd.backward(here)
                 optimizer.ascend()
                 try:
@@ -96,32 +96,61 @@ def m_sharpness(
             p.grad = grad
     if rows == 0:
         raise ValueError("m_sharpness: data must hold at least one row, got none")
-    return total / rows
+    return total / rows / loss_of.whole()
 
 
-def _loss_of(
-    given: MetricLike, data: Data, size: int, takes: Sequence[str] | None
-) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
-    """The mean of a measure's numbers of rows as a loss."""
-    op, metric = "m_sharpness", named("m_sharpness", given)
-    if not hasattr(metric, "check_data"):
-        raise ValueError(f"{op}: metric must say its direction, write nk.metrics.ByRow(function, higher_is_better=...)")
-    if metric.against_clean or metric.law.block > 1:
-        raise ValueError(f"{op}: metric must be of rows against labels, got {metric.name}")
-    if not metric.dtype.is_floating_point:
-        raise ValueError(f"{op}: metric must have a gradient, which {metric.name} has not: write 'nll'")
-    parts = []
-    for inputs, labels in batches(op, data, size, takes=takes):
-        parts.append(needed(op, data, labels))
-        metric.check_data(op, inputs.tensors[0], parts[-1])
-    measure = metric.prepared(op, torch.cat(parts)) if parts else metric
-    sign = -1 if measure.higher_is_better else 1
+class _CrossEntropy:
+    """The usual loss, of classes or shares of them."""
 
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        measure.check_clean(op, outputs.detach(), targets)
-        found: Tensor = sign * measure.of_rows(outputs.unsqueeze(0), targets).mean()
+    key = None  # of weights
+
+    def taken(self, inputs: Inputs, labels: Tensor) -> Any:
+        """The targets of the next batch."""
+        return labels
+
+    def __call__(self, outputs: Tensor, targets: Any) -> Tensor:
+        check_classes("m_sharpness", outputs, targets)
+        return F.cross_entropy(outputs, targets)
+
+    def whole(self) -> float:
+        """By which the mean loss is to be divided, once all batches are known."""
+        return 1.0
+
+
+class _Measured:
+    """The mean of a measure's numbers of rows as a loss, in parts of 1 as long as not all targets are known: what an
+    ascent finds does not depend on it."""
+
+    def __init__(self, given: MetricLike) -> None:
+        op, metric = "m_sharpness", named("m_sharpness", given)
+        if not hasattr(metric, "check_data"):
+            raise ValueError(
+                f"{op}: metric must say its direction, write nk.metrics.ByRow(function, higher_is_better=...)"
+            )
+        if metric.against_clean or metric.law.block > 1:
+            raise ValueError(f"{op}: metric must be of rows against labels, got {metric.name}")
+        if not metric.dtype.is_floating_point or not isinstance(metric, PerRow):
+            raise ValueError(f"{op}: metric must have a gradient, which {metric.name} has not: write 'nll'")
+        self.metric = metric.in_parts_of(op, torch.ones(1))
+        self.key = metric.key if isinstance(metric, Weighted) else None
+        self.parts: list[Any] = []
+
+    def taken(self, inputs: Inputs, labels: Tensor) -> Any:
+        """The targets of the next batch."""
+        targets = weighed(labels, inputs.weights)
+        self.metric.check_data("m_sharpness", inputs.tensors[0], targets)
+        self.parts.append(targets)
+        return targets
+
+    def __call__(self, outputs: Tensor, targets: Any) -> Tensor:
+        op, metric = "m_sharpness", self.metric
+        metric.check_clean(op, metric.check_scores(op, outputs, len(targets)).detach(), targets)
+        found: Tensor = (-1 if metric.higher_is_better else 1) * metric.of_rows(outputs.unsqueeze(0), targets).mean()
         if torch.is_grad_enabled() and not found.requires_grad:
-            raise ValueError(f"{op}: metric must have a gradient, which {measure.name} has not: write 'nll'")
+            raise ValueError(f"{op}: metric must have a gradient, which {metric.name} has not: write 'nll'")
         return found
 
-    return loss
+    def whole(self) -> float:
+        """See `_CrossEntropy`: the mean weight of rows, and the variance of their targets."""
+        metric: Any = self.metric.prepared("m_sharpness", joined_targets(self.parts))
+        return float(metric.divisor)

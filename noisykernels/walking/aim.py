@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from noisykernels.metrics.law import Answer, Law
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.questions import HALF, Question, of_part, targeted
-from noisykernels.stats.regression import spread_given
+from noisykernels.stats.regression import RowWeights, least_spread, spread_given
 
 __all__ = ["Aim"]
 
@@ -32,6 +32,7 @@ class Aim:
         value: what is measured, from a mean of numbers.
         metric: its name.
         positions: how many numbers that of a row is the mean of: tokens, pixels.
+        weights: of the rows; None: all count alike.
 
     Raises:
         ValueError: the clean value leaves the question no answer.
@@ -40,8 +41,9 @@ class Aim:
     def __init__(
         self, law: Law, clean: NDArray[Any], floor: float | None, question: Question = HALF, *,
         higher_is_better: bool = True, value: Callable[[Any], Any] = float, metric: str = "accuracy",
-        positions: int = 1,
+        positions: int = 1, weights: RowWeights | None = None,
     ) -> None:  # fmt: skip
+        self.weights = weights
         self.law, self.floor, self.question, self.value = law, floor, question, value
         self.higher_is_better, self.positions = higher_is_better, positions
         mean = float(clean.mean())
@@ -116,4 +118,9 @@ class Aim:
         finite = numbers[np.isfinite(numbers).all((1, 2))].astype(np.float64)
         if not len(finite):
             return least
-        return max(least, float((spread_given(self.clean[start : start + rows], finite) ** 2).mean(1).max()))
+        some = slice(start, start + rows)
+        shares = None if self.weights is None else self.weights.shares[some]
+        if shares is not None and self.weights is not None and self.weights.bounds is not None:
+            low, high = sorted(self.sign * end for end in self.weights.bounds)
+            least = max(least, *(least_spread(float(m), low, high, shares) ** 2 for m in finite.mean((1, 2))))
+        return max(least, float((spread_given(self.clean[some], finite, shares) ** 2).mean(1).max()))

@@ -18,6 +18,7 @@ from noisykernels.stats.intervals import t_quantile
 from noisykernels.stats.pseudo import spread_of
 from noisykernels.stats.questions import HALF, Question, targeted
 from noisykernels.stats.records import Measured, Record
+from noisykernels.stats.regression import RowWeights, least_spread
 
 __all__ = ["Cells", "counted"]
 
@@ -29,26 +30,38 @@ def counted(request: Request, level: float, draw: int, numbers: NDArray[Any], st
 
 
 def measured(
-    request: Request, level: float, draw: int, answer: Answer, clean: NDArray[Any], metric: Metric
+    request: Request, level: float, draw: int, answer: Answer, clean: NDArray[Any], metric: Metric,
+    shares: NDArray[np.float64] | None = None,
 ) -> Measured:  # fmt: skip
     """The record of one cell of a request, from the answer [entries] of its rows.
 
     Args:
         clean: the numbers of these entries without noise.
         metric: that measures them.
+        shares: of these rows in all weights; None: all count alike.
     """
     law, site, rows = metric.law, request.site, request.rows
     numbers, sums = law.numbers(answer), law.block > 1
     there = np.isfinite(numbers.reshape(len(numbers), -1)).all(1)
-    value = float(metric.value(law.pooled(numbers)))
+    value = float(metric.value(law.pooled(numbers, shares)))
     known = rows * int(there.sum()) // len(numbers)
-    spread = spread_of(clean[there], numbers[there], metric.value, sums=sums, rows=known)
+    if shares is not None:
+        shares = shares[there]
+    spread = spread_of(clean[there], numbers[there], metric.value, sums=sums, rows=known, shares=shares)
+    if shares is not None and law.worst is not None:
+        spread = max(spread, _least(metric, value, shares))
     half = float(t_quantile(0.95, max(1, known - 1))) * spread / math.sqrt(known) if known else math.nan
     low, high = (math.nan, math.nan) if math.isnan(half) else (value - half, value + half)
     return Measured(
         site.name, site.index, level, draw, rows, int(law.missing(answer).sum()), value, spread, "evaluated",
         low, high,
     )  # fmt: skip
+
+
+def _least(metric: Metric, value: float, shares: NDArray[np.float64]) -> float:
+    """The spread, at least, of rows with weights whose numbers have bounds."""
+    bounds = metric.bounds  # type: ignore[attr-defined]  # which all have that have weights and a worst number
+    return least_spread(value, bounds.low, bounds.high, shares)
 
 
 class Cells:
@@ -63,17 +76,25 @@ class Cells:
         rows: of the data.
         question: what is asked of the curves.
         positions: of a row, whose mean its number is: tokens, pixels.
+        shares: of each row in all weights; None: all count alike.
     """
 
     def __init__(
         self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float | None, metric: Metric, rows: int,
-        question: Question = HALF, positions: int = 1,
+        question: Question = HALF, positions: int = 1, shares: NDArray[np.float64] | None = None,
     ) -> None:  # fmt: skip
-        self.question, self.positions = question, positions
+        self.question, self.positions, self.shares = question, positions, shares
         self.sites, self.targets, self.clean, self.floor, self.metric = list(sites), targets, clean, floor, metric
         self.rows = rows
         self.evaluations: Counter[int] = Counter()  # numbers looked at, under each target
         self._found: dict[tuple[int, str, float, int], Record | Measured] = {}
+
+    @property
+    def weights(self) -> RowWeights | None:
+        """Of the rows; None: all count alike."""
+        bounds = getattr(self.metric, "bounds", None)
+        ends = None if bounds is None else (bounds.low, bounds.high)
+        return None if self.shares is None else RowWeights(self.shares, ends)
 
     @property
     def clean_value(self) -> float:
@@ -103,6 +124,7 @@ class Cells:
         self.evaluations[request.which] += request.cells
         law, low = self.metric.law, request.start // self.metric.law.block
         clean = self.clean[low : low + answer.shape[2]]
+        shares = None if self.shares is None or law.block > 1 else self.shares[low : low + answer.shape[2]]
         for level, of_level in zip(request.levels, answer, strict=True):
             if nan := int(law.missing(of_level).sum()):
                 warn_user(f"walk: site {request.site.name} at level {level:g}: {nan} of {self._said_of(of_level)}")
@@ -110,7 +132,7 @@ class Cells:
                 if is_share(self.metric):
                     record: Record | Measured = counted(request, level, draw, law.numbers(of_draw))
                 else:
-                    record = measured(request, level, draw, of_draw, clean, self.metric)
+                    record = measured(request, level, draw, of_draw, clean, self.metric, shares)
                 self.put(request.which, record)
 
     def _said_of(self, answer: Answer) -> str:

@@ -169,7 +169,7 @@ class Search:
         metric = cells.metric
         aim = Aim(
             metric.law, cells.clean, cells.floor, cells.question, higher_is_better=metric.higher_is_better,
-            value=metric.value, metric=metric.name, positions=cells.positions,
+            value=metric.value, metric=metric.name, positions=cells.positions, weights=cells.weights,
         )  # fmt: skip
         if aim.usual and not facts.shares_rows(0):
             self._warn_of_few_rows(cells, aim)

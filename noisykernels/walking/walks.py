@@ -29,6 +29,7 @@ from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import is_share, measure_of
 from noisykernels.metrics.names import MetricLike
 from noisykernels.metrics.rows import PerRow
+from noisykernels.metrics.typed import typed
 from noisykernels.noise.description import Noise
 from noisykernels.stats.questions import HALF, At, question
 from noisykernels.stats.records import Meta
@@ -186,8 +187,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     sent = None if session.compute.executor is None else packed(problem)  # before it is injected
     with session:
         cells = Cells(
-            _chosen(session, asked), len(targets), session.clean, _floor(session, asked), metric, len(session.labels),
-            question("walk", asked.at), _positions(session),
+            _chosen(session, asked), len(targets), session.clean, _floor(session, asked), session.problem.metric,
+            len(session.labels), question("walk", asked.at), _positions(session), session.shares,
         )  # fmt: skip
         cells.check_question(searched=not strategy.levels)
         for target in targets:
@@ -231,6 +232,8 @@ def _plans(
     kept |= session.problem.call.told()
     if identity := metric.identity():
         plan["metric"], kept["metric"] = metric.name, identity
+        if (code := typed(metric)) is not None:
+            plan["metric_code"] = code
     if not is_share(metric):
         plan["measure"] = measure_of(metric)
     return plan, kept
@@ -275,10 +278,7 @@ def _floor(session: Session, asked: Asked) -> float | None:
     """What is measured under unbounded noise; None: it is not known."""
     if asked.floor is not None:
         return asked.floor
-    labels, metric = session.labels, session.problem.metric
-    if not isinstance(labels, Tensor):  # of a measure of classes chance does not follow them
-        labels = labels[:1] if metric.by_argmax else labels.cpu()
-    return metric.floor(session.shape, labels)
+    return session.floor
 
 
 def _positions(session: Session) -> int:

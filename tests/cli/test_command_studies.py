@@ -62,7 +62,7 @@ def test_chips(cache: str, capsys) -> None:
     model = trained("mlp", "digits", epochs=1, cache=cache)
     noise = nk.WeightNoise(add=0.1, relative="channel")
     expected = nk.chips(model, load("digits", "test", limit=80), hardware=[noise], draws=5, seed=0, arrays="call")
-    assert found["accuracy"] == expected.accuracy.tolist() and found["mean"] == expected.mean
+    assert found["accuracy"] == expected.values.tolist() and found["mean"] == expected.mean
     with pytest.raises(SystemExit):
         main(["chips", *fixed, "--level", "-1"])
     assert "--level: expected a number from 0 to 3.40282e+38, got '-1'" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_measures(cache: str, capsys) -> None:
     votes = nk.vote(model, data, noise=nk.Noise(add=0.5), draws=3, seed=0, metric="nll")
     found = json.loads(capsys.readouterr().out)["curves"]
     assert {name: curve[-1] for name, curve in found.items()} == {
-        name: pytest.approx(float(curve.accuracy[-1])) for name, curve in votes.curves.items()
+        name: pytest.approx(float(curve.values[-1])) for name, curve in votes.curves.items()
     }
     with pytest.raises(SystemExit):
         main(["grid", *fixed, "--metric", "nlll"])

@@ -128,7 +128,7 @@ def test_model_with_a_defined_arithmetic(name: str) -> None:
                 scores.append(model(x.to(device)).cpu())
         studies.append(nk.chips(model, (x, labels), hardware=[SUMS[name]], draws=3, seed=1))
     assert_same_bits(scores[1], scores[0])
-    assert studies[0].accuracy.tolist() == studies[1].accuracy.tolist()
+    assert studies[0].values.tolist() == studies[1].values.tolist()
 
 
 class Summed(nn.Module):

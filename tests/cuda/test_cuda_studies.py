@@ -67,7 +67,7 @@ def test_vote() -> None:
         for device in ("cpu", "cuda")
     )
     for kind, curve in here.curves.items():
-        assert abs(curve.accuracy - there.curves[kind].accuracy).max() <= 2 / 300, kind
+        assert abs(curve.values - there.curves[kind].values).max() <= 2 / 300, kind
 
 
 def test_studies_that_are_kept_settled_or_mixed(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_every_study_takes_names(study: str) -> None:
         "vote": lambda d, **k: nk.vote(Encoder().eval(), d, noise=nk.Noise(add=1.0), draws=3, seed=1, **k).curves,
         "chips": lambda d, **k: nk.chips(
             Encoder().eval(), d, hardware=[nk.WeightNoise(add=1.0)], draws=3, seed=1, **k
-        ).accuracy.tolist(),
+        ).values.tolist(),
         "walk_parameter": lambda d, **k: nk.walk_parameter(
             Encoder().eval(), d, lambda b: [nk.hardware.DAC(int(b), "row")], [2, 4], seed=1, **k
         ).records,

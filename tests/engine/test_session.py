@@ -219,10 +219,10 @@ def test_rows_go_by_their_ids(name: str) -> None:
 
     def numbers(result: Any) -> list[float]:
         if name == "vote":
-            return [float(v) for c in result.curves.values() for v in c.accuracy]
+            return [float(v) for c in result.curves.values() for v in c.values]
         if name == "sweep_formats":
             return [r.normalised for r in result.results]
-        return [result.normalised] if name == "layer_formats" else result.accuracy.tolist()
+        return [result.normalised] if name == "layer_formats" else result.values.tolist()
 
     assert numbers(mixed) == pytest.approx(numbers(whole), abs=1e-12)
     assert other is not None
@@ -233,7 +233,7 @@ def test_chips_may_be_noisy_at_some_sites() -> None:
     some = nk.chips(model, data, noise=nk.Noise(add=5.0), draws=4, seed=1, sites="0")
     named = nk.chips(model, data, noise={"0": nk.Noise(add=5.0)}, draws=4, seed=1)
     every = nk.chips(model, data, noise=nk.Noise(add=5.0), draws=4, seed=1)
-    assert (some.accuracy == named.accuracy).all() and (some.accuracy != every.accuracy).any()
+    assert (some.values == named.values).all() and (some.values != every.values).any()
     with pytest.raises(ValueError, match="chips: a dict of noises says where they enter; leave out sites="):
         nk.chips(model, data, noise={"0": nk.Noise(add=5.0)}, draws=4, seed=1, sites="0")
 
@@ -268,7 +268,7 @@ def test_scores_of_nan_are_no_predictions_of_an_order() -> None:
     data = x, nn.functional.linear(x, model.weight, model.bias).argmax(1)
     arithmetic = nk.Serial(low=-9.0, high=9.0)
     found = nk.experiments.order_sensitivity(model, data, arithmetic, permutations=3, seed=1)
-    assert found.orders["none"] == 0.5 and found.accuracy.tolist() == [0.5] * 3
+    assert found.orders["none"] == 0.5 and found.values.tolist() == [0.5] * 3
     assert found.disagreement == 0.0 and found.changed == 0.0
 
 

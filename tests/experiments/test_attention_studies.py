@@ -61,9 +61,9 @@ def test_chips_and_votes(model: nn.Module) -> None:
     ):
         want = hits(model, [0, 1], **placed)
         chips = nk.chips(model, (X, LABELS), draws=2, seed=3, **options, **DETAIL)
-        assert (chips.accuracy * 60).round().tolist() == want and max(want) < 60
+        assert (chips.values * 60).round().tolist() == want and max(want) < 60
         votes = nk.vote(model, (X, LABELS), draws=2, seed=3, kinds="majority", **options, **DETAIL)
-        assert votes.curves["majority"].accuracy[0] * 120 == pytest.approx(sum(want))
+        assert votes.curves["majority"].values[0] * 120 == pytest.approx(sum(want))
         assert votes.covered == chips.covered
 
 

@@ -69,7 +69,7 @@ def test_no_spread_without_saturation() -> None:
     for layer in wide.layers:
         assert layer.spread == layer.saturated == 0 and set(layer.shift.values()) == {0.0}
         assert not layer.quantiles.any()
-    assert wide.disagreement == wide.changed == 0 and len({*wide.accuracy, *wide.orders.values()}) == 1
+    assert wide.disagreement == wide.changed == 0 and len({*wide.values, *wide.orders.values()}) == 1
     narrow = order_sensitivity(model, (x, y), Serial(low=-100, high=100), permutations=4, seed=1)
     assert all(layer.spread > 0 and layer.saturated > 0 for layer in narrow.layers)
 
@@ -90,7 +90,7 @@ def test_network_under_permutations() -> None:
         with nk.inject(model, None, hardware=hardware):
             predictions.append(model(data[0]).argmax(1))
     assert len({tuple(p.tolist()) for p in predictions}) == 4
-    assert found.accuracy.tolist() == [float((p == data[1]).double().mean()) for p in predictions]
+    assert found.values.tolist() == [float((p == data[1]).double().mean()) for p in predictions]
     pairs = [float((a != b).double().mean()) for a, b in itertools.combinations(predictions, 2)]
     assert found.disagreement == pytest.approx(np.mean(pairs)) and found.disagreement > 0
     with nk.inject(model, None, hardware=[arithmetic.unordered()]):
@@ -105,11 +105,11 @@ def test_permutations_are_pure_functions() -> None:
     others = [random_order(100, *k) for k in ((6, "fc:linear#0", 2), (5, "fc2:linear#0", 2), (5, "fc:linear#0", 3))]
     assert all(not torch.equal(a, other) for other in others)
     few, more = (order_sensitivity(mlp(), made(), Serial(low=-0.4, high=0.4), permutations=p, seed=2) for p in (3, 5))
-    assert few.accuracy.tolist() == more.accuracy[:3].tolist()
+    assert few.values.tolist() == more.values[:3].tolist()
     batches = order_sensitivity(
         mlp(), made(), Serial(low=-0.4, high=0.4), permutations=3, seed=2, compute=nk.Compute(batch_rows=11)
     )
-    assert batches.accuracy.tolist() == few.accuracy.tolist()
+    assert batches.values.tolist() == few.values.tolist()
 
 
 def test_permutations_are_uniform() -> None:

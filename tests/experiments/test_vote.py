@@ -57,7 +57,7 @@ def test_vote_equals_executions_one_by_one(digits) -> None:
     )
     assert model.training and not votes.clean < 0.8
     scores, labels = one_by_one(model, (x, y), noise, None, 5, ids, rows), y.numpy()
-    assert np.array_equal(votes.curves["majority"].accuracy, majority(scores.argmax(2), labels, 10))
+    assert np.array_equal(votes.curves["majority"].values, majority(scores.argmax(2), labels, 10))
     for kind in KINDS[1:]:
         expected = mean_scores(scores, labels, kind=kind, subsets=3, seed=5)
         assert all(np.allclose(a, b, atol=1e-12) for a, b in zip(votes.curves[kind], expected, strict=True))
@@ -75,7 +75,7 @@ def test_vote_equals_executions_one_by_one(digits) -> None:
         compute=nk.Compute(batch_rows=70, draws_per_pass=3),
     )
     for kind in KINDS:
-        assert np.abs(other.curves[kind].accuracy - votes.curves[kind].accuracy).max() < 2 / 300
+        assert np.abs(other.curves[kind].values - votes.curves[kind].values).max() < 2 / 300
 
 
 def test_voting_helps_and_only_the_kinds_asked_for_are_there(digits) -> None:
@@ -84,15 +84,15 @@ def test_voting_helps_and_only_the_kinds_asked_for_are_there(digits) -> None:
     votes = vote(model, pairs, noise=nk.Noise(add=1.5), draws=21, seed=1, progress=lambda i, n: steps.append((i, n)))
     for kind in KINDS:
         c = votes.curves[kind]
-        assert c.accuracy[20] > c.accuracy[4] > c.accuracy[0] + 3 * c.error[0]
+        assert c.values[20] > c.values[4] > c.values[0] + 3 * c.error[0]
         assert 0 < c.error.min() and c.error.max() < 0.03
-        assert executions_needed(c, c.accuracy[0] + 0.05) > 1
-    first = [votes.curves[kind].accuracy[0] for kind in KINDS]
+        assert executions_needed(c, c.values[0] + 0.05) > 1
+    first = [votes.curves[kind].values[0] for kind in KINDS]
     assert first == pytest.approx([first[0]] * 3, abs=1e-12)
     assert steps == [(i, 3) for i in (1, 2, 3)]
     alone = vote(model, pairs, noise=nk.Noise(add=1.5), draws=21, seed=1, kinds=["logit"])
     assert list(alone.curves) == ["logit"]
-    assert np.array_equal(alone.curves["logit"].accuracy, votes.curves["logit"].accuracy)
+    assert np.array_equal(alone.curves["logit"].values, votes.curves["logit"].values)
 
 
 def test_where_and_how_often(digits) -> None:
@@ -100,7 +100,7 @@ def test_where_and_how_often(digits) -> None:
     common = dict(draws=3, seed=2, kinds="majority", compute=nk.Compute(batch_rows=300))
 
     def accuracy(noise, **options):
-        return vote(model, (x, y), noise=noise, **common, **options).curves["majority"].accuracy
+        return vote(model, (x, y), noise=noise, **common, **options).curves["majority"].values
 
     loud = nk.Noise(add=4.0)
     by_name = accuracy(loud, sites="relu*")
@@ -111,7 +111,7 @@ def test_where_and_how_often(digits) -> None:
     assert everywhere[0] < by_name[0] and everywhere[0] < accuracy(loud, repeats=16)[0]
     assert np.array_equal(accuracy(loud, repeats=4), accuracy(nk.Noise(add=2.0)))  # 4 / sqrt(4)
     clean = vote(model, (x, y), noise=nk.Noise(), draws=3, seed=2)
-    assert all(np.array_equal(c.accuracy, [clean.clean] * 3) for c in clean.curves.values())
+    assert all(np.array_equal(c.values, [clean.clean] * 3) for c in clean.curves.values())
 
 
 def test_layers_of_the_model_keep_their_noise() -> None:
@@ -120,7 +120,7 @@ def test_layers_of_the_model_keep_their_noise() -> None:
     x = torch.randn(80, 5)
     y = (x @ model[0].weight.T + model[0].bias).argmax(1)
     votes = vote(model, (x, y), noise=None, draws=9, seed=0)
-    assert votes.clean == 1 and 0.34 < votes.curves["logit"].accuracy[0] < 0.9
+    assert votes.clean == 1 and 0.34 < votes.curves["logit"].values[0] < 0.9
 
 
 def test_nan_votes_for_nobody() -> None:
@@ -136,8 +136,8 @@ def test_nan_votes_for_nobody() -> None:
         scores = model(x).view(5, 200, 2).numpy()
     best = np.where(np.isnan(scores).any(2), -1, scores.argmax(2))
     assert (best == -1).any()
-    assert np.array_equal(votes.curves["majority"].accuracy, majority(best, y.numpy(), 2))
-    assert np.allclose(votes.curves["logit"].accuracy, mean_scores(scores, y.numpy(), seed=0).accuracy)
+    assert np.array_equal(votes.curves["majority"].values, majority(best, y.numpy(), 2))
+    assert np.allclose(votes.curves["logit"].values, mean_scores(scores, y.numpy(), seed=0).values)
 
 
 def test_table_frame_and_picture(digits, monkeypatch) -> None:
@@ -148,18 +148,18 @@ def test_table_frame_and_picture(digits, monkeypatch) -> None:
     assert covered == "noise after 100.0 % of the multiply-adds"
     assert lines[0].split() == ["executions", *KINDS] and len({len(line) for line in lines}) == 1
     assert [int(line.split()[0]) for line in lines[2:]] == [*range(1, 11), 12]
-    assert float(lines[4].split()[4]) == round(votes.curves["logit"].accuracy[2], 4)
+    assert float(lines[4].split()[4]) == round(votes.curves["logit"].values[2], 4)
     pandas = pytest.importorskip("pandas")
     frame = votes.to_pandas()
     assert list(frame.columns) == ["kind", "executions", "accuracy", "error"] and len(frame) == 36
-    assert frame[frame.kind == "logit"].accuracy.tolist() == votes.curves["logit"].accuracy.tolist()
+    assert frame[frame.kind == "logit"].accuracy.tolist() == votes.curves["logit"].values.tolist()
     assert isinstance(frame, pandas.DataFrame)
     ax = Figure().subplots()
     assert votes.plot(ax) is ax.figure and isinstance(votes.plot(), Figure)
     drawn = {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")}
     assert list(drawn) == list(KINDS) and len(ax.collections) == 3
     for kind, line in drawn.items():
-        assert np.array_equal(line.get_ydata(), votes.curves[kind].accuracy)
+        assert np.array_equal(line.get_ydata(), votes.curves[kind].values)
     assert [t.get_text() for t in ax.get_legend().get_texts()] == list(KINDS)
     assert "executions" in ax.get_xlabel() and "accuracy" in ax.get_ylabel()
     monkeypatch.setitem(sys.modules, "pandas", None)

@@ -27,26 +27,26 @@ def test_chips_are_a_loop_over_draws() -> None:
     with nk.inject(model, noise, hardware=hardware, example_input=x[:2]), torch.no_grad():
         for k, draw in enumerate(draws):
             with nk.noise_state(model, seed=3, draws=[draw], rows=range(45)):
-                assert found.accuracy[k] == float((model(x).argmax(1) == y).double().mean())
+                assert found.values[k] == float((model(x).argmax(1) == y).double().mean())
     assert (found.clean, found.rows, found.draws, found.seed) == (1.0, 45, (5, 0, 9), 3)
-    assert len(set(found.accuracy)) > 1 and found.accuracy.max() < 1
+    assert len(set(found.values)) > 1 and found.values.max() < 1
     for compute in (nk.Compute(batch_rows=7), nk.Compute(draws_per_pass=1), nk.Compute(batch_rows=1, draws_per_pass=3)):
         again = nk.chips(model, (x, y), hardware=hardware, noise=noise, draws=draws, seed=3, compute=compute)
-        assert (again.accuracy == found.accuracy).all()
+        assert (again.values == found.values).all()
     order = torch.randperm(45)
     mixed = nk.chips(model, (x[order], y[order]), hardware=hardware, noise=noise, draws=draws, seed=3, rows=order)
-    assert (mixed.accuracy == found.accuracy).all()
+    assert (mixed.values == found.values).all()
     other = nk.chips(model, (x, y), hardware=hardware, draws=draws, seed=3)
-    assert (other.accuracy != found.accuracy).any()  # the sites' noise counts
+    assert (other.values != found.values).any()  # the sites' noise counts
     parts = [nk.chips(model, (x[s], y[s]), hardware=hardware, draws=draws, seed=3) for s in (slice(0, 9), slice(9, 45))]
-    assert np.allclose((9 * parts[0].accuracy + 36 * parts[1].accuracy) / 45, other.accuracy)
+    assert np.allclose((9 * parts[0].values + 36 * parts[1].values) / 45, other.values)
 
 
 def test_chips_of_one_layer_are_a_walk_over_weights() -> None:
     model, data = problem("lenet", 45)
     study = walk(model, data, levels=[2.0], draws=6, sites="conv2")
     found = nk.chips(model, data, hardware={"conv2": [NOISES["layer"].scaled(2.0)]}, draws=6, seed=SEED)
-    assert [r.accuracy for r in study.records] == found.accuracy.tolist()
+    assert [r.accuracy for r in study.records] == found.values.tolist()
     table = found.to_pandas()
     assert table["correct"].tolist() == [r.correct for r in study.records] and set(table["rows"]) == {45}
 
@@ -72,7 +72,7 @@ def test_scores_that_are_nan_count_as_wrong_and_the_model_is_left_alone() -> Non
         progress=lambda *at: seen.append(at),
         compute=nk.Compute(batch_rows=15),
     )
-    assert found.accuracy.tolist() == [1.0, 0.0, 1.0, 0.0] and seen[-1][0] == seen[-1][1] == len(seen)
+    assert found.values.tolist() == [1.0, 0.0, 1.0, 0.0] and seen[-1][0] == seen[-1][1] == len(seen)
     assert model.training and {k: id(v) for k, v in model.state_dict(keep_vars=True).items()} == before
     assert not any("noise" in k for k in vars(model))
 

@@ -154,7 +154,7 @@ def test_what_is_not_understood_is_left_alone_and_says_why(run: Callable[..., Te
 @pytest.mark.parametrize("run", [branch, largest_as_number, positions, running_sum], ids=lambda run: run.__name__)
 def test_what_is_left_alone_runs_whole(run: Callable[..., Tensor]) -> None:
     model, x = Net(run), data(14)
-    y = torch.zeros(14, dtype=torch.int64)
+    y = torch.arange(14) % 2
     with pytest.warns(UserWarning, match=f"every pass runs the whole model.*({LEFT[run]})"):
         study = nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7, sites=["a"],
                         compute=nk.Compute(draws_per_pass=1))  # fmt: skip
@@ -168,7 +168,7 @@ def many_rows(m: Any, x: Tensor) -> Tensor:
 
 def test_other_code_for_more_rows_is_found_on_a_whole_chunk() -> None:
     model, x = Net(many_rows), data(14)
-    y = torch.zeros(14, dtype=torch.int64)
+    y = torch.arange(14) % 2
     with pytest.warns(UserWarning, match="every pass runs the whole model: it gives other scores for 14 rows") as told:
         study = nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7, sites=["a"],
                         compute=nk.Compute(draws_per_pass=1))  # fmt: skip

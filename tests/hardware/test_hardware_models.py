@@ -220,7 +220,7 @@ def test_votes_of_chips() -> None:
     hardware = [nk.WeightNoise(add=0.3, relative="layer")]
     votes = nk.vote(model, data, noise=None, hardware=hardware, draws=9, seed=3, kinds="majority")
     found = nk.chips(model, data, hardware=hardware, draws=9, seed=3)
-    curve = votes.curves["majority"].accuracy
+    curve = votes.curves["majority"].values
     assert curve[0] == pytest.approx(found.mean, abs=1e-12) and curve[8] > curve[0]
 
 

@@ -258,6 +258,6 @@ STUDIES: Good = {
     ),
     experiments.order_of: lambda: dict(arithmetic=nk.Serial(**LIMITS), x=X[0], weight=X[1]),
     experiments.running_sums: lambda: dict(x=X[0], weight=X[1], arithmetic=None, seed=0),
-    experiments.worst_of: lambda: dict(accuracy=[0.5, 0.6], count=1),
+    experiments.worst_of: lambda: dict(values=[0.5, 0.6], count=1),
     experiments.design_space: lambda: dict(mantissa=[3], exponent=[4], left=[3], right=[3], rounding="truncate"),
 }  # fmt: skip

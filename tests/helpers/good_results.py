@@ -209,7 +209,7 @@ STATISTICS: Good = {
     ),
     stats.majority: lambda: dict(predictions=VOTES, labels=LABELS, classes=2, n=None),
     stats.mean_scores: lambda: dict(scores=SCORES, labels=LABELS, n=None, kind="logit", subsets=2, seed=0),
-    stats.executions_needed: lambda: dict(curve=[0.5, 0.6], accuracy=0.55),
+    stats.executions_needed: lambda: dict(curve=[0.5, 0.6], value=0.55, higher_is_better=True),
     stats.Record.counted: lambda: dict(
         site="a", site_index=0, level=0.5, draw=0, rows=10, correct=5, status="evaluated"
     ),

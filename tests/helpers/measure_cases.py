@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from noisykernels import metrics
 from noisykernels.metrics import Metric
+from noisykernels.metrics.weighted import weighed
 
 ROWS, INPUTS = 60, 6
 
@@ -37,12 +38,14 @@ class Case:
         shape: of a row's outputs.
         targets: of the outputs without noise.
         value: of outputs [rows, ...] and targets (those without noise, where it is against these), in float64.
+        weights: of the targets, which go along with the data; None: there are none.
     """
 
     metric: Any
     shape: tuple[int, ...]
     targets: Callable[[Tensor], Tensor]
     value: Callable[[Tensor, Tensor], float]
+    weights: Callable[[Tensor], Tensor] | None = None
 
     def model(self) -> nn.Module:
         """The same each time."""
@@ -50,11 +53,12 @@ class Case:
             torch.manual_seed(3)
             return Shaped(*self.shape)
 
-    def data(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets."""
+    def data(self) -> tuple[Tensor, ...]:
+        """Inputs and targets, and their weights where they have some."""
         x = torch.randn(ROWS, INPUTS, generator=torch.Generator().manual_seed(4))
         with torch.no_grad():
-            return x, self.targets(self.model()(x))
+            targets = self.targets(self.model()(x))
+        return (x, targets) if self.weights is None else (x, targets, self.weights(targets))
 
 
 def generator() -> torch.Generator:
@@ -255,12 +259,13 @@ CASES: dict[str, Case] = {
 }
 
 
-def prepared(case: Case) -> tuple[Metric, Tensor, Tensor]:
+def prepared(case: Case) -> tuple[Metric, Tensor, Any]:
     """The measure for a case's data, its outputs without noise, and its targets."""
     from noisykernels._engine.session import Problem
     from noisykernels._util.inputs import Call
 
-    x, _ = case.data()
+    x, *_ = case.data()
     problem = Problem.of(Call("test"), case.model(), case.data(), seed=1, metric=case.metric)
+    inputs, labels, _ = problem.data
     with torch.no_grad():
-        return problem.metric, case.model()(x), problem.data[1]
+        return problem.metric, case.model()(x), weighed(labels, inputs.weights)

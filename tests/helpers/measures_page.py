@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure_cases import CASES, Case, prepared
+from measure_cases import CASES as ALIKE
+from measure_cases import Case, prepared
 from torch import Tensor
+from weighted_cases import WEIGHTED
 
 import noisykernels as nk
 from noisykernels.experiments import order_sensitivity, sweep_formats
 from noisykernels.walking import walk_parameter
 
+CASES = ALIKE | WEIGHTED
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "measures.md"
 SEED, LEVELS, DRAWS = 3, (0.3, 3.0), (0, 1)
 SITE = "one:linear#0"
@@ -40,13 +43,13 @@ class Here(Executor):
 
 def looped(case: Case, draw: int, **placed: Any) -> float:
     """What is measured of the model with noise or hardware of one draw: its outputs, then the measure's definition."""
-    _, targets = case.data()
+    _, targets, *_ = case.data()
     return case.value(outputs(case, draw, **placed), against(case, targets))
 
 
 def outputs(case: Case, draw: int, **placed: Any) -> Tensor:
     """Of all rows under a draw."""
-    x, _ = case.data()
+    x, *_ = case.data()
     with torch.inference_mode(), nk.inject(case.model(), example_input=x[:2], **placed) as noisy:
         with nk.noise_state(noisy, seed=SEED, rows=torch.arange(len(x)), draws=[draw]):
             return noisy(x)
@@ -97,9 +100,9 @@ def voted(case: Case) -> Pairs:
     votes = nk.vote(case.model(), case.data(), noise=NOISE, draws=2, seed=SEED, metric=case.metric)
     (curve, *_), (one, other) = votes.curves.values(), (outputs(case, d, noise=NOISE) for d in DRAWS)
     targets = against(case, case.data()[1])
-    yield curve.accuracy[0], (case.value(one, targets) + case.value(other, targets)) / 2
+    yield curve.values[0], (case.value(one, targets) + case.value(other, targets)) / 2
     if "mean" in votes.curves:
-        yield curve.accuracy[1], case.value((one + other) / 2, targets)
+        yield curve.values[1], case.value((one + other) / 2, targets)
 
 
 def on_chips(case: Case) -> Pairs:

@@ -61,7 +61,9 @@ def other_studies() -> Parts:
         ),
     }
     for name, found in made.items():
-        parts[name] = {k: getattr(found, k) for k in ("accuracy", "clean", "rows", "draws", "seed", "worst")}
+        parts[name] = {"accuracy": found.values} | {
+            k: getattr(found, k) for k in ("clean", "rows", "draws", "seed", "worst")
+        }
         parts[f"{name} figures"] = six([found.mean, found.std, found.worst_of(2), found.yield_at(0.5)])
         parts[f"{name} table"] = found.table()
         parts[f"{name} table of limits"] = found.table(limits=[0.25, 0.5])

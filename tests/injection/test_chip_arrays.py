@@ -303,7 +303,7 @@ def test_studies_of_chips_say_what_an_array_is() -> None:
     found = {by: nk.chips(model, pair, hardware=CHIPS["weight"], draws=6, seed=SEED, arrays=by)
              for by in ("module", "call", "parameter")}  # fmt: skip
     assert {by: chips.arrays for by, chips in found.items()} == {by: by for by in found}
-    assert list(found["module"].accuracy) == list(found["parameter"].accuracy) != list(found["call"].accuracy)
+    assert list(found["module"].values) == list(found["parameter"].values) != list(found["call"].values)
     votes = {by: nk.vote(model, pair, noise=None, hardware=CHIPS["weight"], draws=5, seed=SEED, arrays=by)
              for by in ("module", "call")}  # fmt: skip
     assert votes["module"] != votes["call"]

@@ -218,8 +218,8 @@ def test_studies_of_whole_models_take_functions() -> None:
     for draw in range(6):
         with torch.no_grad(), nk.inject(model, dead, "1"), nk.noise_state(model, seed=SEED, draws=[draw]):
             wanted.append(float((model(x).argmax(1) == labels).double().mean()))
-    assert found.accuracy.tolist() == pytest.approx(wanted)
-    assert votes.curves["majority"].accuracy[0] == pytest.approx(sum(wanted) / 6)
+    assert found.values.tolist() == pytest.approx(wanted)
+    assert votes.curves["majority"].values[0] == pytest.approx(sum(wanted) / 6)
     assert len(set(wanted)) > 1
     with nk.inject(model, dead, "1"):
         assert [row.name for row in nk.coverage(model, x).operations if row.noise] == ["1:relu#0"]

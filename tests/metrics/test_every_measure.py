@@ -10,19 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measure_cases import CASES, Case, Hits, correlation, mae, prepared
+from measure_cases import CASES as ALIKE
+from measure_cases import Case, Hits, correlation, mae, prepared
 from torch import Tensor, nn
+from weighted_cases import WEIGHTED
 
 import noisykernels as nk
 from noisykernels import metrics
 from noisykernels._engine.judging import Tally, judged
 from noisykernels.metrics import NAMES, Metric
+from noisykernels.metrics.weighted import weighed
 
+CASES = ALIKE | WEIGHTED
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def targets_of(metric: Metric, outputs: Tensor, labels: Tensor) -> Tensor:
-    return outputs if metric.against_clean else labels
+def targets_of(metric: Metric, outputs: Tensor, labels: Any) -> Any:
+    return weighed(outputs if metric.against_clean else of(labels), getattr(labels, "weights", None))
+
+
+def of(labels: Any) -> Tensor:
+    """Without their weights."""
+    found: Tensor = getattr(labels, "targets", labels)
+    return found
 
 
 def test_no_measure_is_left_out() -> None:
@@ -45,7 +55,7 @@ def test_a_value_is_that_of_a_plain_loop(case: Case) -> None:
         tally = Tally(metric, len(clean), copies=3)
         for low in range(0, len(clean), rows):
             tally.add(low, noisy[:, low : low + rows], targets[low : low + rows])
-        expected = [case.value(one, targets) for one in noisy]
+        expected = [case.value(one, of(targets)) for one in noisy]
         assert tally.values("f") == pytest.approx(expected, rel=2e-5, abs=1e-7)
 
 
@@ -122,6 +132,11 @@ def test_names_objects_and_near_names() -> None:
         metrics.names.named("f", "perplex")
     with pytest.raises(TypeError, match=r"f: metric must be an object, got the class NLL: write NLL\(\)"):
         metrics.names.named("f", metrics.NLL)
+    with pytest.raises(TypeError, match=r"f: metric must be an object, got the class TopK: write TopK\(\.\.\.\)"):
+        metrics.names.named("f", metrics.TopK)
+    for word, other in (("IoU", "mean_iou"), ("cross-entropy", "nll"), ("R2", "relative_mse"), ("ppl", "perplexity")):
+        with pytest.raises(ValueError, match=f"f: metric {word!r} is not known; it may be {other!r}"):
+            metrics.names.named("f", word)
     for wrong in (3, None, [1]):
         with pytest.raises(TypeError, match="f: metric must be a name such as 'nll', a Metric such as"):
             metrics.names.named("f", wrong)
@@ -139,15 +154,15 @@ ONE = torch.zeros(40, dtype=torch.int64)
 HALF = torch.arange(40) % 2
 NUMBERS = torch.linspace(-1, 1, 40)
 REFUSED: dict[str, tuple[Any, int, Any, str]] = {
-    "accuracy of one output": ("accuracy", 1, ONE, "accuracy of a model with one output is 1 at any noise: write"),
-    "nll of one output": ("nll", 1, ONE, "nll of a model with one output is 1 at any noise"),
+    "accuracy of one output": ("accuracy", 1, ONE, "accuracy of a model with one output is the same at any noise: wri"),
+    "nll of one output": ("nll", 1, ONE, "nll of a model with one output is the same at any noise"),
     "kl of one output": ("kl", 1, ONE, "kl of a model with one output"),
     "cosine of one output": ("cosine", 1, NUMBERS, "cosine of a single output is its sign alone: write metric='mse'"),
     "top5 of five": ("top5", 5, None, "top5 of 5 classes is 1 whatever the model gives"),
     "iou of one class": ("mean_iou", 5, ONE, "mean_iou needs labels of two classes or more, got \\[0\\]"),
     "f1 of one class": ("f1", 5, ONE, "f1 needs labels of two classes or more"),
     "auroc of one class": ("auroc", 1, ONE, "auroc needs labels of both classes, got 0 alone"),
-    "targets all the same": ("relative_mse", 1, torch.ones(40), "relative_mse needs targets that differ"),
+    "targets all the same": ("relative_mse", 1, torch.ones(40) / 10, "relative_mse needs targets that differ"),
     "several logits": ("binary_accuracy", 3, torch.zeros(40, 3), "binary_accuracy needs one logit for each row"),
     "one logit": ("multilabel", 1, HALF, "multilabel needs several logits for each row"),
     "labels of three": ("binary_accuracy", 1, torch.arange(40) % 3, "binary_accuracy needs labels of 0 and 1"),
@@ -168,6 +183,23 @@ REFUSED: dict[str, tuple[Any, int, Any, str]] = {
     ),
     "a function of chance": (
         metrics.WholePass(lambda y, t: torch.rand(()), True, "dice"), 5, None, "dice gives another number",
+    ),
+    "a function that fails later": (
+        metrics.ByRow(lambda y, t: y @ t, False, "late"), 5, None, "metric late fails for outputs .* RuntimeError: ",
+    ),
+    "a function of nothing": (metrics.ByRow(lambda y, t: None, False, "void"), 5, None, "void: .* must give numbers"),
+    "a function of words": (lambda y, t: "a", 5, None, "<lambda>: the function must give numbers, got 'a'"),
+    "complex numbers": (lambda y, t: y.mean(-1) + 1j, 5, None, "the function must give real numbers, got"),
+    "a function that writes": (
+        metrics.ByRow(lambda y, t: y.sub_(1).square().mean(-1), False, "writer"), 5, None,
+        "metric writer changes the outputs that it is given: let it work on a copy",
+    ),
+    "a function that writes targets": (
+        metrics.ByRow(lambda y, t: t.add_(1) + y.mean(-1), False, "writer"), 5, None, "changes the targets",
+    ),
+    "another number each time": (
+        metrics.ByRow(lambda y, t: y.mean(-1) + torch.rand(len(y)), False, "dice"), 5, None,
+        "metric dice gives other numbers for the same outputs each time",
     ),
     "rows for a pass": (metrics.WholePass(mae, False), 3, torch.randn(40, 3), "mae: the function must give one number"),
     "infinite without noise": (

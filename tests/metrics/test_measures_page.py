@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measure_cases import CASES
-from measures_page import PAGE, row
+from measures_page import CASES, PAGE, row
 
 import noisykernels as nk
 from noisykernels.walking import StoreError
 
-SOME = ("accuracy", "perplexity", "kl", "mean_iou", "a function of a pass")  # of each law; all of them with --full
+SOME = (
+    "accuracy",
+    "perplexity",
+    "kl",
+    "mean_iou",
+    "a function of a pass",
+    "nll, weighted",
+)  # all with --full
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -43,6 +49,9 @@ def test_a_store_keeps_it_and_refuses_another_measure(name: str, tmp_path: Path)
 
     first = walked()
     assert walked().records == first.records == nk.Study.load(first.save(tmp_path / "a.json")).records
+    if name == "a function of a pass":  # another function of the same name
+        with pytest.raises(StoreError, match=r"the contraction plan differs .*metric: WholePass"):
+            walked(nk.metrics.WholePass(lambda y, t: (y - t).mean(), True, "correlation"))
     other = {"nll": "brier", "mean_iou": "token_accuracy"}.get(name, "mse")
     with pytest.raises(StoreError):
         walked(other)

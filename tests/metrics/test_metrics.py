@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from measure_cases import Hits
 from torch import Tensor, nn
 
 import noisykernels as nk
 from noisykernels.experiments import chips, layer_formats, order_sensitivity, sweep_formats
-from noisykernels.metrics import NAN, Accuracy, Metric
+from noisykernels.metrics import NAN, Accuracy, Metric, PerRow, Weighted
+from noisykernels.metrics.names import named
 from noisykernels.plotting import plot_front
 from noisykernels.walking import StoreError, walk_parameter
 
@@ -144,3 +151,89 @@ def test_the_other_studies_measure_and_name_it(studied, tmp_path: Path) -> None:
         **given,
     )  # fmt: skip
     assert "clean top-2 hits 1.0000" in stands.table()
+
+
+class Power(PerRow):
+    """A measure of a user's own with a parameter, which it does not print."""
+
+    name = "power"
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(-1) - targets).abs().float() ** self.p
+
+
+class OwnMetric(Hits):
+    """As torchmetrics' do, it does not print its parameters."""
+
+    def __init__(self, average: str) -> None:
+        self.average = average
+        super().__init__()
+
+
+def test_equal_names_with_other_parameters_are_other_measures(studied, tmp_path: Path) -> None:
+    """In a store, too: by what they hold, and by what functions do."""
+
+    def of(scale: float) -> Any:
+        return nk.metrics.ByRow(lambda y, t: scale * (y.argmax(-1) - t).abs().float(), False, "far")
+
+    def other(scale: float) -> Any:
+        return nk.metrics.ByRow(lambda y, t: scale * (y.argmax(-1) - t).square().float(), False, "far")
+
+    pairs: list[tuple[Any, Any]] = [
+        (Power(1.0), Power(2.0)), (of(1.0), of(2.0)), (of(1.0), other(1.0)), (OwnMetric("macro"), OwnMetric("micro")),
+        (nk.metrics.NLL(), nk.metrics.NLL(ignore_index=0)), (nk.metrics.ECE(), nk.metrics.ECE(bins=5)),
+        (Weighted("nll", "a"), Weighted("nll", "b")), (Weighted(of(1.0)), Weighted(of(2.0))),
+    ]  # fmt: skip
+    for k, (one, two) in enumerate(pairs):
+        names = [named("f", metric) for metric in (one, two)]
+        assert names[0].identity() != names[1].identity() and len({metric.name for metric in names}) == 1
+        if k < 4:
+            walked(studied, metric=one, store=tmp_path / f"{k}.db")
+            with pytest.raises(StoreError, match=r"metric: .* in the file, .* here"):
+                walked(studied, metric=two, store=tmp_path / f"{k}.db")
+    assert of(1.0).identity() == of(1.0).identity() and Power(1.0).identity() == Power(1.0).identity()
+
+
+def test_a_function_is_known_again_by_another_process(tmp_path: Path) -> None:
+    code = (
+        "from noisykernels.metrics.identity import of_function\n"
+        "def f(y, t, k=2):\n    return y in {'a', 'b', 'c'}, [t for t in y], (lambda z: z + k)\n"
+        "print(of_function(f))"
+    )
+    found = {
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True,
+                       text=True, check=True).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+def test_an_object_of_torchmetrics_serves_several_studies(studied) -> None:
+    hits = Hits()
+    hits.right = torch.tensor(7)
+    first, again = walked(studied, metric=hits), walked(studied, metric=hits)
+    assert first == again and int(hits.right) == 7
+    assert [r.value for r in first.records] == pytest.approx(
+        [r.value for r in walked(studied, metric="accuracy").records]
+    )
+
+
+@pytest.mark.parametrize(("metric", "code"), [
+    ("nll", "metric='nll',"), ("top3", "metric='top3',"), (nk.metrics.NLL(ignore_index=2), None),
+    (nk.metrics.Agreement(), "metric='agreement',"), (Power(1.0), "metric=metric,"),
+    (Weighted("brier", "care"), "metric=nk.metrics.Weighted('brier', 'care'),"),
+])  # fmt: skip
+def test_a_report_has_the_code_that_asks_for_it(studied, tmp_path: Path, metric: Any, code: str | None) -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    model, (x, y) = studied
+    data = (x, y, torch.ones(len(y))) if isinstance(metric, Weighted) else (x, y)
+    study = walked((model, data), metric=metric, at=nk.Drop(0.01))
+    page = html.unescape(study.report(tmp_path / "a.html").read_text())
+    assert (code or "metric=nk.metrics.NLL(ignore_index=2, dim=None),") in page
+    given = re.search(r"metric=(.*),\n", page)
+    assert given is not None
+    if given[1] != "metric":
+        assert named("f", eval(given[1], {"nk": nk})).identity() == named("f", metric).identity()

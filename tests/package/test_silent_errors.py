@@ -24,7 +24,7 @@ def test_a_level_beyond_the_type_is_an_error_and_not_nan() -> None:
 def test_scores_that_are_nan_are_no_correct_predictions() -> None:
     """argmax takes the first NaN for the largest score, so every row would be of class 0."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 3))
-    data = torch.randn(20, 4), torch.zeros(20, dtype=torch.int64)
+    data = torch.randn(20, 4), (torch.arange(20) == 19).long()
     with pytest.warns(UserWarning, match="site input at level 1e\\+30: 20 of 20 rows of scores hold NaN"):
         study = nk.walk(model, data, noise=Noise(add=1.0), levels=[1e30], draws=1, seed=1, sites="input")
     assert study.records[0].correct == 0

@@ -125,7 +125,7 @@ def test_mean_scores_equal_their_subsets_listed(kind) -> None:
         bound = math.sqrt(share * mean * (1 - mean) / 11)
         tight = math.sqrt((a * (1 - a)).sum() * share / (1 - share)) / 11 if share < 1 else math.inf
         assert error == pytest.approx(min(bound, tight), abs=1e-12)
-        assert np.array_equal(mean_scores(scores, labels, int(n), kind, subsets=9, seed=5).accuracy, [accuracy])
+        assert np.array_equal(mean_scores(scores, labels, int(n), kind, subsets=9, seed=5).values, [accuracy])
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_random_subsets_have_the_mean_of_all(n) -> None:
     scores, labels = rng.normal(size=(8, 40, 3)), rng.integers(0, 3, 40)
     every = listed_mean(scores, labels, list(itertools.combinations(range(8), n)), "logit").mean()
     k, orders = 8 // n, -(-6 // (8 // n))
-    blocks = mean_scores(scores, labels, n, subsets=0).accuracy[0]
-    found = [mean_scores(scores, labels, n, subsets=6, seed=s).accuracy[0] for s in range(400)]
+    blocks = mean_scores(scores, labels, n, subsets=0).values[0]
+    found = [mean_scores(scores, labels, n, subsets=6, seed=s).values[0] for s in range(400)]
     expected = (blocks + orders * every) / (1 + orders)
     assert len(subsets_of(8, n, 6, 0)[0]) == k * (1 + orders)
     assert abs(np.mean(found) - expected) < 6 * np.std(found) / 20
@@ -180,7 +180,7 @@ def test_without_bias_and_errors_hold() -> None:
         scores = np.zeros((draws, len(a), 2))
         scores[:, :, 1] = a + rng.normal(size=(draws, len(a)))
         curve = mean_scores(scores, labels, subsets=4, seed=i)
-        found.append(curve.accuracy)
+        found.append(curve.values)
         errors.append(curve.error**2)
         votes.append(majority(scores.argmax(2), labels, 2, n=[1, 3]))
     found, stated = np.array(found), np.sqrt(np.mean(errors, 0))
@@ -196,19 +196,19 @@ def test_without_bias_and_errors_hold() -> None:
 def test_scores_that_are_not_numbers_are_wrong_and_infinite_ones_count() -> None:
     nan, inf = math.nan, math.inf
     scores = [[[0.0, 1.0], [nan, 5.0], [-inf, 0.0]], [[0.0, 1.0], [0.0, 5.0], [-inf, 0.0]]]
-    assert mean_scores(scores, [1, 1, 1]).accuracy.tolist() == [5 / 6, 2 / 3]
-    assert mean_scores(scores, [1, 1, 1], kind="probability").accuracy.tolist() == [5 / 6, 2 / 3]
-    assert mean_scores([[[inf, 0.0]], [[-inf, 0.0]]], [0], 2).accuracy.tolist() == [0]
-    assert mean_scores([[[1e4, 0.0]], [[0.0, 1e4]]], [0], kind="probability").accuracy.tolist() == [0.5, 0.5]
-    assert mean_scores([[[1, 1, 0]]], [0]).accuracy.tolist() == [0.5]  # ties, whole numbers
-    assert mean_scores([[[3.0]], [[1.0]]], [0]).accuracy.tolist() == [1, 1]  # one class
+    assert mean_scores(scores, [1, 1, 1]).values.tolist() == [5 / 6, 2 / 3]
+    assert mean_scores(scores, [1, 1, 1], kind="probability").values.tolist() == [5 / 6, 2 / 3]
+    assert mean_scores([[[inf, 0.0]], [[-inf, 0.0]]], [0], 2).values.tolist() == [0]
+    assert mean_scores([[[1e4, 0.0]], [[0.0, 1e4]]], [0], kind="probability").values.tolist() == [0.5, 0.5]
+    assert mean_scores([[[1, 1, 0]]], [0]).values.tolist() == [0.5]  # ties, whole numbers
+    assert mean_scores([[[3.0]], [[1.0]]], [0]).values.tolist() == [1, 1]  # one class
 
 
 def test_kinds_differ_as_they_should() -> None:
     """One loud execution outweighs two in the mean of logits, not in the other votes."""
     scores = np.array([[[9.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]]])
-    assert mean_scores(scores, [0], 3, "logit").accuracy.tolist() == [1]
-    assert mean_scores(scores, [0], 3, "probability").accuracy.tolist() == [0]
+    assert mean_scores(scores, [0], 3, "logit").values.tolist() == [1]
+    assert mean_scores(scores, [0], 3, "probability").values.tolist() == [0]
     assert majority(scores.argmax(2), [0], 2, 3).tolist() == [0]
 
 
@@ -248,8 +248,8 @@ BAD = [
     ),
     (lambda: mean_scores(SCORES, [0, 0, 0], subsets=-1), "mean_scores: subsets must be a whole number .* got -1"),
     (lambda: mean_scores(SCORES, [0, 0, 0], seed=-1), "mean_scores: seed must be a whole number .* got -1"),
-    (lambda: executions_needed([], 0.5), r"executions_needed: curve must be accuracies \[D\], got shape \[0\]"),
-    (lambda: executions_needed([0.5], 2), r"executions_needed: accuracy must lie in \[0, 1\], got 2"),
+    (lambda: executions_needed([], 0.5), r"executions_needed: curve must be values \[D\], got shape \[0\]"),
+    (lambda: executions_needed([0.5], math.nan), "executions_needed: value must be .*, got nan"),
 ]
 
 

@@ -230,7 +230,7 @@ def test_equality_is_of_content(filed: Result) -> None:
 
 def test_one_number_makes_a_difference() -> None:
     other = chips()
-    other.accuracy[3] = np.nextafter(other.accuracy[3], 1)
+    other.values[3] = np.nextafter(other.values[3], 1)
     assert other != chips()
     assert votes() != replace(votes(), curves=dict(reversed(votes().curves.items())))  # columns of the table
 
@@ -241,7 +241,7 @@ def test_every_number_survives(tmp_path: Path, value: float) -> None:
     text = made.save(tmp_path / "a.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(name))  # is JSON, and nothing more
     back = Chips.load(tmp_path / "a.json")
-    assert np.array([value, 0.5]).tobytes() == back.accuracy.tobytes() and repr(back.clean) == repr(value)
+    assert np.array([value, 0.5]).tobytes() == back.values.tobytes() and repr(back.clean) == repr(value)
     assert (back.draws, back.seed) == ((0, 2**63), 2**64 - 1)
 
 

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import noisykernels as nk
 from noisykernels._util.data import in_memory
 from noisykernels._util.forms import NO_LABEL
-from noisykernels._util.inputs import Inputs
+from noisykernels._util.inputs import Inputs, Takes
 from noisykernels._util.streams import loaded
 from noisykernels.training import accuracy, recalibrate_bn, site_statistics
 
 X, Z, Y = torch.arange(12.0).view(6, 2), torch.arange(6), torch.tensor([0, 1, 2, 0, 1, 2])
-TAKES = ("x", "z")
+TAKES = Takes(("x", "z"))
 
 
 class Three(NamedTuple):

@@ -105,9 +105,9 @@ def test_the_other_studies() -> None:
     mixed = nk.walk_mixed(model, DATA, ratios=[1.0], **{k: v for k, v in GRID.items() if k != "noise"}, sites=words)
     assert mixed.studies[0].records == nk.walk(model, DATA, **GRID, sites=words).records
     found = nk.chips(model, DATA, noise=nk.Noise(add=2.0), draws=2, seed=3, sites="b:module#0")
-    assert (found.accuracy * 90).round().tolist() == [by_hand(model, "b:module#0", 2.0, draw) for draw in range(2)]
+    assert (found.values * 90).round().tolist() == [by_hand(model, "b:module#0", 2.0, draw) for draw in range(2)]
     votes = nk.vote(model, DATA, noise=nk.Noise(add=2.0), draws=1, seed=3, sites="b:module#0", kinds="majority")
-    assert votes.curves["majority"].accuracy[0] * 90 == pytest.approx(by_hand(model, "b:module#0", 2.0, 0))
+    assert votes.curves["majority"].values[0] * 90 == pytest.approx(by_hand(model, "b:module#0", 2.0, 0))
     assert "of the multiply-adds" in votes.table()
     devices = nk.walking.PARAMETERS["input-bits"]._asdict()
     study = nk.walking.walk_parameter(model, DATA, values=[2, 4], seed=3, sites=Block, **devices)
