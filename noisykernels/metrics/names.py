@@ -66,10 +66,11 @@ multilabel, jaccard, mean_iou, f1, auroc, ece
         near = f"near it is {' or '.join(map(repr, close))}; " if close else ""
         raise ValueError(f"{op}: metric {shown(given)} is not known; {near}there are {', '.join(NAMES)}")
     if isinstance(given, type):
-        needed = any(
-            p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            for p in inspect.signature(given).parameters.values()
-        )
+        try:
+            takes = list(inspect.signature(given).parameters.values())
+        except ValueError:  # some that are not written in Python tell of none
+            takes = []
+        needed = any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in takes)
         call = f"{given.__name__}({'...' if needed else ''})"
         raise TypeError(f"{op}: metric must be an object, got the class {given.__name__}: write {call}")
     if hasattr(given, "check_data"):

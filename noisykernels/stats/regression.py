@@ -123,7 +123,7 @@ def spread_given(clean: NDArray[Any], numbers: NDArray[Any], shares: NDArray[Any
 
     Example:
         >>> spread_given(np.array([0.0, 1.0, 2.0]), np.array([[1.0, 2.0, 3.0], [0.0, 3.0, 0.0]])).round(2)
-        array([0.  , 3.19])
+        array([0.  , 4.99])
     """
     rows = numbers.shape[-1]
     known = clean - clean.mean()

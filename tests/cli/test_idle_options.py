@@ -82,7 +82,7 @@ def looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[st
 class Nothing:
     """A result of which nothing is known."""
 
-    clean, mean, std, curves, covered, accuracy = 0.5, 0.5, 0.0, {}, {}, torch.zeros(2)
+    clean, mean, std, curves, covered, values = 0.5, 0.5, 0.0, {}, {}, torch.zeros(2)
 
     def table(self, *_: object) -> str:
         return ""

@@ -116,7 +116,7 @@ def test_other_studies_can_be_of_a_stream() -> None:
         lambda data: nk.experiments.sweep_formats(network(), data, ["M3E4"], seed=1, compute=few).results,
         lambda data: nk.experiments.order_sensitivity(
             network(), data, nk.Serial(low=-1.0, high=1.0), permutations=2, orders=(), seed=1, compute=few
-        ).accuracy.tolist(),
+        ).values.tolist(),
     ):
         assert str(study(loader())) == str(study((X, Y)))  # type: ignore[no-untyped-call]
 

@@ -79,12 +79,12 @@ def test_chips_and_the_mean_of_probabilities_are_loops(reader: Reader) -> None:
     model, data = reader
     found = nk.chips(model, data, hardware=HARDWARE, draws=3, seed=1, metric="perplexity")
     scores = [by_loop(reader, d, hardware=HARDWARE) for d in range(3)]
-    np.testing.assert_allclose(found.accuracy, [perplexity(s, data) for s in scores], rtol=1e-4)
+    np.testing.assert_allclose(found.values, [perplexity(s, data) for s in scores], rtol=1e-4)
     votes = nk.vote(
         model, data, noise=None, hardware=HARDWARE, draws=3, seed=1, metric="perplexity", kinds="probability"
     )
     mean = torch.stack([s.double().softmax(-1) for s in scores]).mean(0).log()
-    assert votes.curves["probability"].accuracy[-1] == pytest.approx(perplexity(mean, data), rel=1e-4)
+    assert votes.curves["probability"].values[-1] == pytest.approx(perplexity(mean, data), rel=1e-4)
 
 
 def test_divergence_from_the_clean_model_needs_no_labels(reader: Reader) -> None:

@@ -219,9 +219,9 @@ def test_what_cannot_be_told_from_chance_or_measured_is_refused(case: str) -> No
 
 def test_a_function_tells_its_kind_and_direction_by_itself() -> None:
     _, y = CASES["a function of rows"].data()
-    found = metrics.functions.of_function("f", mae, y + 0.1, y)
+    found = metrics.functions.found_out("f", mae, y + 0.1, y)
     assert isinstance(found, metrics.ByRow) and not found.higher_is_better and found.name == "mae"
-    found = metrics.functions.of_function("f", correlation, y, y)
+    found = metrics.functions.found_out("f", correlation, y, y)
     assert isinstance(found, metrics.WholePass) and found.higher_is_better
 
 

@@ -9,7 +9,8 @@ plans of four walks (rows of a pass in little memory; a model that cannot be rec
 tables and reports of the share of multiply-adds that noise and hardware reach, and of the sites whose curves never go
 as far as asked ("never", and how many), the message of a search whose floor lies above the clean accuracy, the
 unit of the level on a picture of weights' noise, which is relative to max|W| of the layer, and all that searches find
-(their measurements ask for other rows and draws, and for fewer).
+(their measurements ask for other rows and draws, and for fewer), the name of what is measured of votes and
+orders (`values`), and the message of labels that no accuracy counts, which offers a measure of numbers.
 """
 
 from __future__ import annotations

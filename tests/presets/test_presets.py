@@ -47,7 +47,7 @@ def test_a_preset_goes_where_hardware_goes() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
     data = torch.randn(20, 4), torch.randint(2, (20,))
     chips = nk.chips(model, data, hardware=nk.presets.afm(), draws=3, seed=1, progress=False)
-    assert chips.accuracy.shape == (3,)
+    assert chips.values.shape == (3,)
 
 
 def test_another_stage_is_refused() -> None:
