@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_grids import made_loss
 
 from noisykernels.stats import Keep, Value, band, fit_tolerance
 from noisykernels.stats.midpoint import described, restored
-from noisykernels.stats.regression import spread_given
 
 LEVELS = np.logspace(-2, 1, 13)
 LOSS = 0.3 + 0.2 * LEVELS**2  # crosses 0.5 at level 1, and goes on to 20
@@ -135,30 +135,9 @@ def test_bad_input(change, said):
         found(**change)
 
 
-def made_up(law: str, draws: int, seed: int):
-    """A walk of a loss whose truth is known: row r loses `level^2 h_r w`, w of a law with mean 1."""
-    fixed, rng = np.random.default_rng(1), np.random.default_rng([seed, 7])
-    clean, h = fixed.gamma(1.0, 0.4, 300), fixed.gamma(2.0, 0.5, 300)
-    size = draws, 300
-    w = {
-        "heavy": lambda: np.abs(rng.standard_t(3, size)) / (2 * np.sqrt(3) / np.pi),
-        "skewed": lambda: np.exp(rng.standard_normal(size) - 0.5),
-        "shared": lambda: (
-            np.exp(0.4 * rng.standard_normal((draws, 1)) - 0.08) * np.exp(rng.standard_normal(size) - 0.5)
-        ),
-    }[law]()
-    levels = np.logspace(-0.8, 0.3, 23)
-    numbers = clean + levels[:, None, None] ** 2 * h * w
-    m = fit_tolerance(
-        levels, numbers.mean(2), at="drop:0.2", clean=float(clean.mean()), rows=300, law="real",
-        higher_is_better=False, spread=spread_given(clean, numbers), independent_rows=law != "shared",
-    )  # fmt: skip
-    return m, math.sqrt(0.2 / h.mean())
-
-
 @pytest.mark.parametrize(("law", "draws"), [("heavy", 1), ("skewed", 2), ("shared", 4)])
 def test_intervals_hold_the_truth(law, draws):
     """At least 93 %: of 60 studies 52 would be two and a half sigma below."""
-    both = [made_up(law, draws, seed) for seed in range(60)]
+    both = [made_loss(law, draws, seed) for seed in range(60)]
     assert sum(m.low <= truth <= m.high for m, truth in both) >= 52
     assert sum(m.crossing_low <= truth <= m.crossing_high for m, truth in both) >= 55

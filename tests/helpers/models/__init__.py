@@ -37,6 +37,8 @@ def made(name: str, rows: int) -> tuple[nn.Module, Given]:
             if getattr(module, "running_var", None) is not None:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
+            if isinstance(module, nn.Linear) and not module.weight.any():  # a head that begins at zero hears no noise
+                module.weight.normal_(0.0, 0.3)
             if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None:
                 module.weight.normal_(1.0, 0.3)
         return model, found.inputs(rows)

@@ -19,6 +19,14 @@ def _of(name: str, size: int = 32, **how: Any) -> Made:
     return Made(build, images(size), package="timm")
 
 
+def _mixer() -> nn.Module:
+    """The registered sizes have all of their blocks."""
+    mixer: nn.Module = importlib.import_module("timm.models.mlp_mixer").MlpMixer(
+        num_classes=10, img_size=32, patch_size=8, num_blocks=2, embed_dim=24
+    )
+    return mixer
+
+
 PATCHES = dict(img_size=32, patch_size=8, depth=2, embed_dim=24)
 TIMM = {
     "ViT": _of("vit_tiny_patch16_224", num_heads=2, **PATCHES),
@@ -33,7 +41,7 @@ TIMM = {
     ),
     "ConvNeXt": _of("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)),
     "ConvNeXt V2": _of("convnextv2_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)),
-    "MLP-Mixer": _of("mixer_s32_224", 64, img_size=64, num_blocks=2, embed_dim=24),
+    "MLP-Mixer": Made(_mixer, images(32), package="timm"),
     "ResMLP": _of("resmlp_12_224", img_size=32, num_blocks=2, embed_dim=24),
     "EfficientNet-Lite0": _of("efficientnet_lite0"),
     "MobileNetV4": _of("mobilenetv4_conv_small"),
