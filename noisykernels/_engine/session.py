@@ -227,13 +227,16 @@ class Session:
         problem: what is asked.
         compute: how it is computed.
         passes: sizes of passes; None: chosen.
+        own: the model is nobody else's, so nothing is put back; random numbers neither, which belong to whoever has
+            this session's thread when it ends.
         placed: arguments of `inject`: the noise and hardware of `noisy`.
     """
 
     def __init__(
-        self, op: str, problem: Problem, compute: Compute | None = None, passes: Passes | None = None, **placed: Any
-    ) -> None:
-        self.op, self.problem, self._passes, self._placed = op, problem, passes, placed
+        self, op: str, problem: Problem, compute: Compute | None = None, passes: Passes | None = None,
+        own: bool = False, **placed: Any,
+    ) -> None:  # fmt: skip
+        self.op, self.problem, self._passes, self._own, self._placed = op, problem, passes, own, placed
         self.compute = Compute.of(op, compute)
         self.inputs, self.labels, self.rows = problem.data
         self._stack = contextlib.ExitStack()
@@ -245,7 +248,8 @@ class Session:
         } | self._placed  # fmt: skip
         with self._stack as stack:  # taken back if something fails
             stack.enter_context(torch_threads(compute.threads))
-            stack.enter_context(keeping_state(self.problem.model))
+            if not self._own:
+                stack.enter_context(keeping_state(self.problem.model))
             stack.enter_context(evaluation_mode(self.problem.model))
             few = self.inputs[:2].clone()
             with self.problem.call.explaining(self.problem.model, few):

@@ -124,7 +124,7 @@ def evaluate_part(part: Part, problem: bytes | None) -> Given | Exception | None
             if problem is None:
                 return None
             with torch.inference_mode(False):  # it may have been inherited
-                session = Session("walk", pickle.loads(problem), passes=part.passes)
+                session = Session("walk", pickle.loads(problem), passes=part.passes, own=True)
                 session.__enter__()  # for as long as the worker remembers it
             while len(known) >= KEPT:
                 known.pop(next(iter(known))).session.__exit__(None, None, None)

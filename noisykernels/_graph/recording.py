@@ -8,7 +8,6 @@ what the model lets go is free.
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -387,9 +386,8 @@ def _counts(step: Step) -> bool:
     return name_of(step.function) == "where" and len(step.args) + len(step.kwargs) < 2
 
 
-def recorded(model: nn.Module, inputs: Inputs, call: Call, again: bool = False) -> Recording:
-    """Runs an injected model without noise; once more where random states moved, which what other studies left behind
-    may have put back while it was collected.
+def recorded(model: nn.Module, inputs: Inputs, call: Call) -> Recording:
+    """Runs an injected model without noise.
 
     Raises:
         NotTraceable: with the reason.
@@ -406,9 +404,6 @@ def recorded(model: nn.Module, inputs: Inputs, call: Call, again: bool = False) 
     with eagerly(), inside, recorder:
         out = call.picked(result_of(recorder, model, args, kwargs))
     if any(not torch.equal(a, b) for a, b in zip(before, _generators(inputs.device), strict=True)):
-        if not again:
-            gc.collect()
-            return recorded(model, inputs, call, again=True)
         raise NotTraceable("it draws random numbers of its own")
     result = recorder.number(out) if isinstance(out, Tensor) else None
     if result is None:

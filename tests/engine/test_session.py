@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -288,3 +289,19 @@ def test_a_pool_keeps_the_threads_that_its_owner_set() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_worker_that_ends_leaves_random_numbers_alone() -> None:
+    """It remembers its session, which ends when its thread does, or when the collector comes: long after the walk."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    data = torch.randn(30, 4), torch.arange(30) % 3
+    with ThreadPoolExecutor(1) as executor:
+        nk.walk(
+            model, data, noise=nk.Noise(add=1.0), levels=[1.0], draws=2, seed=1, compute=nk.Compute(executor=executor)
+        )
+        torch.manual_seed(7)
+        random.seed(7)
+        expected = torch.get_rng_state(), random.getstate()
+    gc.collect()
+    assert torch.equal(torch.get_rng_state(), expected[0]) and random.getstate() == expected[1]
