@@ -18,6 +18,7 @@ from noisykernels._util.warning import warn_user
 from noisykernels.injection.descent import Descent, names_without, roles_of, values_with_rows
 from noisykernels.injection.doors import paths_of
 from noisykernels.injection.drawing import LEFT_OUT
+from noisykernels.injection.first_forward import check_asked
 from noisykernels.injection.kinds import KINDS, PREPARING
 from noisykernels.injection.memory import Array
 from noisykernels.injection.met import no_site, warn_of_results
@@ -25,7 +26,7 @@ from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, Rows, apart, close
-from noisykernels.injection.running import begin, called, check_asked, following, result_of
+from noisykernels.injection.running import begin, called, following, result_of
 from noisykernels.injection.site import CACHED, PARTS, Choice, Names, Site, kind_of, path_of, whole_of
 from noisykernels.injection.state import NoiseState, state_of
 from noisykernels.noise.contract import site_ids
