@@ -17,6 +17,7 @@ from noisykernels._util.tensors import Growing
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.metrics.base import Metric
 from noisykernels.metrics.chance import Seen
+from noisykernels.metrics.of_text import TextChecks
 from noisykernels.metrics.functions import check_function
 from noisykernels.metrics.weighted import weighed
 
@@ -65,6 +66,7 @@ def clean_run(session: Running) -> Clean:
     op, metric = session.op, session.problem.metric
     tally, leads, seen, shares, row = session.tally(), Growing(), Seen(), Shares(metric), 0
     shape: tuple[int, ...] = ()
+    text = TextChecks(op, metric)
     with session.placing(SILENT):
         for x, y, _ in session.batches():
             scores = session.scores(x)
@@ -74,6 +76,7 @@ def clean_run(session: Running) -> Clean:
                 raise session.problem.chance
             if row == 0:
                 check_function(op, metric, scores[:FEW], targets[:FEW])
+            text.see(x, scores, y)
             tally.add(row, scores.unsqueeze(0), targets)
             shares.add(targets)
             if metric.against_clean:
@@ -81,6 +84,7 @@ def clean_run(session: Running) -> Clean:
             row, shape = row + len(x), tuple(scores.shape[1:])
             if metric.by_argmax and shape[-1] > 1:
                 leads.add(scores.topk(2).values.double().diff().neg().squeeze(-1))
+    text.close()
     if metric.against_clean:
         metric = metric.after(op, seen)
     (answer,) = tally.answer()[0]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from noisykernels._util.checks import shown
 from noisykernels._util.inputs import ANY, Inputs, Takes
 
-__all__ = ["LABELS", "Batch", "batch_of", "check_dense", "lengthened", "opened"]
+__all__ = ["LABELS", "Batch", "batch_of", "check_dense", "lengthened", "mask_of", "opened"]
 
 LABELS = ("labels", "label", "targets", "target")
 BESIDE = "put its items beside the others"
@@ -125,6 +125,8 @@ def batch_of(name: str, batch: Any, dim: int = 0, takes: Takes = ANY) -> Batch:
     beside = labels is not None or given.weights is not None
     if takes.names is not None and beside and len(given.names) == 1 and given.names[0] not in takes.names:
         given = replace(given, names=())
+    if takes.decoder is not None and labels is not None and not any("decoder_input" in n for n in given.names):
+        given = _decoded(given, labels, takes.decoder)
     found = Batch(replace(given, dim=dim), labels)
     _check_rows(name, found)
     return found
@@ -145,6 +147,15 @@ def _weighed(name: str, given: Inputs, third: Any, takes: Takes) -> Inputs:
     if not by_name:
         raise TypeError(f"{name}: data must hold inputs beside weights, got {key!r} alone")
     return replace(given, tensors=tuple(by_name.values()), names=tuple(by_name), weights=weights)
+
+
+def _decoded(given: Inputs, labels: Tensor, decoder: Callable[..., Tensor]) -> Inputs:
+    """Inputs by name with what a decoder is given beside them, of labels that are tokens."""
+    if not given.names or labels.dim() != 2 or labels.is_floating_point():
+        return given
+    return replace(
+        given, tensors=(*given.tensors, decoder(labels=labels)), names=(*given.names, "decoder_input_ids")
+    )
 
 
 def check_dense(name: str, *tensors: Tensor) -> None:

@@ -143,11 +143,14 @@ class Takes(NamedTuple):
         names: of the model's arguments; None: any, or they are not known.
         weights: the key of the rows' weights, which in tuples are a third member; None: no weights are wanted.
         both: whether the model is given them as well, by that name.
+        decoder: of a model with encoder and decoder, what makes the decoder's inputs of labels, as transformers names
+            it: without them some make theirs of the encoder's inputs, and others fail.
     """
 
     names: tuple[str, ...] | None = None
     weights: str | None = None
     both: bool = False
+    decoder: Callable[..., Tensor] | None = None
 
 
 ANY = Takes()
@@ -244,7 +247,9 @@ class Call:
         names = tuple(p.name for p in kinds)
         known = self.forward is None and kinds and all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in kinds)
         both = weights is not None and (weights in names or (not known and "mask" in weights))
-        return Takes(names if known else None, weights, both)
+        decoder = None if self.forward is not None else getattr(
+            unwrap(model), "prepare_decoder_input_ids_from_labels", None)  # fmt: skip
+        return Takes(names if known else None, weights, both, decoder)
 
     def check(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuses inputs that the model's forward does not take.
