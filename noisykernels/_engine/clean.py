@@ -17,8 +17,8 @@ from noisykernels._util.tensors import Growing
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.metrics.base import Metric
 from noisykernels.metrics.chance import Seen
-from noisykernels.metrics.of_text import TextChecks
 from noisykernels.metrics.functions import check_function
+from noisykernels.metrics.of_text import TextChecks
 from noisykernels.metrics.weighted import weighed
 
 __all__ = ["Clean", "clean_run"]

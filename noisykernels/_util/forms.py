@@ -153,9 +153,7 @@ def _decoded(given: Inputs, labels: Tensor, decoder: Callable[..., Tensor]) -> I
     """Inputs by name with what a decoder is given beside them, of labels that are tokens."""
     if not given.names or labels.dim() != 2 or labels.is_floating_point():
         return given
-    return replace(
-        given, tensors=(*given.tensors, decoder(labels=labels)), names=(*given.names, "decoder_input_ids")
-    )
+    return replace(given, tensors=(*given.tensors, decoder(labels=labels)), names=(*given.names, "decoder_input_ids"))
 
 
 def check_dense(name: str, *tensors: Tensor) -> None:

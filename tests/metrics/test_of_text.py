@@ -98,12 +98,16 @@ def test_a_decoder_is_given_what_its_labels_make(many):
     study = walk(model, batches if many > 1 else batches[0], **grid)
     given = {"input_ids": ids, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
     assert study.records == walk(model, {**given, "labels": labels}, **grid).records
-    assert study.meta.clean == pytest.approx(float(F.cross_entropy(model(**given).flatten(0, 1), labels.flatten()).exp()))
+    assert study.meta.clean == pytest.approx(
+        float(F.cross_entropy(model(**given).flatten(0, 1), labels.flatten()).exp())
+    )
 
 
 def test_labels_of_a_copy_beside_a_decoder_are_no_mistake():
     ids = _text()
-    assert walk(Translating(), {"input_ids": ids, "labels": ids}, metric="nll", at=nk.Ratio(1.05), **GRID).meta.clean > 0
+    assert (
+        walk(Translating(), {"input_ids": ids, "labels": ids}, metric="nll", at=nk.Ratio(1.05), **GRID).meta.clean > 0
+    )
 
 
 @pytest.mark.parametrize(
