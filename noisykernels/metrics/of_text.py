@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,7 +43,7 @@ class TextChecks:
         if (mask := mask_of(inputs)) is None or scores.shape[1:2] != mask.shape[1:]:
             return
         if self.metric.against_clean:
-            counts = mask.new_ones(mask.shape, dtype=bool)
+            counts = mask.new_ones(mask.shape, dtype=torch.bool)
         elif hasattr(self.measure, "ignore_index") and targets.shape == mask.shape:
             counts = targets != self.measure.ignore_index
         else:

@@ -94,7 +94,8 @@ def test_a_decoder_is_given_what_its_labels_make(many):
     model, ids, labels = Translating(), _text(), torch.randint(2, TOKENS, (12, 6))
     labels[::3, 4:] = -100
     grid = {**GRID, "metric": "perplexity", "at": nk.Ratio(1.05)}
-    batches = [{"input_ids": i, "labels": t} for i, t in zip(ids.split(-(-12 // many)), labels.split(-(-12 // many)))]
+    parts = zip(ids.tensor_split(many), labels.tensor_split(many), strict=True)
+    batches = [{"input_ids": i, "labels": t} for i, t in parts]
     study = walk(model, batches if many > 1 else batches[0], **grid)
     given = {"input_ids": ids, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
     assert study.records == walk(model, {**given, "labels": labels}, **grid).records
