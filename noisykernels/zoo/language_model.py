@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from noisykernels._util.files import check_writable
 from noisykernels.datasets.byte_pairs import BYTES, BytePairs
 from noisykernels.datasets.download import check_private
 from noisykernels.datasets.text import kjv
-from noisykernels.datasets.windows import tokens
+from noisykernels.datasets.windows import Tokens, tokens
 from noisykernels.zoo.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, save_checkpoint
 from noisykernels.zoo.llama import Llama, LlamaSizes
 
@@ -29,6 +31,7 @@ ROWS = 8  # windows of a step
 WARMING = 100  # steps in which the learning rate rises
 LAST = 0.1  # of the learning rate is left at the end
 DECAY, BETAS, LONGEST = 0.1, (0.9, 0.95), 1.0  # of weights, of moments; norm of a step's gradients
+KEPT = 100  # steps, after which a training is kept as it stands
 
 
 class Language(NamedTuple):
@@ -53,11 +56,24 @@ class _Kept(nn.Module):
         return BytePairs([(a, b) for a, b in self.merges.tolist() if a >= 0])
 
 
+class _Running(nn.Module):
+    """A model in training and its optimizer's state, as the checkpoint of an unfinished training holds them."""
+
+    def __init__(self, model: Llama, optimizer: torch.optim.AdamW) -> None:
+        super().__init__()
+        self.model = model
+        for k, parameter in enumerate(model.parameters()):
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros(())} | moments  # as it makes them at its first step
+            for name, value in optimizer.state[parameter].items():
+                self.register_buffer(f"{name}_{k}", value)
+
+
 def language(
     sizes: LlamaSizes | None = None,
     text: Sequence[str] | None = None,
     *,
-    steps: int = 3000,
+    steps: int = 1500,
     seed: int = 0,
     lr: float = 2e-3,
     length: int = 128,
@@ -68,7 +84,8 @@ def language(
     """A small language model of English: read from its checkpoint if there is one, else trained and stored.
 
     It is a `Llama` of 3.5 million parameters, and learns from nine tenths of the chapters of `datasets.kjv`, encoded in
-    2,048 byte pairs: AdamW, a learning rate that rises and then falls as a cosine, three passes over the text.
+    2,048 byte pairs: AdamW, a learning rate that rises and then falls as a cosine, one and a half passes over the text.
+    Each hundred steps the training is kept as it stands: one that was stopped goes on from there, with the same result.
 
     Args:
         sizes: of the model; None: `LlamaSizes()`.
@@ -79,7 +96,8 @@ def language(
         length: tokens of a window; a step takes eight of them.
         cache: folder of checkpoints; default `checkpoints` in `datasets.cache_folder()`.
         root: folder of data, see `datasets.kjv`.
-        on_step: called with the number of each step, from 1, and its loss in nats for a token.
+        on_step: called with the number of each step, from 1 (or of the first that is left), and its loss in nats for a
+            token.
 
     Returns:
         model and tokenizer.
@@ -111,7 +129,7 @@ def language(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = Llama(sizes)
-    path = checkpoint_path(settings, cache)
+    path, unfinished = (checkpoint_path(one, cache) for one in (settings, {**settings, "unfinished": True}))
     if path.exists():
         kept = _Kept(model)
         load_checkpoint(path, kept, settings)
@@ -122,36 +140,43 @@ def language(
     texts = kjv(root=root) if text is None else text
     tokenizer = BytePairs.trained("\n".join(texts), sizes.vocabulary)
     windows = tokens(texts, tokenizer, length=length, vocabulary=sizes.vocabulary)
-    losses = _trained(model, windows["input_ids"], windows["labels"], steps, seed, lr, on_step)
-    save_checkpoint(
-        path,
-        _Kept(model, tokenizer.merges),
-        settings,
-        [{"step": k + 1, "loss": v} for k, v in enumerate(losses)][99::100],
-    )
+    losses = _trained(model, windows, unfinished, {**settings, "unfinished": True}, on_step)
+    save_checkpoint(path, _Kept(model, tokenizer.merges), settings, _records(losses)[KEPT - 1 :: KEPT])
+    unfinished.unlink(missing_ok=True)
     return Language(model.eval(), tokenizer)
 
 
 def _trained(
-    model: Llama, ids: Tensor, labels: Tensor, steps: int, seed: int, lr: float,
+    model: Llama, windows: Tokens, path: Path, settings: Mapping[str, Any],
     on_step: Callable[[int, float], object] | None,
 ) -> list[float]:  # fmt: skip
-    """The loss of each step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=BETAS, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    losses: list[float] = []
-    for step, some in zip(range(1, steps + 1), _orders(len(ids), seed), strict=False):
-        logits = model(ids[some])
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[some].flatten())
+    """The loss of each step, of those too that were done before."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=DECAY)
+    running = _Running(model, optimizer)
+    done = load_checkpoint(path, running, settings) if path.exists() else []
+    losses = [record["loss"] for record in done]
+    steps = settings["steps"]
+    orders = _orders(len(windows["labels"]), settings["seed"])
+    for step, some in islice(zip(range(1, steps + 1), orders, strict=False), len(losses), None):
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"] * _rate(step - 1, steps)
+        logits = model(windows["input_ids"][some])
+        loss = F.cross_entropy(logits.flatten(0, 1), windows["labels"][some].flatten())
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), LONGEST)
         optimizer.step()
-        schedule.step()
         losses.append(loss.item())
+        if step % KEPT == 0 and step < steps:
+            save_checkpoint(path, running, settings, _records(losses))
         if on_step is not None:
             on_step(step, losses[-1])
     return losses
+
+
+def _records(losses: Sequence[float]) -> list[dict[str, float]]:
+    """As a checkpoint has them."""
+    return [{"step": k + 1, "loss": v} for k, v in enumerate(losses)]
 
 
 def _rate(step: int, steps: int) -> float:

@@ -121,6 +121,49 @@ def test_hardware_and_arithmetic_of_all_projections(reader: Reader, what: str) -
     assert not torch.equal(found, clean) and 0.9 < perplexity(found, reader.data) / perplexity(clean, reader.data) < 1.5
 
 
+def quantised(x: Tensor, bits: int, limit: Tensor | float) -> Tensor:
+    step = limit / (2 ** (bits - 1) - 1)
+    return step * (x / step).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def by_hand(reader: Reader, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Scores where each projection's product is another function of input and weight."""
+
+    def instead(layer: torch.nn.Module, x: Any, _: Tensor) -> Tensor:
+        return product(x[0], layer.weight)
+
+    layers = [m for name, m in reader.model.named_modules() if name.endswith("_proj")]
+    assert len(layers) == 14
+    handles = [layer.register_forward_hook(instead) for layer in layers]
+    with torch.no_grad():
+        scores = reader.model(reader.data["input_ids"])
+    for handle in handles:
+        handle.remove()
+    return scores
+
+
+def test_converters_and_formats_are_written_out(reader: Reader) -> None:
+    def converted(x: Tensor, weight: Tensor) -> Tensor:
+        limit = x.abs().amax((1, 2), keepdim=True)  # of a window
+        return quantised(quantised(x, 8, limit) @ weight.T, 10, 4.0)
+
+    def truncated(x: Tensor) -> Tensor:  # to seven bits of mantissa
+        return (x.contiguous().view(torch.int32) & -(1 << 16)).view(torch.float32)
+
+    def summed(x: Tensor, weight: Tensor) -> Tensor:
+        total = torch.zeros(*x.shape[:-1], len(weight))
+        for k in range(x.shape[-1]):
+            total = truncated(total + truncated(truncated(x[..., k, None]) * truncated(weight[:, k])))
+        return total
+
+    converters = {"*_proj": [nk.hardware.DAC(8, "row"), nk.hardware.ADC(10, 4.0)]}
+    found, clean = by_loop(reader, 0, hardware=converters), by_loop(reader, 0)
+    moved = (found - clean).abs().mean()  # a sum that was added up otherwise may round to the code beside
+    assert 0 < moved and (found - by_hand(reader, converted)).abs().mean() < 0.02 * moved
+    found = by_loop(reader, 0, hardware={"*_proj": [nk.Serial("M7E8")]})
+    torch.testing.assert_close(found, by_hand(reader, summed), rtol=1e-5, atol=1e-5)
+
+
 def test_orders_of_sums(reader: Reader) -> None:
     found = order_sensitivity(
         reader.model, reader.data.first(2), nk.Serial("M4E5"), permutations=2, seed=1, metric="perplexity",

@@ -148,10 +148,11 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         study = script.run(
             tmp_path / "results", "--windows", "6", "--length", "16", "--rel-ci", "0.5", "--steps", "100"
         )
-        assert {p.name for p in (tmp_path / "results").iterdir()} == {"lm.json", "lm.html", "lm.png"}
+        names = {p.name for p in (tmp_path / "results").iterdir()}
+        assert {"lm.json", "lm.html", "lm.png"} < names and [n for n in names if n.endswith(".store")]
         walked = {record.site for record in study.records}
         assert len(walked) == 14 and all(name.endswith("_proj:linear#0") for name in walked)
-        assert "minutes left" in capsys.readouterr().out
+        assert "steps a second" in capsys.readouterr().out
         for wrong, said in (("bert", "expected llama or hf:FOLDER"), (f"hf:{tmp_path}", "no config.json in")):
             with pytest.raises(SystemExit) as stopped:
                 script.run(tmp_path, "--model", wrong)

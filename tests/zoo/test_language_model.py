@@ -95,6 +95,24 @@ def test_a_trained_model_is_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.pt"))) == 6
 
 
+def test_a_training_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    sizes, asked = LlamaSizes(vocabulary=260, width=8, blocks=1, heads=2, shared=1, hidden=8), dict(steps=130, length=8)
+    whole, _ = language(sizes, TEXT, cache=tmp_path / "whole", **asked)
+
+    def stop(step: int, loss: float) -> None:
+        if step == 110:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        language(sizes, TEXT, cache=tmp_path / "parts", on_step=stop, **asked)
+    seen: list[int] = []
+    model, _ = language(sizes, TEXT, cache=tmp_path / "parts", on_step=lambda step, _: seen.append(step), **asked)
+    assert seen == [*range(101, 131)]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    files = [list((tmp_path / name).glob("*.pt")) for name in ("whole", "parts")]
+    assert [len(some) for some in files] == [1, 1] and files[0][0].read_bytes() == files[1][0].read_bytes()
+
+
 def test_training_learns(tmp_path: Path) -> None:
     losses: list[float] = []
     language(SIZES, TEXT, cache=tmp_path, steps=60, length=8, lr=2e-2, on_step=lambda _, v: losses.append(v))
