@@ -30,14 +30,15 @@ from noisykernels._graph.tape import NotTraceable, Tape
 from noisykernels._util.inputs import Inputs
 from noisykernels._util.runtime import gpu_precision
 from noisykernels._util.warning import warn_user
-from noisykernels.injection.site import Site
+from noisykernels.injection.site import CACHE, Site, path_of
 from noisykernels.metrics.law import ALL
 
 __all__ = ["Engine", "Evaluator"]
 
 WHOLE = "every pass runs the whole model"
 SITES_WHOLE = f"for these sites {WHOLE}"
-TOKENS = "rows are tokens, whose noise only whole passes have"
+TOKENS = "rows are tokens, by which only whole passes have hardware"
+CACHED = "what is cached is noisy when it is written, which only whole passes do"
 ELSEWHERE = "the model's code goes another way, by what it asks of its inputs, for some rows, which run whole"
 IDLE = "the scores do not depend on these sites, whose counts are the clean ones"
 
@@ -100,13 +101,16 @@ class Evaluator:
         asked, metric = session.compute, session.problem.metric
         if metric.law.block == ALL:
             return cls(session, None, why=f"{metric.name} is of a whole pass: all rows of a draw are needed at once")
-        if session.problem.length:
+        if whole := _whole(session, chosen):
             if asked.engine == "shared":
-                _tell(session, WHOLE, [TOKENS])
-            return cls(session, None, why=TOKENS)
+                _tell(session, WHOLE, [whole])
+            return cls(session, None, why=whole)
+        if session.problem.length:
+            some, _, ids = session.problem.first(session.passes.rows)
+            session.tokens(some, ids)  # which refuses positions before they could be a recording's fault
         if asked.engine == "auto" and asked.verify == "sample" and draws is not None:
-            grids, rows = len(chosen) * len(session.problem.targets), len(session.inputs)
-            if why := why_whole(session.sites, grids, len(levels), draws, rows, session.passes):
+            grids, count = len(chosen) * len(session.problem.targets), len(session.inputs)
+            if why := why_whole(session.sites, grids, len(levels), draws, count, session.passes):
                 return cls(session, None, why=why)
         if session.compute.engine == "plain" or (tape := _tape(session)) is None:
             return cls(session, None)
@@ -270,6 +274,13 @@ class Evaluator:
                     self.distrust(Failed(r.site.name, f"at level {level:g} predictions flip, which none can"), [r])
                     limits[i] = 0.0
         return list(limits.values())
+
+
+def _whole(session: Session, chosen: Sequence[Site]) -> str:
+    """Why every pass runs the whole model, as is known without a recording; empty: none need to."""
+    if any(path_of(name) == CACHE for site in chosen for name in site.names):
+        return CACHED
+    return TOKENS if session.problem.length and not all(t.by_token for t in session.problem.targets) else ""
 
 
 def _tape(session: Session) -> Tape | None:

@@ -30,11 +30,14 @@ from noisykernels._util.runtime import evaluation_mode, place_of, torch_threads
 from noisykernels._util.streams import StreamedInputs, StreamedLabels, loaded
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.api import inject, sites_with_results
+from noisykernels.injection.eagerly import eagerly
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.reach import coverage
+from noisykernels.injection.running import begin
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import state_of
+from noisykernels.injection.tokens import Held
 from noisykernels.injection.trace import open_results
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
@@ -327,6 +330,15 @@ class Session:
         ids = TokenRows(self.problem.length, rows) if self.problem.length else rows
         some = None if draws is None else list(draws)
         return noise_state(self.model, seed=self.problem.seed, rows=ids, draws=some, level=level)
+
+    def tokens(self, inputs: Inputs, rows: Tensor) -> Held | None:
+        """Which tokens some rows are, and where values hold them; None: rows are no tokens."""
+        if not self.problem.length:
+            return None
+        with self.drawing(rows), eagerly():
+            mode, _, _ = begin(self.model, self.state, *inputs.arguments)
+        assert mode.tokens is not None
+        return mode.tokens, mode.token_places
 
     def batches(self, rows: int | None = None) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
         """Inputs, labels and ids, so many rows at once; None: those of a pass."""

@@ -58,7 +58,8 @@ class SharedEngine:
     """
 
     def __init__(self, session: Session, tape: Tape, plan: Plan, elsewhere: Collection[int] = ()) -> None:
-        self.problem, self.tape, self.plan, self.elsewhere = session.problem, tape, plan, elsewhere
+        self.session, self.problem, self.tape, self.plan = session, session.problem, tape, plan
+        self.elsewhere = elsewhere
         self.rows, self.together = plan.rows, Together(session, tape)
         self.suffixes: dict[str, Suffix] = {}
 
@@ -122,6 +123,7 @@ class SharedEngine:
         """The values without noise that a target reads at a site."""
         if target.reaches(self.tape, site):
             found = self.suffix(site.name).values | target.reads(self.tape, site.name)
+            found |= self.together.inputs if self.problem.length else set()
         else:
             found = self.together.values(site, target)
         return found - self.tape.fixed.keys() - self.tape.chosen
@@ -174,8 +176,10 @@ class SharedEngine:
         self, site: Site, clean: dict[int, Any], rows: Tensor, draws: tuple[int, ...],
         levels: list[tuple[float, ...]], targets: list[Target],
     ) -> Work:  # fmt: skip
-        suffix, seed = self.suffix(site.name), self.problem.seed
-        return Work(self.tape, suffix, site, clean, rows, draws, levels, targets, seed, self.plan.bytes)
+        suffix, seed, tokens = self.suffix(site.name), self.problem.seed, None
+        if self.problem.length:
+            tokens = self.session.tokens(self.together.inputs_of(clean), rows)
+        return Work(self.tape, suffix, site, clean, rows, draws, levels, targets, seed, self.plan.bytes, tokens)
 
     def _cut(
         self, target: Target, site: Site, clean: dict[int, Any], low: int, high: int, rows: int

@@ -26,9 +26,11 @@ from noisykernels._graph.tape import Tape
 from noisykernels.hardware.device import Device
 from noisykernels.hardware.execute import checked
 from noisykernels.hardware.noises import WeightNoise
+from noisykernels.injection.laid import Laid, laid_at, noise_of_tokens
 from noisykernels.injection.placement import SILENT, Placement
 from noisykernels.injection.rows import ALONE, Rows
 from noisykernels.injection.site import PARTS, Site, exactly
+from noisykernels.injection.tokens import Held
 from noisykernels.noise.arguments import Key, seed_tensor
 from noisykernels.noise.contract import largest_eps
 from noisykernels.noise.description import Noise
@@ -54,6 +56,7 @@ class Work(NamedTuple):
         targets: of each request.
         seed: of the study.
         bytes: that a pass may take in one operation.
+        tokens: which ones the rows are, and where values hold them; None: rows are no tokens.
     """
 
     tape: Tape
@@ -66,6 +69,7 @@ class Work(NamedTuple):
     targets: list[Any]  # all of one class
     seed: int
     bytes: int
+    tokens: Held | None = None
 
     @property
     def value(self) -> Tensor:
@@ -80,9 +84,15 @@ class Work(NamedTuple):
         return self.suffix.number in self.tape.fixed
 
     @property
-    def place(self) -> tuple[Rows, int]:
-        """Where the value holds its rows, and how many."""
-        return (ALONE, 1) if self.alone else (self.tape.place(self.suffix.number), len(self.rows))
+    def place(self) -> Rows | Laid:
+        """Where the value holds what is drawn for: rows, or their tokens.
+
+        Raises:
+            RuntimeError: tokens cannot be told there.
+        """
+        if self.tokens is not None:
+            return laid_at(*self.tokens, self.site.name, self.value, len(self.rows))
+        return ALONE if self.alone else self.tape.place(self.suffix.number)
 
     def key(self, draws: Sequence[int]) -> Key:
         """Under which some draws are drawn."""
@@ -116,6 +126,7 @@ class Target(ABC):
     name: ClassVar[str]  # what studies and stores call it
     shares_rows: ClassVar[bool] = True  # the rows of a draw share what is random: a draw is a chip
     of_calls: ClassVar[bool] = True  # what makes a site's value is another operation; else its value is another
+    by_token: ClassVar[bool] = True  # it is shared where rows are tokens, too
     least_rows: ClassVar[int] = ROWS  # what is drawn for all rows alike is drawn anew for each part of them
 
     @abstractmethod
@@ -258,7 +269,11 @@ class Activation(_Directed):
 
     def directions(self, work: Work, draws: Sequence[int]) -> tuple[dict[Term, Tensor], list[Mixture]]:
         """See `_Directed`."""
-        return directions([t.noise.at(work.site.name) for t in work.targets], work.value, *work.place, work.key(draws))
+        name, place = work.site.name, work.place
+        noises = [t.noise.at(name) for t in work.targets]
+        if isinstance(place, Laid):
+            noises = [noise_of_tokens(name, noise, place.place, place.value) for noise in noises]
+        return directions(noises, work.value, place, 1 if work.alone else len(work.rows), work.key(draws))
 
     def told(self) -> dict[str, Any]:
         """See `Target`."""
@@ -354,6 +369,7 @@ class Parameter(Target):
     larger: str
     of_values: bool = False
     name: ClassVar[str] = "parameter"
+    by_token: ClassVar[bool] = False
 
     def devices(self, value: float) -> tuple[Device, ...]:
         """The devices for a value."""

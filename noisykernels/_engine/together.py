@@ -79,6 +79,10 @@ class Together:
         """The values without noise that passes read."""
         return self.replay(site, target).values | self.inputs
 
+    def inputs_of(self, clean: dict[int, Any]) -> Inputs:
+        """The model's, among the values without noise."""
+        return replace(self.session.inputs[:1], tensors=tuple(clean[n] for n in sorted(self.inputs)))
+
     def replay(self, site: Site, target: Target) -> Replay:
         """What follows a place."""
         key = self._names(site, target), target.of_calls
@@ -115,8 +119,7 @@ class Together:
     ) -> Tensor:  # fmt: skip
         """Scores of (draws x levels x rows)."""
         session, count = self.session, len(levels)
-        tensors = tuple(clean[n] for n in sorted(self.inputs))
-        inputs = Inputs.joined([replace(session.inputs[:1], tensors=tensors)] * count)
+        inputs = Inputs.joined([self.inputs_of(clean)] * count)
         placement, level = target.placement(site, levels[0]), None
         if count > 1:  # each row has its level
             placement = target.placement(site, 1.0)

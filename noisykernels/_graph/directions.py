@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from noisykernels._util.tensors import kept_type
+from noisykernels.injection.laid import Laid
 from noisykernels.injection.rows import Rows, apart, together
 from noisykernels.noise.arguments import Key
 from noisykernels.noise.description import Noise
@@ -50,14 +51,27 @@ class Mixture:
 class _Drawn:
     """What noises at one site draw, each stream once however many share it, for a value of `count` rows."""
 
-    def __init__(self, x: Tensor, place: Rows, count: int, key: Key) -> None:
-        value, self.draws = apart(x, place, count), key.draw_ids
-        assert value is not None
+    def __init__(self, x: Tensor, place: Rows | Laid, count: int, key: Key) -> None:
+        self.x, self.place, self.draws = x, place, key.draw_ids
+        if isinstance(place, Laid):
+            value, key = place.rows, key._replace(rows=place.ids.reshape(-1))
+        else:
+            of_rows = apart(x, place, count)
+            assert of_rows is not None
+            value = of_rows
         self.value, self.key = value, key
         self.tiled = value if len(self.draws) == 1 else torch.cat([value] * len(self.draws))
         self.kept = kept_type(x)  # half values are rounded after the noise
         self._raw: dict[tuple[str, str], Tensor] = {}
         self._sizes: dict[str, Tensor] = {}
+
+    def back(self, drawn: Tensor) -> Tensor:
+        """What was drawn for the rows, where the value has it."""
+        place = self.place
+        if not isinstance(place, Laid):
+            return together(drawn, place, self.x)
+        none = drawn.new_zeros(()).expand(len(self.draws) * len(place.value), *place.value.shape[1:])
+        return place.back(drawn, none, tuple(self.x.shape))
 
     def raw(self, operand: str, kind: str) -> Tensor:
         """A stream for all draws."""
@@ -86,21 +100,22 @@ class _Drawn:
 
 
 def directions(
-    noises: Sequence[Noise], x: Tensor, place: Rows, count: int, key: Key
+    noises: Sequence[Noise], x: Tensor, place: Rows | Laid, count: int, key: Key
 ) -> tuple[dict[Term, Tensor], list[Mixture]]:
     """The directions in which noises at a site are linear, each drawn once however many noises share it, and how each
     noise is made of them.
 
     Noises whose levels are numbers are mixtures of ``eps_add``, ``x eps_mul`` and ``eps_add eps_mul``, with ``eps_add``
     times the size of its row where levels are relative to that; others have directions of their own. A direction holds
-    (draws x rows), draw by draw, where the value holds its `count` rows.
+    (draws x rows), draw by draw, where the value holds its `count` rows; their tokens are what is drawn for where these
+    are `Laid`.
     """
     drawn = _Drawn(x, place, count, key)
     table: dict[Term, Tensor] = {}
 
     def keep(term: Term, make: Callable[[], Tensor]) -> Term:
         if term not in table:
-            table[term] = together(make().to(drawn.kept), place, x)
+            table[term] = drawn.back(make().to(drawn.kept))
         return term
 
     def mixture(noise: Noise) -> Mixture:

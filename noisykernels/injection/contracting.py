@@ -13,8 +13,9 @@ from noisykernels.hardware.contraction import Contraction
 from noisykernels.hardware.device import Device
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.columns import Wider, with_column
-from noisykernels.injection.drawing import LEADING, Drawing, leads
+from noisykernels.injection.drawing import Drawing
 from noisykernels.injection.kinds import CELLS, CONTRACTION_KINDS, LOOKUPS, PREPARING, RECURRENT
+from noisykernels.injection.laid import LEADING, leads
 from noisykernels.injection.lookups import lookup_on_hardware, table_of
 from noisykernels.injection.memory import Array, Memory, array_of_views
 from noisykernels.injection.on_hardware import on_hardware

@@ -15,28 +15,25 @@ from noisykernels._util.tensors import is_plain
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.calls import called, perturb_plain
 from noisykernels.injection.kinds import PREPARING
+from noisykernels.injection.laid import LEADING, laid_at, leads, noise_of_tokens
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, no_rows, together
 from noisykernels.injection.site import PARTS, kind_of
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
-from noisykernels.injection.tokens import Keys, Place, Tokens, lost, of_single_token
-from noisykernels.injection.tokens import apart as tokens_apart
-from noisykernels.injection.tokens import together as tokens_together
+from noisykernels.injection.tokens import Place, Tokens
 from noisykernels.injection.values import Change, changed
 from noisykernels.nn.functional import linear
 from noisykernels.nn.signals import ModelMode
 from noisykernels.noise.contract import hashed_id
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
-from noisykernels.noise.tokens import levels_of_tokens
 
-__all__ = ["LEADING", "LEFT_OUT", "Drawing", "ForwardKey", "Lead", "leads"]
+__all__ = ["LEFT_OUT", "Drawing", "ForwardKey", "Lead"]
 
 Plain = tuple[int, Tensor | None, Tensor | None, Tensor | None]
 # Of values whose first dimensions are sequences and tokens: these dimensions, the ids, the key as kernels take it.
 Lead = tuple[tuple[int, int], Tensor, Plain | None]
-LEADING = Place(0, 1)
 LEFT_OUT = "rows cannot be told apart there, so nothing enters at"
 
 _perturb = torch.ops.noisykernels.perturb.default._op
@@ -140,36 +137,18 @@ class Drawing(ModelMode):
         noisy = self._led(name, noise, clean)
         if noisy is not None:
             return noisy
-        place, value, ids = self.tokens_at(tokens, name, clean)
+        laid = laid_at(tokens, self.token_places, name, clean, self.key.batch)
         if isinstance(noise, Noise):
-            noise = _of_tokens(name, noise, place, value)
-        if place.keys is not None and isinstance(noise, Noise) and noise.relative is not None:
-            raise RuntimeError(
-                f"site {name!r}: a row there holds the keys of one call, other ones with a cache or with padding: its "
-                f"{noise.relative} is no unit of a token; give levels in units of the value, or of calibrate()d ranges"
-            )
-        keys = None
-        if place.keys is not None:
-            keys = Keys.of(tokens, place, value.shape[-1])
-            if keys is None:
-                raise RuntimeError(lost(name, clean, "which tokens its keys are is not known"))
-            spread = keys.spread(value)
-        else:
-            spread = value
-        flat, spot = spread.flatten(0, 1), self.spots.get(name)
+            noise = noise_of_tokens(name, noise, laid.place, laid.value)
+        flat, spot = laid.rows, self.spots.get(name)
         if self.place == clean.device and spot is not None and spot.noise is noise and spot.args is not None:
             add, mul, mode, kind = spot.args
-            key = (self.key.seed, self.key.draws, ids.reshape(-1), 0, spot.id)
+            key = (self.key.seed, self.key.draws, laid.ids.reshape(-1), 0, spot.id)
             noisy = called(_perturb, flat, 0, add, mul, *key, mode, kind, False)
         else:
-            with self.by_token(ids):
+            with self.by_token(laid.ids):
                 noisy = self._noisy(name, noise, flat, FIRST)
-        noisy = noisy.view(spread.shape)
-        if keys is not None:
-            noisy = keys.gathered(noisy, value)
-            if kind_of(name) == "softmax":  # a key that a mask leaves out is not there, with fewer tokens or in a cache
-                noisy = torch.where(value == 0, value, noisy)
-        return tokens_together(noisy, place, clean)
+        return laid.back(noisy, laid.value, clean.shape)
 
     def _led(self, name: str, noise: Noise | Change, clean: Tensor) -> Tensor | None:
         """The noisy value where all about the noise is known beforehand, and tokens lie along the first dimensions."""
@@ -187,27 +166,6 @@ class Drawing(ModelMode):
             key = (self.key.seed, self.key.draws, lead[1], 0, spot.id)
             noisy = called(_perturb, flat, 0, add, mul, *key, mode, kind, False)
         return noisy.view(clean.shape)
-
-    def tokens_at(self, tokens: Tokens, name: str, value: Tensor) -> tuple[Place, Tensor, Tensor]:
-        """Where the value at a site holds its tokens, the value (draws x sequences, tokens, ...), their ids."""
-        place = self.token_places.get(name, "no run of the model with fewer tokens has come to it")
-        if isinstance(place, str):
-            raise RuntimeError(lost(name, value, place))
-        apart = tokens_apart(value, place, self.key.batch)
-        if apart is None:
-            raise RuntimeError(
-                lost(name, value, f"of the {self.key.batch} rows (draws x sequences) it has another number")
-            )
-        ids = tokens.ids_of(place, apart.shape[1])
-        if ids is None and (stream := tokens.streams[place.stream]) is not None and stream.ids.shape[1] == 1:
-            single = of_single_token(value, place, self.key.batch)  # as where queries share keys
-            if single is not None:
-                return place._replace(token=None), single, stream.ids
-        if ids is None:
-            of_row = "of which sequence in a row it is"
-            which = of_row if place.token is None else f"which of the call's tokens its {apart.shape[1]} are"
-            raise RuntimeError(lost(name, value, f"{which} is not known"))
-        return place, apart, ids
 
     def leading_ids(self, name: str, x: Tensor) -> Tensor | None:
         """The ids of the tokens along the first two dimensions of what goes into a linear layer; None elsewhere."""
@@ -274,7 +232,7 @@ class Drawing(ModelMode):
             ids = self.leading_ids(name, x) if op is linear else None
             if ids is None:
                 return None
-            noise = _of_tokens(name, noise, LEADING, x)
+            noise = noise_of_tokens(name, noise, LEADING, x)
             with self.by_token(ids):
                 made = self._fused(name, op, noise, (x.flatten(0, 1), *rest), kwargs)
             return None if made is None else made.unflatten(0, x.shape[:2])
@@ -337,19 +295,3 @@ class Drawing(ModelMode):
             hint = "" if self.places else "; with example_input=... rows are looked for"
             warn_user(f"inject: {LEFT_OUT} {', '.join(map(repr, self.untold))}{hint}")
             self.untold.clear()
-
-
-def leads(place: Place | str | None) -> bool:
-    """Whether the first two dimensions of a value are sequences and tokens that the model goes on with."""
-    return type(place) is Place and place[:6] == LEADING[:6]
-
-
-def _of_tokens(name: str, noise: Noise, place: Place, value: Tensor) -> Noise:
-    """A noise on the tokens of a value (draws x sequences, tokens, ...), whose levels may differ between them."""
-    if all(level is None or level.dim() == 0 for level in (noise.add, noise.mul)):
-        return noise
-    if not leads(place):
-        raise RuntimeError(
-            f"site {name!r}: levels that are tensors are for values whose first dimensions are sequences and tokens"
-        )
-    return levels_of_tokens("perturb", noise, value.shape[0], value.shape[1], value.dim())

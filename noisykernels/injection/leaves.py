@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from noisykernels._util.tensors import is_plain
 from noisykernels.injection.calls import call_leaf, called
 from noisykernels.injection.doors import door_of, is_own, standing_in
-from noisykernels.injection.drawing import leads
 from noisykernels.injection.kinds import CONTRACTION_KINDS, LEAVES
+from noisykernels.injection.laid import leads
 from noisykernels.injection.mode import WHOLE, SiteMode
 from noisykernels.injection.spot import Spot
 from noisykernels.nn.functional import geometry_of

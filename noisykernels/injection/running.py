@@ -223,7 +223,6 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
         isinstance(a, Tensor) and a.dim() > state.placement.input_dim for a in given
     ):
         return original(module)(*args, **kwargs)  # it has no rows; what it calls may have
-    _find_places(module, state, door.path if not is_injected(module) else "", args, kwargs)
     if state.each_draw and state.draws is not None and state.draws.shape[0] > 1:
         return _each_draw(module, state, args, kwargs)
     if torch.compiler.is_compiling():
@@ -253,7 +252,7 @@ _WHOLE = whole(_outermost.__code__)
 
 def _find_places(module: nn.Module, state: NoiseState, path: str, args: Any, kwargs: dict[str, Any]) -> None:
     """Finds where the values of a model, or of a part with this path, hold tokens, where that is not known yet."""
-    if state.tokens is None or path in state.token_places:
+    if path in state.token_places:
         return
     if torch.compiler.is_compiling():
         raise RuntimeError("noise_state: where values hold tokens is found by a call of the model uncompiled: make one")
@@ -342,6 +341,8 @@ def begin(
     """
     enter_model()
     door, part = door_of(model), not is_injected(model)
+    if state.tokens is not None and record is None:
+        _find_places(model, state, door.path if part and door is not None else "", args, kwargs)
     if part:
         state.tell_of_part(door)
     else:

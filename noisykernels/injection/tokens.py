@@ -15,6 +15,7 @@ from noisykernels.noise.tokens import TokenRows, checked_positions, token_ids
 
 __all__ = [
     "CACHES",
+    "Held",
     "Keys",
     "Place",
     "Tokens",
@@ -84,6 +85,9 @@ class Tokens(NamedTuple):
         return None
 
 
+Held = tuple[Tokens, Mapping[str, Place | str]]  # of a call, and where the values at its sites hold them, or why not
+
+
 def pooled(length: int, stream: Stream, free: bool) -> Tensor | None:
     """The ids (B, 1) of whole sequences: their last tokens, or their first where no token changes the value; None:
     several share a row."""
@@ -128,18 +132,18 @@ def of_single_token(value: Tensor, place: Place, batch: int) -> Tensor | None:
     return value.movedim(place.batch, 0).unsqueeze(1) if value.numel() == batch * place.size * keys else None
 
 
-def together(value: Tensor, place: Place, like: Tensor) -> Tensor:
-    """The counterpart of `apart`, for a value of the shape of `like`."""
+def together(value: Tensor, place: Place, shape: tuple[int, ...]) -> Tensor:
+    """The counterpart of `apart`, for a value of this shape."""
     b, t = place.batch, place.token
     if place.merged:
-        return value.movedim((0, 1), (b, b + 1)).reshape(like.shape)
+        return value.movedim((0, 1), (b, b + 1)).reshape(shape)
     if place.outer:
         t = None if t is None else t + 2 * (t > b)
         b += 1
     if t is None:
-        return value.squeeze(1).movedim(0, b).reshape(like.shape)
+        return value.squeeze(1).movedim(0, b).reshape(shape)
     value = value if (b, t) == (0, 1) else value.movedim((0, 1), (b, t))
-    return value if value.shape == like.shape else value.reshape(like.shape)
+    return value if value.shape == shape else value.reshape(shape)
 
 
 def lost(name: str, value: Tensor, why: str) -> str:

@@ -1,5 +1,5 @@
 """The noise of each token at each site of a language model, however the tokens come: whole, padded, packed, in pieces
-with a cache. Printed as a table: ``python tests/helpers/token_bits.py``.
+with a cache; and the records of a walk by workers. Printed as a table: ``python tests/helpers/token_bits.py``.
 """
 
 from __future__ import annotations
@@ -136,6 +136,20 @@ def look_alike() -> tuple[nn.Module, Tensor, Any]:
 WAYS = tuple(ways_of(torch.zeros(3, 6, dtype=torch.int64), list, ""))
 
 
+def by_workers(workers: int) -> tuple[int, int]:
+    """How many records a walk by workers has, and how many of them are not those of one without."""
+    model, ids, _ = look_alike()
+    found = []
+    for executor in (None, workers):
+        study = nk.walk(
+            model, {"input_ids": ids, "labels": ids.roll(-1, 1)}, noise=nk.Noise(add=1.0), levels=[0.1, 1.0], draws=2,
+            seed=5, metric="nll", rows=nk.TokenRows(LENGTH, SEQUENCES),
+            compute=nk.Compute(executor=executor, batch_rows=1, engine="shared"),
+        )  # fmt: skip
+        found.append(study.records)
+    return len(found[0]), sum(a != b for a, b in zip(*found, strict=True))
+
+
 def table() -> list[str]:
     """The table of the look-alike, as lines of Markdown."""
     model, tokens, cache = look_alike()
@@ -145,6 +159,8 @@ def table() -> list[str]:
     for way, calls in ways_of(tokens, cache, "past_key_values").items():
         number, other = compared(base, bits_of(model, calls()))
         lines.append(f"| {way} | {number:,} | {other} |")
+    number, other = by_workers(2)
+    lines.append(f"| a walk by two workers: its records | {number:,} | {other} |")
     return lines
 
 

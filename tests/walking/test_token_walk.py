@@ -58,7 +58,7 @@ def test_records_are_those_of_a_loop_and_padding_changes_nothing() -> None:
     plain = nk.walk(model(), data(), **GRID)
     assert not torch.allclose(values(plain), values(study), rtol=1e-4)
     assert study.meta.plan["tokens"] == 16 and "tokens" not in plain.meta.plan
-    assert study.meta.plan["engine"] == "plain" and "tokens" in study.meta.plan["why"]
+    assert "why" not in study.meta.plan and study.meta.plan["verification"]["differing"] == {}  # work is shared
 
 
 def test_a_search_and_a_store(tmp_path: Any) -> None:
@@ -80,5 +80,8 @@ def test_what_a_walk_refuses() -> None:
     ):
         with pytest.raises((ValueError, RuntimeError), match=message):
             nk.walk(model(), data(), rows=rows, **GRID)
-    with pytest.warns(UserWarning, match="rows are tokens"):
-        nk.walk(model(), data(), rows=nk.TokenRows(16), compute=nk.Compute(engine="shared"), **GRID | {"draws": 1})
+    with pytest.warns(UserWarning, match="every pass runs the whole model: rows are tokens"):
+        nk.walk_parameter(
+            model(), data(), lambda v: [nk.hardware.DAC(int(v), "row")], [2, 4], seed=4, rows=nk.TokenRows(16),
+            sites=SITES, metric="nll", compute=nk.Compute(engine="shared"),
+        )  # fmt: skip
