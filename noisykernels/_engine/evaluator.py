@@ -252,6 +252,11 @@ class Evaluator:
             self.distrust(failed, mine)
             return {}
 
+    @property
+    def positions(self) -> int:
+        """Of a row, whose mean its number is: tokens, pixels."""
+        return self.session.positions
+
     def shares_rows(self, which: int) -> bool:
         """Whether the rows of a draw share what is random under a target."""
         return self.problem.targets[which].shares_rows

@@ -70,6 +70,10 @@ class Facts(Protocol):
     def idle(self) -> Collection[str]:
         """Sites on which the scores do not depend."""
 
+    @property
+    def positions(self) -> int:
+        """Of a row, whose mean its number is: tokens, pixels."""
+
     def scales(self, sites: Sequence[Site], which: int) -> dict[str, float]:
         """The level at which a target is about as large as the values, at the sites of which that is known."""
 

@@ -44,6 +44,7 @@ from noisykernels.metrics.base import Metric
 from noisykernels.metrics.chance import Chance
 from noisykernels.metrics.functions import found_out
 from noisykernels.metrics.names import MetricLike, named
+from noisykernels.metrics.rows import PerRow
 from noisykernels.metrics.weighted import Weighted, joined_targets, weighed
 from noisykernels.noise.arguments import ids_tensor, seed_tensor
 from noisykernels.noise.contract import ID_LIMIT
@@ -396,6 +397,12 @@ class Session:
         """What is measured of a model that knows nothing of the input; None: it is not known."""
         shape, metric = self.shape, self.problem.metric
         return metric.floor(shape, self.labels[:1] if metric.by_argmax else _of_all(self.inputs, self.labels))
+
+    @property
+    def positions(self) -> int:
+        """How many places with classes a row has, whose mean its number is."""
+        metric = self.problem.metric
+        return metric.positions(self.shape, self.labels[:1]) if isinstance(metric, PerRow) else 1
 
     def tally(self, copies: int = 1) -> Tally:
         """An empty one of all rows."""

@@ -80,7 +80,7 @@ def packed(problem: Problem) -> bytes:
         return found
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         what = "model" if isinstance(inputs, Inputs) else "model or its data"
-        raise ValueError(f"walk: the {what} cannot be sent to workers: {error}") from error
+        raise ValueError(f"{problem.call.op}: the {what} cannot be sent to workers: {error}") from error
 
 
 def _alone(t: torch.Tensor) -> torch.Tensor:
@@ -95,6 +95,7 @@ def _alone(t: torch.Tensor) -> torch.Tensor:
 class Part:
     """What a worker is sent, beside the problem itself, which goes along if it does not know it."""
 
+    op: str  # the function that was called, for errors
     key: str  # of the problem
     passes: Passes
     plan: Plan | None
@@ -116,7 +117,7 @@ def evaluate_part(part: Part, problem: bytes | None) -> Given | Exception | None
     try:
         if part.versions != (mine := _versions()):
             raise RuntimeError(
-                f"walk: a worker has torch, noise stream and CPU level {mine}, expected {part.versions}; "
+                f"{part.op}: a worker has torch, noise stream and CPU level {mine}, expected {part.versions}; "
                 "NOISYKERNELS_CPU_LEVEL sets the level"
             )
         known = _here.__dict__.setdefault("known", {})
@@ -124,7 +125,7 @@ def evaluate_part(part: Part, problem: bytes | None) -> Given | Exception | None
             if problem is None:
                 return None
             with torch.inference_mode(False):  # it may have been inherited
-                session = Session("walk", pickle.loads(problem), passes=part.passes, own=True)
+                session = Session(part.op, pickle.loads(problem), passes=part.passes, own=True)
                 session.__enter__()  # for as long as the worker remembers it
             while len(known) >= KEPT:
                 known.pop(next(iter(known))).session.__exit__(None, None, None)
@@ -195,7 +196,8 @@ class Workers:
         self.executor = self._pool() if isinstance(executor, int) else executor
         self.problem, self.here = problem, here
         key, passes = hashlib.sha256(problem).hexdigest(), here.session.passes
-        self.part = Part(key, passes, here.plan, torch.get_num_threads(), _versions(), (), ())
+        self.op = here.session.op
+        self.part = Part(self.op, key, passes, here.plan, torch.get_num_threads(), _versions(), (), ())
         self.trusted: dict[str, bool] = {}  # each worker
         self.workers = self.count or getattr(executor, "_max_workers", None) or os.cpu_count() or 4
 
@@ -293,7 +295,7 @@ class Workers:
             self.trusted[worker] = not unlike(mine, answers[place][:, :, : part.entries(law)]).any()
             if not self.trusted[worker]:
                 warn_user(
-                    f"walk: a worker ({worker}) answers otherwise than this process for the same task, at site "
+                    f"{self.op}: a worker ({worker}) answers otherwise than this process for the same task, at site "
                     f"{request.site.name}; what it answers is not used",
                 )
         return self.trusted[worker]
@@ -307,7 +309,7 @@ class Workers:
             if tries[i] >= TRIES:
                 hint = "; a script that starts processes needs `if __name__ == '__main__':`" if self.count else ""
                 raise RuntimeError(
-                    f"walk: workers died {TRIES} times over one part ({type(error).__name__}: {error}){hint}"
+                    f"{self.op}: workers died {TRIES} times over one part ({type(error).__name__}: {error}){hint}"
                 ) from error
             return None
         if isinstance(answer, Exception):
@@ -321,7 +323,7 @@ class Workers:
             self.executor.shutdown(wait=False, cancel_futures=True)
             self.executor = self._pool()
             return True
-        warn_user(f"walk: the executor broke ({error}); what is left runs in this process")
+        warn_user(f"{self.op}: the executor broke ({error}); what is left runs in this process")
         return False
 
     def _cut(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:

@@ -80,12 +80,15 @@ PLAIN = {
 }
 
 
-def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **ranges: Range) -> None:
+def check_arguments(
+    function: Callable[..., Any], given: Mapping[str, Any], op: str | None = None, /, **ranges: Range
+) -> None:
     """Refuses what an argument cannot be; the first line of a public function: ``check_arguments(walk, locals())``.
 
     Args:
         function: whose signature says what its arguments are.
         given: the arguments by name; of a method, also `self`, after whose class an error is called.
+        op: the function that was called, where it gives its arguments on to this one.
         ranges: of numbers that the table does not know, or not so.
 
     Raises:
@@ -104,7 +107,7 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], **ra
         kinds = [_kind(part, allowed, ITEMS.get(name, allowed)) for part in parts]
         if wrong := _what_is_wrong(given[name], kinds):
             where, expected, got, error = wrong
-            raise error(f"{_called(function, given)}: {where.format(name)} must be {expected}, got {shown(got)}")
+            raise error(f"{op or _called(function, given)}: {where.format(name)} must be {expected}, got {shown(got)}")
 
 
 def _called(function: Callable[..., Any], given: Mapping[str, Any]) -> str:

@@ -100,8 +100,8 @@ def run_walk(args: argparse.Namespace) -> None:
     """Trains or loads, walks, writes the study, prints the midpoint table, writes picture, records and report."""
     check_files(args)
     noise, plateaus = _noise(args), getattr(args, "plateaus", None)
-    (target,) = targets_of(noise, args.target)
-    strategy_of(args.levels, args.levels and args.draws, None, plateaus, target)
+    (target,) = targets_of("walk", noise, args.target)
+    strategy_of("walk", args.levels, args.levels and args.draws, None, plateaus, target)
     _refuse(args, target)
     _refuse_levels(args, usual_axis(target.told()))
     model = _trained(args)

@@ -45,7 +45,8 @@ class Accuracy:
 
     def check_data(self, op: str, inputs: Tensor, labels: Tensor) -> None:
         """One whole number for each row."""
-        if labels.dim() != 1 or labels.is_floating_point() or inputs.dim() == 0 or not len(inputs) == len(labels) > 0:
+        whole = not labels.is_floating_point() and not labels.is_complex()
+        if labels.dim() != 1 or not whole or inputs.dim() == 0 or not len(inputs) == len(labels) > 0:
             other = "'mse' is of numbers" if labels.is_floating_point() else "'token_accuracy' of positions"
             raise ValueError(
                 f"{op}: data must be inputs (rows, ...) and whole-number labels (rows), not empty, "

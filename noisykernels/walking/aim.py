@@ -30,9 +30,9 @@ class Aim:
         question: what is asked.
         higher_is_better: the direction of what is measured.
         value: what is measured, from a mean of numbers.
-        metric: its name.
         positions: how many numbers that of a row is the mean of: tokens, pixels.
         weights: of the rows; None: all count alike.
+        said: what errors speak of: the function that was called, and the name of what is measured.
 
     Raises:
         ValueError: the clean value leaves the question no answer.
@@ -40,16 +40,16 @@ class Aim:
 
     def __init__(
         self, law: Law, clean: NDArray[Any], floor: float | None, question: Question = HALF, *,
-        higher_is_better: bool = True, value: Callable[[Any], Any] = float, metric: str = "accuracy",
-        positions: int = 1, weights: RowWeights | None = None,
+        higher_is_better: bool = True, value: Callable[[Any], Any] = float, positions: int = 1,
+        weights: RowWeights | None = None, said: tuple[str, str] = ("walk", "accuracy"),
     ) -> None:  # fmt: skip
-        self.weights = weights
+        self.weights, (self.op, metric) = weights, said
         self.law, self.floor, self.question, self.value = law, floor, question, value
         self.higher_is_better, self.positions = higher_is_better, positions
         mean = float(clean.mean())
         self.told_clean = float(value(mean))
         self.told_target = targeted(
-            "walk", question, self.told_clean, floor, metric=metric, higher_is_better=higher_is_better,
+            self.op, question, self.told_clean, floor, metric=metric, higher_is_better=higher_is_better,
             worst=None if law.worst is None else float(value(law.worst)),
         )  # fmt: skip
         nudged = mean + 1e-3 * (abs(mean) or 1)
@@ -78,7 +78,7 @@ class Aim:
         while is_better(better + step):
             better, step = better + step, 2 * step
             if not math.isfinite(better):
-                raise ValueError(f"walk: no mean of the rows' numbers has the value {told:g} that at= asks for")
+                raise ValueError(f"{self.op}: no mean of the rows' numbers has the value {told:g} that at= asks for")
         far = better + step
         for _ in range(100):
             middle = (better + far) / 2

@@ -75,15 +75,15 @@ class Cells:
         metric: of which they are.
         rows: of the data.
         question: what is asked of the curves.
-        positions: of a row, whose mean its number is: tokens, pixels.
         shares: of each row in all weights; None: all count alike.
+        op: the function that was called, for errors.
     """
 
     def __init__(
         self, sites: Sequence[Site], targets: int, clean: NDArray[Any], floor: float | None, metric: Metric, rows: int,
-        question: Question = HALF, positions: int = 1, shares: NDArray[np.float64] | None = None,
+        question: Question = HALF, shares: NDArray[np.float64] | None = None, op: str = "walk",
     ) -> None:  # fmt: skip
-        self.question, self.positions, self.shares = question, positions, shares
+        self.question, self.shares, self.op = question, shares, op
         self.sites, self.targets, self.clean, self.floor, self.metric = list(sites), targets, clean, floor, metric
         self.rows = rows
         self.evaluations: Counter[int] = Counter()  # numbers looked at, under each target
@@ -105,7 +105,7 @@ class Cells:
     def known_floor(self) -> float:
         """The floor, where one is needed: ValueError."""
         if self.floor is None:
-            raise ValueError(f"walk: {self.metric.name} has no floor of its own: give floor=")
+            raise ValueError(f"{self.op}: {self.metric.name} has no floor of its own: give floor=")
         return self.floor
 
     def check_question(self, *, searched: bool) -> None:
@@ -114,7 +114,7 @@ class Cells:
         if searched or self.question != HALF:
             metric, worst = self.metric, self.metric.law.worst
             targeted(
-                "walk", self.question, self.clean_value, self.floor, metric=metric.name,
+                self.op, self.question, self.clean_value, self.floor, metric=metric.name,
                 higher_is_better=metric.higher_is_better,
                 worst=None if worst is None else float(metric.value(np.array(worst))),
             )  # fmt: skip
@@ -127,7 +127,7 @@ class Cells:
         shares = None if self.shares is None or law.block > 1 else self.shares[low : low + answer.shape[2]]
         for level, of_level in zip(request.levels, answer, strict=True):
             if nan := int(law.missing(of_level).sum()):
-                warn_user(f"walk: site {request.site.name} at level {level:g}: {nan} of {self._said_of(of_level)}")
+                warn_user(f"{self.op}: site {request.site.name} at level {level:g}: {nan} of {self._said_of(of_level)}")
             for draw, of_draw in zip(request.draws, of_level, strict=True):
                 if is_share(self.metric):
                     record: Record | Measured = counted(request, level, draw, law.numbers(of_draw))

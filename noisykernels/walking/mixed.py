@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from noisykernels.stats.midpoint import midpoint_cells
 from noisykernels.stats.records import Record
 from noisykernels.study.result import Result, ResultFileError
 from noisykernels.study.study import Study
-from noisykernels.walking.walks import walk
+from noisykernels.walking.options import Asked, asked_of
+from noisykernels.walking.walks import run, walk
 
 __all__ = ["Mixed", "walk_mixed"]
 
@@ -136,4 +138,14 @@ def walk_mixed(
     if not shares or len(set(shares)) < len(shares) or not all(0 <= ratio <= 1 for ratio in shares):
         raise ValueError(f"walk_mixed: ratios must lie in [0, 1] and differ from each other, got {list(ratios)}")
     noises = [Noise.amplitude(1.0, ratio, order=order, kind=kind, relative=relative) for ratio in shares]
-    return Mixed(shares, tuple(walk(model, data, noise=noises, seed=seed, **options)))
+    return Mixed(shares, tuple(run(model, data, _asked(model, data, noises, seed, options))))
+
+
+def _asked(model: nn.Module, data: Data, noises: list[Noise], seed: int, options: dict[str, Any]) -> Asked:
+    """What `walk` would be asked with these options, which are checked as its own arguments are."""
+    signature = inspect.signature(walk)
+    if unknown := options.keys() - (signature.parameters.keys() - {"noise"}):
+        raise TypeError(f"walk_mixed: options must be arguments of walk, got {min(unknown)!r}")
+    given = signature.bind(model, data, noise=noises, seed=seed, **options)
+    given.apply_defaults()
+    return asked_of("walk_mixed", walk, given.arguments)

@@ -174,9 +174,9 @@ def walk_parameter(
     if detail is not None:
         target = replace(target, of_values=any(not d.of_array for v in grid.levels for d in target.devices(v)))
     asked = Asked(
-        targets=(target,), strategy=grid, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric,
-        floor=floor, at=at, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
-        progress=progress, description=description, forward=forward, output=output,
+        op="walk_parameter", targets=(target,), strategy=grid, seed=seed, sites=sites, groups=groups, rows=rows,
+        metric=metric, floor=floor, at=at, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute,
+        store=store, progress=progress, description=description, forward=forward, output=output,
     )  # fmt: skip
     (study,) = run(model, data, asked)
     return study

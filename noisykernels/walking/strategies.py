@@ -52,7 +52,7 @@ class Strategy(Protocol):
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """What a study's plan says of it, and of what it has found."""
 
-    def check(self, metric: Metric) -> None:
+    def check(self, op: str, metric: Metric) -> None:
         """Refuses a measure that cannot be looked at so: ValueError."""
 
     @property
@@ -76,10 +76,6 @@ class Grid:
     draws: tuple[int, ...]
     plateaus: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.plateaus is not None and not 0 < self.plateaus < 0.5:
-            raise ValueError(f"walk: plateaus must lie between 0 and 0.5, and go with levels, got {self.plateaus}")
-
     @property
     def shuffled(self) -> bool:
         """See `Strategy`."""
@@ -89,10 +85,10 @@ class Grid:
         """See `Strategy`."""
         return {} if self.plateaus is None else {"plateaus": self.plateaus}
 
-    def check(self, metric: Metric) -> None:
+    def check(self, op: str, metric: Metric) -> None:
         """Plateaus are of shares: a number may change where no prediction does."""
         if self.plateaus is not None and not is_share(metric):
-            raise ValueError(f"walk: plateaus are for shares of rows, such as the accuracy, got metric {metric.name}")
+            raise ValueError(f"{op}: plateaus are for shares of rows, such as the accuracy, got metric {metric.name}")
 
     @property
     def whole(self) -> bool:
@@ -103,7 +99,7 @@ class Grid:
         """See `Strategy`."""
         rows = cells.rows
         grid = [Request(s, self.levels, self.draws, rows, which=k) for s in cells.sites for k in range(cells.targets)]
-        with progress_of("walk", progress, len(grid) * len(self.levels)) as advance:
+        with progress_of(cells.op, progress, len(grid) * len(self.levels)) as advance:
             for idle in (r for r in grid if r.site.name in facts.idle):
                 cells.prove(idle, self.levels)
                 advance(len(self.levels))
@@ -148,11 +144,11 @@ class Search:
         if self.most is not None:
             object.__setattr__(self, "most", in_range("Search", "most", self.most))
 
-    def check(self, metric: Metric) -> None:
+    def check(self, op: str, metric: Metric) -> None:
         """A search spends rows: it needs a number of each."""
         if metric.law.block > 1:
             raise ValueError(
-                f"walk: a search needs a number of each row, which {metric.name} does not give: it is of "
+                f"{op}: a search needs a number of each row, which {metric.name} does not give: it is of "
                 f"{'a whole pass' if metric.law.block == ALL else 'sums over rows'}; give levels and draws for a grid"
             )
 
@@ -169,7 +165,8 @@ class Search:
         metric = cells.metric
         aim = Aim(
             metric.law, cells.clean, cells.floor, cells.question, higher_is_better=metric.higher_is_better,
-            value=metric.value, metric=metric.name, positions=cells.positions, weights=cells.weights,
+            value=metric.value, positions=facts.positions, weights=cells.weights,
+            said=(cells.op, metric.name),
         )  # fmt: skip
         if aim.usual and not facts.shares_rows(0):
             self._warn_of_few_rows(cells, aim)
@@ -181,7 +178,7 @@ class Search:
                 SiteSearch(s, scales.get(s.name, 1.0), aim, self.rel_ci, most=self._most, which=which, chips=chips)
                 for s in cells.sites
             ]
-        with progress_of("walk", progress, len(searches)) as advance:
+        with progress_of(cells.op, progress, len(searches)) as advance:
             for idle in (s for s in searches if s.site.name in facts.idle):
                 cells.prove(looked := idle.stand(), looked.levels)
                 advance(1)
@@ -202,7 +199,7 @@ class Search:
         left = min(allowed / (1 + 2 / BESIDE), allowed - 2 * LEAST)
         within = self.rel_ci * math.sqrt(wanted / left) if left > 0 else 1.0
         warn_user(
-            f"walk: {rows} rows are few for midpoints within {100 * self.rel_ci:.2g} %: each row is run under some "
-            f"{wanted // rows} draws, which costs a site more than a grid of 49 levels and 5 draws. It would cost "
+            f"{cells.op}: {rows} rows are few for midpoints within {100 * self.rel_ci:.2g} %: each row is run under "
+            f"some {wanted // rows} draws, which costs a site more than a grid of 49 levels and 5 draws. It would cost "
             f"less from {enough} rows on" + (f", or within {100 * within:.2g} %" if within < 1 else ""),
         )

@@ -18,7 +18,6 @@ from noisykernels._engine.evaluator import Evaluator
 from noisykernels._engine.rounding import tied
 from noisykernels._engine.session import Problem, Rows, Session
 from noisykernels._engine.workers import packed
-from noisykernels._util.arguments import check_arguments
 from noisykernels._util.data import Data
 from noisykernels._util.inputs import Call, Output
 from noisykernels._util.warning import warn_user
@@ -28,7 +27,6 @@ from noisykernels.injection.site import Site
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import is_share, measure_of
 from noisykernels.metrics.names import MetricLike
-from noisykernels.metrics.rows import PerRow
 from noisykernels.metrics.typed import typed
 from noisykernels.noise.description import Noise
 from noisykernels.stats.questions import HALF, At, question
@@ -36,7 +34,7 @@ from noisykernels.stats.records import Meta
 from noisykernels.study.study import Study
 from noisykernels.walking.cells import Cells
 from noisykernels.walking.groups import Groups, grouped, words_of
-from noisykernels.walking.options import Asked, strategy_of, targets_of
+from noisykernels.walking.options import Asked, asked_of
 from noisykernels.walking.strategies import Found, Progress, Search
 
 __all__ = ["run", "walk"]
@@ -154,15 +152,7 @@ def walk(  # type: ignore[misc]  # the overloads leave out what does not matter 
         >>> len(study.records), study.records[0].site
         (8, 'input')
     """
-    targets = targets_of(noise, target)
-    check_arguments(walk, locals())
-    strategy = strategy_of(levels, draws, search, plateaus, targets[0])
-    asked = Asked(
-        targets=targets, strategy=strategy, seed=seed, sites=sites, groups=groups, rows=rows, metric=metric,
-        floor=floor, at=at, axis=axis, arrays=arrays, root=root, detail=detail, compute=compute, store=store,
-        progress=progress, description=description, forward=forward, output=output,
-    )  # fmt: skip
-    studies = run(model, data, asked)
+    studies = run(model, data, asked_of("walk", walk, locals()))
     return studies if isinstance(noise, list | tuple) else studies[0]
 
 
@@ -170,25 +160,25 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     """The story of a walk: a study for each target."""
     targets, strategy = asked.targets, asked.strategy
     problem = Problem.of(
-        Call("walk", asked.forward, asked.output), model, data, seed=asked.seed, rows=asked.rows,
+        Call(asked.op, asked.forward, asked.output), model, data, seed=asked.seed, rows=asked.rows,
         metric=asked.metric, arrays=asked.arrays, root=asked.root, detail=asked.detail,
         sites=words_of(asked.sites, asked.groups), compute=asked.compute,
     )  # fmt: skip
     metric = problem.metric
-    strategy.check(metric)
+    strategy.check(asked.op, metric)
     if strategy.shuffled:
         problem = problem.shuffled()
     problem = replace(problem, targets=targets)
     computed = torch.float64 if problem.data[0][:1].tensors[0].dtype == torch.float64 else torch.float32
     for target in targets:
         for level in strategy.levels:
-            target.check("walk", level, computed)
-    session = Session("walk", problem, asked.compute)
+            target.check(asked.op, level, computed)
+    session = Session(asked.op, problem, asked.compute)
     sent = None if session.compute.executor is None else packed(problem)  # before it is injected
     with session:
         cells = Cells(
             _chosen(session, asked), len(targets), session.clean, _floor(session, asked), session.problem.metric,
-            len(session.labels), question("walk", asked.at), _positions(session), session.shares,
+            len(session.labels), question(asked.op, asked.at), session.shares, asked.op,
         )  # fmt: skip
         cells.check_question(searched=not strategy.levels)
         for target in targets:
@@ -243,12 +233,12 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     """The sites to walk."""
     opens = asked.targets[0].opens
     if not any(map(opens, session.sites)):
-        raise ValueError("walk: the model has no linear layer or convolution, so no weights for noise to enter")
+        raise ValueError(f"{asked.op}: the model has no linear layer or convolution, so no weights for noise to enter")
     root = session.problem.root
     chosen = with_rows(
-        "walk", chosen_sites("walk", session.model, session.sites, asked.sites, opens, root), asked.sites
+        asked.op, chosen_sites(asked.op, session.model, session.sites, asked.sites, opens, root), asked.sites
     )
-    return grouped("walk", session.model, chosen, asked.groups, root)
+    return grouped(asked.op, session.model, chosen, asked.groups, root)
 
 
 def _covered(session: Session, asked: Asked, chosen: Sequence[Site]) -> dict[str, float]:
@@ -268,8 +258,8 @@ def _ties(session: Session) -> float | None:
     share = tied(session)
     if share is not None and share > 0.5:
         warn_user(
-            f"walk: without noise {share:.0%} of the rows have scores that are tied but for rounding, which alone "
-            "decides what they count",
+            f"{session.op}: without noise {share:.0%} of the rows have scores that are tied but for rounding, which "
+            "alone decides what they count",
         )
     return share
 
@@ -279,12 +269,6 @@ def _floor(session: Session, asked: Asked) -> float | None:
     if asked.floor is not None:
         return asked.floor
     return session.floor
-
-
-def _positions(session: Session) -> int:
-    """How many places with classes a row has."""
-    metric = session.problem.metric
-    return metric.positions(session.shape, session.labels[:1]) if isinstance(metric, PerRow) else 1
 
 
 def _study(

@@ -163,5 +163,5 @@ def search(made: Made, **options: Any) -> SiteSearch:
 
 
 def search_loss(made: MadeLoss, question: Question, floor: float | None = None, **options: Any) -> SiteSearch:
-    aim = Aim(Real(), made.clean, floor, question, higher_is_better=False, metric="loss")
+    aim = Aim(Real(), made.clean, floor, question, higher_is_better=False, said=("walk", "loss"))
     return SiteSearch(SITE, options.pop("scale", 1.0), aim, options.pop("rel_ci", 0.05), **options)

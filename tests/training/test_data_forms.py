@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import UserDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -212,6 +213,47 @@ def test_every_function_that_takes_data_is_here() -> None:
     for name, parameters in found.items():
         if name != "walk_mixed":  # which gives them on
             assert "forward" in parameters and ("output" in parameters or name in NO_OUTPUT), name
+
+
+class Nowhere(nn.Module):
+    """A model whose outputs are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * torch.nan
+
+
+# What data cannot be, for some functions or for all.
+WRONG: dict[str, Any] = {
+    "nothing": None, "no rows": (X[:0], Y[:0]), "no batches": [], "words": (X, ["a"] * 20), "fewer labels": (X, Y[:3]),
+    "no labels": X, "three": (X, X, Y), "another type": (X.double(), Y), "higher labels": (X, Y + 7),
+    "labels of numbers": (X, Y * 0.5), "complex labels": (X, Y.to(torch.complex64)), "columns": (X, Y[:, None]),
+    "without values": (X.to("meta"), Y), "sparse": (X.to_sparse(), Y), "numbers that are none": (X * torch.nan, Y),
+    "batches that differ": [(X[:5], Y[:5]), (X[5:].double(), Y[5:])], "a function": model,
+    "shuffled": DataLoader(TensorDataset(X, Y), 5, shuffle=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_errors_about_data_name_the_function_that_was_called(function: str) -> None:
+    """And warnings; not a function that it calls."""
+    refused = {}
+    for what, data in WRONG.items():
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                FUNCTIONS[function](data)
+            except (TypeError, ValueError) as error:
+                refused[what] = str(error)
+        assert all(str(one.message).startswith(f"{function}: ") for one in told), what
+    assert len(refused) >= 8
+    assert [what for what, said in refused.items() if not said.startswith(f"{function}: ")] == []
+    if "walk" in function or function in ("vote", "chips"):
+        with pytest.raises(ValueError, match=f"^{function}: the model gives NaN without noise"):
+            FUNCTIONS[function]((X, Y), Nowhere())
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

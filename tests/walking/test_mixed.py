@@ -62,6 +62,32 @@ def test_bad_ratios_are_refused(ratios: list[float], said: str) -> None:
         nk.walk_mixed(model, data, ratios=ratios, **HOW)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bits": 3}, "options must be arguments of walk, got 'bits'"),
+        ({"noise": nk.Noise(add=1.0)}, "options must be arguments of walk, got 'noise'"),
+        ({"floor": "0"}, "floor must be a finite number"), ({"at": "third"}, "at must be 'half', nk.Keep"),
+        ({"levels": []}, "levels must be finite, not negative, and at least one"), ({"draws": 0}, "draws must be"),
+        ({"metric": "perplex"}, "metric 'perplex' is not known"), ({"sites": ["conv*"]}, "no site 'conv"),
+        ({"groups": 3}, "groups must be"), ({"axis": "square"}, "axis must be 'log' or 'linear'"),
+        ({"rows": [1]}, "rows must hold one id"), ({"draws": None}, "give both levels and draws"),
+        ({"at": nk.Drop(2.0)}, "accuracy is never as low"), ({"plateaus": 0.7}, "plateaus must"),
+    ],
+)  # fmt: skip
+def test_what_its_walks_refuse_names_it(change: dict[str, Any], said: str) -> None:
+    model, data = problem()
+    with pytest.raises((TypeError, ValueError), match=f"^walk_mixed: {said}"):
+        nk.walk_mixed(model, data, ratios=[0.5], **(HOW | change))
+
+
+def test_so_do_warnings() -> None:
+    """Of few rows for a search."""
+    model, (x, y) = problem()
+    with pytest.warns(UserWarning, match="^walk_mixed: 60 rows are few for midpoints"):
+        nk.walk_mixed(model, (x[:60], y[:60]), ratios=[0.5], seed=1, sites=["input"], search=nk.Search(0.05, most=1000))
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = [
         "--model",

@@ -265,7 +265,7 @@ def test_draws_that_draw_nothing_tell_nothing(one_thread: None) -> None:
         ({"values": [1.0, -1.0]}, ValueError, "must be finite, not negative"),
         ({"values": [1.0, math.inf]}, ValueError, "each item of values must be a finite number, got inf"),
         ({"values": ["a"]}, TypeError, "walk_parameter: each item of values must be a finite number, got 'a'"),
-        ({"sites": "1"}, ValueError, "walk: no site '1'; the model has 1 0:linear#0, 3 2:linear#0"),
+        ({"sites": "1"}, ValueError, "walk_parameter: no site '1'; the model has 1 0:linear#0, 3 2:linear#0"),
         ({"draws": 0}, ValueError, "draws must be a whole number from 1"),
     ],
 )

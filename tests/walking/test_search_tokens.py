@@ -50,7 +50,7 @@ class MadeWindows:
 def searched(seed: int, positions: int) -> SiteSearch:
     made = MadeWindows(seed)
     aim = Aim(
-        Real(), made.clean, None, Ratio(RATIO), higher_is_better=False, value=np.exp, metric="perplexity",
+        Real(), made.clean, None, Ratio(RATIO), higher_is_better=False, value=np.exp, said=("walk", "perplexity"),
         positions=positions,
     )  # fmt: skip
     one = SiteSearch(SITE, 1.0, aim, 0.05)
