@@ -31,7 +31,7 @@ from noisykernels.datasets import kjv
 from noisykernels.zoo import language, save_for_transformers
 
 LIMIT = nk.Value(0.05)  # nat of divergence from the clean model, about what 5 % of perplexity are
-STEPS = [2.5**k for k in range(-3, 3)]  # levels of a walk, in shares of the result's rms
+STEPS = 6  # levels of a walk, a factor of 2.5 apart
 HW = nk.hardware
 PROJECTIONS = "*_proj"
 
@@ -74,6 +74,7 @@ class Reader:
     model: nn.Module
     text: nk.datasets.Tokens
     units: Sequence[str]
+    least: float  # level of a walk, in shares of the result's rms
     places: dict[str, list[str]]
     caches: dict[str, list[str]]
     about: dict[str, float] = field(default_factory=dict)
@@ -105,7 +106,8 @@ def small() -> Reader:
     blocks = range(own.sizes.blocks)
     places = {f"{k}.{kind}": [f"model.layers.{k}.*.{kind}"] for k in blocks for kind in KINDS}
     caches = {f"{k}.{kind}": [f"cache:{kind}#{k}"] for k in blocks for kind in ("key", "value")}
-    return Reader(model, nk.tokens(kjv("test"), tokenizer, length=128), UNITS, places, caches, perplexities(own, pairs))
+    text = nk.tokens(kjv("test"), tokenizer, length=128)
+    return Reader(model, text, UNITS, 0.064, places, caches, perplexities(own, pairs))
 
 
 def smollm2(folder: Path) -> Reader:
@@ -116,7 +118,7 @@ def smollm2(folder: Path) -> Reader:
     blocks = {f"{k}": [f"model.layers.{k}.*_proj"] for k in (0, last // 2, last)}
     caches = {kind: [f"cache:{kind}#*"] for kind in ("key", "value")}
     units = [unit for unit in UNITS if unit not in ("inputs, rms", "weights, layer")]  # a pass takes a while
-    return Reader(model, nk.tokens(kjv("test"), tokenizer, length=64), units, kinds | blocks, caches)
+    return Reader(model, nk.tokens(kjv("test"), tokenizer, length=64), units, 0.01, kinds | blocks, caches)
 
 
 @contextmanager
@@ -173,7 +175,7 @@ def walked(reader: Reader, unit: str, part: int) -> dict[str, tuple[float, str]]
     places = reader.caches if caches else reader.places
     scale = dict.fromkeys(places, 1.0) if caches else {p: r[unit] for p, r in ratios(reader, part).items()}
     base = math.exp(sum(map(math.log, scale.values())) / len(scale))
-    levels = [step / base for step in STEPS]
+    levels = [reader.least * 2.5**k / base for k in range(STEPS)]
     data = {"input_ids": reader.part(part)["input_ids"]}
     asked: dict[str, Any] = dict(seed=part, draws=1, metric="kl", at=LIMIT, groups=places)
     if unit == "inputs, rms":
