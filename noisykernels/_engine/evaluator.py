@@ -117,7 +117,7 @@ class Evaluator:
         idle = idle_sites(session, tape, chosen)
         _tell(session, SITES_WHOLE, _unreached(session, tape, chosen, idle))
         _tell(session, IDLE, idle)
-        if not tape.sites:
+        if session.mixed or not tape.sites:
             return cls(session, None, idle=idle)
         device = session.problem.device
         plan = choose_plan(tape, session.compute.memory_on(device), session.passes.rows, device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from noisykernels._engine.arguments import chosen_sites, listed
 from noisykernels._engine.clean import FEW, Clean, clean_run
+from noisykernels._engine.company import COMPANY, looks_at_others, passes_of_all
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.judging import Tally
 from noisykernels._engine.plan import Passes, choose_passes
@@ -255,17 +256,21 @@ class Session:
             if not self._own:
                 stack.enter_context(keeping_state(self.problem.model))
             stack.enter_context(evaluation_mode(self.problem.model))
-            few = self.inputs[:2].clone()
+            some = self.inputs[: 2 * COMPANY]
+            few = some[:2].clone()
             with self.problem.call.explaining(self.problem.model, few):
                 given = inject(self.problem.model, example_input=few.given, **placed)
             self.model: nn.Module = stack.enter_context(given)
             self.state = state_of(self.model)
-            open_results(self.model, self.problem.asked, self.inputs[:2].clone().given)
+            open_results(self.model, self.problem.asked, some[:2].clone().given)
             self.noisy, self.state.placement = self.state.placement, SILENT
             self.sites: list[Site] = self.state.traced
             self.passes = self._passes or choose_passes(
                 self.sites, compute.memory_on(device), compute.rows_on(device), int(compute.draws_per_pass)
             )
+            self.mixed = self._passes is None and looks_at_others(self.problem.call, self.model, some)
+            if self.mixed:
+                self.passes = passes_of_all(self.op, self.sites, compute, len(self.inputs), device)
             self._stack = stack.pop_all()
         return self
 

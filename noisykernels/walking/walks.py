@@ -176,6 +176,11 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     session = Session(asked.op, problem, asked.compute)
     sent = None if session.compute.executor is None else packed(problem)  # before it is injected
     with session:
+        if session.mixed and strategy.shuffled:
+            raise ValueError(
+                "walk: rows of this model look at each other, so no part of them can stand for all, as searches and "
+                "plateaus have it; give levels and draws, without plateaus, for a grid"
+            )
         cells = Cells(
             _chosen(session, asked), len(targets), session.clean, _floor(session, asked), session.problem.metric,
             len(session.labels), question(asked.op, asked.at), session.shares, asked.op,

@@ -92,7 +92,7 @@ CASES = {  # which rows are padded, and those that run whole
     "one chunk is": (FULL + PADDED + FULL, "5 to 9"),
     "the first is not": (FULL + PADDED + PADDED, "0 to 4"),
     "the last row is not": (PADDED + PADDED + [False], "10 to 10"),
-    "the last rows are": (FULL + FULL + [True, True], "10 to 11"),
+    "the last rows are": (FULL * 4 + [True, True], "20 to 21"),  # beyond those that are looked at in other company
 }
 
 
