@@ -1,4 +1,4 @@
-"""Whether a model gives a row the same output in other company: if rows look at each other, numbers hold for a batch."""
+"""Whether a model gives a row the same output in other company: if rows look at each other, numbers are a batch's."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def looks_at_others(call: Call, model: torch.nn.Module, inputs: Inputs) -> bool:
     count = min(COMPANY, len(inputs) // 2)
     if count == 0:
         return False
-    # What the model does in these passes is as if they had not been; outputs that are none are told when they are asked.
-    with keeping_state(model, forwards=True), contextlib.suppress(ValueError, RuntimeError):
+    # What the model does in these passes is as if they had not been; what fails here fails in the study, and is told.
+    with keeping_state(model, forwards=True), contextlib.suppress(Exception):
         alone, again, beside = (call(model, inputs[:rows].clone()) for rows in (count, count, 2 * count))
         whole = all(isinstance(y, torch.Tensor) and y.dim() > 0 and len(y) >= count for y in (alone, again, beside))
         return whole and torch.equal(alone, again) and not _same(alone, beside[:count])

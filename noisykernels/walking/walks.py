@@ -178,8 +178,8 @@ def run(model: nn.Module, data: Data, asked: Asked) -> list[Study]:
     with session:
         if session.mixed and strategy.shuffled:
             raise ValueError(
-                "walk: rows of this model look at each other, so no part of them can stand for all, as searches and "
-                "plateaus have it; give levels and draws, without plateaus, for a grid"
+                f"{asked.op}: rows of this model look at each other, so no part of them can stand for all, as "
+                "searches and plateaus have it; give levels and draws, without plateaus, for a grid"
             )
         cells = Cells(
             _chosen(session, asked), len(targets), session.clean, _floor(session, asked), session.problem.metric,

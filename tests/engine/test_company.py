@@ -84,13 +84,19 @@ def made(kind: type[nn.Module]) -> tuple[nn.Module, tuple[Any, Tensor]]:
     return model, (x, torch.randint(4, (ROWS,)))
 
 
-def by_hand(model: nn.Module, data: tuple[Any, Tensor], site: str, level: float, draw: int) -> float:
+def by_hand(model: nn.Module, data: tuple[Any, Tensor], site: str, level: float, k: int) -> float:
     x = data[0] if isinstance(data[0], tuple) else (data[0],)
-    with nk.inject(model, nk.Noise(add=level), where=site), nk.noise_state(model, seed=1, draws=[draw]), torch.no_grad():
+    with (
+        nk.inject(model, nk.Noise(add=level), where=site),
+        nk.noise_state(model, seed=1, draws=[k]),
+        torch.no_grad(),
+    ):
         return float(F.cross_entropy(model(*x), data[1]))
 
 
-GRID: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[0.1, 1.0], draws=3, seed=1, metric="nll", at=nk.Ratio(1.05))
+GRID: dict[str, Any] = dict(
+    noise=nk.Noise(add=1.0), levels=[0.1, 1.0], draws=3, seed=1, metric="nll", at=nk.Ratio(1.05)
+)
 MIXED = [Centred, Contrasting, Attending, Scaled]
 
 

@@ -372,7 +372,7 @@ def test_parts_that_kill_every_worker_end_the_study() -> None:
 
 
 def test_other_versions_are_refused() -> None:
-    part = workers.Part("k", Passes(1, 1), None, 1, ("0.0", 1, "avx2"), (), ())
+    part = workers.Part("walk", "k", Passes(1, 1), None, 1, ("0.0", 1, "avx2"), (), ())
     answer = workers.evaluate_part(part, None)
     assert isinstance(answer, RuntimeError) and "a worker has torch, noise stream and CPU level" in str(answer)
 
