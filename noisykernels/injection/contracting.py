@@ -64,7 +64,20 @@ class Contracting(Drawing):
         hardware = self.hardware_at(name)
         if hardware is None or self.tracing:
             return None
-        return self.on_devices(name, kind, hardware, func, args, kwargs, row_dim, product)
+        return self.made_by(name, kind, hardware, func, args, kwargs, row_dim, product)
+
+    def made_by(
+        self, name: str, kind: str, hardware: Sequence[Device], func: Any, args: Any, kwargs: dict[str, Any],
+        row_dim: int | None = None, product: Product | None = None,
+    ) -> Any:  # fmt: skip
+        """An operation as these devices make it, from operands of which this process may hold parts."""
+        if self.parallel is None:
+            return self.on_devices(name, kind, hardware, func, args, kwargs, row_dim, product)
+
+        def run(args: Any, kwargs: dict[str, Any], product: Product | None) -> Any:
+            return self.on_devices(name, kind, hardware, func, args, kwargs, row_dim, product)
+
+        return self.parallel.contracted(name, run, args, kwargs, product)
 
     def on_devices(
         self, name: str, kind: str, hardware: Sequence[Device], func: Any, args: Any, kwargs: dict[str, Any],

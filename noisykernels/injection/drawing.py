@@ -19,6 +19,7 @@ from noisykernels.injection.laid import LEADING, laid_at, leads, noise_of_tokens
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, no_rows, together
+from noisykernels.injection.shards import Parallel
 from noisykernels.injection.site import PARTS, kind_of
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
 from noisykernels.injection.tokens import Place, Tokens
@@ -28,6 +29,7 @@ from noisykernels.nn.signals import ModelMode
 from noisykernels.noise.contract import hashed_id
 from noisykernels.noise.description import Noise
 from noisykernels.noise.functional import perturb
+from noisykernels.noise.shards import gathered
 
 __all__ = ["LEFT_OUT", "Drawing", "ForwardKey", "Lead"]
 
@@ -66,6 +68,7 @@ class Drawing(ModelMode):
     left: set[str]
     modules: list[tuple[str, nn.Module]]
     muted: int
+    parallel: Parallel | None
     noted: dict[str, Any]
     place: torch.device | None
     placement: Placement
@@ -108,13 +111,20 @@ class Drawing(ModelMode):
         if self.record is not None:
             operands, array = self.noted.pop(name, ((), None))
             within = torch._C._functorch.is_functorch_wrapped_tensor(clean)  # a transform, which has ended by then
-            value = clean.detach().clone() if name in self.wanted and not within else None
+            value = gathered(clean.detach()).clone() if name in self.wanted and not within else None
             self.record.append(Entry(name, tuple(clean.shape), operands, array, value))
             return clean
         if noise is None or not clean.is_floating_point():
             if noise is not None:
                 self.valueless.append(name)
             return clean
+        if self.parallel is not None:
+            noisy: Tensor = self.parallel.at(self, name, noise, clean, row_dim)
+            return noisy
+        return self.at_rows(name, noise, clean, row_dim)
+
+    def at_rows(self, name: str, noise: Noise | Change, clean: Tensor, row_dim: int | None) -> Tensor:
+        """The same of a value that this process has all of."""
         if self.tokens is not None:
             return self.at_tokens(self.tokens, name, noise, clean)
         spot = self.spots.get(name)
@@ -228,6 +238,8 @@ class Drawing(ModelMode):
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
         weight = rest[0] if rest else kwargs["weight"]
+        if self.parallel is not None:
+            return None
         if self.tokens is not None:
             ids = self.leading_ids(name, x) if op is linear else None
             if ids is None:

@@ -39,6 +39,7 @@ from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.recurrent import with_noise
 from noisykernels.injection.results import first_of
 from noisykernels.injection.rows import ALONE, Rows
+from noisykernels.injection.shards import Parallel
 from noisykernels.injection.site import CACHE
 from noisykernels.injection.spot import Spot
 from noisykernels.injection.tokens import Place, Tokens
@@ -110,6 +111,7 @@ class SiteMode(NoisyLayers):
         self.token_places: Mapping[str, Place | str] = {}  # where values hold them
         self.lead: Lead | None = None  # of those in which they come first
         self.flat = False  # values have tokens for rows now
+        self.parallel: Parallel | None = None  # where processes hold parts of the model
         self.lent: Any = None  # a cache that this forward was given and its caller knows nothing of
         self.alone: set[str] = set()  # untraced products of weights: without rows
         self.left: set[str] = set()  # sites that are left out
@@ -157,6 +159,11 @@ class SiteMode(NoisyLayers):
         plain = None if self.plain is None else (sizes[0] * sizes[1], self.key.seed, self.key.draws, flat)
         self.lead, self.plain = (sizes, flat, plain), None
 
+    def share(self, parallel: Parallel | None) -> None:
+        """Values may be parts: nothing about their noise is known before they are seen."""
+        if parallel is not None:
+            self.parallel, self.place, self.plain, self.knows_leaves = parallel, None, None, False
+
     def resumed(self) -> SiteMode:
         """A mode that goes on from here, for a later recomputation of what follows."""
         root = self.modules[0][1]
@@ -170,6 +177,7 @@ class SiteMode(NoisyLayers):
         mode.chip = self.chip.copy()
         mode.operands, mode.left, mode.untold = self.operands, self.left, self.untold
         mode.tokens, mode.token_places, mode.lead = self.tokens, self.token_places, self.lead
+        mode.share(self.parallel)
         return mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -272,6 +280,8 @@ class SiteMode(NoisyLayers):
 
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
         """One call of an operation that makes a site, or some, or that looks up in an array and makes none."""
+        if self.parallel is not None:
+            self.parallel.see(args, kwargs)
         if kind in LOOKUPS:
             return self._look_up(self.name(kind), kind, func, args, kwargs)
         self.last = self._sites(kind, func, args, kwargs, row_dim)

@@ -40,11 +40,11 @@ class NoisyLayers(WrittenOut):
         if kind != "noise" and (hardware is not None or self.on_hardware or self.record is not None):
             self.chip.first(name, self.modules, args[0])
         if hardware is not None and not self.tracing:
-            made = self.on_devices(name, kind, hardware, getattr(F, kind), (x, *args), kwargs)
+            made = self.made_by(name, kind, hardware, getattr(F, kind), (x, *args), kwargs)
             if made is not None:
                 return self.at(name, chosen, made)
         # The size is known, and a function asked, when the clean value is there.
-        alone = self.placement.normalize_to_input_size or not isinstance(chosen, Noise)
+        alone = self.placement.normalize_to_input_size or not isinstance(chosen, Noise) or self.parallel is not None
         if isinstance(chosen, Noise) and self.record is None and not alone:
             scaled, repeats = self._levels(name, chosen, 0, x.dim())
             alone = repeats > 1
@@ -57,6 +57,8 @@ class NoisyLayers(WrittenOut):
 
     def standard(self, x: Tensor, name: str) -> Tensor:
         """Standard values under this forward's key, for what is no site; see `nn.signals.draw_standard`."""
+        if self.parallel is not None:
+            raise RuntimeError(f"{name!r}: in a tensor-parallel model it is not known which part of the value this is")
         number = self.calls.get(name, 0)
         self.calls[name] = number + 1
         return perturb(torch.zeros_like(x), STANDARD, **self.key_at(f"{name}#{number}"))

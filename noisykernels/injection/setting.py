@@ -18,6 +18,7 @@ from noisykernels.injection.doors import door_of
 from noisykernels.injection.running import hold
 from noisykernels.injection.state import NoiseState, injected_in, is_injected, state_of
 from noisykernels.injection.token_places import find_places
+from noisykernels.injection.whole import find_whole
 from noisykernels.nn.modules import NoisyLayer
 from noisykernels.noise.arguments import factor_tensor, ids_tensor, seed_of, seed_tensor
 from noisykernels.noise.contract import hashed_number
@@ -131,6 +132,7 @@ def _told(place: torch.device, seed: Any, draws: Any, rows: Any, level: Any, adv
     return {
         "tokens": rows if of_tokens else None,
         "find_places": find_places if of_tokens else None,
+        "find_whole": find_whole,
         "seed": new_seed,  # a tensor, which a graph reads anew
         "draws": new_draws,
         "rows": None if counted or of_tokens else ids_tensor("noise_state", "rows", rows, place),

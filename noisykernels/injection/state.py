@@ -19,6 +19,7 @@ from noisykernels.injection.doors import (
 from noisykernels.injection.memory import Array
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.rows import Rows
+from noisykernels.injection.shards import Whole
 from noisykernels.injection.site import Site
 from noisykernels.injection.spot import Spot
 from noisykernels.injection.tokens import Place
@@ -67,6 +68,7 @@ class NoiseState(nn.Module):
         self.detail = placement.detail  # of whatever is placed later, and so are the results that are sites
         self.outputs = placement.outputs
         self.token_places: dict[str, dict[str, Place | str]] = {}  # by the path that is called: where sites hold tokens
+        self.wholes: dict[Any, Whole] = {}  # by the shapes of arguments: the whole of a model that is shared out
         self.without_rows: list[tuple[str, nn.Module, bool]] = []  # traced sites; whether they are alone, not mixed
         self.placement = placement
         self.arrays = arrays  # what an array is
@@ -89,6 +91,7 @@ class NoiseState(nn.Module):
         self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site
         self.tokens: TokenRows | None = None  # where the rows of the block are tokens
         self.find_places: FindPlaces | None = None  # which runs the model
+        self.find_whole: Callable[..., Whole] | None = None
         self.met_in_parts: dict[str, None] = {}  # sites of parts that were called before the model was
         self.block: Block | None = None  # the block of `noise_state` that is entered
         self.instead: Callable[..., Any] | None = None  # what the next call of the model runs in place of its forward
@@ -114,7 +117,7 @@ class NoiseState(nn.Module):
     @placement.setter
     def placement(self, placement: Placement) -> None:
         if not placement.outputs <= self.outputs:
-            self.token_places = {}  # in which these are not looked for
+            self.token_places, self.wholes = {}, {}  # in which these are not looked for
         self.outputs |= placement.outputs
         if placement.detail is not self.detail or placement.outputs != self.outputs:
             placement = replace(placement, detail=self.detail, outputs=self.outputs)

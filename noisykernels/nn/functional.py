@@ -15,6 +15,7 @@ from noisykernels._util.runtime import as_autocast
 from noisykernels.hardware.contraction import Contraction, Geometry
 from noisykernels.hardware.device import Arithmetic, Device
 from noisykernels.hardware.execute import run, with_arithmetic
+from noisykernels.nn.shards import by_parts
 from noisykernels.noise.arguments import (
     PLACE,
     Chip,
@@ -40,6 +41,7 @@ _ops = torch.ops.noisykernels
 
 
 @document_common
+@by_parts(F.linear)
 @by_tokens
 def linear(
     x: Tensor,
@@ -146,6 +148,7 @@ def with_hardware(
 
 
 @document_common
+@by_parts(torch.matmul)
 def matmul(
     a: Tensor,
     b: Tensor,
@@ -294,7 +297,7 @@ def _convolution(dims: int) -> Callable[..., Tensor]:
         >>> conv{dims}d(x, w, padding=1, noise=Noise(add=0.1), seed=1).shape
         torch.Size([2, 4{", 8" * dims}])
     """
-    return document_common(by_tokens(conv))
+    return document_common(by_parts(getattr(F, conv.__name__))(by_tokens(conv)))
 
 
 def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
@@ -360,7 +363,7 @@ def _convolution_transpose(dims: int) -> Callable[..., Tensor]:
         >>> conv_transpose{dims}d(x, w, stride=2, noise=Noise(add=0.1), seed=1).shape
         torch.Size([2, 5{", 8" * dims}])
     """
-    return document_common(by_tokens(conv_transpose))
+    return document_common(by_parts(getattr(F, conv_transpose.__name__))(by_tokens(conv_transpose)))
 
 
 conv1d, conv2d, conv3d = (_convolution(d) for d in (1, 2, 3))

@@ -30,6 +30,7 @@ from noisykernels.noise.arguments import (
 )
 from noisykernels.noise.contract import ID_LIMIT, KINDS
 from noisykernels.noise.description import Noise
+from noisykernels.noise.shards import is_dtensor, perturb_parts
 from noisykernels.noise.tokens import RowIds, by_tokens, in_tokens
 from noisykernels.noise.units import in_units
 
@@ -156,6 +157,9 @@ def perturb(
             f"perturb: noise at operand {operand!r} has one term, additive or multiplicative (or both folded into one, "
             f"fold=True), got {noise!r}"
         )
+    if is_dtensor(x):
+        of_call = {"site": site, "draws": draws, "rows": rows, "first_row": first_row, "operand": operand}
+        return perturb_parts("perturb", perturb, x, noise, seed=seed, shared=shared, **of_call)
     add, mul, mode, kind = noise_args("perturb", x, noise)
     key = Key.of("perturb", x.device, seed, site, draws, rows, first_row)
     add = in_units("perturb", noise, add, x, key, shared)

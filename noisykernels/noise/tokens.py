@@ -13,6 +13,7 @@ from noisykernels._util.checks import in_range, shown, whole
 from noisykernels._util.tensors import can_look
 from noisykernels.noise.contract import ID_LIMIT
 from noisykernels.noise.description import Noise
+from noisykernels.noise.shards import is_dtensor
 
 __all__ = ["RowIds", "TokenRows", "by_tokens", "checked_positions", "in_tokens", "levels_of_tokens", "token_ids"]
 
@@ -178,7 +179,7 @@ def by_tokens(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(*args: Any, **kwargs: Any) -> Tensor:
         rows = in_tokens(kwargs.get("rows"))
         x = args[0] if args else kwargs.get("x")
-        if rows is None or not isinstance(x, Tensor):
+        if rows is None or not isinstance(x, Tensor) or is_dtensor(x):
             return function(*args, **kwargs)
         batch, count = rows.shape
         if x.dim() < (3 if op == "linear" else 2) or x.shape[1] != count:

@@ -1,0 +1,199 @@
+"""A running forward of a model of which every process holds a part (tensor parallel): where values lie in the whole.
+
+Of a DTensor torch tells. A plain value may be a part as well, as behind ``ColwiseParallel``, and nothing at it tells so:
+it is held against the shape that it has in the whole model (`whole`), and a copy against those of the other processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from noisykernels.injection.rows import Rows
+from noisykernels.injection.tokens import Place
+from noisykernels.nn.shards import replicate
+from noisykernels.noise.description import Noise
+from noisykernels.noise.shards import block_of, gathered, is_dtensor, spread_out
+
+__all__ = ["Parallel", "Whole", "is_parallel"]
+
+_LOOKED_AT = 64  # elements by which copies are compared
+
+
+def is_parallel(model: nn.Module, given: Any) -> bool:
+    """Whether values of a model may be parts: it is tensor parallel, or is given DTensors.
+
+    FSDP's parameters are DTensors too, but whole while the model runs.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    if any(map(is_dtensor, pytree.tree_leaves(given))):
+        return True
+    modules = list(model.modules())
+    if any(getattr(m, "_distribute_module_applied", False) for m in modules):
+        return True
+    if not any(map(is_dtensor, model.parameters())):
+        return False
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is None or not any(isinstance(m, fsdp.FSDPModule) for m in modules)
+
+
+class Whole(NamedTuple):
+    """What a run of the whole model without content has shown.
+
+    Args:
+        shapes: of the values at its sites.
+        operands: shapes of what goes into its contractions.
+        unknown: why there was no such run.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    operands: dict[str, list[tuple[int, ...]]]
+    unknown: str = ""
+
+
+class Running(Protocol):
+    """What is asked of the mode that runs; see `mode.SiteMode`."""
+
+    key: Any
+    token_places: Any
+    tokens: Any
+
+    def at_rows(self, name: str, noise: Any, clean: Tensor, row_dim: int | None) -> Tensor: ...
+
+    def rows_at(self, name: str, row_dim: int | None = None) -> Rows | None: ...
+
+
+class Parallel:
+    """What one forward knows of parts.
+
+    Args:
+        find: runs the whole model.
+    """
+
+    def __init__(self, find: Callable[[], Whole]) -> None:
+        self._find = find
+        self._meshes: list[Any] = []  # over which values have been seen to be shared out
+        self._early: list[tuple[str, Tensor]] = []  # copies that came before the first of these
+
+    def see(self, *given: Any) -> None:
+        """Takes note of the processes that share what goes into an operation."""
+        for value in pytree.tree_leaves(given):
+            if is_dtensor(value) and value.device_mesh not in self._meshes:
+                self._meshes.append(value.device_mesh)
+                for name, few in self._early:
+                    _compare(name, few, value.device_mesh)
+
+    def at(self, mode: Running, name: str, noise: Any, clean: Any, row_dim: int | None) -> Any:
+        """The noisy value at a site: the part of the whole's."""
+        if not is_dtensor(clean):
+            spread = self._spread(mode, name, clean, row_dim)
+            if spread is None:
+                return mode.at_rows(name, noise, clean, row_dim)
+            return self.at(mode, name, noise, spread, row_dim).to_local()
+        self.see(clean)
+        spread = spread_out(f"site {name!r}", clean)
+        whole = spread.whole(filled=not isinstance(noise, Noise) or noise.relative is not None)
+        return spread.like(mode.at_rows(name, noise, whole, row_dim))
+
+    def contracted(self, name: str, run: Callable[..., Any], args: Any, kwargs: Any, product: Any) -> Any:
+        """What hardware makes of a contraction, of which every process makes the whole."""
+        given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        parts = [a for a in given if is_dtensor(a)]
+        if not parts:
+            whole = self._find()
+            if whole.unknown or whole.operands.get(name) != [tuple(a.shape) for a in given]:
+                raise _lost(name, given[0], "hardware needs the whole of what goes into it" + _because(whole))
+            return run(args, kwargs, product)
+        args, kwargs = pytree.tree_map_only(Tensor, gathered, (args, kwargs))
+        if product is not None:
+            product = replace(product, operands=tuple(map(gathered, product.operands)))
+        made = run(args, kwargs, product)
+        return pytree.tree_map_only(Tensor, lambda t: replicate(t, parts[0].device_mesh), made)
+
+    def _spread(self, mode: Running, name: str, value: Tensor, row_dim: int | None) -> Any:
+        """A plain value as the DTensor that it is a part of; None: each process has all of it."""
+        whole, shape = self._find(), tuple(value.shape)
+        size = whole.shapes.get(name)
+        if size is None:
+            raise _lost(name, value, "the whole model does not come to it" + _because(whole))
+        others = [d for d in range(len(size)) if len(size) != len(shape) or size[d] != shape[d]]
+        if not others:
+            self._refuse_sums(name, value)
+            return None
+        if len(size) != len(shape) or len(others) > 1:
+            raise _lost(name, value, f"in the whole model it is {list(size)}")
+        dim = others[0]
+        if dim == _dim_of_rows(mode, name, row_dim, len(size)) and size[dim] != mode.key.batch:
+            raise _lost(name, value, f"in the whole model it is {list(size)}, where rows are folded with what is cut")
+        found = []
+        for mesh in self._meshes:
+            for axis, number in enumerate(mesh.get_coordinate()):
+                if block_of(size[dim], mesh.size(axis), number)[1] == shape[dim]:
+                    found.append((mesh, axis))
+        if len(found) != 1:
+            raise _lost(name, value, f"in the whole model it is {list(size)}, which {len(found)} meshes cut so")
+        return _as_dtensor(value, *found[0], dim, size)
+
+    def _refuse_sums(self, name: str, value: Tensor) -> None:
+        """Refuses a value as large as in the whole model that is not the same everywhere."""
+        flat = value.detach().reshape(-1)
+        if flat.numel() > 0:
+            places = torch.linspace(0, flat.numel() - 1, min(_LOOKED_AT, flat.numel()), device=flat.device)
+            few = flat[places.long()].float().contiguous()
+            for mesh in self._meshes:
+                _compare(name, few, mesh)
+            if not self._meshes:
+                self._early.append((name, few))
+
+
+def _dim_of_rows(mode: Running, name: str, row_dim: int | None, rank: int) -> int | None:
+    """The dimension of a value in which its rows lie, or its sequences."""
+    if mode.tokens is not None:
+        place = mode.token_places.get(name)
+        return place.batch if isinstance(place, Place) else None
+    rows = mode.rows_at(name, row_dim)
+    return None if rows is None or rows.outer == 0 else rows.dim % rank
+
+
+def _because(whole: Whole) -> str:
+    return f" (it cannot be run without content: {whole.unknown})" if whole.unknown else ""
+
+
+def _lost(name: str, value: Tensor, why: str) -> RuntimeError:
+    """The error of a plain value of which it is not known which part of the whole it is."""
+    return RuntimeError(
+        f"site {name!r}: in a tensor-parallel model it must be known which part of a value each process holds, got a "
+        f"plain tensor of shape {list(value.shape)}: {why}; keep it a DTensor (use_local_output=False), or leave it out "
+        "with where=..."
+    )
+
+
+def _as_dtensor(value: Tensor, mesh: Any, axis: int, dim: int, shape: tuple[int, ...]) -> Any:
+    """A process's block of a value of this shape as a DTensor."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard  # noqa: PLC0415  # loaded, where there is a mesh
+
+    placements: list[Any] = [Shard(dim) if number == axis else Replicate() for number in range(mesh.ndim)]
+    like = torch.empty(shape, device="meta")
+    return DTensor.from_local(value, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def _compare(name: str, few: Tensor, mesh: Any) -> None:
+    """Refuses elements of a value that differ between processes by more than roundings."""
+    for axis in range(mesh.ndim):
+        parts = [torch.empty_like(few) for _ in range(mesh.size(axis))]
+        torch.distributed.all_gather(parts, few, group=mesh.get_group(axis))
+        # All processes come to the same answer, or some would wait for others that have raised.
+        largest = max(float(p.abs().max()) for p in parts)
+        if not all(torch.allclose(p, parts[0], rtol=1e-2, atol=1e-3 * largest, equal_nan=True) for p in parts):
+            raise RuntimeError(
+                f"site {name!r}: in a tensor-parallel model a plain tensor of the whole's shape must be the same in all "
+                "processes, got other values: noise on parts of a sum would come once in each; add them up first, or "
+                "leave it out with where=..."
+            )
