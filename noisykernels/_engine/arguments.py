@@ -12,11 +12,33 @@ from torch import Tensor, nn
 from noisykernels._util.checks import in_range, is_number, shown
 from noisykernels._util.runtime import unwrap
 from noisykernels._util.warning import warn_user
+from noisykernels.injection.shards import in_group, is_tensor_parallel
 from noisykernels.injection.site import Site, meets, near
 from noisykernels.injection.trace import names_of
 from noisykernels.noise.arguments import ids_tensor
+from noisykernels.noise.shards import is_dtensor
 
-__all__ = ["chosen_sites", "draw_list", "level_list", "listed", "with_rows"]
+__all__ = ["check_processes", "chosen_sites", "draw_list", "level_list", "listed", "with_rows"]
+
+
+def check_processes(op: str, model: Any) -> None:
+    """Refuses a model of which other processes hold a part, and warns where each process would do the whole study.
+
+    Raises:
+        ValueError: a tensor-parallel model, or one with parameters that are gathered.
+    """
+    if not in_group():
+        return
+    if isinstance(model, nn.Module) and (is_tensor_parallel(model, ()) or any(map(is_dtensor, model.parameters()))):
+        raise ValueError(
+            f"{op}: model must be whole in this process, got one whose parameters are DTensors: load its full state "
+            "(torch.distributed.checkpoint.state_dict) into a model that is not shared out"
+        )
+    if (count := torch.distributed.get_world_size()) > 1:
+        warn_user(
+            f"{op}: each of the {count} processes of torch.distributed does the whole study, to the same result: run it "
+            "in one of them, with compute=Compute(executor=...) to share it out"
+        )
 
 
 def level_list(op: str, levels: Sequence[float] | Tensor) -> list[float]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from noisykernels._engine.arguments import chosen_sites, listed
+from noisykernels._engine.arguments import check_processes, chosen_sites, listed
 from noisykernels._engine.clean import FEW, Clean, clean_run
 from noisykernels._engine.company import COMPANY, looks_at_others, passes_of_all
 from noisykernels._engine.compute import Compute
@@ -108,6 +108,7 @@ class Problem:
         op, forward = call.op, call.forward
         measure = named(op, metric)
         weights = measure.key if isinstance(measure, Weighted) else None
+        check_processes(op, model)
         device = place_of(model)
         if seed is None:  # which operators take for a seed drawn now: no study could be repeated
             raise TypeError(f"{op}: seed must be an int, got None")

@@ -38,7 +38,7 @@ from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.record import Record
-from noisykernels.injection.shards import Parallel, is_parallel
+from noisykernels.injection.shards import in_group, parallel_of
 from noisykernels.injection.site import CACHE
 from noisykernels.injection.state import KEY, NoiseState, is_injected, state_of
 from noisykernels.injection.tokens import encodes, tokens_of
@@ -379,8 +379,9 @@ def begin(
     path = door.path if part and door is not None else None
     key = key_of(state, data, first, dim, path) if record is None else ForwardKey(None, None, None, first.shape[dim])
     mode = make(placement, key, model, state.site_ids, state.places, record)
-    if record is None and is_parallel(model, given):
-        mode.share(_parallel(model, state, args, kwargs))
+    if record is None and in_group():
+        every = given | carrying
+        mode.share(parallel_of(model, state, tuple(every[n] for n in positional), {n: every[n] for n in kwargs}))
     if state.tokens is not None and record is None:
         of_draw = first.shape[dim] // count
         mode.tokens = tokens_of(state.tokens, given, encodes(model), of_draw, count, first.device)
@@ -401,13 +402,6 @@ def begin(
     given.update(carrying)
     kwargs = {n: a for n, a in given.items() if n in kwargs}
     return mode, tuple(given[n] for n in positional), kwargs
-
-
-def _parallel(model: nn.Module, state: NoiseState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parallel:
-    """What a forward of a tensor-parallel model knows of parts."""
-    if state.seed is None or state.find_whole is None:
-        raise RuntimeError("noise_state: seed must be given for a tensor-parallel model: each process would draw another")
-    return Parallel(functools.partial(state.find_whole, model, args, kwargs))
 
 
 def _noise_on_inputs(

@@ -1,11 +1,12 @@
 """A running forward of a model of which every process holds a part (tensor parallel): where values lie in the whole.
 
-Of a DTensor torch tells. A plain value may be a part as well, as behind ``ColwiseParallel``, and nothing at it tells so:
-it is held against the shape that it has in the whole model (`whole`), and a copy against those of the other processes.
+Of a DTensor torch tells. A plain value may be a part too, as behind ``ColwiseParallel``, and nothing at it tells so: it
+is held against the shape that it has in the whole model (`whole`), and a copy against those of the other processes.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,33 +16,77 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from noisykernels._util.warning import warn_user
 from noisykernels.injection.rows import Rows
+from noisykernels.injection.site import is_input
 from noisykernels.injection.tokens import Place
 from noisykernels.nn.shards import replicate
 from noisykernels.noise.description import Noise
 from noisykernels.noise.shards import block_of, gathered, is_dtensor, spread_out
 
-__all__ = ["Parallel", "Whole", "is_parallel"]
+__all__ = ["Parallel", "Whole", "in_group", "is_tensor_parallel", "parallel_of"]
 
 _LOOKED_AT = 64  # elements by which copies are compared
 
 
-def is_parallel(model: nn.Module, given: Any) -> bool:
+def in_group() -> bool:
+    """Whether this process is one of torch's distributed ones."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def parallel_of(model: nn.Module, state: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parallel | None:
+    """What a forward of a model that processes share out knows of parts; None: each has all of its values.
+
+    Args:
+        state: of the model, see `state.NoiseState`.
+        args, kwargs: of the call, with the rows of every draw.
+
+    Raises:
+        RuntimeError: no seed, of which every process would draw another.
+    """
+    if torch.compiler.is_compiling():
+        if any(getattr(m, "_distribute_module_applied", False) for m in model.modules()):
+            raise RuntimeError("a tensor-parallel injected model cannot be compiled: run it as it is")
+        return None
+    if not is_tensor_parallel(model, (args, kwargs)):
+        _tell_of_rows(model, state)
+        return None
+    if state.seed is None or state.find_whole is None:
+        raise RuntimeError(
+            "noise_state: seed must be given for a tensor-parallel model, got None, of which each process makes another"
+        )
+    return Parallel(functools.partial(state.find_whole, model, args, kwargs))
+
+
+def _tell_of_rows(model: nn.Module, state: Any) -> None:
+    """Warns once where processes have rows of their own, and all of them number theirs from 0."""
+    known = state.rows is not None or (state.tokens is not None and state.tokens.sequence is not None)
+    if known or state.told_of_ranks or not state.for_rows or torch.distributed.get_world_size() == 1:
+        return
+    if nn.parallel.DistributedDataParallel._active_ddp_module is not None or _has_fsdp(model):
+        state.told_of_ranks = True
+        warn_user(
+            "noise_state: each of the processes numbers its rows from 0, so that different rows have the same noise in "
+            "all of them: give rows=..., the ids of the rows in the data set (datasets.numbered(loader) has them)"
+        )
+
+
+def _has_fsdp(model: nn.Module) -> bool:
+    """Whether parameters are gathered for each forward."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for m in model.modules())
+
+
+def is_tensor_parallel(model: nn.Module, given: Any) -> bool:
     """Whether values of a model may be parts: it is tensor parallel, or is given DTensors.
 
     FSDP's parameters are DTensors too, but whole while the model runs.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
     if any(map(is_dtensor, pytree.tree_leaves(given))):
         return True
-    modules = list(model.modules())
-    if any(getattr(m, "_distribute_module_applied", False) for m in modules):
+    if any(getattr(m, "_distribute_module_applied", False) for m in model.modules()):
         return True
-    if not any(map(is_dtensor, model.parameters())):
-        return False
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is None or not any(isinstance(m, fsdp.FSDPModule) for m in modules)
+    return any(map(is_dtensor, model.parameters())) and not _has_fsdp(model)
 
 
 class Whole(NamedTuple):
@@ -105,7 +150,7 @@ class Parallel:
     def contracted(self, name: str, run: Callable[..., Any], args: Any, kwargs: Any, product: Any) -> Any:
         """What hardware makes of a contraction, of which every process makes the whole."""
         given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        parts = [a for a in given if is_dtensor(a)]
+        parts: list[Any] = [a for a in given if is_dtensor(a)]
         if not parts:
             whole = self._find()
             if whole.unknown or whole.operands.get(name) != [tuple(a.shape) for a in given]:
@@ -119,7 +164,11 @@ class Parallel:
 
     def _spread(self, mode: Running, name: str, value: Tensor, row_dim: int | None) -> Any:
         """A plain value as the DTensor that it is a part of; None: each process has all of it."""
-        whole, shape = self._find(), tuple(value.shape)
+        shape = tuple(value.shape)
+        if is_input(name):  # as it was given
+            self._refuse_sums(name, value)
+            return None
+        whole = self._find()
         size = whole.shapes.get(name)
         if size is None:
             raise _lost(name, value, "the whole model does not come to it" + _because(whole))
@@ -170,8 +219,8 @@ def _lost(name: str, value: Tensor, why: str) -> RuntimeError:
     """The error of a plain value of which it is not known which part of the whole it is."""
     return RuntimeError(
         f"site {name!r}: in a tensor-parallel model it must be known which part of a value each process holds, got a "
-        f"plain tensor of shape {list(value.shape)}: {why}; keep it a DTensor (use_local_output=False), or leave it out "
-        "with where=..."
+        f"plain tensor of shape {list(value.shape)}: {why}; keep it a DTensor (use_local_output=False), or leave it "
+        "out with where=..."
     )
 
 
@@ -193,7 +242,7 @@ def _compare(name: str, few: Tensor, mesh: Any) -> None:
         largest = max(float(p.abs().max()) for p in parts)
         if not all(torch.allclose(p, parts[0], rtol=1e-2, atol=1e-3 * largest, equal_nan=True) for p in parts):
             raise RuntimeError(
-                f"site {name!r}: in a tensor-parallel model a plain tensor of the whole's shape must be the same in all "
-                "processes, got other values: noise on parts of a sum would come once in each; add them up first, or "
+                f"site {name!r}: in a tensor-parallel model a plain tensor of the whole's shape must be the same in "
+                "all processes, got other values: noise on parts of a sum would come once in each; add them up first, or "
                 "leave it out with where=..."
             )

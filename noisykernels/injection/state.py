@@ -86,6 +86,7 @@ class NoiseState(nn.Module):
         self.operands: dict[str, Array | None] = {}  # which one of traced products is an array
         self.roles: dict[str, Role] = {}  # which calls are parts of attentions that the model writes out
         self.left: set[str] = set()  # sites that are left out
+        self.told_of_ranks = False  # whether a warning has told that all processes number their rows from 0
         self.traced: list[Site] = []
         self.carriers: dict[str | int, bool] | None = None  # which arguments carry the rows, if traced
         self.unchecked = True  # no forward has shown yet whether all that was asked for meets a site

@@ -19,10 +19,12 @@ from noisykernels.injection.doors import door_of
 from noisykernels.injection.record import Entry
 from noisykernels.injection.rows import Rows, close
 from noisykernels.injection.rows import apart as rows_apart
+from noisykernels.injection.shards import in_group, is_tensor_parallel
 from noisykernels.injection.site import kind_of
 from noisykernels.injection.state import NoiseState, is_injected
 from noisykernels.injection.tokens import CACHES, Place, apart, encodes, held_by, names_of_streams
 from noisykernels.injection.trace import recorded
+from noisykernels.injection.whole import find_whole
 
 __all__ = ["find_places"]
 
@@ -47,6 +49,11 @@ def find_places(module: nn.Module, state: NoiseState, args: Any, kwargs: dict[st
         small = _sized(given, main, other, sizes)
         positional = tuple(small[names[i] if i < len(names) else i] for i in range(len(args)))
         named = {n: a for n, a in small.items() if n in kwargs}
+        if in_group() and is_tensor_parallel(module, (positional, named)):
+            whole = find_whole(module, positional, named)
+            if whole.unknown:
+                raise RuntimeError(whole.unknown)
+            return {name: Entry(name, shape) for name, shape in whole.shapes.items()}
         found, mode = recorded(module, state, positional, named, wanted)
         return {entry.name: entry for entry in (*found, *mode.lookups)}
 

@@ -19,7 +19,6 @@ from noisykernels.injection.state import is_injected, state_of
 
 __all__ = ["find_whole"]
 
-_HERE = "torch.distributed."  # where hooks come from that share a model out
 _KEPT = 16  # shapes of arguments of which runs are kept
 
 
@@ -50,8 +49,8 @@ class _Shapes(SiteMode):
 def find_whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Whole:
     """The shapes at the sites of an injected model for these arguments, were it in one process."""
     state = state_of(model)
-    given = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-    key = tuple(tuple(a.shape) for a in given)
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    key = structure, *(tuple(a.shape) if isinstance(a, Tensor) else repr(a) for a in leaves)
     if key not in state.wholes:
         if len(state.wholes) >= _KEPT:
             state.wholes.clear()
@@ -76,6 +75,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Who
         assert isinstance(mode, _Shapes)
         with mode:
             out = result_of(mode, model, args, kwargs)
+        mode.found.shapes.update({entry.name: entry.shape for entry in mode.lookups})
         found.append(mode.found)
         return out
 
@@ -92,13 +92,11 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Who
 
 @contextlib.contextmanager
 def _unshared(model: nn.Module) -> Iterator[None]:
-    """Without the hooks that share a model out."""
+    """Without hooks: those that share the model out, and those of others, for which there is nothing to see."""
     kept = [(hooks, dict(hooks)) for m in model.modules() for hooks in (m._forward_pre_hooks, m._forward_hooks)]
     try:
-        for hooks, before in kept:
-            for number, hook in before.items():
-                if str(getattr(hook, "__module__", "")).startswith(_HERE):
-                    del hooks[number]
+        for hooks, _ in kept:
+            hooks.clear()
         yield
     finally:
         for hooks, before in kept:

@@ -35,7 +35,8 @@ def by_parts(clean: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], 
             if kwargs.get("hardware") is not None or kwargs.get("arithmetic") is not None:
                 mesh = next(a for _, a in operands if is_dtensor(a)).device_mesh
                 whole = function(*map(gathered, args), **{name: gathered(a) for name, a in kwargs.items()})
-                return replicate(whole, mesh)
+                made: Tensor = replicate(whole, mesh)
+                return made
             return _cleanly(clean, args, kwargs)
 
         return run
@@ -69,6 +70,6 @@ def _refuse_mixed(op: str, operands: dict[str, Any]) -> None:
         given = operands.get(name, operands.get(str(number)))
         if isinstance(given, Tensor) and not is_dtensor(given):
             raise ValueError(
-                f"{op}: {name} must be a DTensor where another operand is one, got {type(given).__name__}: say where its "
-                "parts lie with distribute_tensor() or DTensor.from_local()"
+                f"{op}: {name} must be a DTensor where another operand is one, got {type(given).__name__}: say where "
+                "its parts lie with distribute_tensor() or DTensor.from_local()"
             )

@@ -159,7 +159,8 @@ def perturb(
         )
     if is_dtensor(x):
         of_call = {"site": site, "draws": draws, "rows": rows, "first_row": first_row, "operand": operand}
-        return perturb_parts("perturb", perturb, x, noise, seed=seed, shared=shared, **of_call)
+        whole: Tensor = perturb_parts("perturb", perturb, x, noise, seed=seed, shared=shared, **of_call)
+        return whole
     add, mul, mode, kind = noise_args("perturb", x, noise)
     key = Key.of("perturb", x.device, seed, site, draws, rows, first_row)
     add = in_units("perturb", noise, add, x, key, shared)

@@ -1,5 +1,5 @@
-"""Values of which every process holds a part, as torch's DTensors: where it lies in the whole, and noise by the ids that
-its elements have there.
+"""Values of which every process holds a part, as torch's DTensors: where it lies in the whole, and noise by the ids
+that its elements have there.
 
 The noise of a part is that of the whole, of which the part is taken: each process draws all of it. A part that is no
 block of the whole is refused: ids counted in it would be other ones.
@@ -130,8 +130,8 @@ def spread_out(op: str, value: Any, all_of: Sequence[int] = ()) -> Spread:
     for placement in value.placements:
         if not isinstance(placement, package.Partial) and type(placement) not in (package.Shard, package.Replicate):
             raise ValueError(
-                f"{op}: a DTensor must have the placements Shard, Replicate or Partial, got {placement}: which elements "
-                "a process holds is not known; redistribute() it"
+                f"{op}: a DTensor must have the placements Shard, Replicate or Partial, got {placement!r}: which "
+                "elements a process holds is not known; redistribute() it"
             )
     value = replicated(value, all_of)
     mesh, starts, sizes = value.device_mesh, [0] * value.dim(), list(value.shape)

@@ -14,6 +14,7 @@ import torch
 from good_calls import DATA, NOISE, VALUES, Good, X, injected, net
 from made_study import MIDPOINTS, made_study
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import noisykernels as nk
 from noisykernels import datasets, experiments, plotting, stats, training, walking, zoo
@@ -251,6 +252,7 @@ FILES: Good = {
     datasets.load: lambda: dict(name="digits", split="test", root=None, limit=5, download=False),
     datasets.info: lambda: dict(name="digits"),
     datasets.augmentation: lambda: dict(data_name="digits"),
+    datasets.numbered: lambda: dict(loader=DataLoader(TensorDataset(VALUES[1]), batch_size=2)),
     datasets.crop_flip: lambda: dict(x=VALUES[1], generator=torch.Generator(), pad=1, fill=(0.0, 0.0, 0.0)),
     datasets.synthetic_recordings: lambda: dict(takes=1, speakers=1, seed=0),
     datasets.log_mel: lambda: speech(words=[np.zeros(100, np.int16)]),

@@ -95,7 +95,7 @@ def reduced(source: str) -> str:
         README,
         *(
             GUIDES / f"{n}.md"
-            for n in ("arithmetic", "compiling", "cuda", "hardware", "language", "ordering", "training")
+            for n in ("arithmetic", "compiling", "cuda", "hardware", "language", "ordering", "processes", "training")
         ),
     ],
     ids=lambda path: path.name,
@@ -157,6 +157,9 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
             with pytest.raises(SystemExit) as stopped:
                 script.run(tmp_path, "--model", wrong)
             assert said in f"{stopped.value} {capsys.readouterr().err}"
+    elif path.stem == "processes":
+        losses, digest = script.run()
+        assert len(losses) == 4 and digest in capsys.readouterr().out
     elif path.stem == "cupy_noise":
         assert script.run() == 0
         text = capsys.readouterr().out

@@ -1,0 +1,55 @@
+"""Several processes have the noise of one, bit for bit, forward and backward; what cannot is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from process_cases import CASES, Found, compared, in_processes, of_one
+from process_refusals import REFUSED, told
+
+SIZES = (2, pytest.param(4, marks=pytest.mark.full))
+Ranks = list[tuple[dict[str, Found], dict[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Ranks]:
+    """What so many processes have found: they are started once."""
+    kept: dict[int, Any] = {}
+
+    def of(size: int) -> Ranks:
+        if size not in kept:
+            kept[size] = in_processes(size, tmp_path_factory.mktemp(f"of {size}"), told)
+        return kept[size]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, Found]:
+    return of_one()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_give_what_one_gives(
+    case: str, size: int, one: dict[str, Found], ranks: Callable[[int], Ranks]
+) -> None:
+    number, differing = compared(one[case], [found[case] for found, _ in ranks(size)])
+    assert number > 100 and differing == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_right_is_refused_in_all_processes(case: str, size: int, ranks: Callable[[int], Ranks]) -> None:
+    _, words = REFUSED[case]
+    for _, messages in ranks(size):
+        assert all(word in messages[case] for word in words), messages[case]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_that_all_number_from_0_and_studies_that_all_do_are_told(size: int, ranks: Callable[[int], Ranks]) -> None:
+    for _, messages in ranks(size):
+        assert "each of the processes numbers its rows from 0" in messages["warnings"]
+        assert f"walk: each of the {size} processes of torch.distributed does the whole study" in messages["warnings"]
