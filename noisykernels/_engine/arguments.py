@@ -36,8 +36,8 @@ def check_processes(op: str, model: Any) -> None:
         )
     if (count := torch.distributed.get_world_size()) > 1:
         warn_user(
-            f"{op}: each of the {count} processes of torch.distributed does the whole study, to the same result: run it "
-            "in one of them, with compute=Compute(executor=...) to share it out"
+            f"{op}: each of the {count} processes of torch.distributed does the whole study, to the same result: run "
+            "it in one of them, with compute=Compute(executor=...) to share it out"
         )
 
 

@@ -3,7 +3,7 @@
 from noisykernels.datasets.augment import Augment, augmentation, crop_flip
 from noisykernels.datasets.byte_pairs import BytePairs
 from noisykernels.datasets.download import ChecksumError, CorruptData, DataError, DataNotFound
-from noisykernels.datasets.numbered import numbered
+from noisykernels.datasets.row_ids import numbered
 from noisykernels.datasets.speech import Recordings, log_mel, read_recordings, spoken_digits, synthetic_recordings
 from noisykernels.datasets.text import kjv
 from noisykernels.datasets.vision import DATASETS, DataInfo, info, load

@@ -243,6 +243,6 @@ def _compare(name: str, few: Tensor, mesh: Any) -> None:
         if not all(torch.allclose(p, parts[0], rtol=1e-2, atol=1e-3 * largest, equal_nan=True) for p in parts):
             raise RuntimeError(
                 f"site {name!r}: in a tensor-parallel model a plain tensor of the whole's shape must be the same in "
-                "all processes, got other values: noise on parts of a sum would come once in each; add them up first, or "
-                "leave it out with where=..."
+                "all processes, got other values: noise on parts of a sum would come once in each; add them up first, "
+                "or leave it out with where=..."
             )

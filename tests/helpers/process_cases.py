@@ -239,7 +239,7 @@ def llama(group: Group | None) -> Found:
                 module.weight.zero_()
     if group is not None:
         plan: dict[str, Any] = {}
-        for name, module in model.named_modules():
+        for name, _ in model.named_modules():
             if name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
                 plan[name] = ColwiseParallel()
             elif name.rpartition(".")[2] in ("o_proj", "down_proj"):

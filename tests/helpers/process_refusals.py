@@ -1,4 +1,4 @@
-"""What cannot be right where processes hold parts of a model, by name: each is run by all processes and has to fail in all."""
+"""What cannot be right where processes hold parts of a model: all of them run it, and it fails in all, by name."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ REFUSED: dict[str, tuple[Callable[[Group], Any], tuple[str, ...]]] = {
         ("linear: weight must be a DTensor", "got Tensor"),
     ),
     "a level in parts": (
-        lambda g: nk.perturb(spread(g), nk.Noise(add=distribute_tensor(torch.ones(1, 1, 1, 6), g.mesh, [Shard(3)])), seed=1),
+        lambda g: nk.perturb(spread(g), nk.Noise(add=spread(g).abs().unsqueeze(0)), seed=1),
         ("perturb: a level", "got a DTensor"),
     ),
-    "uneven tokens, in torch itself": (
+    "uneven rows of tokens, in torch itself": (
         lambda g: torch.nn.functional.linear(
-            distribute_tensor(torch.ones(5, 7, 6), g.mesh, [Shard(1)]), distribute_tensor(torch.ones(3, 6), g.mesh)
+            distribute_tensor(torch.ones(5, 7, 6), g.mesh, [Shard(0)]), distribute_tensor(torch.ones(3, 6), g.mesh)
         ),
         ("Cannot flatten unevenly sharded tensor",),
     ),
