@@ -1,18 +1,20 @@
 """How often intervals of every law hold the truth: `PYTHONPATH=.:tests/helpers python bench/question_coverage.py [N]`.
 
-Prints the table of docs/results/intervals.md: N made-up studies of each line (default 300), whose truth is known, and N
-real searches: the loss of a small classifier (a twentieth more), the squared error of a regressor (twice as much), both
+Prints the table of docs/results/intervals.md: N made-up studies of each line (default 300), whose truth is known (of
+sums over rows: from 2,000 draws of another seed, 8,000 where rows share their noise), and N real searches: the loss of a small classifier (a twentieth more), the squared error of a regressor (twice as much), both
 with weights as well, at the first layer. Their truth: values under 2,000 draws of another seed at nine levels around
 the tolerance, and the crossing of a quadratic through them.
 """
 
 import math
 import sys
+from functools import cache
 
 import numpy as np
 import torch
 from made_curves import Made, MadeLoss, search, search_loss, seek
 from made_grids import made_accuracy, made_loss
+from made_sums import MadeSums, grid_of_sums, search_sums
 from torch import nn
 
 import noisykernels as nk
@@ -50,6 +52,39 @@ def searched_accuracy(seed):
     return one.found.low, one.found.high, made.midpoint()
 
 
+SUMS = {
+    "F1 of 1,500 rows": {"metric": "f1"},
+    "F1 of 600 rows": {"metric": "f1", "rows": 600},
+    "F1 of 200 rows": {"metric": "f1", "rows": 200},
+    "mean IoU of 16 correlated pixels a row": {"metric": "mean_iou", "places": 16},
+    "F1 of rows that share noise": {"metric": "f1", "rows": 600, "chip": 0.3},
+}
+LOSS = nk.Drop(0.1)
+
+
+@cache
+def true_sums(name):
+    """From many draws."""
+    made = MadeSums(0, **SUMS[name])
+    one = search_sums(made, LOSS, chips=made.chip > 0)
+    seek([one], made)
+    return made.truth(one.found.target, one.found.level, 8000 if made.chip else 2000)
+
+
+def searched_sums(name, seed):
+    """A made-up search of a sum over rows."""
+    made = MadeSums(seed, **SUMS[name])
+    one = search_sums(made, LOSS, chips=made.chip > 0)
+    seek([one], made)
+    return one.found.low, one.found.high, true_sums(name)
+
+
+def gridded_sums(name, draws, seed):
+    """A made-up walk over a grid, of a sum over rows."""
+    m = grid_of_sums(MadeSums(seed, **SUMS[name]), LOSS, draws)
+    return m.low, m.high, true_sums(name)
+
+
 MADE = [
     *((f"{law} loss, grid, {draws} draw{'s' * (draws > 1)}", grid_of_loss, (law, draws, None))
       for law in ("heavy", "skewed") for draws in (1, 2, 4, 8, 16)),
@@ -62,6 +97,10 @@ MADE = [
     ("accuracy, search", searched_accuracy, ()),
     *((f"{law} loss, search", searched_loss, (law, 0.0)) for law in ("heavy", "skewed")),
     ("loss shared by rows, search of chips", searched_loss, ("skewed", 0.4)),
+    *((f"{name}, grid, {draws} draw{'s' * (draws > 1)}", gridded_sums, (name, draws))
+      for name in (*SUMS,)[::3] for draws in (1, 2, 4, 8)),
+    *((f"{name}, grid, {draws} draws", gridded_sums, (name, draws)) for name in (*SUMS,)[4:] for draws in (2, 4, 8)),
+    *((f"{name}, search{' of chips' * ('chip' in how)}", searched_sums, (name,)) for name, how in SUMS.items()),
 ]  # fmt: skip
 
 

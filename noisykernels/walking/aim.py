@@ -1,5 +1,9 @@
 """What a search is after: the value that a curve is to cross, in the numbers of rows, turned so that curves fall.
 
+Sums over rows come as those of blocks. A block's number is its share in the value of all that one draw was looked at
+on: their mean is that value, and they scatter as the blocks do. So a block is to a search what a row of many numbers
+is; but the value of some rows is another quantity than that of all, and is not what a measurement may rest on.
+
 Numbers in, numbers out: this file must not know torch.
 """
 
@@ -7,13 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisykernels._engine.request import Request
 from noisykernels.metrics.law import Answer, Law
 from noisykernels.stats.intervals import Floats
+from noisykernels.stats.pseudo import shares_of_sums
 from noisykernels.stats.questions import HALF, Question, of_part, targeted
 from noisykernels.stats.regression import RowWeights, least_spread, spread_given
 
@@ -25,13 +33,14 @@ class Aim:
 
     Args:
         law: of the numbers.
-        clean: [rows], the number of each row without noise, in permuted order.
+        clean: [rows], the number of each row without noise, in permuted order; of sums [blocks, width].
         floor: what is measured under unbounded noise; None: it is not known.
         question: what is asked.
         higher_is_better: the direction of what is measured.
-        value: what is measured, from a mean of numbers.
-        positions: how many numbers that of a row is the mean of: tokens, pixels.
+        value: what is measured, from a mean of numbers, or from sums over all rows.
+        positions: how many numbers that of a row, or block, is the mean of: tokens, pixels.
         weights: of the rows; None: all count alike.
+        rows: of the data, where there are sums.
         said: what errors speak of: the function that was called, and the name of what is measured.
 
     Raises:
@@ -41,20 +50,23 @@ class Aim:
     def __init__(
         self, law: Law, clean: NDArray[Any], floor: float | None, question: Question = HALF, *,
         higher_is_better: bool = True, value: Callable[[Any], Any] = float, positions: int = 1,
-        weights: RowWeights | None = None, said: tuple[str, str] = ("walk", "accuracy"),
+        weights: RowWeights | None = None, rows: int = 0, said: tuple[str, str] = ("walk", "accuracy"),
     ) -> None:  # fmt: skip
-        self.weights, (self.op, metric) = weights, said
-        self.law, self.floor, self.question, self.value = law, floor, question, value
-        self.higher_is_better, self.positions = higher_is_better, positions
-        mean = float(clean.mean())
-        self.told_clean = float(value(mean))
+        self.weights, self.rows, self.positions, (self.op, metric) = weights, rows, positions, said
+        self.law, self.floor, self.question, self.higher_is_better = law, floor, question, higher_is_better
+        self.whole = law.block > 1  # whether only all rows together have what is measured
+        self.sums, self.of_sums = (clean, value) if self.whole else (clean[:0], float)
+        self.value: Callable[[Any], Any] = float if self.whole else value
+        mean = float(value(law.pooled(clean))) if self.whole else float(clean.mean())
+        clean = shares_of_sums(clean, value) if self.whole else clean
+        self.told_clean = float(self.value(mean))
         self.told_target = targeted(
             self.op, question, self.told_clean, floor, metric=metric, higher_is_better=higher_is_better,
-            worst=None if law.worst is None else float(value(law.worst)),
+            worst=None if law.worst is None else float(self.value(law.worst)),
         )  # fmt: skip
         nudged = mean + 1e-3 * (abs(mean) or 1)
-        self.is_mean = self.told_clean == mean and float(value(nudged)) == nudged
-        self.sign = 1 if (float(value(nudged)) > self.told_clean) == higher_is_better else -1
+        self.is_mean = self.told_clean == mean and float(self.value(nudged)) == nudged
+        self.sign = 1 if (float(self.value(nudged)) > self.told_clean) == higher_is_better else -1
         self.clean = clean if self.sign > 0 else -clean
         self.top = float(self.clean.mean())
         self.target = self._of_told(self.told_target, mean)
@@ -85,9 +97,31 @@ class Aim:
             better, far = (middle, far) if is_better(middle) else (better, middle)
         return self.sign * far
 
+    def part(self, start: int, end: int) -> NDArray[Any]:
+        """The clean numbers, turned, of some entries; of sums in the value of these alone."""
+        if not self.whole or end - start == len(self.clean):
+            return self.clean[start:end]
+        return self.sign * shares_of_sums(self.sums[start:end], self.of_sums)
+
+    @cached_property
+    def fewest(self) -> int:
+        """Entries of which the first have a value, be there as many as that or more: of sums, classes may be rare."""
+        if not self.whole:
+            return 1
+        with np.errstate(all="ignore"):
+            none = np.flatnonzero(~np.isfinite(self.of_sums(self.sums.cumsum(0))))
+        return int(none[-1]) + 2 if len(none) else 1
+
+    def in_rows(self, request: Request) -> Request:
+        """What is asked of the engine for a request of so many entries: of sums, their rows."""
+        if not self.whole:
+            return request
+        start = request.start * self.law.block
+        return replace(request, start=start, rows=min(self.rows, request.end * self.law.block) - start)
+
     def target_of(self, rows: int) -> float:
         """That of the first rows alone: the small phases must not mistake easy rows for robust ones."""
-        part = self.sign * float(self.clean[:rows].mean())
+        part = self.sign * float(self.part(0, rows).mean())
         told = of_part(
             self.question, float(self.value(part)), self.told_clean, self.floor, higher_is_better=self.higher_is_better
         )
@@ -101,6 +135,8 @@ class Aim:
     def numbers(self, answer: Answer) -> NDArray[Any]:
         """Of the rows of an answer; one without a number is farther than any question asks for."""
         numbers = self.law.numbers(answer)
+        if self.whole:
+            numbers = np.array([[shares_of_sums(draw, self.of_sums) for draw in draws] for draws in numbers])
         if self.law.name == "binary":
             return numbers if self.sign > 0 else -numbers
         return np.where(np.isnan(numbers), -np.inf, self.sign * numbers)
@@ -119,8 +155,12 @@ class Aim:
         if not len(finite):
             return least
         some = slice(start, start + rows)
+        clean = self.part(start, start + rows)
         shares = None if self.weights is None else self.weights.shares[some]
         if shares is not None and self.weights is not None and self.weights.bounds is not None:
             low, high = sorted(self.sign * end for end in self.weights.bounds)
             least = max(least, *(least_spread(float(m), low, high, shares) ** 2 for m in finite.mean((1, 2))))
-        return max(least, float((spread_given(self.clean[some], finite, shares) ** 2).mean(1).max()))
+        found = float((spread_given(clean, finite, shares) ** 2).mean(1).max())
+        if self.whole and finite.shape[1] > 1:  # there may be few blocks: draws tell as much
+            found = max(float(finite.var(1, ddof=1).mean(1).max()), found)
+        return max(least, found)

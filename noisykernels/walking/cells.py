@@ -43,7 +43,9 @@ def measured(
     law, site, rows = metric.law, request.site, request.rows
     numbers, sums = law.numbers(answer), law.block > 1
     there = np.isfinite(numbers.reshape(len(numbers), -1)).all(1)
-    value = float(metric.value(law.pooled(numbers, shares)))
+    value, missing = float(metric.value(law.pooled(numbers, shares))), int(law.missing(answer).sum())
+    if sums and not math.isfinite(value):
+        missing = len(numbers)  # together they have none
     known = rows * int(there.sum()) // len(numbers)
     if shares is not None:
         shares = shares[there]
@@ -53,8 +55,7 @@ def measured(
     half = float(t_quantile(0.95, max(1, known - 1))) * spread / math.sqrt(known) if known else math.nan
     low, high = (math.nan, math.nan) if math.isnan(half) else (value - half, value + half)
     return Measured(
-        site.name, site.index, level, draw, rows, int(law.missing(answer).sum()), value, spread, "evaluated",
-        low, high,
+        site.name, site.index, level, draw, rows, missing, value, spread, "evaluated", low, high
     )  # fmt: skip
 
 
@@ -126,14 +127,17 @@ class Cells:
         clean = self.clean[low : low + answer.shape[2]]
         shares = None if self.shares is None or law.block > 1 else self.shares[low : low + answer.shape[2]]
         for level, of_level in zip(request.levels, answer, strict=True):
-            if nan := int(law.missing(of_level).sum()):
-                warn_user(f"{self.op}: site {request.site.name} at level {level:g}: {nan} of {self._said_of(of_level)}")
+            lacking = 0
             for draw, of_draw in zip(request.draws, of_level, strict=True):
                 if is_share(self.metric):
                     record: Record | Measured = counted(request, level, draw, law.numbers(of_draw))
+                    lacking += int(law.missing(of_draw).sum())
                 else:
                     record = measured(request, level, draw, of_draw, clean, self.metric, shares)
+                    lacking += record.missing
                 self.put(request.which, record)
+            if lacking:
+                warn_user(f"{self.op}: site {request.site.name} at level {level:g}: {lacking} of {self._said_of(of_level)}")
 
     def _said_of(self, answer: Answer) -> str:
         """What becomes of the entries of an answer [draws, entries] that have no number."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from noisykernels._engine.request import Request
 from noisykernels.metrics.law import Answer
+from noisykernels.stats.curve import crossings
 from noisykernels.stats.intervals import t_quantile, wilson
 from noisykernels.walking.aim import Aim
 
@@ -58,7 +59,7 @@ class Looks:
 
     def off(self, start: int, end: int) -> float:
         """By how much the clean value of some rows is above that of all."""
-        return 0.0 if self.aim.usual else float(self.aim.clean[start:end].mean()) - self.aim.top
+        return 0.0 if self.aim.usual else float(self.aim.part(start, end).mean()) - self.aim.top
 
     def ends(self, confidence: float) -> dict[float, tuple[float, float]]:
         """The interval of each level looked at; all of them hold together."""
@@ -71,6 +72,17 @@ class Looks:
             half = float(t_quantile(share, max(1, size - 1))) * math.sqrt(variance / size) if known else 0.0
             ends[v] = mean - half, mean + half
         return ends
+
+    def crossings(self, level: float, confidence: float) -> tuple[float, ...]:
+        """All of the curve, as far as it was looked at: a fall that was found at a level, and those between levels that
+        are surely above the target and surely below it, interpolated."""
+        ends, target = self.ends(confidence), self.aim.target
+        sure = [v for v in sorted(self.of) if (ends[v][0] > target or ends[v][1] < target) and v > 0]
+        means = self.aim.near(np.array([self.of[v][0] for v in sure]))
+        found = [(math.exp(x), down) for x, down in crossings(np.log(sure), means, target)]
+        falls = [v for v, down in found if down]
+        mine = min(falls, key=lambda v: abs(math.log(v / level)), default=level)
+        return tuple(sorted([level, *(v for v, _ in found if v != mine)]))
 
     def bounds(self, confidence: float) -> tuple[float, float]:
         """Of the levels looked at: the highest that is surely above the target before any that may not be, and the

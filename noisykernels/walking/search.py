@@ -21,6 +21,9 @@ What is asked may be another crossing than half-way, and of any measure: see `Ai
 the question needs: what lies farther beyond the target than the clean value lies above it counts as so far, and a row
 without a finite number makes its level one that is beyond.
 
+Of sums over rows, blocks are what rows are elsewhere here, in requests as in answers, see `Aim`; measurements are of
+all of them, for the value of some rows is not what is asked for.
+
 Where a draw is a chip (noise on weights), its rows share their noise: then draws are what is counted, each on a block
 of rows of its own, there are several in the first phases too, and their spread, with Student's quantiles, makes the
 interval.
@@ -147,6 +150,8 @@ class SiteSearch:
         """A measurement as large as wanted or still allowed."""
         one, want = self._asked((), (self.next_draw,), self.total), self.want
         rows, beside = (self.aim.rows_for(count, FEWEST_MEASURED) for count in (LEAST_ROWS, LEAST))
+        if self.aim.whole:  # and what it varies by is seen in draws
+            rows, want = self.total, max(want, self.total + FEWEST_MEASURED)
         asked = around(one, levels, want, rows, beside)
         while sum(r.cells for r in asked) > self.most - self.evaluations and want > 1:
             want = want * 9 // 10
@@ -157,13 +162,13 @@ class SiteSearch:
         """Levels under new draws, as many row-draws (of chips: draws) of each as wanted or still allowed."""
         left = (self.most - self.evaluations) / len(levels)
         if self.chips:
-            blocks = max(1, self.total // CHIP_ROWS)  # all rows are in one
+            blocks = 1 if self.aim.whole else max(1, self.total // CHIP_ROWS)  # all rows are in one
             starts = [b * self.total // blocks for b in range(blocks + 1)]
             count = max(LEAST_CHIPS, int(min(want, left // -(-self.total // blocks))))
             draws = range(self.next_draw, self.next_draw + count)
             parts = [(b, tuple(d for d in draws if d % blocks == b)) for b in range(blocks)]
             return [self._asked(levels, ids, starts[b + 1] - starts[b], starts[b]) for b, ids in parts if ids]
-        least = self.aim.rows_for(LEAST_ROWS, FEWEST_MEASURED)
+        least = self.total if self.aim.whole else self.aim.rows_for(LEAST_ROWS, FEWEST_MEASURED)
         rows = min(self.total, max(least, math.ceil(min(want, left - 1) / 2)))
         count = max(2, int(min(math.ceil(want / rows), left // rows)))
         return [self._asked(levels, tuple(range(self.next_draw, self.next_draw + count)), rows)]
@@ -171,7 +176,7 @@ class SiteSearch:
     def _first(self, levels: Iterable[float], rows: int, draws: int) -> Request:
         """Of the first two phases: few rows under few draws, or under more where there are fewer yet."""
         wanted = rows if self.aim.usual else self.aim.rows_for(rows * MORE, FEWEST)
-        have = min(self.total, wanted)
+        have = min(self.total, max(wanted, self.aim.fewest))
         count = FIRST_CHIPS if self.chips else min(draws * MORE, -(-wanted * draws // have))
         return self._asked(levels, tuple(range(count)), have)
 
@@ -195,7 +200,7 @@ class SiteSearch:
 
     def learn(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         """Takes the answers to `requests`."""
-        self.evaluations += sum(answer.size for answer in answers)
+        self.evaluations += sum(request.cells for request in requests)
         numbers = [self.aim.numbers(answer) for answer in answers]
         some = len(requests) if self.chips else 1  # of a measurement, where all levels were looked at
         self.looks.take(requests[:some], numbers[:some])
@@ -223,7 +228,8 @@ class SiteSearch:
         elif above[0] and (
             levels[-1] / self.scale >= HIGHEST or levels[-1] >= LARGEST or (further and self._saturated(answer))
         ):
-            if self._surely(min(self.known.values()) - target, answer):
+            all_seen = not self.aim.whole or request.rows == self.total
+            if all_seen and self._surely(min(self.known.values()) - target, answer):
                 self._give_up("none", levels[-1])
             else:
                 self._look_far(levels[-1])
@@ -232,7 +238,7 @@ class SiteSearch:
 
     def _saturated(self, answer: Answer) -> bool:
         """Whether the noise moves predictions, and no more so with its level."""
-        moved = answer[0] - self.aim.clean[: answer.shape[2]]
+        moved = answer[0] - self.aim.part(0, answer.shape[2])
         if self.aim.law.name == "binary":
             return bool((answer == answer[:1]).all() and moved.any())
         alike = float(np.ptp(answer.mean((1, 2)))) < 1e-3 * self.aim.depth
@@ -310,6 +316,8 @@ class SiteSearch:
         z = quantile(self.confidence, self.measurement)
         if self.chips:  # whose variance is estimated from few
             z = t_for(z, len(draws) - 1)
+        elif self.aim.whole:
+            z = t_for(z, self.total * (len(draws) - 1))
         fall, samples = self._fall(requests, answers)
         more = self.measurement < MEASUREMENTS
         if fall.root is None or abs(fall.root) > 1.5 * self.window:
@@ -398,7 +406,7 @@ class SiteSearch:
     ) -> None:
         self.found = Midpoint(
             level=level, low=low, high=high, crossing=level, crossing_low=low, crossing_high=high,
-            crossings=() if math.isnan(level) else (level,), slope=steepness, clean=self.aim.told_clean,
+            crossings=() if math.isnan(level) else self.looks.crossings(level, self.confidence), slope=steepness, clean=self.aim.told_clean,
             floor=math.nan if self.aim.floor is None else self.aim.floor, status=status,
             method="stopped" if stopped else "adaptive", confidence=self.confidence, site=self.site.name,
             site_index=self.site.index, at=str(self.aim.question), target=self.aim.told_target,
@@ -436,9 +444,9 @@ def seek(
         rounds = [(s, requests) for s in searches if (requests := s.requests())]
         if not rounds:
             return asked
-        answers = iter(evaluate.answers([r for _, requests in rounds for r in requests]))
+        answers = iter(evaluate.answers([s.aim.in_rows(r) for s, requests in rounds for r in requests]))
         for search, requests in rounds:
             answered = [next(answers) for _ in requests]
             search.learn(requests, answered)
-            asked += zip(requests, answered, strict=True)
+            asked += zip(map(search.aim.in_rows, requests), answered, strict=True)
         advance(sum(s.found is not None for s, _ in rounds))

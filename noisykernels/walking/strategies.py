@@ -145,11 +145,11 @@ class Search:
             object.__setattr__(self, "most", in_range("Search", "most", self.most))
 
     def check(self, op: str, metric: Metric) -> None:
-        """A search spends rows: it needs a number of each."""
-        if metric.law.block > 1:
+        """A search spends rows: it needs a number of each, or sums over them."""
+        if metric.law.block == ALL:
             raise ValueError(
-                f"{op}: a search needs a number of each row, which {metric.name} does not give: it is of "
-                f"{'a whole pass' if metric.law.block == ALL else 'sums over rows'}; give levels and draws for a grid"
+                f"{op}: a search needs a number of each row, or sums over rows, which {metric.name} does not give: it "
+                "is of a whole pass; give levels and draws for a grid"
             )
 
     def described(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -162,12 +162,13 @@ class Search:
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
-        metric = cells.metric
+        metric, block = cells.metric, cells.metric.law.block
         aim = Aim(
             metric.law, cells.clean, cells.floor, cells.question, higher_is_better=metric.higher_is_better,
-            value=metric.value, positions=facts.positions, weights=cells.weights,
-            said=(cells.op, metric.name),
+            value=metric.value, positions=facts.positions * block, rows=cells.rows,
+            weights=cells.weights if block == 1 else None, said=(cells.op, metric.name),
         )  # fmt: skip
+        most = self._most * len(aim.clean) // cells.rows  # rows, or blocks of them
         if aim.usual and not facts.shares_rows(0):
             self._warn_of_few_rows(cells, aim)
         searches = []
@@ -175,12 +176,12 @@ class Search:
             scales = facts.scales(cells.sites, which)
             chips = facts.shares_rows(which)
             searches += [
-                SiteSearch(s, scales.get(s.name, 1.0), aim, self.rel_ci, most=self._most, which=which, chips=chips)
+                SiteSearch(s, scales.get(s.name, 1.0), aim, self.rel_ci, most=most, which=which, chips=chips)
                 for s in cells.sites
             ]
         with progress_of(cells.op, progress, len(searches)) as advance:
             for idle in (s for s in searches if s.site.name in facts.idle):
-                cells.prove(looked := idle.stand(), looked.levels)
+                cells.prove(looked := aim.in_rows(idle.stand()), looked.levels)
                 advance(1)
             for request, answer in seek(searches, evaluate, advance):
                 cells.take(request, answer)

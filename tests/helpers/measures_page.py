@@ -73,7 +73,32 @@ def walked(case: Case, **compute: Any) -> Pairs:
     )  # fmt: skip
     assert len(study.records) == len(LEVELS) * len(DRAWS)
     for r in study.records:
-        yield r.value, looped(case, r.draw, noise=NOISE.scaled(r.level), where=[SITE])
+        yield r.value, looped(case, r.draw, **at_site(r.level))
+
+
+def searched(case: Case, noise: Any, placed: Callable[[float], dict[str, Any]], **options: Any) -> Pairs:
+    """Four of the cells that a search has looked at on all rows, those nearest to what it has found."""
+    _, targets, *_ = case.data()
+    clean, some = (looped(case, 0, **placed(level)) for level in (0.0, 1.0))
+    study = nk.walk(
+        case.model(), case.data(), noise=noise, seed=SEED, sites=[SITE], metric=case.metric,
+        at=nk.Value(clean + (some - clean) / 2), search=nk.Search(rel_ci=0.3), **options,
+    )  # fmt: skip
+    (found,) = study.midpoints()
+    assert found.status == "ok" and found.low < found.level < found.high
+    nearest = sorted(study.records, key=lambda r: (abs(r.level - found.level), r.draw))
+    for r in [r for r in nearest if r.rows == len(targets)][:4]:
+        yield r.value, looped(case, r.draw, **placed(r.level))
+
+
+def at_site(level: float) -> dict[str, Any]:
+    """How `inject` has noise at a level."""
+    return {"noise": NOISE.scaled(level), "where": [SITE]}
+
+
+def on_weights(level: float) -> dict[str, Any]:
+    """How `inject` has noise on weights at a level."""
+    return {"hardware": {SITE: [WEIGHTS.scaled(level)]}, "noise": None}
 
 
 def walked_weights(case: Case) -> Pairs:
@@ -82,7 +107,7 @@ def walked_weights(case: Case) -> Pairs:
         metric=case.metric,
     )  # fmt: skip
     for r in study.records:
-        yield r.value, looped(case, r.draw, hardware={SITE: [WEIGHTS.scaled(r.level)]}, noise=None)
+        yield r.value, looped(case, r.draw, **on_weights(r.level))
 
 
 def parameter(case: Case) -> Pairs:
@@ -132,7 +157,9 @@ STUDIES: dict[str, Callable[[Case], Pairs]] = {
     "walk, plain": lambda case: walked(case, engine="plain"),
     "walk, shared": lambda case: walked(case, engine="shared"),
     "walk, workers": lambda case: walked(case, executor=Here()),
+    "search": lambda case: searched(case, NOISE, at_site),
     "walk of weights": walked_weights,
+    "search of weights": lambda case: searched(case, WEIGHTS, on_weights, target="weight"),
     "walk_parameter": parameter,
     "vote": voted,
     "chips": on_chips,
@@ -146,7 +173,12 @@ def cell(case: Case, study: str) -> str:
     """How many values were compared, all of them equal but for rounding; or what came instead."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pairs = list(STUDIES[study](case))
+        try:
+            pairs = list(STUDIES[study](case))
+        except ValueError as error:
+            if "it is of a whole pass; give levels and draws for a grid" not in str(error):
+                raise
+            return "grids only"
     far = [(a, b) for a, b in pairs if not abs(a - b) <= CLOSE * max(1.0, abs(b))]
     return f"differs: {far[0][0]:.6g}, not {far[0][1]:.6g}" if far else f"{len(pairs)} equal" if pairs else "clean is 0"
 
@@ -163,7 +195,8 @@ def page() -> str:
 
 Values that a study gives, each held against a plain loop: the model injected, run under one draw, and the measure's
 definition written out over its outputs in double precision. "4 equal": four values were compared, all equal to within
-{CLOSE:g}. "clean is 0": shares of the clean value are not defined.
+{CLOSE:g}. "clean is 0": shares of the clean value are not defined. Of a search four cells on all rows are compared, those nearest
+to the level that it has found; "grids only": it says that what is measured has none.
 `PYTHONPATH=.:tests/helpers python tests/helpers/measures_page.py` writes this page, a test holds it.
 
 {head}
