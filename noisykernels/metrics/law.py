@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from noisykernels._util.checks import Range, in_range
 
-__all__ = ["ALL", "BINARY", "NAN", "Answer", "Binary", "Bounded", "Law", "Real", "Sums"]
+__all__ = ["ALL", "BINARY", "NAN", "Answer", "Binary", "Bounded", "Law", "Real", "Sums", "block_rows"]
 
 Answer = NDArray[Any]  # what a metric gives for each row, or block of them; its law says of which type
 ALL = 2**62  # rows of a block that is all of them, whatever the data: for numbers of a whole pass
@@ -269,6 +269,17 @@ class Sums(_Floats):
         """The totals of the blocks that have numbers; NaN: none has."""
         there = np.isfinite(numbers)
         return np.where(there.any(-2), np.where(there, numbers, 0.0).sum(-2), np.nan)
+
+
+def block_rows(rows: int, block: int) -> NDArray[np.int64]:
+    """How many rows each block has.
+
+    Example:
+        >>> block_rows(5, 2).tolist()
+        [2, 2, 1]
+    """
+    found: NDArray[np.int64] = np.minimum(block, rows - np.arange(0, rows, block))
+    return found
 
 
 def _text(content: bytes) -> str:

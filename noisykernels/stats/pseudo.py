@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisykernels.stats.intervals import Floats
+from noisykernels.stats.intervals import Floats, t_quantile
 from noisykernels.stats.regression import spread_given
 
 __all__ = ["pseudo_values", "shares_of_sums", "spread_of"]
@@ -44,49 +44,57 @@ def pseudo_values(numbers: NDArray[Any], value: Callable[[Any], Any]) -> Floats:
     return found
 
 
-def shares_of_sums(sums: NDArray[Any], value: Callable[[Any], Any]) -> Floats:
-    """`v + (n + 1) (v_i - v)`, v_i the value with the i-th entry there twice, moved so that their mean is the value v:
-    they scatter as the entries do (the delta method, exact for a ratio whose denominators are alike).
+def shares_of_sums(sums: NDArray[Any], value: Callable[[Any], Any], rows: NDArray[Any]) -> Floats:
+    """`n (p v + (1 + p) (v_i - v))`, v_i the value with the i-th entry there twice and p its part of all rows, moved so
+    that their mean is the value v: they scatter as the entries do (the delta method, exact for a mean of rows).
 
     An entry is not left out: it may be all that there is of a class.
 
     Args:
         sums: [..., entries, width].
         value: of the sum over entries, along leading dimensions.
+        rows: [entries], of how many rows each is.
 
     Returns:
         [..., entries]; NaN where the value, or one of these, is none.
 
     Example:
-        >>> shares_of_sums(np.array([[1.0, 2.0], [3.0, 2.0]]), lambda sums: sums[..., 0] / sums[..., 1]).round(6)
-        array([0.5, 1.5])
+        >>> shares_of_sums(np.array([[1.0, 2.0], [6.0, 4.0]]), lambda sums: sums[..., 0] / sums[..., 1], np.array([2, 4])).round(6)
+        array([0.333333, 2.      ])
     """
-    count, total = sums.shape[-2], sums.sum(-2)
+    part = rows / rows.sum()
     with np.errstate(all="ignore"):
-        whole = np.asarray(value(total), np.float64)[..., None]
-        each = np.asarray(value(total[..., None, :] + sums), np.float64)
-        found = (count + 1) * (each - whole)
-        found = whole + found - found.mean(-1, keepdims=True)
+        whole = np.asarray(value(sums.sum(-2)), np.float64)[..., None]
+        each = np.asarray(value(sums.sum(-2, keepdims=True) + sums), np.float64)
+        moved = (1 + part) * (each - whole)
+        found = len(rows) * (part * whole + moved - moved.mean(-1, keepdims=True))
     return np.where(np.isfinite(found).all(-1, keepdims=True), found, np.nan)
 
 
 def spread_of(
-    clean: NDArray[Any], numbers: NDArray[Any], value: Callable[[Any], Any], *, sums: bool, rows: int,
+    clean: NDArray[Any], numbers: NDArray[Any], value: Callable[[Any], Any], *, rows: NDArray[Any] | None = None,
     shares: NDArray[Any] | None = None,
 ) -> float:  # fmt: skip
     """Standard deviation of a row's part in a value that its clean one does not explain; NaN: not known.
+
+    What a few sums tell of it is little: it is larger by what Student's quantile for them is above that for rows, and of
+    fewer than six, where that is half as large again, it is not known. Draws tell more.
 
     Args:
         clean: entries without noise, as many.
         numbers: entries [entries], or sums [entries, width], all finite.
         value: see `pseudo_values`, or of sums `shares_of_sums`.
-        sums: whether of sums.
-        rows: that the entries are of.
+        rows: of sums, [entries], of how many rows each is; None: entries are numbers of rows.
         shares: of the entries in all weights; None: all count alike.
     """
-    if len(numbers) < 3:
+    if (entries := len(numbers)) < (3 if rows is None else 6):
         return math.nan
-    before, after = ((shares_of_sums if sums else pseudo_values)(each, value) for each in (clean, numbers))
+    if rows is None:
+        before, after, factor = pseudo_values(clean, value), pseudo_values(numbers, value), 1.0
+    else:
+        before, after = shares_of_sums(clean, value, rows), shares_of_sums(numbers, value, rows)
+        known = t_quantile(0.95, entries - 2) / t_quantile(0.95, float(rows.sum()) - 1)
+        factor = float(known) * math.sqrt(float(rows.sum()) / entries)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         return math.nan
-    return float(spread_given(before, after, shares)) * math.sqrt(rows / len(numbers))
+    return factor * float(spread_given(before, after, shares))

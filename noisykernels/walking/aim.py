@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisykernels._engine.request import Request
-from noisykernels.metrics.law import Answer, Law
+from noisykernels.metrics.law import Answer, Law, block_rows
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.pseudo import shares_of_sums
 from noisykernels.stats.questions import HALF, Question, of_part, targeted
@@ -58,7 +58,8 @@ class Aim:
         self.sums, self.of_sums = (clean, value) if self.whole else (clean[:0], float)
         self.value: Callable[[Any], Any] = float if self.whole else value
         mean = float(value(law.pooled(clean))) if self.whole else float(clean.mean())
-        clean = shares_of_sums(clean, value) if self.whole else clean
+        self.sizes = block_rows(rows, law.block)  # of sums
+        clean = self._shares(clean) if self.whole else clean
         self.told_clean = float(self.value(mean))
         self.told_target = targeted(
             self.op, question, self.told_clean, floor, metric=metric, higher_is_better=higher_is_better,
@@ -101,7 +102,11 @@ class Aim:
         """The clean numbers, turned, of some entries; of sums in the value of these alone."""
         if not self.whole or end - start == len(self.clean):
             return self.clean[start:end]
-        return self.sign * shares_of_sums(self.sums[start:end], self.of_sums)
+        return self.sign * self._shares(self.sums[start:end], start)
+
+    def _shares(self, sums: NDArray[Any], start: int = 0) -> NDArray[Any]:
+        """Of sums of blocks [blocks, width] from one on, in their value."""
+        return shares_of_sums(sums, self.of_sums, self.sizes[start : start + len(sums)])
 
     @cached_property
     def fewest(self) -> int:
@@ -136,7 +141,7 @@ class Aim:
         """Of the rows of an answer; one without a number is farther than any question asks for."""
         numbers = self.law.numbers(answer)
         if self.whole:
-            numbers = np.array([[shares_of_sums(draw, self.of_sums) for draw in draws] for draws in numbers])
+            numbers = np.array([[self._shares(draw) for draw in draws] for draws in numbers])
         if self.law.name == "binary":
             return numbers if self.sign > 0 else -numbers
         return np.where(np.isnan(numbers), -np.inf, self.sign * numbers)

@@ -14,6 +14,7 @@ from noisykernels._engine.request import Answer, Request
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.site import Site
 from noisykernels.metrics.base import Metric, is_share
+from noisykernels.metrics.law import block_rows
 from noisykernels.stats.intervals import t_quantile
 from noisykernels.stats.pseudo import spread_of
 from noisykernels.stats.questions import HALF, Question, targeted
@@ -46,10 +47,11 @@ def measured(
     value, missing = float(metric.value(law.pooled(numbers, shares))), int(law.missing(answer).sum())
     if sums and not math.isfinite(value):
         missing = len(numbers)  # together they have none
-    known = rows * int(there.sum()) // len(numbers)
+    blocks = block_rows(rows, law.block)[there]  # requests start where blocks do
+    known = int(blocks.sum())
     if shares is not None:
         shares = shares[there]
-    spread = spread_of(clean[there], numbers[there], metric.value, sums=sums, rows=known, shares=shares)
+    spread = spread_of(clean[there], numbers[there], metric.value, rows=blocks if sums else None, shares=shares)
     if shares is not None and law.worst is not None:
         spread = max(spread, _least(metric, value, shares))
     half = float(t_quantile(0.95, max(1, known - 1))) * spread / math.sqrt(known) if known else math.nan

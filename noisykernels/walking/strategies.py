@@ -162,7 +162,7 @@ class Search:
 
     def run(self, evaluate: Evaluate, facts: Facts, cells: Cells, progress: Progress) -> Found:
         """See `Strategy`."""
-        metric, block = cells.metric, cells.metric.law.block
+        metric, block = cells.metric, min(cells.rows, cells.metric.law.block)
         aim = Aim(
             metric.law, cells.clean, cells.floor, cells.question, higher_is_better=metric.higher_is_better,
             value=metric.value, positions=facts.positions * block, rows=cells.rows,

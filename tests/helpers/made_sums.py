@@ -13,7 +13,8 @@ from made_curves import SITE
 from numpy.typing import NDArray
 
 from noisykernels._engine.request import Answer, Request
-from noisykernels.metrics import F1, MeanIoU, Metric
+from noisykernels.metrics import AUROC, ECE, F1, MeanIoU, Metric
+from noisykernels.metrics.law import block_rows
 from noisykernels.stats import fit_tolerance
 from noisykernels.stats.midpoint import Midpoint
 from noisykernels.stats.pseudo import spread_of
@@ -21,7 +22,7 @@ from noisykernels.stats.questions import Question
 from noisykernels.walking.aim import Aim
 from noisykernels.walking.search import SiteSearch
 
-__all__ = ["CLASSES", "MadeSums", "grid_of_sums", "search_sums"]
+__all__ = ["CLASSES", "MadeScores", "MadeSums", "grid_of_sums", "search_sums"]
 
 CLASSES, BLOCK = 4, 250
 STEPS = np.linspace(-0.2, 0.2, 9)
@@ -89,7 +90,7 @@ class MadeSums:
 
     def truth(self, target: float, near: float, draws: int = 1000) -> float:
         """The level at which the mean value of many draws crosses a target: of a quadratic through it at some."""
-        other = MadeSums.__new__(MadeSums)
+        other = type(self).__new__(type(self))
         other.__dict__ |= self.__dict__ | {"seed": 10**9}
         levels = near * np.exp(STEPS)
         (answer,) = other([Request(SITE, tuple(levels), tuple(range(draws)), self.rows)])
@@ -97,10 +98,40 @@ class MadeSums:
         return near * math.exp(min((r.real for r in np.roots(fit) if abs(r.imag) < 1e-9), key=abs))
 
 
+class MadeScores(MadeSums):
+    """Rows whose scores get normal noise: one logit of two classes for "auroc", three scores for "ece", which are too
+    sure by half where they are clean, and the surer the more noise there is."""
+
+    def __init__(self, seed: int, metric: str = "auroc", rows: int = 1500) -> None:
+        rng = np.random.default_rng(1)
+        classes = 2 if metric == "auroc" else 3
+        self.seed, self.chip, self.rows, self.asked = seed, 0.0, rows, 0
+        kind = AUROC() if metric == "auroc" else ECE()
+        means = rng.standard_normal((rows, classes))
+        odds = np.exp(2 * means)
+        picked = (odds.cumsum(1) / odds.sum(1, keepdims=True) < rng.random((rows, 1))).sum(1)
+        self.labels = picked[:, None]
+        self.scores = 2 * (means[:, 1:] - means[:, :1]) if metric == "auroc" else 3 * means
+        self.metric = kind.prepared("made", torch.from_numpy(picked))
+        self.clean = self.sums(self.scores)
+
+    def sums(self, said: NDArray[Any]) -> NDArray[np.float64]:
+        """See `MadeSums`: of scores."""
+        scores, labels = torch.from_numpy(said)[None], torch.from_numpy(self.labels[:, 0])
+        some = [slice(start, start + BLOCK) for start in range(0, self.rows, BLOCK)]
+        return np.concatenate([self.metric.of_rows(scores[:, part], labels[part]).numpy() for part in some])
+
+    def said(self, draw: int, levels: Sequence[float]) -> list[NDArray[Any]]:
+        """See `MadeSums`: scores."""
+        noise = np.random.default_rng((self.seed, draw)).standard_normal(self.scores.shape)
+        return [self.scores + level * noise for level in levels]
+
+
 def search_sums(made: MadeSums, question: Question, floor: float | None = None, **options: Any) -> SiteSearch:
     aim = Aim(
         made.metric.law, made.clean, floor, question, value=made.metric.value, said=("walk", made.metric.name),
-        positions=BLOCK * made.labels.shape[1], rows=made.rows,
+        positions=min(BLOCK, made.rows) * made.labels.shape[1], rows=made.rows,
+        higher_is_better=made.metric.higher_is_better,
     )  # fmt: skip
     return SiteSearch(SITE, options.pop("scale", 1.0), aim, options.pop("rel_ci", 0.05), **options)
 
@@ -109,8 +140,9 @@ def grid_of_sums(made: MadeSums, question: Question, draws: int) -> Midpoint:
     """A walk over a grid of levels, as a study's records have it."""
     levels = tuple(np.logspace(-1.2, 0.6, 23).tolist())
     (answer,) = made([Request(SITE, levels, tuple(range(draws)), made.rows)])
-    spread = [[spread_of(made.clean, a, made.metric.value, sums=True, rows=made.rows) for a in v] for v in answer]
+    rows = block_rows(made.rows, BLOCK)
+    spread = [[spread_of(made.clean, a, made.metric.value, rows=rows) for a in v] for v in answer]
     return fit_tolerance(
         levels, made.value(answer), at=question, clean=float(made.value(made.clean)), rows=made.rows, law="real",
-        spread=spread, independent_rows=made.chip == 0,
+        spread=spread, independent_rows=made.chip == 0, higher_is_better=made.metric.higher_is_better,
     )  # fmt: skip

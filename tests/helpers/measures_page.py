@@ -79,7 +79,7 @@ def walked(case: Case, **compute: Any) -> Pairs:
 def searched(case: Case, noise: Any, placed: Callable[[float], dict[str, Any]], **options: Any) -> Pairs:
     """Four of the cells that a search has looked at on all rows, those nearest to what it has found."""
     _, targets, *_ = case.data()
-    clean, some = (looped(case, 0, **placed(level)) for level in (0.0, 1.0))
+    clean, some = looped(case, 0, **placed(0.0)), sum(looped(case, d, **placed(3.0)) for d in range(4)) / 4
     study = nk.walk(
         case.model(), case.data(), noise=noise, seed=SEED, sites=[SITE], metric=case.metric,
         at=nk.Value(clean + (some - clean) / 2), search=nk.Search(rel_ci=0.3), **options,

@@ -54,16 +54,24 @@ def test_shares_of_sums_have_the_value_as_their_mean_and_scatter_as_blocks_do() 
     """Of a ratio they are the delta method's; a block that has all of a class has a share as well."""
     rng = np.random.default_rng(0)
     sums = rng.random((3, 2, 40, 2)) + [0.0, 5.0]
-    found = shares_of_sums(sums, lambda s: s[..., 0] / s[..., 1])
+    found = shares_of_sums(sums, lambda s: s[..., 0] / s[..., 1], np.full(40, 250))
     a, b = sums.sum(-2)[..., 0, None], sums.sum(-2)[..., 1, None]
     assert np.allclose(found.mean(-1), (a / b)[..., 0], rtol=1e-13)
     slopes = 40 * (sums[..., 0] / b - sums[..., 1] * a / b**2)
     assert np.allclose(found - a / b, slopes, rtol=0.03, atol=1e-3)
     one = np.array([[1.0, 2.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])  # of two classes
-    found = shares_of_sums(one, lambda s: (s[..., 0::2] / s[..., 1::2]).mean(-1))
+    found = shares_of_sums(one, lambda s: (s[..., 0::2] / s[..., 1::2]).mean(-1), np.array([3, 3]))
     assert np.isfinite(found).all() and found.mean() == pytest.approx(0.625)
-    none = shares_of_sums(np.zeros((2, 2)), lambda s: s[..., 0] / s[..., 1])
+    none = shares_of_sums(np.zeros((2, 2)), lambda s: s[..., 0] / s[..., 1], np.array([1, 1]))
     assert np.isnan(none).all()
+
+
+def test_shares_of_a_mean_are_those_of_blocks_that_differ_in_size() -> None:
+    """So their variance over draws is that of the value, times the blocks: a last block is smaller than others."""
+    rng, rows = np.random.default_rng(0), np.array([250, 250, 40])
+    sums = np.stack([rng.random((5, 3)) * rows, np.broadcast_to(rows, (5, 3))], -1)
+    found = shares_of_sums(sums, lambda s: s[..., 0] / s[..., 1], rows)
+    assert np.allclose(found, 3 * sums[..., 0] / 540, rtol=1e-12)
 
 
 def test_one_block_and_one_row_more_than_a_block() -> None:
