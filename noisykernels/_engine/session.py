@@ -118,7 +118,8 @@ class Problem:
         if given is None and (alone or getattr(measure, "against_clean", False)):
             labels: Tensor | StreamedLabels = torch.zeros(len(inputs), dtype=torch.int64)  # which nothing reads
         else:
-            labels = needed(op, data, given)
+            either = getattr(measure, "against", "") == "labels"
+            labels = needed(op, data, given, f'nk.metrics.{type(measure).__name__}("clean")' if either else "")
         some = slice(None if isinstance(inputs, Inputs) else inputs.stream.at_once)  # others as they are read
         if known := hasattr(measure, "check_data"):  # else a plain function
             measure.check_data(op, inputs[some].tensors[0], weighed(labels[some], inputs[some].weights))
@@ -330,13 +331,18 @@ class Session:
         placement = self.state.placement
         return any(alone and placement.at(name, module) is not None for name, module, alone in self.state.without_rows)
 
-    def drawing(
-        self, rows: Tensor, draws: Sequence[int] | None = None, level: Tensor | None = None
-    ) -> contextlib.AbstractContextManager[Any]:
-        """The key of what is drawn for the length of a block."""
+    @contextlib.contextmanager
+    def drawing(self, rows: Tensor, draws: Sequence[int] | None = None, level: Tensor | None = None) -> Iterator[None]:
+        """The key of what is drawn for the length of a block, in which errors name the study."""
         ids = TokenRows(self.problem.length, rows) if self.problem.length else rows
         some = None if draws is None else list(draws)
-        return noise_state(self.model, seed=self.problem.seed, rows=ids, draws=some, level=level)
+        try:
+            with noise_state(self.model, seed=self.problem.seed, rows=ids, draws=some, level=level):
+                yield
+        except (RuntimeError, ValueError) as error:
+            if not (said := str(error)).startswith("noise_state: "):
+                raise
+            raise type(error)(said.replace("noise_state", self.problem.call.op, 1)) from error
 
     def tokens(self, inputs: Inputs, rows: Tensor) -> Held | None:
         """Which tokens some rows are, and where values hold them; None: rows are no tokens."""

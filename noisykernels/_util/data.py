@@ -107,13 +107,14 @@ def _told(t: Tensor, other: Tensor) -> str:
     return shown(t) + (f" on {t.device}" if t.device != other.device else "")
 
 
-def needed(name: str, data: Data, labels: Any) -> Any:
-    """The labels, where they are needed."""
+def needed(name: str, data: Data, labels: Any, other: str = "") -> Any:
+    """The labels, where they are needed; an error that says, too, what needs none."""
+    other = other and f", or metric={other}, which needs none"
     if labels is None and isinstance(data, Mapping):
         keys = ", ".join(map(repr, LABELS))
-        raise ValueError(f"{name}: data must hold labels under one of {keys}, got {shown(data)}")
+        raise ValueError(f"{name}: data must hold labels under one of {keys}, got {shown(data)}{other}")
     if labels is None:
-        raise ValueError(f"{name}: data must hold labels, got inputs alone: write (inputs, labels)")
+        raise ValueError(f"{name}: data must hold labels, got inputs alone: write (inputs, labels){other}")
     return labels
 
 

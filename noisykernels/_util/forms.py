@@ -1,6 +1,7 @@
 """The forms that data come in, made into inputs and labels: what is which is decided here alone.
 
-- A tensor or array: inputs without labels. A pair ``(x, y)``, as tuple or list: inputs and labels, also plain numbers.
+- A tensor or array: inputs without labels. A pair ``(x, y)``, as tuple or list: inputs and labels, also plain numbers;
+  ``(x, None)``: no labels.
 - ``((x, z), y)`` and ``({"a": x, "b": z}, y)``: several inputs, by position or by name.
 - A dict (or any mapping): inputs by name; labels are what the first of `LABELS` that is there names. An input that is
   alone beside labels may have any name. A named tuple: likewise, inputs by position; without such a name, a pair.
@@ -212,6 +213,8 @@ def _is_whole(data: Any, takes: Takes) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     first, second = data
+    if second is None:  # no labels
+        return _is_leaf(first) or _is_group(first) or _is_numbers(first)
     if _is_leaf(first) and _is_group(second):  # of which several are refused as labels
         return True
     if _is_group(first):  # two dicts are batches

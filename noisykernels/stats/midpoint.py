@@ -45,7 +45,8 @@ class Midpoint:
     for the midpoint of an accuracy, else of a smooth curve through the means. `crossing` is where the mean curve first
     falls through the target, interpolated; `crossing_low` is the last tested level surely above it and `crossing_high`
     the first one surely not: no model, no interpolation. 0 and inf stand for "no bound from the tested levels".
-    `crossings` lists every crossing of the mean curve, upward ones too. `slope` is k of the logistic, per decade on a
+    `crossings` lists every crossing of the mean curve, upward ones too; a search's, beside `level`, those between
+    levels that it saw to be surely above the target and surely below it. `slope` is k of the logistic, per decade on a
     log axis, or of one as steep; of a tolerance the power p at the crossing, `(clean - value) ~ level^p`. Where lower
     is better, read "risen" for "fallen" and "below" for "above".
 

@@ -59,7 +59,8 @@ def shares_of_sums(sums: NDArray[Any], value: Callable[[Any], Any], rows: NDArra
         [..., entries]; NaN where the value, or one of these, is none.
 
     Example:
-        >>> shares_of_sums(np.array([[1.0, 2.0], [6.0, 4.0]]), lambda sums: sums[..., 0] / sums[..., 1], np.array([2, 4])).round(6)
+        >>> sums = np.array([[1.0, 2.0], [6.0, 4.0]])
+        >>> shares_of_sums(sums, lambda total: total[..., 0] / total[..., 1], np.array([2, 4])).round(6)
         array([0.333333, 2.      ])
     """
     part = rows / rows.sum()
@@ -77,8 +78,8 @@ def spread_of(
 ) -> float:  # fmt: skip
     """Standard deviation of a row's part in a value that its clean one does not explain; NaN: not known.
 
-    What a few sums tell of it is little: it is larger by what Student's quantile for them is above that for rows, and of
-    fewer than six, where that is half as large again, it is not known. Draws tell more.
+    What a few sums tell of it is little: it is larger by what Student's quantile for them is above that for rows, and
+    of fewer than six, where that is half as large again, it is not known. Draws tell more.
 
     Args:
         clean: entries without noise, as many.

@@ -18,7 +18,8 @@ __all__ = ["RowWeights", "adjusted", "adjusted_chips", "effective", "least_sprea
 
 
 class RowWeights(NamedTuple):
-    """Shares of rows in all weights, in parts of their mean, and the ends of what is measured of them, if there are."""
+    """Shares of rows in all weights, in parts of their mean, and the ends of what is measured of them, if there are; of
+    blocks of rows, how many each has."""
 
     shares: NDArray[np.float64]
     bounds: tuple[float, float] | None = None

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisykernels._engine.request import Request
-from noisykernels.metrics.law import Answer, Law, block_rows
+from noisykernels.metrics.law import Answer, Law
 from noisykernels.stats.intervals import Floats
 from noisykernels.stats.pseudo import shares_of_sums
 from noisykernels.stats.questions import HALF, Question, of_part, targeted
@@ -39,8 +39,7 @@ class Aim:
         higher_is_better: the direction of what is measured.
         value: what is measured, from a mean of numbers, or from sums over all rows.
         positions: how many numbers that of a row, or block, is the mean of: tokens, pixels.
-        weights: of the rows; None: all count alike.
-        rows: of the data, where there are sums.
+        weights: of the rows; None: all count alike. Of blocks always, by how many rows they have.
         said: what errors speak of: the function that was called, and the name of what is measured.
 
     Raises:
@@ -50,15 +49,14 @@ class Aim:
     def __init__(
         self, law: Law, clean: NDArray[Any], floor: float | None, question: Question = HALF, *,
         higher_is_better: bool = True, value: Callable[[Any], Any] = float, positions: int = 1,
-        weights: RowWeights | None = None, rows: int = 0, said: tuple[str, str] = ("walk", "accuracy"),
+        weights: RowWeights | None = None, said: tuple[str, str] = ("walk", "accuracy"),
     ) -> None:  # fmt: skip
-        self.weights, self.rows, self.positions, (self.op, metric) = weights, rows, positions, said
+        self.weights, self.positions, (self.op, metric) = weights, positions, said
         self.law, self.floor, self.question, self.higher_is_better = law, floor, question, higher_is_better
         self.whole = law.block > 1  # whether only all rows together have what is measured
         self.sums, self.of_sums = (clean, value) if self.whole else (clean[:0], float)
         self.value: Callable[[Any], Any] = float if self.whole else value
         mean = float(value(law.pooled(clean))) if self.whole else float(clean.mean())
-        self.sizes = block_rows(rows, law.block)  # of sums
         clean = self._shares(clean) if self.whole else clean
         self.told_clean = float(self.value(mean))
         self.told_target = targeted(
@@ -106,7 +104,8 @@ class Aim:
 
     def _shares(self, sums: NDArray[Any], start: int = 0) -> NDArray[Any]:
         """Of sums of blocks [blocks, width] from one on, in their value."""
-        return shares_of_sums(sums, self.of_sums, self.sizes[start : start + len(sums)])
+        assert self.weights is not None
+        return shares_of_sums(sums, self.of_sums, self.weights.shares[start : start + len(sums)])
 
     @cached_property
     def fewest(self) -> int:
@@ -119,10 +118,10 @@ class Aim:
 
     def in_rows(self, request: Request) -> Request:
         """What is asked of the engine for a request of so many entries: of sums, their rows."""
-        if not self.whole:
+        if not self.whole or self.weights is None:
             return request
-        start = request.start * self.law.block
-        return replace(request, start=start, rows=min(self.rows, request.end * self.law.block) - start)
+        rows = int(self.weights.shares[request.start : request.end].sum())
+        return replace(request, start=request.start * self.law.block, rows=rows)
 
     def target_of(self, rows: int) -> float:
         """That of the first rows alone: the small phases must not mistake easy rows for robust ones."""
@@ -161,7 +160,7 @@ class Aim:
             return least
         some = slice(start, start + rows)
         clean = self.part(start, start + rows)
-        shares = None if self.weights is None else self.weights.shares[some]
+        shares = None if self.weights is None or self.whole else self.weights.shares[some]
         if shares is not None and self.weights is not None and self.weights.bounds is not None:
             low, high = sorted(self.sign * end for end in self.weights.bounds)
             least = max(least, *(least_spread(float(m), low, high, shares) ** 2 for m in finite.mean((1, 2))))

@@ -94,7 +94,9 @@ class Cells:
 
     @property
     def weights(self) -> RowWeights | None:
-        """Of the rows; None: all count alike."""
+        """Of the rows; None: all count alike. Of blocks, how many rows each has."""
+        if self.metric.law.block > 1:
+            return RowWeights(block_rows(self.rows, self.metric.law.block).astype(np.float64))
         bounds = getattr(self.metric, "bounds", None)
         ends = None if bounds is None else (bounds.low, bounds.high)
         return None if self.shares is None else RowWeights(self.shares, ends)
@@ -139,7 +141,8 @@ class Cells:
                     lacking += record.missing
                 self.put(request.which, record)
             if lacking:
-                warn_user(f"{self.op}: site {request.site.name} at level {level:g}: {lacking} of {self._said_of(of_level)}")
+                said = f"{lacking} of {self._said_of(of_level)}"
+                warn_user(f"{self.op}: site {request.site.name} at level {level:g}: {said}")
 
     def _said_of(self, answer: Answer) -> str:
         """What becomes of the entries of an answer [draws, entries] that have no number."""

@@ -406,7 +406,8 @@ class SiteSearch:
     ) -> None:
         self.found = Midpoint(
             level=level, low=low, high=high, crossing=level, crossing_low=low, crossing_high=high,
-            crossings=() if math.isnan(level) else self.looks.crossings(level, self.confidence), slope=steepness, clean=self.aim.told_clean,
+            crossings=() if math.isnan(level) else self.looks.crossings(level, self.confidence),
+            slope=steepness, clean=self.aim.told_clean,
             floor=math.nan if self.aim.floor is None else self.aim.floor, status=status,
             method="stopped" if stopped else "adaptive", confidence=self.confidence, site=self.site.name,
             site_index=self.site.index, at=str(self.aim.question), target=self.aim.told_target,

@@ -165,8 +165,8 @@ class Search:
         metric, block = cells.metric, min(cells.rows, cells.metric.law.block)
         aim = Aim(
             metric.law, cells.clean, cells.floor, cells.question, higher_is_better=metric.higher_is_better,
-            value=metric.value, positions=facts.positions * block, rows=cells.rows,
-            weights=cells.weights if block == 1 else None, said=(cells.op, metric.name),
+            value=metric.value, positions=facts.positions * block, weights=cells.weights,
+            said=(cells.op, metric.name),
         )  # fmt: skip
         most = self._most * len(aim.clean) // cells.rows  # rows, or blocks of them
         if aim.usual and not facts.shares_rows(0):

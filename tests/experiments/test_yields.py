@@ -106,6 +106,10 @@ def test_yield_has_the_interval_of_a_proportion() -> None:
         and f"yield at 0.8000: 0.800   (95 %: {low:.3f}" in text
     )
     assert found.table().count("yield at") == 3
+    for clean in (0.0, 1e-15):  # of which no share says anything: of outputs against themselves
+        of_clean = nk.experiments.Chips(np.array([0.1, 0.2]), clean, 9, (0, 1), 0, "kl", higher_is_better=False)
+        assert "yield at" not in of_clean.table() and of_clean.table(limits=[0.15]).count("yield at 0.1500: 0.500") == 1
+        assert "yield at" not in of_clean.plot().axes[0].get_legend().get_texts()[-1].get_text()
     one = nk.experiments.Chips(accuracy[:1], 0.96, 100, (0,), 0)
     assert math.isnan(one.std) and one.worst == 0.5 and "deviation" in one.table()
 

@@ -19,6 +19,7 @@ from noisykernels.stats import fit_tolerance
 from noisykernels.stats.midpoint import Midpoint
 from noisykernels.stats.pseudo import spread_of
 from noisykernels.stats.questions import Question
+from noisykernels.stats.regression import RowWeights
 from noisykernels.walking.aim import Aim
 from noisykernels.walking.search import SiteSearch
 
@@ -130,7 +131,7 @@ class MadeScores(MadeSums):
 def search_sums(made: MadeSums, question: Question, floor: float | None = None, **options: Any) -> SiteSearch:
     aim = Aim(
         made.metric.law, made.clean, floor, question, value=made.metric.value, said=("walk", made.metric.name),
-        positions=min(BLOCK, made.rows) * made.labels.shape[1], rows=made.rows,
+        positions=min(BLOCK, made.rows) * made.labels.shape[1], weights=RowWeights(block_rows(made.rows, BLOCK) * 1.0),
         higher_is_better=made.metric.higher_is_better,
     )  # fmt: skip
     return SiteSearch(SITE, options.pop("scale", 1.0), aim, options.pop("rel_ci", 0.05), **options)

@@ -195,8 +195,8 @@ def page() -> str:
 
 Values that a study gives, each held against a plain loop: the model injected, run under one draw, and the measure's
 definition written out over its outputs in double precision. "4 equal": four values were compared, all equal to within
-{CLOSE:g}. "clean is 0": shares of the clean value are not defined. Of a search four cells on all rows are compared, those nearest
-to the level that it has found; "grids only": it says that what is measured has none.
+{CLOSE:g}. "clean is 0": shares of the clean value are not defined. Of a search four cells on all rows are compared,
+those nearest to the level that it has found; "grids only": it says that what is measured has none.
 `PYTHONPATH=.:tests/helpers python tests/helpers/measures_page.py` writes this page, a test holds it.
 
 {head}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from data_look_alikes import Encoder, Encoding, Table, Tables, encoded
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import noisykernels as nk
+from noisykernels._util.checks import shown
 from noisykernels._util.data import in_memory
 from noisykernels._util.forms import NO_LABEL
 from noisykernels._util.inputs import Inputs, Takes
@@ -67,6 +69,23 @@ def test_inputs_by_position(data: Any) -> None:
 def test_labels_of_positions_and_rows_without_labels() -> None:
     assert in_memory("f", {"x": X, "labels": X})[1] is X and in_memory("f", {"x": X})[1] is None
     assert in_memory("f", [(X,), (X,)])[1] is None and len(in_memory("f", [X, X, X]).inputs) == 18
+
+
+def test_nothing_in_the_place_of_labels() -> None:
+    for data in (((X, Z), None), [((X, Z), None)], ([X, Z], None), ({"x": X, "z": Z}, None)):
+        inputs, labels = in_memory("f", data)
+        assert labels is None and all(map(torch.equal, inputs.tensors, (X, Z)))
+    for data in ((X, None), [X, None], (X.tolist(), None)):
+        inputs, labels = in_memory("f", data)
+        assert labels is None and torch.equal(inputs.tensors[0], X)
+    model = nn.Sequential(nn.Linear(X.shape[1], 3), nn.Tanh())
+    given: dict[str, Any] = dict(noise=nk.Noise(add=1.0), levels=[1.0], draws=2, seed=1)
+    first, second = (nk.walk(model, data, metric="kl", **given).records for data in ((X, None), X))
+    assert first == second
+    for metric, more in (("cosine", ', or metric=nk.metrics.Cosine("clean"), which needs none'), ("accuracy", "")):
+        for data, said in (((X, None), "write (inputs, labels)"), ({"x": X}, f"got {shown({'x': X})}")):
+            with pytest.raises(ValueError, match=f"walk: data must hold labels.*{re.escape(said + more)}$"):
+                nk.walk(model, data, metric=metric, **given)
 
 
 def ragged() -> dict[str, list[list[int]]]:

@@ -26,15 +26,16 @@ from noisykernels.stats.pseudo import shares_of_sums
 from noisykernels.stats.questions import HALF, Question
 
 ASKED: list[tuple[dict[str, Any], Question]] = [
-    ({"metric": "f1"}, HALF), ({"metric": "f1", "rows": 200}, Keep(0.8)), ({"metric": "mean_iou", "rows": 500, "places": 4}, Drop(0.1)),
-    ({"metric": "f1", "rows": 700}, Value(0.7)), ({"metric": "f1", "rows": 150, "chip": 0.3}, Ratio(0.8)),
+    ({"metric": "f1"}, HALF), ({"metric": "f1", "rows": 200}, Keep(0.8)),
+    ({"metric": "f1", "rows": 700}, Value(0.7)), ({"metric": "mean_iou", "rows": 500, "places": 4}, Drop(0.1)),
+    ({"metric": "f1", "rows": 150, "chip": 0.3}, Ratio(0.8)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("how", "asked"), ASKED, ids=lambda v: str(v))
 def test_intervals_hold_the_truth(how: dict[str, Any], asked: Question) -> None:
-    """So many of 40 (of chips 20) that true coverage of 93 % would give fewer once in ten thousand; `bench/question_coverage.py` has
-    more."""
+    """So many of 40 (of chips 20) that true coverage of 93 % would give fewer once in ten thousand;
+    `bench/question_coverage.py` has more."""
     chips, truth, hits = "chip" in how, math.nan, 0
     count = 20 if chips else 40
     for seed in range(count):
@@ -53,7 +54,7 @@ def test_intervals_hold_the_truth(how: dict[str, Any], asked: Question) -> None:
 def test_shares_of_sums_have_the_value_as_their_mean_and_scatter_as_blocks_do() -> None:
     """Of a ratio they are the delta method's; a block that has all of a class has a share as well."""
     rng = np.random.default_rng(0)
-    sums = rng.random((3, 2, 40, 2)) + [0.0, 5.0]
+    sums = rng.random((3, 2, 40, 2)) + np.array([0.0, 5.0])
     found = shares_of_sums(sums, lambda s: s[..., 0] / s[..., 1], np.full(40, 250))
     a, b = sums.sum(-2)[..., 0, None], sums.sum(-2)[..., 1, None]
     assert np.allclose(found.mean(-1), (a / b)[..., 0], rtol=1e-13)
@@ -270,7 +271,7 @@ def test_weighted_sums_are_searched(classifier: Any) -> None:
 def test_a_function_of_a_whole_pass_has_grids_only(classifier: Any, target: Any) -> None:
     noise = nk.Noise(add=1.0) if target == "activation" else nk.WeightNoise(add=1.0)
     metric = nk.metrics.WholePass(lambda y, t: (y.argmax(1) == t).float().mean(), True, "share")
-    said = r"^walk: a search needs .*, or sums over rows, which share does not give: .*give levels and draws for a grid$"
+    said = r"^walk: a search needs .*, or sums over rows, which share does not give: .*levels and draws for a grid$"
     for more in ({}, {"search": nk.Search()}):
         with pytest.raises(ValueError, match=said):
             walked(classifier, metric=metric, at=Drop(0.1), noise=noise, target=target, **more)

@@ -78,7 +78,7 @@ def test_what_a_walk_refuses() -> None:
         (nk.TokenRows(2**31), "there are 2 sequences, got 6"),
         (nk.TokenRows(3), "positions must lie below the length of 3"),
     ):
-        with pytest.raises((ValueError, RuntimeError), match=message):
+        with pytest.raises((ValueError, RuntimeError), match=f"^walk: .*{message}"):
             nk.walk(model(), data(), rows=rows, **GRID)
     with pytest.warns(UserWarning, match="every pass runs the whole model: rows are tokens"):
         nk.walk_parameter(
