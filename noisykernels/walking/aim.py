@@ -54,7 +54,7 @@ class Aim:
         self.weights, self.positions, (self.op, metric) = weights, positions, said
         self.law, self.floor, self.question, self.higher_is_better = law, floor, question, higher_is_better
         self.whole = law.block > 1  # whether only all rows together have what is measured
-        self.sums, self.of_sums = (clean, value) if self.whole else (clean[:0], float)
+        self.sums, self.of_sums = clean, value  # of blocks, and of sums over all
         self.value: Callable[[Any], Any] = float if self.whole else value
         mean = float(value(law.pooled(clean))) if self.whole else float(clean.mean())
         clean = self._shares(clean) if self.whole else clean
