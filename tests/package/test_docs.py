@@ -160,6 +160,10 @@ def test_examples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     elif path.stem == "processes":
         losses, digest = script.run()
         assert len(losses) == 4 and digest in capsys.readouterr().out
+    elif path.stem == "three_tasks":  # the others are run by `--full`
+        (study,) = script.run(tmp_path, [script.regressor])
+        assert study.meta.clean < -2 and all(p.status == "ok" for p in study.midpoints())
+        assert (tmp_path / "task_regressor.png").exists() and "at=drop:3.0" in capsys.readouterr().out
     elif path.stem == "cupy_noise":
         assert script.run() == 0
         text = capsys.readouterr().out
