@@ -26,8 +26,8 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _NAMESPACES = (
-    "arithmetic brainscales datasets experiments hardware injection metrics nn noise plotting presets stats study "
-    "training walking zoo"
+    "arithmetic brainscales datasets experiments hardware injection integrations metrics nn noise plotting presets "
+    "stats study training walking zoo"
 ).split()
 
 __all__ = sorted(_HOME_OF)

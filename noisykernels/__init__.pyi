@@ -6,6 +6,7 @@ from noisykernels import datasets as datasets
 from noisykernels import experiments as experiments
 from noisykernels import hardware as hardware
 from noisykernels import injection as injection
+from noisykernels import integrations as integrations
 from noisykernels import metrics as metrics
 from noisykernels import nn as nn
 from noisykernels import noise as noise

@@ -23,7 +23,7 @@ from noisykernels.noise.arguments import factor_tensor, seed_tensor
 from noisykernels.noise.contract import hashed_id
 from noisykernels.noise.functional import eps
 
-__all__ = ["Schedule", "VarianceAware", "noisy_steps"]
+__all__ = ["Level", "Schedule", "VarianceAware", "check_level", "noisy_steps"]
 
 
 _SITE = hashed_id("level")  # no site has a name like this one; and no activation draws from the operand used here
@@ -185,6 +185,13 @@ class VarianceAware:
         return (self.alpha * self.sigma + self.theta * z).clamp(min=0)
 
 
+def check_level(op: str, level: Level) -> None:
+    """Refuses what is no level, and no function that gives one."""
+    if isinstance(level, type):
+        raise TypeError(f"{op}: level must be numbers or a function (step, rows), got {shown(level)}")
+    factor_tensor(op, None if callable(level) else level, torch.device("cpu"))
+
+
 def noisy_steps(
     model: nn.Module, *, seed: int | Tensor, level: Level = 1.0
 ) -> Callable[[int, Tensor | None], AbstractContextManager[NoiseState]]:
@@ -220,9 +227,7 @@ def noisy_steps(
         0.03
     """
     check_arguments(noisy_steps, locals())
-    if isinstance(level, type):
-        raise TypeError(f"noisy_steps: level must be numbers or a function (step, rows), got {shown(level)}")
-    factor_tensor("noisy_steps", None if callable(level) else level, torch.device("cpu"))
+    check_level("noisy_steps", level)
 
     def on_step(step: int, rows: Tensor | None = None) -> AbstractContextManager[NoiseState]:
         factor = level(step, rows) if callable(level) else level

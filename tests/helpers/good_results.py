@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import noisykernels as nk
-from noisykernels import datasets, experiments, plotting, stats, training, walking, zoo
+from noisykernels import datasets, experiments, integrations, plotting, stats, training, walking, zoo
 from noisykernels import study as results
 from noisykernels.arithmetic import CostModel, FloatFormat
 
@@ -216,6 +216,11 @@ STATISTICS: Good = {
     ),
 }  # fmt: skip
 
+STEPS: dict[str, Any] = dict(seed=1, level=1.0, evaluation=0.0, statistics=X)
+INTEGRATIONS: Good = {
+    integrations.trainer_callback: lambda: dict(STEPS),
+    integrations.lightning_callback: lambda: dict(STEPS),
+}
 TRAINING: Good = {
     training.train: lambda: dict(
         model=net(), data=DATA, epochs=1, lr=0.1, batch_size=4, augment=None, clamp=None, seed=0, device=None,

@@ -16,7 +16,7 @@ import good_results
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 GOOD: good_calls.Good = {
     **good_calls.OPERATORS, **good_calls.HARDWARE, **good_calls.STUDIES, **good_results.RESULTS,
-    **good_metrics.METRICS,
+    **good_metrics.METRICS, **good_results.INTEGRATIONS,
     **good_results.PICTURES, **good_results.STATISTICS, **good_results.TRAINING, **good_results.FILES,
 }  # fmt: skip
 # What an annotation does not say: arguments that noisy layers pass on to torch's.
