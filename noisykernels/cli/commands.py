@@ -14,12 +14,13 @@ from noisykernels._C import cpu_level
 from noisykernels._engine.arguments import chosen_sites
 from noisykernels._engine.store import noting
 from noisykernels._engine.targets import Parameter, Target
+from noisykernels.cli.noises import noise_of, of_rows, terms_of
 from noisykernels.cli.notes import NOTE, note
 from noisykernels.cli.output import File, check_files, draw_picture, say, tell, typed
 from noisykernels.cli.reading import a_site
 from noisykernels.datasets.vision import info, load
 from noisykernels.injection.api import sites_with_results
-from noisykernels.noise.contract import KINDS, STATISTICS
+from noisykernels.noise.contract import KINDS
 from noisykernels.stats.midpoint import Axis
 from noisykernels.stats.records import usual_axis
 from noisykernels.study.comparison import compare
@@ -45,32 +46,6 @@ def _trained(args: argparse.Namespace) -> torch.nn.Module:
         device=args.device,
         progress=not args.quiet,
     )
-
-
-def _terms(args: argparse.Namespace, relative: str | None = None) -> nk.Noise:
-    """The noise asked for, at level 1."""
-    if args.noise == "mixed":
-        return nk.Noise.amplitude(1.0, args.ratio, order=args.order, kind=args.kind, relative=relative)
-    return nk.Noise(add=float(args.noise == "add"), mul=float(args.noise == "mul"), kind=args.kind, relative=relative)
-
-
-def _noise(args: argparse.Namespace) -> nk.Noise | nk.WeightNoise:
-    """The noise of a walk, where it enters."""
-    if args.target == "weight":
-        if args.noise == "mixed":
-            raise ValueError("--target weight goes with --noise add or mul, got mixed")
-        if args.relative in STATISTICS:
-            raise ValueError(f"--relative {args.relative} goes with --target activation")
-        return nk.WeightNoise.of(_terms(args), args.relative)
-    return _terms(args, _of_rows(args))
-
-
-def _of_rows(args: argparse.Namespace) -> str | None:
-    """What levels of values are relative to."""
-    if args.relative is not None and args.relative not in STATISTICS:
-        raise ValueError(f"--relative {args.relative} goes with --target weight of walk and grid, and with chips")
-    found: str | None = args.relative
-    return found
 
 
 def _refuse(args: argparse.Namespace, target: Target | None = None) -> None:
@@ -99,7 +74,7 @@ def _refuse_levels(args: argparse.Namespace, axis: Axis) -> None:
 def run_walk(args: argparse.Namespace) -> None:
     """Trains or loads, walks, writes the study, prints the midpoint table, writes picture, records and report."""
     check_files(args)
-    noise, plateaus = _noise(args), getattr(args, "plateaus", None)
+    noise, plateaus = noise_of(args), getattr(args, "plateaus", None)
     (target,) = targets_of("walk", noise, args.target)
     strategy_of("walk", args.levels, args.levels and args.draws, None, plateaus, target)
     _refuse(args, target)
@@ -159,7 +134,7 @@ def run_mixed(args: argparse.Namespace) -> None:
     check_files(args)
     _refuse(args)
     _refuse_levels(args, "linear" if all(ratio == 1 for ratio in args.ratios) else "log")
-    relative = _of_rows(args)
+    relative = of_rows(args)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     with noting(NOTE, note(args)):
@@ -224,7 +199,7 @@ def run_vote(args: argparse.Namespace) -> None:
     """Runs the noisy network many times, and says what combining its answers gives."""
     check_files(args)
     _refuse(args)
-    noise = _terms(args, _of_rows(args)).scaled(args.level)
+    noise = terms_of(args, of_rows(args)).scaled(args.level)
     model = _trained(args)
     data = load(args.data, "test", root=args.root, limit=args.rows)
     votes = nk.vote(

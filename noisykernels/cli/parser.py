@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from noisykernels._util.checks import RANGES, Range, shown, whole
 from noisykernels._util.text import one_line, printable
-from noisykernels.cli import commands
+from noisykernels.cli import commands, noises
 from noisykernels.cli.reading import (
     LEVELS,
     PART,
@@ -22,10 +22,8 @@ from noisykernels.cli.reading import (
     a_question,
     a_site,
     a_text,
-    a_unit,
 )
 from noisykernels.datasets.vision import DATASETS
-from noisykernels.noise.contract import KINDS, STATISTICS
 from noisykernels.stats.votes import MOST_DRAWS
 from noisykernels.walking.parameter import PARAMETERS
 from noisykernels.zoo.networks import MODELS
@@ -121,24 +119,17 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--device", type=a_device, default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
 
     terms = _Parser(add_help=False)
-    terms.add_argument(
-        "--noise", default="add", choices=("add", "mul", "mixed"), help="kind of the terms (default: %(default)s)"
-    )
-    terms.add_argument(
-        "--ratio", type=of("ratio"), default=0.5, help="additive share of mixed noise (default: %(default)s)"
-    )
+    noises.add_terms(terms)
 
     picture = _Parser(add_help=False)
     picture.add_argument("--picture", type=a_path, help="write curves and layer profile to this file")
 
     inside = _Parser(add_help=False)
-    inside.add_argument(
-        "--detail", choices=("attention",), help="sites inside of attention, too: scores, softmax and weighted sum"
-    )
+    noises.add_inside(inside)
 
     passes = _Parser(add_help=False, parents=[picture, inside])
     passes.add_argument("--rows", type=of("rows"), help="first so many test images (default: all)")
-    passes.add_argument("--seed", type=of("seed"), default=0, help="seed of the noise (default: %(default)s)")
+    noises.add_seed(passes)
     passes.add_argument("--sites", type=a_site, nargs="+", help="names, patterns or indices of sites (default: all)")
     passes.add_argument("--batch-rows", type=of("batch_rows"), help="rows of a pass (default: 500; on a GPU 5000)")
     passes.add_argument(
@@ -151,18 +142,7 @@ def parser() -> argparse.ArgumentParser:
                           "%(default)s)")  # fmt: skip
 
     noisy = _Parser(add_help=False, parents=[passes, measured])
-    noisy.add_argument("--order", default="mul_add", choices=("mul_add", "add_mul"), help="order of mixed noise")
-    noisy.add_argument(
-        "--kind",
-        default="gaussian",
-        choices=KINDS,
-        help="distribution (default: %(default)s)",
-    )
-
-    noisy.add_argument(
-        "--relative", type=a_unit, metavar=f"{'|'.join(STATISTICS)}|{PART}",
-        help="additive levels as shares: of a value's rows, or with --target weight of max|W| of this part of a layer",
-    )  # fmt: skip
+    noises.add_laws(noisy)
 
     workers = _Parser(add_help=False)
     workers.add_argument(
@@ -202,12 +182,7 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--report", type=a_path, help="write one HTML file that shows and explains the study")
 
     study = _Parser(add_help=False, parents=[noisy, terms, work, shares, files])
-    study.add_argument(
-        "--target",
-        default="activation",
-        choices=("activation", "weight"),
-        help="where it enters (default: %(default)s)",
-    )
+    noises.add_target(study)
 
     forms = "0.1,1 | log:a:b:n | lin:a:b:n"
     walk = command("walk", commands.run_walk, parents=[shared, study], help="midpoint noise level of each site")
@@ -273,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
         "--limits", type=Numbers(RANGES["limits"]), default=[], help="accuracies to tell the yield at (default: three)"
     )
     chips.add_argument("--rows", type=of("rows"), help="first so many test images (default: all)")
-    chips.add_argument("--seed", type=of("seed"), default=0, help="seed of the noise (default: %(default)s)")
+    noises.add_seed(chips)
     chips.add_argument("--out", type=a_path, help="write the result (JSON) to this file")
 
     told = command(

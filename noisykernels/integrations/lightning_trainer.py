@@ -24,8 +24,8 @@ def lightning_callback(
     Args:
         seed, level: see `trainer_callback`.
         evaluation: factor of all noise in validation, test and prediction; 0: they are clean.
-        statistics: see `trainer_callback`, rows for the model that is injected; logged, with ``noise/level``, by ``LightningModule.log_dict`` every
-            ``log_every_n_steps`` steps.
+        statistics: see `trainer_callback`; rows for the model that is injected. Logged, with ``noise/level``, by
+            ``LightningModule.log_dict`` every ``log_every_n_steps`` steps.
 
     Returns:
         The callback, for ``Trainer(callbacks=[...])``. The module, or a model in it, must be injected, or have noisy
