@@ -1,5 +1,4 @@
-"""What other people's tools ask for, to train and to measure noisy models in them; each is imported when it is asked
-for."""
+"""What trainers and harnesses of others ask for to run noisy models; knows a tool only by name till it is asked for."""
 
 from noisykernels.integrations.harness import lm_eval_model
 from noisykernels.integrations.lightning_trainer import lightning_callback

@@ -51,10 +51,10 @@ def lightning_callback(
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
             noise.restore(state_dict)
 
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             noise.begin_step(pl_module, trainer.global_step, trainer.global_rank, trainer.world_size)
 
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             step = trainer.global_step
             if noise.step != step and step % trainer.log_every_n_steps == 0:  # the step is over
                 pl_module.log_dict(noise.logged(pl_module, step - 1))
@@ -65,7 +65,7 @@ def lightning_callback(
         def _leave(self, trainer: Any, pl_module: Any) -> None:
             noise.leave()
 
-        def _end(self, trainer: Any, pl_module: Any, *exception: Any) -> None:
+        def _end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             noise.end()
 
         on_validation_start = on_test_start = on_predict_start = _begin_evaluation

@@ -7,7 +7,6 @@ a function of (seed, step, call within the step): with the seed alone a run goes
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +25,7 @@ from noisykernels.training.statistics import site_statistics
 
 __all__ = ["NoisySteps"]
 
-MEASURED = ("snr_db", "noise_power", "variance")  # of each site, where statistics are asked for
+MEASURED = ("snr_db", "noise_power", "variance")  # of each noisy site, where statistics are asked for
 
 
 class NoisySteps:
@@ -106,7 +105,7 @@ class NoisySteps:
         return self.level(step, None) if callable(self.level) else self.level
 
     def logged(self, model: nn.Module, step: int) -> dict[str, float]:
-        """What there is to log of a step: its level, and the statistics of each site."""
+        """What there is to log of a step: its level, and the statistics of each site that is noisy."""
         level = self.level_at(step)
         found = {} if level is None else {"noise/level": float(torch.as_tensor(level).double().mean())}
         if self.statistics is None:
@@ -114,7 +113,6 @@ class NoisySteps:
         injected = [part for _, part in injected_in(model)]
         noisy = injected[0] if len(injected) == 1 else model  # such as a part of a LightningModule
         for record in site_statistics(noisy, self.statistics, seed=self.seed, level=level):
-            for name in MEASURED:
-                if math.isfinite(value := getattr(record, name)):  # files of logs know no infinity
-                    found[f"noise/{record.site}/{name}"] = value
+            if record.noise_power > 0:
+                found |= {f"noise/{record.site}/{name}": getattr(record, name) for name in MEASURED}
         return found

@@ -29,7 +29,7 @@ def trainer_callback(
         evaluation: factor of all noise in evaluations during training; 0: they are clean. Each evaluation has the same
             noise, whatever the size of its batches.
         statistics: a few rows of data, in any of the forms of ``docs/guides/data.md``; with each log of the loss
-            `site_statistics` of them are logged as ``noise/SITE/snr_db``, ``noise/SITE/noise_power`` and
+            `site_statistics` of the noisy sites are logged as ``noise/SITE/snr_db``, ``noise/SITE/noise_power`` and
             ``noise/SITE/variance``. ``noise/level`` is logged in any case.
 
     Returns:
@@ -60,31 +60,31 @@ def trainer_callback(
         def state(self) -> dict[str, Any]:
             return {"args": self.noise.state(), "attributes": {}}
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **more: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, *_: Any, model: Any, **more: Any) -> None:
             # A checkpoint's, or of a new run our own; the trainer asks for it when it saves.
             kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
             self.noise.restore(kept["args"])
             self.noise.end()  # of a training that an error has ended
             self.noise.begin_evaluation(model, args.process_index)
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, *, model: Any, **more: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, *_: Any, model: Any, **more: Any) -> None:
             self.noise.begin_step(model, state.global_step, args.process_index, args.world_size)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **more: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, *_: Any, model: Any, **more: Any) -> None:
             self.noise.leave()
             self.noise.begin_evaluation(model, args.process_index)
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **more: Any) -> None:
+        def on_evaluate(self, args: Any, state: Any, *_: Any, model: Any, **more: Any) -> None:
             if self.noise.is_on:
                 self.noise.begin_evaluation(model, args.process_index)
 
-        def on_log(self, args: Any, state: Any, control: Any, *, model: Any, logs: Any, **more: Any) -> None:
+        def on_log(self, args: Any, state: Any, *_: Any, model: Any, logs: Any, **more: Any) -> None:
             if self.noise.is_on and "loss" in logs:
                 found = self.noise.logged(model, max(0, state.global_step - 1))
                 logs.update(found)
                 state.log_history[-1].update(found)
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        def on_train_end(self, args: Any, state: Any, *_: Any, **more: Any) -> None:
             self.noise.end()
 
     return NoiseCallback()

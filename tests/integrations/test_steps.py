@@ -21,7 +21,9 @@ def model() -> nn.Module:
 
 
 def steps(**more: Any) -> NoisySteps:
-    return NoisySteps("steps", **dict(seed=7, level=nk.training.Schedule.ramp(4), evaluation=0.0, statistics=None) | more)
+    return NoisySteps(
+        "steps", **dict(seed=7, level=nk.training.Schedule.ramp(4), evaluation=0.0, statistics=None) | more
+    )
 
 
 def of(model: nn.Module, **told: Any) -> Tensor:
@@ -100,5 +102,8 @@ def test_what_is_logged(model: nn.Module) -> None:
     found = noise.logged(model, 2)
     assert found["noise/level"] == 0.5 and found["noise/2:linear#0/noise_power"] == pytest.approx(0.5**2 * 0.25)
     noise.end()
-    clean = steps(statistics=X, level=0.0).logged(model, 0)
-    assert "noise/2:linear#0/snr_db" not in clean and clean["noise/2:linear#0/noise_power"] == 0  # it is infinite
+    assert steps(statistics=X, level=0.0).logged(model, 0) == {"noise/level": 0.0}
+    with nk.inject(nn.Linear(6, 3), nk.Noise(add=0.5), where="input") as part:
+        assert set(steps(statistics=X, level=1.0).logged(nn.ModuleList([part]), 0)) == {
+            "noise/level", "noise/input/snr_db", "noise/input/noise_power", "noise/input/variance",
+        }  # fmt: skip

@@ -64,7 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_for_transformers(made / "model", model, pairs)
     words = TEXT.split()
     choice = [
-        {"question": " ".join(words[i : i + 2 + i % 5]), "answer": i % 3, "choices": [words[i + 7], words[i + 8], "and it"]}
+        {
+            "question": " ".join(words[i : i + 2 + i % 5]),
+            "answer": i % 3,
+            "choices": [words[i + 7], words[i + 8], "and it"],
+        }
         for i in range(9)
     ]
     rolling = [{"text": " ".join(words[i : i + 6 * i + 4])} for i in range(5)]  # some are longer than a window
@@ -180,7 +184,9 @@ def test_what_is_wrong_is_told(folder: Path, args: dict[str, Any], said: str) ->
 
 
 def test_the_command_line(folder: Path) -> None:
-    told = "pretrained=" + str(folder / "model") + ",max_length=32,dtype=float32,noise=add,level=0.3,where=*_proj,seed=1"
+    told = (
+        "pretrained=" + str(folder / "model") + ",max_length=32,dtype=float32,noise=add,level=0.3,where=*_proj,seed=1"
+    )
     asked = [
         "--model", "nk-hf", "--model_args", told, "--tasks", "nk_choice", "--include_path", str(folder), "--device",
         "cpu", "--batch_size", "2", "--output_path", str(folder / "out"), "--log_samples",
