@@ -271,7 +271,7 @@ def test_a_seed_that_is_not_given_is_torchs(name: str, package: str) -> None:
     one, two = make(), make()
     torch.manual_seed(3)
     assert make().noise.seed == one.noise.seed != two.noise.seed
-    with pytest.raises(TypeError, match="seed must be a whole number from 0 to 2.64 - 1 or None, got 1.5"):
+    with pytest.raises(TypeError, match=r"seed must be a whole number from .* or None, got 1\.5"):
         make(seed=1.5)
     with pytest.raises(ValueError, match="level must be finite and not negative"):
         make(level=-1.0)
