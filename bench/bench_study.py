@@ -200,7 +200,8 @@ STUDIES: dict[str, dict[str, Any]] = {
         walk=dict(noise=nk.Noise(add=1.0), levels=torch.logspace(-2, 2, 20), draws=10), cells=200, at_least=4.5,
     ),
     "small VGG, Fashion-MNIST, midpoints within 5 %": dict(
-        trained=trained_vgg, walk=dict(noise=nk.Noise(add=1.0)), cells=200, at_least=150,
+        trained=trained_vgg, model=(SmallVGG, (3, 32, 32)), walk=dict(noise=nk.Noise(add=1.0)), cells=200,
+        at_least=150,
     ),
     "MLP 784-64-64-64-10, additive grid, 49 levels x 5 draws": dict(
         model=(lambda: MLP(784, 10), (1, 28, 28)),
@@ -218,11 +219,19 @@ STUDIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def smaller(about: dict[str, Any]) -> dict[str, Any]:
+    """A study that only shows that it runs: a tenth of the rows, two levels and one draw, untrained, without a bar."""
+    less: dict[str, Any] = {"levels": about["walk"]["levels"][:2], "draws": 1} if "levels" in about["walk"] else {}
+    walk = about["walk"] | (less or {"search": nk.Search(rel_ci=0.5)})
+    kept = {k: v for k, v in about.items() if k not in ("trained", "at_least")}
+    return kept | {"rows": about.get("rows", 10_000) // 10, "walk": walk, "cells": 2 if less else about["cells"]}
+
+
 @pytest.mark.parametrize("name", list(STUDIES))
-def test_study(name: str, benchmark: Any, record_row: Callable[..., None]) -> None:
+def test_study(name: str, benchmark: Any, record_row: Callable[..., None], small: bool) -> None:
     """Seconds of our study and of the loop's, and their ratio."""
     torch.set_num_threads(2)
-    about = STUDIES[name]
+    about = smaller(STUDIES[name]) if small else STUDIES[name]
     if "trained" in about:
         model, data = about["trained"]()
     else:

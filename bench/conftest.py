@@ -92,6 +92,12 @@ def contest(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dic
 
 
 @pytest.fixture
+def small(request: pytest.FixtureRequest) -> bool:
+    """Whether studies only show that they run."""
+    return bool(request.config.getoption("--small"))
+
+
+@pytest.fixture
 def record_row() -> Callable[[dict[str, Any]], None]:
     """Adds a line to the table."""
     return ROWS.append
@@ -118,5 +124,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_addoption(parser: Any) -> None:
-    """--compile adds torch.compile's version of plain torch's noise (slow to build)."""
+    """--compile adds torch.compile's version of plain torch's noise (slow to build); --small, that studies run."""
     parser.addoption("--compile", action="store_true", help="also time torch.compile of the plain noise")
+    parser.addoption("--small", action="store_true", help="studies of a few cells, whose ratios mean nothing")

@@ -6,7 +6,9 @@ that are left for each row, level and draw once the levels have parted, as a par
 pass of 20 levels against a forward with noise in plain torch: processor time of one thread, interleaved, medians of
 ratios, so that it may run beside other work. The floor is those multiply-adds at the speed of the best convolution (or
 product) of the network, and what these write at that of a copy; the loop over the mean floor is what a grid gains at
-most where each multiply-add is done. `--torch` shows the operations of torch that passes run.
+most where each multiply-add is done. `--torch` shows the operations of torch that passes run; `--steps` times each step
+of the network alone, on values that stay in the caches, and tells how much of each kind is left: the loop over what is
+left in all is what a grid gains at most with these operations, were levels and noise free.
 """
 
 from __future__ import annotations
@@ -83,6 +85,34 @@ def speeds(shapes: list[tuple[int, ...]]) -> tuple[float, float]:
     return max(found), 2**18 / min(seconds(lambda: out.copy_(big)) for _ in range(9))
 
 
+def alone(tape: Tape, x: Tensor) -> list[float]:
+    """Seconds of each step for a row: the best of some runs, which find their values in the caches."""
+    values, found = tape.run(x), []
+    for step in tape.steps:
+        args, kwargs = step.arguments(values, len(x))
+        found.append(min(seconds(lambda s=step, a=args, k=kwargs: s.function(*a, **k)) for _ in range(7)) / len(x))
+    return found
+
+
+def kind(step: Step) -> str:
+    """What a table of steps calls it."""
+    kinds = {"products": ("linear", "conv"), "attention": ("matmul", "bmm", "softmax", "baddbmm"), "norms": ("norm",)}
+    return next((k for k, parts in kinds.items() if any(part in step.name for part in parts)), "rest")
+
+
+def told_of_steps(tape: Tape, x: Tensor, rests: list[list[Step]], loop: float) -> None:
+    """Prints what each kind of step takes in a forward, and how much of that is left after the levels have parted."""
+    times = dict(zip(map(id, tape.steps), alone(tape, x), strict=True))
+    whole = left = 0.0
+    for one in dict.fromkeys(map(kind, tape.steps)):
+        all_of = sum(times[id(s)] for s in tape.steps if kind(s) == one)
+        rest = statistics.mean(sum(times[id(s)] for s in steps if kind(s) == one) for steps in rests)
+        whole, left = whole + all_of, left + rest
+        print(f"{one:12s} {1e6 * all_of:8.2f} us of a forward, left {rest / all_of:.3f}: {1e6 * rest:.2f}")
+    print(f"{'all':12s} {1e6 * whole:8.2f} us of a forward, left {left / whole:.3f}: {1e6 * left:.2f}")
+    print(f"loop over what is left {loop / left:.2f}, forward over what is left {whole / left:.2f}")
+
+
 class Pass:
     """A pass of all levels from a site, as the engine cuts it."""
 
@@ -97,7 +127,7 @@ class Pass:
         most = min(BYTES // (self.suffix.peak * self.rows), self.suffix.rows / self.rows)
         self.parts = self.levels.tensor_split(-(-LEVELS // max(1, int(most))))
         carried = self.suffix.carry(self.toward, 1, self.rows)
-        steps = [self.suffix.steps[i] for i in carried.rest]
+        self.rest = steps = [self.suffix.steps[i] for i in carried.rest]
         self.multiply_adds = sum(work(tape, step) for step in steps)  # of a row, once the levels have parted
         self.written = sum(
             math.prod(tape.shapes[n]) // tape.rows for step in steps if work(tape, step) for n in step.outputs
@@ -125,14 +155,16 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("networks", nargs="*", default=list(NETWORKS))
     asked.add_argument("--torch", action="store_true", help="show the operations of torch in passes of each site timed")
+    asked.add_argument("--steps", action="store_true", help="time each step alone")
+    asked.add_argument("--all", action="store_true", help="time all sites")
     args = asked.parse_args()
     torch.set_num_threads(1)
     for name in args.networks:
         with torch.inference_mode():
-            table(name, args.torch)
+            table(name, args)
 
 
-def table(name: str, shows_torch: bool) -> None:
+def table(name: str, args: argparse.Namespace) -> None:
     """Of one network."""
     build, shape, rows, chosen, count, shapes = NETWORKS[name]
     model, (x, y) = calibrated(build(), shape, rows)
@@ -148,7 +180,7 @@ def table(name: str, shows_torch: bool) -> None:
     print(f"{name}: {1e-6 * whole:.1f} M multiply-adds a row; best speed {best}")
     print(f"{'site':32s} {'left':>6s} {'loop':>8s} {'ours':>8s} {'floor':>8s} {'ratio':>6s}   (us of a row)")
     loops, ours, shares = [], [], []
-    for i in chosen[:: -(-len(chosen) // count)]:
+    for i in chosen[:: 1 if args.all else -(-len(chosen) // count)]:
         pairs = []
         for turn in range(ROUNDS + 1):
             once = seconds(lambda m=modules[i]: loop(model, x, m)) / rows
@@ -161,7 +193,7 @@ def table(name: str, shows_torch: bool) -> None:
         shares.append(passes[i].multiply_adds / whole)
         told = f"{shares[-1]:6.3f} {once:8.1f} {again:8.1f} {1e6 * floors[i]:8.1f} {ratio:6.2f}"
         print(f"{sites[i].name:32s} {told}", flush=True)
-        if shows_torch:
+        if args.torch:
             with profile() as found:
                 passes[i].run()
             own = sorted(((e.self_cpu_time_total, e.key) for e in found.key_averages()), reverse=True)[:8]
@@ -170,7 +202,11 @@ def table(name: str, shows_torch: bool) -> None:
     floor = 1e6 * statistics.mean(floors.values())
     print(f"left at the sites timed {statistics.mean(shares):.3f}, at all {len(chosen)} {mean:.3f}")
     print(f"loop over ours, sums of the sites timed {sum(loops) / sum(ours):.2f}")
-    print(f"loop over the mean floor of all sites {statistics.mean(loops) / floor:.2f}\n")
+    print(f"loop over the mean floor of all sites {statistics.mean(loops) / floor:.2f}")
+    if args.steps:
+        few = x[: max(1, min(rows, (1 << 20) // max(p.suffix.peak for p in passes.values())))]
+        told_of_steps(tape, few, [p.rest for p in passes.values()], 1e-6 * statistics.mean(loops))
+    print()
 
 
 if __name__ == "__main__":
