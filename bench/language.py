@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -247,4 +248,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["torchvision"] = None  # type: ignore[assignment]  # one of another torch fails on import
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,23 @@ def test_the_walk_is_the_same(tmp_path: Path) -> None:
     ours, other = nk.walk(model, data, **asked), nk.walk(theirs, data, **asked)
     assert [r.site for r in ours.records] == [r.site for r in other.records]
     assert ours.records == other.records
+
+
+def test_a_folder_is_walked_by_the_command_of_the_zoo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    pairs = BytePairs.trained(TEXT, 300)
+    model = Llama(SIZES[0]).eval()
+    save_for_transformers(tmp_path / "folder", model, pairs)
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    script = importlib.import_module("language_walk")
+    monkeypatch.setattr(script, "kjv", lambda split: [TEXT])
+    out = tmp_path / "results"
+    asked = [f"--model=hf:{tmp_path / 'folder'}", "--windows=3", "--length=16", "--rel-ci=0.5", "--sites=*.1.*_proj"]
+    study = script.run(out, *asked)
+    assert {"lm.json", "lm.html", "lm.png"} < {path.name for path in out.iterdir()}
+    ours = nk.walk(
+        model, tokens(TEXT, pairs, length=16).first(3), noise=nk.Noise(add=1.0), metric="perplexity",
+        at=nk.Ratio(1.05), seed=0, sites="*.1.*_proj", search=nk.Search(rel_ci=0.5),
+    )  # fmt: skip
+    assert len({record.site for record in ours.records}) == 7 and study.records == ours.records
+    assert script.run(out, *asked).records == ours.records  # once more, from its store
