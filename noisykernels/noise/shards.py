@@ -16,14 +16,16 @@ from torch import Tensor
 from noisykernels._util.tensors import is_plain
 from noisykernels.noise.description import Noise
 
-__all__ = ["Part", "Spread", "block_of", "gathered", "is_dtensor", "perturb_parts", "spread_out"]
+__all__ = ["PACKAGE", "Part", "Spread", "block_of", "gathered", "is_dtensor", "perturb_parts", "spread_out"]
+
+PACKAGE = "torch.distributed.tensor"  # which takes a while to load, and makes all DTensors
 
 
 def is_dtensor(value: Any) -> bool:
     """Whether it is a DTensor, of which there is none where their package has not been loaded."""
     if not isinstance(value, Tensor) or is_plain(value):
         return False
-    package = sys.modules.get("torch.distributed.tensor")
+    package = sys.modules.get(PACKAGE)
     return package is not None and isinstance(value, package.DTensor)
 
 
@@ -103,7 +105,7 @@ class Spread(NamedTuple):
 
 def replicated(value: Any, dims: Sequence[int] | None = None) -> Any:
     """A DTensor of which every process has all; or only all along these dimensions, and no partial sums."""
-    package = sys.modules["torch.distributed.tensor"]
+    package = sys.modules[PACKAGE]
     kept = [
         p if dims is not None and p.is_shard() and p.dim % value.dim() not in dims else package.Replicate()
         for p in value.placements
@@ -126,7 +128,7 @@ def spread_out(op: str, value: Any, all_of: Sequence[int] = ()) -> Spread:
     Raises:
         ValueError: placements of which torch does not say that a part is one block.
     """
-    package = sys.modules["torch.distributed.tensor"]
+    package = sys.modules[PACKAGE]
     for placement in value.placements:
         if not isinstance(placement, package.Partial) and type(placement) not in (package.Shard, package.Replicate):
             raise ValueError(
