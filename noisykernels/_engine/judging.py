@@ -90,7 +90,7 @@ class Tally:
 
     Args:
         metric: that measures.
-        rows: how many there are.
+        rows: how many there are; more are found room for.
         copies: how many.
     """
 
@@ -105,6 +105,7 @@ class Tally:
         """Takes outputs [copies, rows, ...], of copies from `copy` and rows from `row` on, and their targets."""
         if copy == 0:
             self.shares.add(labels)
+        self._room_for(row + scores.shape[1])
         if self.metric.law.block == ALL:
             self.outputs.append((copy, scores, labels))
             return
@@ -113,6 +114,13 @@ class Tally:
             self._put(row, copy, numbers)
         else:
             self.numbers.append((row, copy, numbers))
+
+    def _room_for(self, rows: int) -> None:
+        """More room where there are more rows than was said: of data that are counted meanwhile."""
+        law, had = self.metric.law, self.found
+        if (needed := entries(law, 0, rows)) > had.shape[2]:
+            self.found = law.empty(1, self.copies, 2 * needed)
+            self.found[:, :, : had.shape[2]] = had
 
     def _put(self, row: int, copy: int, numbers: Tensor) -> None:
         put(self.metric.law, self.found[:, copy : copy + len(numbers)], 0, row, numbers.unsqueeze(0).cpu().numpy())

@@ -6,6 +6,7 @@ Every study asks a `Problem` and works inside a `Session`. Neither knows what is
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noisykernels._engine.arguments import check_processes, chosen_sites, listed
-from noisykernels._engine.clean import FEW, Clean, clean_run
+from noisykernels._engine.clean import FEW, Clean, Remembered, clean_run, first_reading
 from noisykernels._engine.company import COMPANY, looks_at_others, passes_of_all
 from noisykernels._engine.compute import Compute
 from noisykernels._engine.judging import Tally
 from noisykernels._engine.plan import Passes, choose_passes
 from noisykernels._engine.targets import Target
-from noisykernels._util.data import Data, needed
+from noisykernels._util.data import Batch, Data, needed
 from noisykernels._util.inputs import Call, Called, Inputs
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.randomness import keeping_random
@@ -43,7 +44,7 @@ from noisykernels.injection.trace import open_results
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
 from noisykernels.metrics.chance import Chance
-from noisykernels.metrics.functions import found_out
+from noisykernels.metrics.functions import found_out, is_early
 from noisykernels.metrics.names import MetricLike, named
 from noisykernels.metrics.rows import PerRow
 from noisykernels.metrics.weighted import Weighted, joined_targets, weighed
@@ -74,6 +75,9 @@ class Problem:
         labelled: whether the data had labels.
         length: of `TokenRows`, whose sequences the rows are; 0: rows are no tokens.
         chance: why what is measured cannot be told from chance, told once outputs have been looked at; None: it can.
+        remembered: clean values that were found while data were counted; None: none were.
+        order: of the rows, in parts of that which they were given in; None: it is that.
+        given: of an order of their own, inputs and labels of a stream as they come; None: data are in memory.
     """
 
     model: nn.Module
@@ -89,6 +93,9 @@ class Problem:
     labelled: bool = True
     length: int = 0
     chance: Chance | None = None
+    remembered: Remembered | None = None
+    order: Tensor | None = None
+    given: tuple[Inputs | StreamedInputs, Tensor | StreamedLabels] | None = None
 
     @classmethod
     def of(
@@ -114,37 +121,48 @@ class Problem:
             raise TypeError(f"{op}: seed must be an int, got None")
         seed_tensor(op, seed, device)
         with keeping_random():  # from which loaders draw
-            inputs, given = loaded(op, data, Compute.of(op, compute).memory_on(device), call.takes(model, weights))
-        if given is None and (alone or getattr(measure, "against_clean", False)):
-            labels: Tensor | StreamedLabels = torch.zeros(len(inputs), dtype=torch.int64)  # which nothing reads
-        else:
-            either = getattr(measure, "against", "") == "labels"
-            labels = needed(op, data, given, f'nk.metrics.{type(measure).__name__}("clean")' if either else "")
+            memory = Compute.of(op, compute).memory_on(device)
+            inputs, given = loaded(op, data, memory, call.takes(model, weights), count=False)
+        free = given is None and (alone or getattr(measure, "against_clean", False))
+        hint = ""
+        if getattr(measure, "against", "") == "labels":
+            hint = f'nk.metrics.{type(measure).__name__}("clean")'
+        labels: Tensor | StreamedLabels = _unread(len(inputs)) if free else needed(op, data, given, hint)
         some = slice(None if isinstance(inputs, Inputs) else inputs.stream.at_once)  # others as they are read
         if known := hasattr(measure, "check_data"):  # else a plain function
             measure.check_data(op, inputs[some].tensors[0], weighed(labels[some], inputs[some].weights))
-        ids, length = _ids(op, rows, len(labels)), rows.length if isinstance(rows, TokenRows) else 0
+        length = rows.length if isinstance(rows, TokenRows) else 0
         call.check(model, inputs[:2])
         if not known:
             measure = _of_function(call, measure, model, inputs[:FEW].to(device), labels[:FEW].to(device))
-        chance: Chance | None = None
-        if given is not None or weights is not None:
-            try:
-                measure = measure.prepared(op, _of_all(inputs, labels))
-            except Chance as error:  # of which outputs may say more
-                chance = error
         if forward is not None:  # whose names begin at the model that is called
             model = Called(model, forward, inputs[:2])
             injected["root"] = ".".join(filter(None, (Called.ROOT, injected.get("root"))))
             inputs = inputs.by_position()
         inputs = inputs.to(device)
-        labels = labels.beside(inputs) if isinstance(labels, StreamedLabels) else labels.to(device)
-        parts = inputs, labels, ids.to(device)
         words = tuple(word for word in listed(sites) if isinstance(word, str | type))
-        told: Any = injected
-        call = replace(call, forward=None)
-        told |= {"length": length, "chance": chance}
-        return cls(model, parts, seed, (), measure, asked=words, call=call, labelled=given is not None, **told)
+        told: Any = injected | {"asked": words, "call": replace(call, forward=None), "labelled": given is not None}
+        remembered = None
+        if isinstance(inputs, StreamedInputs):
+            few = slice(2 * COMPANY)
+            some_ids = torch.arange(len(inputs), device=device)[few]
+            begun = cls(model, (inputs[few].clone(), labels[few].to(device), some_ids), seed, (), measure, **told)
+            asks = not alone or not (free or measure.by_argmax)  # else a study may do without clean values
+            remembered = _read_first(begun, inputs, compute, asks and is_early(measure))
+            labels = _unread(len(inputs)) if free else needed(op, data, inputs.stream.labels)
+        ids = _ids(op, rows, len(labels))
+        labels = labels.beside(inputs) if isinstance(labels, StreamedLabels) else labels.to(device)
+        chance: Chance | None = None
+        if given is not None or weights is not None:
+            before = measure
+            try:
+                measure = measure.prepared(op, _of_all(inputs, labels))
+            except Chance as error:  # of which outputs may say more
+                chance = error
+            remembered = _kept(remembered, before, measure)
+        parts = inputs, labels, ids.to(device)
+        told |= {"length": length, "chance": chance, "remembered": remembered}
+        return cls(model, parts, seed, (), measure, **told)
 
     @property
     def name(self) -> str:
@@ -157,9 +175,20 @@ class Problem:
         inputs, labels, ids = self.data
         order = torch.randperm(len(inputs), generator=generator)
         inputs, ids = inputs.permuted(order), ids[order.to(self.device)]
-        if isinstance(labels, StreamedLabels):
-            return replace(self, data=(inputs, labels.beside(inputs), ids))
-        return replace(self, data=(inputs, labels[order.to(self.device)], ids))
+        mixed = labels.beside(inputs) if isinstance(labels, StreamedLabels) else labels[order.to(self.device)]
+        given = self.data[:2] if isinstance(inputs, StreamedInputs) else None
+        return replace(self, data=(inputs, mixed, ids), order=order, given=given)
+
+    def as_given(self, size: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """Inputs and labels in the order that they came in before they were shuffled, so many rows at once."""
+        assert self.order is not None
+        if self.given is not None:
+            inputs, labels = self.given
+            for first in range(0, len(inputs), size):
+                yield inputs[first : first + size], labels[first : first + size]
+            return
+        for rows in self.order.argsort().split(size):
+            yield self.some(rows)[:2]
 
     def first(self, rows: int) -> tuple[Inputs, Tensor, Tensor]:
         """So many rows, or all there are."""
@@ -207,15 +236,64 @@ def _ids(op: str, rows: Rows, count: int) -> Tensor:
     return ids
 
 
+def _unread(rows: int) -> Tensor:
+    """Labels that nothing reads."""
+    return torch.zeros(rows, dtype=torch.int64)
+
+
+def _read_first(begun: Problem, inputs: StreamedInputs, compute: Compute | None, judges: bool) -> Remembered | None:
+    """Counts the rows of a stream; clean values are found on the way.
+
+    Args:
+        begun: the problem of its first rows.
+        inputs: of the stream.
+        judges: clean values are looked for.
+    """
+
+    def made(part: Batch) -> tuple[Inputs, Tensor]:
+        x = part.inputs.by_position() if inputs.positional else part.inputs
+        y = _unread(len(x)) if part.labels is None else part.labels
+        return x.to(inputs.device), y.to(inputs.device)
+
+    session = Session(begun.call.op, begun, compute)
+    with keeping_random(), contextlib.ExitStack() as stack:
+        if judges:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # which the study's own session gives
+                stack.enter_context(session)
+            if not session.mixed:  # else a pass is of all rows
+                return first_reading(session, inputs.stream, made)
+        for _ in inputs.stream.counting():
+            pass
+    return None
+
+
+def _kept(found: Remembered | None, before: Metric, metric: Metric) -> Remembered | None:
+    """Clean values by a measure as those of the same one, prepared for the targets of all rows; None: these may have
+    other numbers."""
+    if found is None or metric is before:
+        return found
+    if not (isinstance(metric, PerRow) and metric.counts_as(before)):
+        return None
+    clean = found.clean
+    shares = None if metric.scale is None else np.ones(len(clean.numbers))
+    return found._replace(clean=clean._replace(metric=metric, shares=shares))
+
+
 def _of_all(inputs: Inputs | StreamedInputs, labels: Tensor | StreamedLabels) -> Any:
-    """The targets of all rows, with their weights."""
+    """The targets of all rows, with their weights; of a stream in its own order."""
     if isinstance(inputs, Inputs):
         return weighed(labels, inputs.weights)
-    if inputs[:1].weights is None:
-        return labels if isinstance(labels, Tensor) else labels.cpu()
-    size = inputs.stream.at_once
-    parts = [slice(first, first + size) for first in range(0, len(inputs), size)]
-    return joined_targets([weighed(labels[part].cpu(), inputs[part].weights) for part in parts])
+    stream = inputs.stream
+    if stream.first.inputs.weights is None and isinstance(labels, Tensor):
+        return labels
+    if isinstance(stream.labels, Tensor) and stream.weights is not None:
+        return weighed(stream.labels, stream.weights)
+    parts = []
+    for _, batch in stream.everything():
+        given = _unread(len(batch.inputs)) if batch.labels is None else batch.labels
+        parts.append(weighed(given, batch.inputs.weights))
+    return joined_targets(parts)
 
 
 @torch.inference_mode()
@@ -360,6 +438,19 @@ class Session:
             part = slice(first, first + size)
             yield self.inputs[part], self.labels[part], self.rows[part]
 
+    @property
+    def _clean_as_given(self) -> bool:
+        """Whether rows in an order of their own run in the one they were given in without noise, which changes nothing
+        but for rounding: of a stream that takes one pass. Blocks of rows are those of the study's order."""
+        return self.problem.order is not None and self.problem.metric.law.block == 1
+
+    def clean_batches(self) -> Iterator[tuple[Inputs, Tensor]]:
+        """Inputs and labels in the order in which they run without noise."""
+        if self._clean_as_given:
+            yield from self.problem.as_given(self.passes.rows)
+        else:
+            yield from ((x, y) for x, y, _ in self.batches())
+
     def noisy_scores(self, draws: Sequence[int]) -> Iterator[tuple[slice, slice, Tensor]]:
         """Scores of all rows under what is placed, pass by pass: (rows, places of draws, scores [draws, rows, ...]);
         all draws of a batch of rows before the next batch."""
@@ -438,6 +529,16 @@ class Session:
 
     @cached_property
     def _clean_run(self) -> Clean:
-        found = clean_run(self)
+        known, chance = self.problem.remembered, self.problem.chance
+        if known is not None and chance is not None:
+            raise chance
+        as_given = self._clean_as_given or self.problem.order is None
+        if as_given and known is not None and known.rows == self.passes.rows:
+            found = known.clean.checked(self.op, len(self.inputs))
+        else:
+            found = clean_run(self)
+        if self._clean_as_given:
+            assert self.problem.order is not None
+            found = found.permuted(self.problem.order.numpy())
         self.problem = replace(self.problem, metric=found.metric)
         return found

@@ -12,7 +12,7 @@ from noisykernels._util.checks import in_range, shown
 from noisykernels._util.forms import LABELS, Batch, batch_of, check_dense, lengthened, mask_of, opened
 from noisykernels._util.inputs import ANY, Inputs, Takes
 
-__all__ = ["Batch", "Data", "batches", "check_classes", "check_dense", "check_labels", "in_memory", "needed"]
+__all__ = ["Batch", "Data", "batches", "check_classes", "check_dense", "check_labels", "cut", "in_memory", "needed"]
 
 
 Data = Any  # in one of the forms of `forms`
@@ -43,8 +43,7 @@ def batches(name: str, data: Data, size: int, dim: int = 0, takes: Takes = ANY) 
             yield batch_of(name, batch, dim, takes)
         return
     for first in range(0, max(1, len(found.inputs)), size):
-        rows = slice(first, first + size)
-        yield Batch(found.inputs[rows], None if found.labels is None else found.labels[rows])
+        yield cut(found, slice(first, first + size))
 
 
 def in_memory(name: str, data: Data, takes: Takes = ANY) -> Batch:
@@ -66,6 +65,11 @@ def in_memory(name: str, data: Data, takes: Takes = ANY) -> Batch:
     """
     found = opened(name, data, 1024, takes)
     return found if isinstance(found, Batch) else joined(name, [batch_of(name, batch, 0, takes) for batch in found])
+
+
+def cut(batch: Batch, rows: slice) -> Batch:
+    """Some of its rows."""
+    return Batch(batch.inputs[rows], None if batch.labels is None else batch.labels[rows])
 
 
 def joined(name: str, parts: Sequence[Batch]) -> Batch:

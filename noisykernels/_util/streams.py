@@ -1,9 +1,9 @@
 """Data that do not fit in memory: a loader that can be iterated again is read chunk by chunk, as often as it takes.
 
-The first time its rows are counted and a digest of each is kept; whenever they are read again they must be the same, in
-the same order. `StreamedInputs` and `StreamedLabels` are cut as `Inputs` and tensors in memory are; both look at the
-chunk that was read last. In an order of their own (`permuted`) a chunk takes a pass over all of the data, and the first
-one stays: a search begins there again and again.
+The first time its rows are counted and a digest of each is kept, while whoever asked looks at them too; whenever they
+are read again they must be the same, in the same order. `StreamedInputs` and `StreamedLabels` are cut as `Inputs` and
+tensors in memory are; both look at the chunk that was read last. In an order of their own (`permuted`) a chunk takes a
+pass over all of the data, and the first one stays: a search begins there again and again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisykernels._util.data import Data, alike, joined
+from noisykernels._util.data import Data, alike, cut, joined
 from noisykernels._util.forms import Batch, batch_of, lengthened, mask_of, opened
 from noisykernels._util.inputs import ANY, Inputs, Takes
 from noisykernels._util.tensors import Growing
@@ -32,7 +32,7 @@ LAST = 4  # rows from the end that are kept, as the check of engines looks at so
 
 
 def loaded(
-    name: str, data: Data, memory: int, takes: Takes = ANY
+    name: str, data: Data, memory: int, takes: Takes = ANY, count: bool = True
 ) -> tuple[Inputs | StreamedInputs, Tensor | StreamedLabels | None]:
     """Inputs and labels, in memory where they fit.
 
@@ -41,6 +41,7 @@ def loaded(
         data: in any form. What can be iterated only once is held, and what lies in memory already.
         memory: in bytes.
         takes: what is looked for, see `opened`.
+        count: the rows of a stream; else it has been begun alone, and whoever asked reads on with `Stream.counting`.
 
     Raises:
         TypeError: what makes no tensors.
@@ -51,84 +52,102 @@ def loaded(
         return found
     again = not isinstance(found, list | tuple | set | dict) and not hasattr(found, "__next__")
     parts: list[Batch] = []
-    stream, size = None, 0
-    for raw in found:
-        batch = batch_of(name, raw, 0, takes)
-        if stream is not None:
-            stream.count(batch)
-            continue
-        parts.append(batch)
-        size += _bytes(batch)
+    size, reading = 0, iter(found)
+    for raw in reading:
+        parts.append(batch_of(name, raw, 0, takes))
+        size += _bytes(parts[-1])
         if again and size > memory // HELD:
-            stream = Stream(name, found, memory // CHUNK, parts[0], takes)
-            for part in parts:
-                stream.count(part)
-            parts = []
-    if stream is not None:
-        labels = stream.counted()
-        return StreamedInputs(stream), StreamedLabels(
-            stream
-        ) if labels is None and stream.first.labels is not None else labels
+            stream = Stream(name, found, memory // CHUNK, parts, reading, takes)
+            if count:
+                for _ in stream.counting():
+                    pass
+            return StreamedInputs(stream), stream.labels
     if again and parts:
         _refuse_changes(name, found, parts[0], takes)
     return joined(name, parts)
 
 
 class Stream:
-    """Rows of a loader, read again where they are asked for.
+    """Rows of a loader, read again where they are asked for. It begins with some, and knows how many there are once
+    all have been read.
 
     Args:
         name: of the function that asks, for errors.
         batches: that can be iterated again.
         room: bytes of a chunk.
-        first: a batch, as which all must be.
+        begun: the first batches, as whose rows all must be.
+        rest: those that follow.
         takes: see `opened`.
     """
 
     def __init__(
-        self, name: str, batches: Iterable[Any], room: int, first: Batch, takes: Takes
+        self, name: str, batches: Iterable[Any], room: int, begun: list[Batch], rest: Iterator[Any], takes: Takes
     ) -> None:  # fmt: skip
         self.name, self.batches, self.takes = name, batches, takes
-        self.first = Batch(first.inputs[:1].clone(), None if first.labels is None else first.labels[:1].clone())
-        self.rows = 0
+        self.first = _copied(cut(next(part for part in begun if len(part.inputs)), slice(1)))
+        self.rows = sum(len(part.inputs) for part in begun)
         self._digests = Growing()  # of each row
         self.digests: NDArray[np.int64] = np.empty(0, np.int64)
-        self.length = 0  # of the longest row with a mask
+        masks = [mask.shape[1] for part in begun if (mask := mask_of(part.inputs)) is not None]
+        self.length = max(masks, default=0)  # of the longest row with a mask
         self.room = room
         self.last: Batch | None = None  # some rows, and at the end the last ones
-        self._labels = None if first.labels is None else Growing()  # all, where they are small
+        self._labels = None if self.first.labels is None else Growing()  # all, where they are small
+        self._weights = None if self.first.inputs.weights is None else Growing()  # likewise
         self._reader: _Reader | None = None
         self._chunk: tuple[int, Batch] | None = None  # its first row, and it
+        self._begun: tuple[list[Batch], Iterator[Any]] | None = begun, rest  # until the first reading goes on
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None, "_chunk": None, "_labels": None}
+        return self.__dict__ | dict.fromkeys(("_reader", "_chunk", "_labels", "_weights", "_begun"))
 
-    def count(self, batch: Batch) -> None:
+    def counting(self) -> Iterator[Batch]:
+        """All batches, read for the first time: note is taken of each before it is given on."""
+        assert self._begun is not None
+        (parts, rest), self._begun, self.rows = self._begun, None, 0
+        while parts:
+            yield self._noted(parts.pop(0))
+        for raw in rest:
+            yield self._noted(batch_of(self.name, raw, 0, self.takes))
+        self.digests = self._digests.all().numpy()
+
+    def _noted(self, batch: Batch) -> Batch:
         """Takes note of the rows of the next batch."""
         batch = _ordered(batch, self.first)
-        if not len(self.first.inputs):
-            self.first = _cut(batch, slice(1))
         mask = mask_of(batch.inputs)
         if mask is not None:
             self.length = max(self.length, mask.shape[1])
             self.first = lengthened(self.first, self.length)
-        alike(self.name, lengthened(batch, self.length), self.first)
-        self.rows += len(batch.inputs)
         self._digests.add(torch.from_numpy(_digests(batch)))
-        if self._labels is not None and batch.labels is not None:
-            self._labels.add(batch.labels)
-            if self.length or self._labels.bytes > self.room // 2:
-                self._labels = None
-        ends = [_cut(batch, slice(max(0, len(batch.inputs) - LAST), None))]
+        batch = lengthened(batch, self.length)
+        alike(self.name, batch, self.first)
+        self.rows += len(batch.inputs)
+        self._labels = self._held(self._labels, batch.labels)
+        self._weights = self._held(self._weights, batch.inputs.weights)
+        ends = [cut(batch, slice(max(0, len(batch.inputs) - LAST), None))]
         last = self._joined(ends if self.last is None else [self.last, *ends])
-        last = _cut(last, slice(max(0, len(last.inputs) - LAST), None))
-        self.last = Batch(last.inputs.clone(), None if last.labels is None else last.labels.clone())
+        self.last = _copied(cut(last, slice(max(0, len(last.inputs) - LAST), None)))
+        return batch
 
-    def counted(self) -> Tensor | None:
-        """All rows are; their labels, where they are small beside a chunk."""
-        self.digests = self._digests.all().numpy()
-        labels, self._labels = self._labels, None
-        return None if labels is None else labels.all()
+    def _held(self, held: Growing | None, part: Tensor | None) -> Growing | None:
+        """With some more, while that is small beside a chunk or no larger than what is kept of each row anyway."""
+        if held is None or part is None:
+            return None
+        held.add(part)
+        small = held.all().nbytes <= self.room // 2 or part[:1].nbytes <= self.digests.itemsize
+        return held if small and (self.length == 0 or part.dim() == 1) else None
+
+    @property
+    def weights(self) -> Tensor | None:
+        """All of them in memory, where they are small; None: there are none, or they are not."""
+        return None if self._weights is None or self._begun is not None else self._weights.all()
+
+    @property
+    def labels(self) -> Tensor | StreamedLabels | None:
+        """All of them, in memory where they are small."""
+        if self.first.labels is None:
+            return None
+        return StreamedLabels(self) if self._labels is None or self._begun is not None else self._labels.all()
 
     @property
     def at_once(self) -> int:
@@ -137,15 +156,21 @@ class Stream:
 
     def part(self, first: int, end: int) -> Batch:
         """Rows first .. end - 1."""
-        assert self.last is not None
         start, chunk = self._chunk or (0, None)
+        if self._begun is not None:  # of the first rows
+            parts, wanted = [], end
+            for part in self._begun[0]:
+                parts.append(cut(part, slice(min(wanted, len(part.inputs)))))
+                wanted -= len(parts[-1].inputs)
+            return cut(self._joined([part for part in parts if len(part.inputs)] or parts[:1]), slice(first, end))
+        assert self.last is not None
         goes_on = chunk is not None and start <= first <= start + len(chunk.inputs)
         if not goes_on and first >= (low := self.rows - len(self.last.inputs)):
-            return _cut(self._joined([self.last]), slice(first - low, end - low))
+            return cut(self._joined([self.last]), slice(first - low, end - low))
         if chunk is None or not start <= first <= end <= start + len(chunk.inputs):
             start, chunk = first, self._read(first, max(end, min(self.rows, first + self.at_once)))
             self._chunk = start, chunk
-        return _cut(chunk, slice(first - start, end - start))
+        return cut(chunk, slice(first - start, end - start))
 
     def picked(self, rows: Tensor) -> Batch:
         """The rows with these numbers, which takes a pass over all of them."""
@@ -173,7 +198,7 @@ class Stream:
         kept: list[Batch] = []
         if self._chunk is not None and self._chunk[0] <= first < self._chunk[0] + len(self._chunk[1].inputs):
             start, chunk = self._chunk
-            rest = _cut(chunk, slice(first - start, None))
+            rest = cut(chunk, slice(first - start, None))
             kept, first = [rest], start + len(chunk.inputs)
         self._chunk = None
         if self._reader is None or self._reader.row > first:
@@ -232,8 +257,8 @@ class _Reader:
         """The rows first .. end - 1 of what is left, as far as it goes; those before are passed over."""
         assert self.left is not None
         low, high = max(0, first - self.row), min(end - self.row, len(self.left.inputs))
-        found = _cut(self.left, slice(low, high))
-        rest = _cut(self.left, slice(high, None))
+        found = cut(self.left, slice(low, high))
+        rest = cut(self.left, slice(high, None))
         self.row += high
         self.left = rest if len(rest.inputs) else None
         return found
@@ -273,7 +298,7 @@ class _Streamed:
         size, parts = max(1, self.stream.at_once // 2), []
         for number in range(first // size, -(-max(first + 1, end) // size)):
             low = number * size
-            parts.append(_cut(self._chunk(number, size), slice(max(first, low) - low, max(first, end) - low)))
+            parts.append(cut(self._chunk(number, size), slice(max(first, low) - low, max(first, end) - low)))
         return joined(self.stream.name, parts)
 
     def _chunk(self, number: int, size: int) -> Batch:
@@ -346,8 +371,8 @@ def _bytes(batch: Batch) -> int:
     return sum(t.nbytes for t in (*batch.inputs.every, *(() if batch.labels is None else (batch.labels,))))
 
 
-def _cut(batch: Batch, rows: slice) -> Batch:
-    return Batch(batch.inputs[rows], None if batch.labels is None else batch.labels[rows])
+def _copied(batch: Batch) -> Batch:
+    return Batch(batch.inputs.clone(), None if batch.labels is None else batch.labels.clone())
 
 
 def _ordered(batch: Batch, first: Batch) -> Batch:

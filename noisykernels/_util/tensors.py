@@ -36,6 +36,9 @@ class Growing:
         >>> rows = Growing()
         >>> rows.add(torch.tensor([1, 2])), rows.add(torch.tensor([3])), rows.all()
         (None, None, tensor([1, 2, 3]))
+        >>> pairs = Growing()
+        >>> pairs.add(torch.zeros(2, 2)), tuple(pairs.all().shape)
+        (None, (2, 2))
     """
 
     def __init__(self) -> None:
@@ -51,7 +54,8 @@ class Growing:
         end = self.rows + len(part)
         if end > len(self._held) or self.rows == 0:
             larger = part.new_empty((max(2 * end, 1 << 12), *part.shape[1:]))
-            larger[: self.rows] = self._held[: self.rows]
+            if self.rows:
+                larger[: self.rows] = self._held[: self.rows]
             self._held = larger
         self._held[self.rows : end] = part
         self.rows = end

@@ -36,6 +36,8 @@ class PerRow:
     bounds: ClassVar[Bounded | None] = None  # of a position's number
     dtype: ClassVar[torch.dtype] = torch.float32
     against_clean: bool = False
+    of_all: ClassVar[bool] = False  # the numbers of rows are known only with the targets of all of them
+    in_value: ClassVar[tuple[str, ...]] = ("scale", "most")  # what `prepared` sets that need not change these
     scale: float | None = None  # mean of the rows' weights, known once there are data
     most: float = 1.0  # of a row's weights, in parts of that
 
@@ -133,6 +135,13 @@ class PerRow:
         object.__setattr__(found, "scale", float(sums.mean()))
         object.__setattr__(found, "most", float(sums.max() / sums.mean()))
         return found
+
+    def counts_as(self, before: Any) -> bool:
+        """Whether this measure, prepared, gives rows the numbers that it gave before: as it does where all rows have
+        the same weight, a whole number, which rounds nowhere."""
+        own, had = ({k: v for k, v in vars(one).items() if k not in self.in_value} for one in (self, before))
+        even = self.scale is None or (self.scale == round(self.scale) and self.most == 1.0)
+        return type(self) is type(before) and own == had and even
 
     def after(self, op: str, clean: Seen) -> PerRow:
         """Of what is held against the outputs without noise: this measure, once those of all rows are known."""

@@ -83,6 +83,7 @@ class _OfPositions(OfClasses, OfSums):
 class _OfPairs(_OfPositions):
     """A measure of how often each class is said and true; see `MeanIoU`."""
 
+    of_all: ClassVar[bool] = True
     classes_held: tuple[int, ...] = ()  # by the labels
 
     @property

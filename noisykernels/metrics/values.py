@@ -116,6 +116,7 @@ class RelativeMSE(_OfEither):
     name: ClassVar[str] = "relative_mse"
     decibels: bool = False
     variance: ClassVar[float] = 1.0
+    in_value: ClassVar[tuple[str, ...]] = (*PerRow.in_value, "variance")
 
     def __post_init__(self) -> None:
         """Checks both."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -83,6 +83,8 @@ class Weighted(PerRow):
         >>> metric.name, float(numbers.mean())
         ('weighted accuracy', 0.5)
     """
+
+    of_all: ClassVar[bool] = True
 
     def __init__(self, metric: MetricLike, weights: str = "weights") -> None:
         inner: Any = named("Weighted", metric)

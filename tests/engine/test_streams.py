@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import noisykernels as nk
-from noisykernels._engine.session import Problem
+from noisykernels._engine.session import Problem, Session
 from noisykernels._util.inputs import Call
 from noisykernels._util.streams import Stream, StreamedInputs, StreamedLabels, loaded
 
@@ -32,6 +33,9 @@ def network() -> nn.Sequential:
 
 with torch.no_grad():
     Y = network()(X).argmax(1)
+
+
+WIDE = Y[:, None] + torch.arange(2)  # labels that a chunk of the least memory has no room for
 
 
 def loader(batch: int = 50, workers: int = 0) -> DataLoader[Any]:
@@ -70,8 +74,11 @@ def test_a_stream_has_the_records_of_a_tensor(workers: int) -> None:
 
 @pytest.mark.parametrize("memory", [SMALL, 512 * 1024])
 def test_labels_are_kept_where_they_are_small(memory: int) -> None:
+    """Beside a chunk, or no larger than a digest."""
     inputs, labels = loaded("f", loader(), memory)
-    assert isinstance(inputs, StreamedInputs) and isinstance(labels, Tensor) == (memory > SMALL)
+    assert isinstance(inputs, StreamedInputs) and isinstance(labels, Tensor) and torch.equal(labels, Y)
+    _, labels = loaded("f", DataLoader(TensorDataset(X, WIDE), 50), memory)
+    assert isinstance(labels, Tensor) == (memory > SMALL)
     more = {"sites": ["2"], "search": nk.Search(rel_ci=0.3), "compute": nk.Compute(memory=memory)}
     assert walked(loader(), **more) == walked((X, Y), **more)
 
@@ -198,9 +205,70 @@ def test_the_first_rows_of_an_order_stay_and_rows_as_they_come_take_one_pass() -
     assert data.times == 4
 
 
+FEW: dict[str, Any] = {"seed": 1, "compute": nk.Compute(memory=SMALL)}
+GRID: dict[str, Any] = FEW | {"noise": nk.Noise(add=1.0), "levels": [0.5, 2.0], "draws": 2}
+ASKED: dict[str, Any] = GRID | {"at": nk.Value(0.5)}
+# How often each study reads its data: once for their number and the values without noise, and for its own work.
+PASSES: dict[str, tuple[int, Callable[[nn.Module, Any], Any]]] = {
+    "walk": (2, lambda model, data: nk.walk(model, data, **GRID)),
+    "plain": (2, lambda model, data: nk.walk(
+        model, data, **GRID | {"compute": nk.Compute(memory=SMALL, engine="plain")})),
+    "weights": (2, lambda model, data: nk.walk(model, data, target="weight", **GRID)),
+    "walk_mixed": (2, lambda model, data: nk.walk_mixed(
+        model, data, ratios=(0.0, 1.0), levels=[0.5], draws=2, **FEW)),
+    "nll": (2, lambda model, data: nk.walk(model, data, metric="nll", **GRID)),
+    "kl": (2, lambda model, data: nk.walk(model, data, metric="kl", **ASKED)),
+    "a function": (2, lambda model, data: nk.walk(model, data, metric=nk.metrics.ByRow(
+        lambda y, t: y.gather(-1, t[:, None])[:, 0], True), **ASKED | {"at": nk.Drop(0.1)})),
+    "weighted": (3, lambda model, data: nk.walk(
+        model, Weighed(data), metric=nk.metrics.Weighted("accuracy"), **GRID)),
+    "mean_iou": (3, lambda model, data: nk.walk(model, data, metric="mean_iou", **GRID)),
+    "store": (3, lambda model, data: nk.walk(model, data, store=Path(tempfile.mkdtemp()) / "a.store", **GRID)),
+    "vote": (2, lambda model, data: nk.vote(model, data, noise=nk.Noise(add=1.0), draws=3, **FEW)),
+    "vote on nll": (2, lambda model, data: nk.vote(
+        model, data, noise=nk.Noise(add=1.0), draws=3, metric="nll", **FEW)),
+    "chips": (2, lambda model, data: nk.chips(model, data, hardware=[nk.WeightNoise(add=1.0)], draws=3, **FEW)),
+    "sweep_formats": (4, lambda model, data: nk.experiments.sweep_formats(model, data, ["M3E4", "M4E4"], **FEW)),
+    "order_sensitivity": (5, lambda model, data: nk.experiments.order_sensitivity(
+        model, data, nk.Serial(low=-1.0, high=1.0), permutations=2, orders=(), **FEW)),
+}  # fmt: skip
+
+
+class Weighed(Again):
+    """Batches with weights of the rows beside them; counts for those that it is made of."""
+
+    def __init__(self, data: Again) -> None:
+        super().__init__(lambda _: [(x, y, 1 + y) for x, y in data])
+
+
+@pytest.mark.parametrize("study", PASSES)
+def test_how_often_data_are_read(study: str) -> None:
+    """One pass counts rows and finds the values without noise; formats are compared on some rows, picked in a pass."""
+    expected, asks = PASSES[study]
+    data = Again(lambda _: batches(X, Y))
+    asks(network(), data)
+    assert data.times == expected
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_a_search_finds_values_without_noise_in_the_pass_that_counts(metric: str) -> None:
+    """Though it looks at rows in another order, where each chunk takes a pass."""
+    asked = {"metric": metric} if metric == "accuracy" else {"metric": metric, "at": nk.Ratio(2.0)}
+    found = []
+    for data in (Again(lambda _: batches(X, Y)), (X, Y)):
+        problem = Problem.of(Call("f"), network(), data, seed=7, metric=metric, compute=FEW["compute"]).shuffled()
+        with Session("f", problem, FEW["compute"]) as session:
+            before = getattr(data, "times", 1)
+            found.append((session.clean.tolist(), session.leads is None or session.leads.tolist()))
+            assert getattr(data, "times", 1) == before
+    assert found[0] == found[1]
+    assert walked(loader(), sites=["2"], search=nk.Search(rel_ci=0.3), **asked) == walked(
+        (X, Y), sites=["2"], search=nk.Search(rel_ci=0.3), **asked)  # fmt: skip
+
+
 def test_inputs_and_labels_of_an_order_take_the_same_passes() -> None:
     """Whatever looks at them: on another device, by position, one after the other."""
-    data = Again(lambda _: batches(X, Y))
+    data = Again(lambda _: batches(X, WIDE))
     inputs, labels = loaded("f", data, SMALL)
     assert isinstance(inputs, StreamedInputs) and isinstance(labels, StreamedLabels) and data.times == 1
     order = torch.randperm(600, generator=torch.Generator().manual_seed(4))
@@ -208,15 +276,15 @@ def test_inputs_and_labels_of_an_order_take_the_same_passes() -> None:
     beside = labels.beside(mixed)
     for first in (0, 4, 0, 496, 499, 2, 496):
         some = slice(first, first + 6)
-        assert torch.equal(beside[some], Y[order][some]) and torch.equal(mixed[some].tensors[0], X[order][some])
+        assert torch.equal(beside[some], WIDE[order][some]) and torch.equal(mixed[some].tensors[0], X[order][some])
     assert data.times == 3  # for the first chunk of eleven rows, and for another
     again = mixed.permuted(order)
     assert torch.equal(again[:9].tensors[0], X[order][order][:9])
-    assert torch.equal(labels.beside(again)[:9], Y[order][order][:9])
+    assert torch.equal(labels.beside(again)[:9], WIDE[order][order][:9])
     assert torch.equal(mixed[:9].tensors[0], X[order][:9]) and data.times == 4
     some_rows = torch.tensor([3, 599, 3])  # of the order, not of the data
     assert torch.equal(mixed[some_rows].tensors[0], X[order][some_rows])
-    assert torch.equal(beside[some_rows], Y[order][some_rows])
+    assert torch.equal(beside[some_rows], WIDE[order][some_rows])
 
 
 def test_the_order_of_a_search_is_that_of_data_in_memory() -> None:
@@ -261,5 +329,5 @@ def test_memory_for_ten_times_as_much_data() -> None:
     told = subprocess.run(
         [sys.executable, "-c", f"{MODEL}\n{DATA}\n{then}"], capture_output=True, text=True, check=True
     )
-    print(int(told.stdout.splitlines()[-1]) / MIB)
+    print(f"peak of {int(told.stdout.splitlines()[-1]) / MIB:.1f} MiB")
     assert int(told.stdout.splitlines()[-1]) <= (16 + 2) * MIB

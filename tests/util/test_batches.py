@@ -61,8 +61,7 @@ def refused(function, data, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         function(**good)
     said = str(caught.value)
-    op = "walk" if function.__name__.startswith("walk") else function.__name__
-    assert re.match(rf"{op}: .*\b(data|labels)\b", said)
+    assert re.match(rf"{function.__name__}: .*\b(data|labels)\b", said)
     assert not re.search(FOREIGN, said.partition(", got")[0]) and "\n" not in said and len(said) < 300
 
 
