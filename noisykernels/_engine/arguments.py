@@ -22,7 +22,7 @@ __all__ = ["check_processes", "chosen_sites", "draw_list", "level_list", "listed
 
 
 def check_processes(op: str, model: Any) -> None:
-    """Refuses a model of which other processes hold a part, and warns where each process would do the whole study.
+    """Refuses a model of which other processes hold a part, and warns where not only the first does a study.
 
     Raises:
         ValueError: a tensor-parallel model, or one with parameters that are gathered.
@@ -34,10 +34,10 @@ def check_processes(op: str, model: Any) -> None:
             f"{op}: model must be whole in this process, got one whose parameters are DTensors: load its full state "
             "(torch.distributed.checkpoint.state_dict) into a model that is not shared out"
         )
-    if (count := torch.distributed.get_world_size()) > 1:
+    if (rank := torch.distributed.get_rank()) > 0:  # the first may be the only one that runs a study
         warn_user(
-            f"{op}: each of the {count} processes of torch.distributed does the whole study, to the same result: run "
-            "it in one of them, with compute=Compute(executor=...) to share it out"
+            f"{op}: process {rank} of torch.distributed does the whole study by itself, to the result that process 0 "
+            "comes to: run it where the rank is 0, with compute=Compute(executor=...) to share it out"
         )
 
 

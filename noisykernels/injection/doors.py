@@ -7,6 +7,7 @@ Knows nothing of what such a method does.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ __all__ = [
     "settle",
     "stand_in",
     "standing_in",
+    "without_forwards",
 ]
 
 ABOVE = ".."  # the path of a model whose names begin at a part of it
@@ -213,6 +215,31 @@ def give_back(module: nn.Module, for_good: bool) -> None:
         door.state = None
         if not covered:
             del told[_KEY]
+
+
+@contextlib.contextmanager
+def without_forwards(model: nn.Module, unwanted: Callable[[Any], bool]) -> Iterator[None]:
+    """Within, the modules that somebody has given such a `forward`, before or after ours, have that of their class."""
+    kept = []
+    for module in model.modules():
+        told, door = module.__dict__, module.__dict__.get(_KEY)
+        above, below = told.get("forward"), None if door is None else door.own
+        if not unwanted(above) and not unwanted(below):
+            continue
+        kept.append((told, above, door, below))
+        if door is not None:
+            door.own = None if unwanted(below) else below
+        if unwanted(above):
+            del told["forward"]
+            if door is not None and door.make is not None:
+                told["forward"] = MethodType(door.make(type(module).forward), module)
+    try:
+        yield
+    finally:
+        for told, above, door, below in kept:
+            told["forward"] = above
+            if door is not None:
+                door.own = below
 
 
 def _refuse_script() -> Any:

@@ -281,7 +281,7 @@ class SiteMode(NoisyLayers):
     def site(self, kind: str, func: Any, args: Any, kwargs: dict[str, Any], row_dim: int | None = None) -> Any:
         """One call of an operation that makes a site, or some, or that looks up in an array and makes none."""
         if self.parallel is not None:
-            self.parallel.see(args, kwargs)
+            self.parallel.see(kind, args, kwargs)
         if kind in LOOKUPS:
             return self._look_up(self.name(kind), kind, func, args, kwargs)
         self.last = self._sites(kind, func, args, kwargs, row_dim)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noisykernels._util.warning import warn_user
+from noisykernels.injection.doors import paths_of
 from noisykernels.injection.rows import Rows
 from noisykernels.injection.site import is_input
 from noisykernels.injection.tokens import Place
-from noisykernels.nn.shards import replicate
 from noisykernels.noise.description import Noise
-from noisykernels.noise.shards import block_of, gathered, is_dtensor, spread_out
+from noisykernels.noise.shards import block_of, from_part, gathered, is_dtensor, on_all, spread_out
 
-__all__ = ["Parallel", "Whole", "in_group", "is_tensor_parallel", "parallel_of"]
+__all__ = ["Parallel", "Whole", "in_group", "is_tensor_parallel", "parallel_of", "tensors_of"]
 
 _LOOKED_AT = 64  # elements by which copies are compared
 
@@ -55,7 +55,8 @@ def parallel_of(model: nn.Module, state: Any, args: tuple[Any, ...], kwargs: dic
         raise RuntimeError(
             "noise_state: seed must be given for a tensor-parallel model, got None, of which each process makes another"
         )
-    return Parallel(functools.partial(state.find_whole, model, args, kwargs))
+    held = tensors_of(model)
+    return Parallel(model, functools.partial(state.find_whole, model, args, kwargs, held), (args, kwargs))
 
 
 def _tell_of_rows(model: nn.Module, state: Any) -> None:
@@ -75,6 +76,11 @@ def _has_fsdp(model: nn.Module) -> bool:
     """Whether parameters are gathered for each forward."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for m in model.modules())
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def is_tensor_parallel(model: nn.Module, given: Any) -> bool:
@@ -120,15 +126,25 @@ class Parallel:
 
     Args:
         find: runs the whole model.
+        given: to the model.
     """
 
-    def __init__(self, find: Callable[[], Whole]) -> None:
-        self._find = find
+    def __init__(self, model: nn.Module, find: Callable[[], Whole], given: Any) -> None:
+        self._model, self._find = model, find
         self._meshes: list[Any] = []  # over which values have been seen to be shared out
         self._early: list[tuple[str, Tensor]] = []  # copies that came before the first of these
+        self._operands: list[tuple[int, ...]] = []  # shapes of what the linear layer that runs has been given
+        # transformers' layers make local tensors of parameters before any operation sees them. Those that are gathered
+        # lie in meshes of other processes, too, which have rows of their own.
+        self._see(given if _has_fsdp(model) else (given, list(model.parameters())))
 
-    def see(self, *given: Any) -> None:
-        """Takes note of the processes that share what goes into an operation."""
+    def see(self, kind: str, args: Any, kwargs: dict[str, Any]) -> None:
+        """Takes note of what goes into an operation, and of the processes that share it."""
+        self._see((args, kwargs))
+        given = pytree.tree_leaves((args, kwargs)) if kind == "linear" else ()
+        self._operands = [tuple(a.shape) for a in given if isinstance(a, Tensor)]
+
+    def _see(self, given: Any) -> None:
         for value in pytree.tree_leaves(given):
             if is_dtensor(value) and value.device_mesh not in self._meshes:
                 self._meshes.append(value.device_mesh)
@@ -141,8 +157,11 @@ class Parallel:
             spread = self._spread(mode, name, clean, row_dim)
             if spread is None:
                 return mode.at_rows(name, noise, clean, row_dim)
-            return self.at(mode, name, noise, spread, row_dim).to_local()
-        self.see(clean)
+            noisy = self.at(mode, name, noise, spread, row_dim).to_local()
+            here = zip(spread.placements, spread.device_mesh.get_coordinate(), strict=True)
+            # Of the parts of a sum, one is the noisy sum, to which the others add nothing.
+            return noisy if all(number == 0 for p, number in here if p.is_partial()) else torch.zeros_like(noisy)
+        self._see(clean)
         spread = spread_out(f"site {name!r}", clean)
         whole = spread.whole(filled=not isinstance(noise, Noise) or noise.relative is not None)
         return spread.like(mode.at_rows(name, noise, whole, row_dim))
@@ -160,7 +179,7 @@ class Parallel:
         if product is not None:
             product = replace(product, operands=tuple(map(gathered, product.operands)))
         made = run(args, kwargs, product)
-        return pytree.tree_map_only(Tensor, lambda t: replicate(t, parts[0].device_mesh), made)
+        return pytree.tree_map_only(Tensor, lambda t: on_all(t, parts[0].device_mesh), made)
 
     def _spread(self, mode: Running, name: str, value: Tensor, row_dim: int | None) -> Any:
         """A plain value as the DTensor that it is a part of; None: each process has all of it."""
@@ -174,6 +193,8 @@ class Parallel:
             raise _lost(name, value, "the whole model does not come to it" + _because(whole))
         others = [d for d in range(len(size)) if len(size) != len(shape) or size[d] != shape[d]]
         if not others:
+            if self._adds_up(name, whole):
+                return self._parts_of_sum(name, value, whole)
             self._refuse_sums(name, value)
             return None
         if len(size) != len(shape) or len(others) > 1:
@@ -181,14 +202,54 @@ class Parallel:
         dim = others[0]
         if dim == _dim_of_rows(mode, name, row_dim, len(size)) and size[dim] != mode.key.batch:
             raise _lost(name, value, f"in the whole model it is {list(size)}, where rows are folded with what is cut")
-        found = []
-        for mesh in self._meshes:
-            for axis, number in enumerate(mesh.get_coordinate()):
-                if block_of(size[dim], mesh.size(axis), number)[1] == shape[dim]:
-                    found.append((mesh, axis))
-        if len(found) != 1:
-            raise _lost(name, value, f"in the whole model it is {list(size)}, which {len(found)} meshes cut so")
-        return _as_dtensor(value, *found[0], dim, size)
+        if name.rpartition(":")[0] in self._packed():
+            raise _lost(
+                name, value, f"in the whole model it is {list(size)}, of which a packed layer has several blocks"
+            )
+        return self._as_dtensor(name, value, size, dim, size[dim], shape[dim])
+
+    def _adds_up(self, name: str, whole: Whole) -> bool:
+        """Whether a linear layer has multiplied parts of its columns by parts of what goes in: its result is to be
+        added up."""
+        here, there = self._operands, whole.operands.get(name, [])
+        return len(here) >= 2 and len(there) >= 2 and here[1][:-1] == there[1][:-1] and here[1][-1] != there[1][-1]
+
+    def _parts_of_sum(self, name: str, value: Tensor, whole: Whole) -> Any:
+        (of_x, *_), (there, *others) = self._operands, whole.operands[name]
+        if len(self._operands) != len(others) + 1:
+            raise _lost(name, value, "it is part of a sum to which a bias comes only afterwards")
+        if value.requires_grad:
+            raise _lost(name, value, "it is part of a sum, with gradients")
+        return self._as_dtensor(name, value, tuple(value.shape), None, there[-1], of_x[-1])
+
+    def _packed(self) -> set[str]:
+        """Modules of which a process has several blocks of each parameter, as of two layers in one."""
+        found = set()
+        for path, module in paths_of(self._model):
+            parameters: dict[str, Any] = module._parameters
+            if any(is_dtensor(p) and type(p.placements[-1]).__name__ == "_StridedShard" for p in parameters.values()):
+                found.add(path)
+        return found
+
+    def _as_dtensor(
+        self, name: str, value: Tensor, shape: tuple[int, ...], dim: int | None, size: int, held: int
+    ) -> Any:  # fmt: skip
+        """A process's part of a value of this shape as a DTensor: a block along `dim`, or one of a sum; `size` is what
+        has been cut, and `held` of it is here."""
+        cuts = [
+            (mesh, axis)
+            for mesh in self._meshes
+            for axis, number in enumerate(mesh.get_coordinate())
+            if block_of(size, mesh.size(axis), number)[1] == held
+        ]
+        if len(cuts) != 1:
+            raise _lost(name, value, f"in the whole model it is of {size}, here of {held}: {len(cuts)} meshes cut so")
+        from torch.distributed.tensor import Partial, Replicate, Shard  # noqa: PLC0415  # loaded, where there is a mesh
+
+        mesh, axis = cuts[0]
+        placements: list[Any] = [Replicate()] * mesh.ndim
+        placements[axis] = Partial() if dim is None else Shard(dim)
+        return from_part(value, mesh, placements, shape)
 
     def _refuse_sums(self, name: str, value: Tensor) -> None:
         """Refuses a value as large as in the whole model that is not the same everywhere."""
@@ -222,15 +283,6 @@ def _lost(name: str, value: Tensor, why: str) -> RuntimeError:
         f"plain tensor of shape {list(value.shape)}: {why}; keep it a DTensor (use_local_output=False), or leave it "
         "out with where=..."
     )
-
-
-def _as_dtensor(value: Tensor, mesh: Any, axis: int, dim: int, shape: tuple[int, ...]) -> Any:
-    """A process's block of a value of this shape as a DTensor."""
-    from torch.distributed.tensor import DTensor, Replicate, Shard  # noqa: PLC0415  # loaded, where there is a mesh
-
-    placements: list[Any] = [Shard(dim) if number == axis else Replicate() for number in range(mesh.ndim)]
-    like = torch.empty(shape, device="meta")
-    return DTensor.from_local(value, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def _compare(name: str, few: Tensor, mesh: Any) -> None:

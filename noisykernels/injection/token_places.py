@@ -19,7 +19,7 @@ from noisykernels.injection.doors import door_of
 from noisykernels.injection.record import Entry
 from noisykernels.injection.rows import Rows, close
 from noisykernels.injection.rows import apart as rows_apart
-from noisykernels.injection.shards import in_group, is_tensor_parallel
+from noisykernels.injection.shards import in_group, is_tensor_parallel, tensors_of
 from noisykernels.injection.site import kind_of
 from noisykernels.injection.state import NoiseState, is_injected
 from noisykernels.injection.tokens import CACHES, Place, apart, encodes, held_by, names_of_streams
@@ -50,7 +50,7 @@ def find_places(module: nn.Module, state: NoiseState, args: Any, kwargs: dict[st
         positional = tuple(small[names[i] if i < len(names) else i] for i in range(len(args)))
         named = {n: a for n, a in small.items() if n in kwargs}
         if in_group() and is_tensor_parallel(module, (positional, named)):
-            whole = find_whole(module, positional, named)
+            whole = find_whole(module, positional, named, tensors_of(module))
             if whole.unknown:
                 raise RuntimeError(whole.unknown)
             return {name: Entry(name, shape) for name, shape in whole.shapes.items()}

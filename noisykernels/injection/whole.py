@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noisykernels._util.keeping import keeping_state
+from noisykernels.injection.doors import without_forwards
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.products import Product
 from noisykernels.injection.running import begin, instead, result_of
@@ -46,8 +47,12 @@ class _Shapes(SiteMode):
         return product
 
 
-def find_whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Whole:
-    """The shapes at the sites of an injected model for these arguments, were it in one process."""
+def find_whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], held: dict[str, Tensor]) -> Whole:
+    """The shapes at the sites of an injected model for these arguments, were it in one process.
+
+    Args:
+        held: see `shards.tensors_of`, of the model when none of its modules runs: one that does may have local ones.
+    """
     state = state_of(model)
     leaves, structure = pytree.tree_flatten((args, kwargs))
     key = structure, *(tuple(a.shape) if isinstance(a, Tensor) else repr(a) for a in leaves)
@@ -55,13 +60,13 @@ def find_whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if len(state.wholes) >= _KEPT:
             state.wholes.clear()
         try:
-            state.wholes[key] = _run(model, args, kwargs)
+            state.wholes[key] = _run(model, args, kwargs, held)
         except Exception as error:
             state.wholes[key] = Whole({}, {}, str(error).partition("\n")[0])
     return state.wholes[key]
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Whole:
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], held: dict[str, Tensor]) -> Whole:
     from torch._subclasses import FakeTensorMode  # noqa: PLC0415  # of models that are shared out only
 
     if not is_injected(model):
@@ -84,21 +89,26 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Who
 
     with keeping_state(model), torch.no_grad(), _unshared(model), instead(model, run):
         with FakeTensorMode(allow_non_fake_inputs=True):
-            held = {name: empty(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
             args, kwargs = pytree.tree_map_only(Tensor, empty, (args, kwargs))
-            torch.func.functional_call(model, held, args, kwargs)
+            torch.func.functional_call(model, {name: empty(t) for name, t in held.items()}, args, kwargs)
     return found[0]
 
 
 @contextlib.contextmanager
 def _unshared(model: nn.Module) -> Iterator[None]:
-    """Without hooks: those that share the model out, and those of others, for which there is nothing to see."""
+    """Without hooks: those that share the model out, and those of others, for which there is nothing to see; and
+    without what transformers puts around forwards to share them out."""
     kept = [(hooks, dict(hooks)) for m in model.modules() for hooks in (m._forward_pre_hooks, m._forward_hooks)]
     try:
         for hooks, _ in kept:
             hooks.clear()
-        yield
+        with without_forwards(model, _shares_out):
+            yield
     finally:
         for hooks, before in kept:
             hooks.clear()
             hooks.update(before)
+
+
+def _shares_out(forward: Any) -> bool:
+    return str(getattr(forward, "__module__", "")).startswith("transformers.distributed.")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from noisykernels.noise.functional import perturb
-from noisykernels.noise.shards import PACKAGE, gathered, is_dtensor
+from noisykernels.noise.shards import PACKAGE, gathered, is_dtensor, on_all
 
-__all__ = ["by_parts", "replicate"]
+__all__ = ["by_parts"]
 
 
 def by_parts(clean: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -37,19 +37,13 @@ def by_parts(clean: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], 
             if kwargs.get("hardware") is not None or kwargs.get("arithmetic") is not None:
                 mesh = next(a for _, a in operands if is_dtensor(a)).device_mesh
                 whole = function(*map(gathered, args), **{name: gathered(a) for name, a in kwargs.items()})
-                made: Tensor = replicate(whole, mesh)
+                made: Tensor = on_all(whole, mesh)
                 return made
             return _cleanly(clean, args, kwargs)
 
         return run
 
     return decorate
-
-
-def replicate(whole: Tensor, mesh: Any) -> Any:
-    """As a DTensor of which every process has all."""
-    package = sys.modules[PACKAGE]
-    return package.DTensor.from_local(whole, mesh, [package.Replicate()] * mesh.ndim, run_check=False)
 
 
 _KEY = ("seed", "site", "draws", "shared", "rows", "first_row")

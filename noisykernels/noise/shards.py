@@ -11,12 +11,24 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from noisykernels._util.tensors import is_plain
 from noisykernels.noise.description import Noise
 
-__all__ = ["PACKAGE", "Part", "Spread", "block_of", "gathered", "is_dtensor", "perturb_parts", "spread_out"]
+__all__ = [
+    "PACKAGE",
+    "Part",
+    "Spread",
+    "block_of",
+    "from_part",
+    "gathered",
+    "is_dtensor",
+    "on_all",
+    "perturb_parts",
+    "spread_out",
+]
 
 PACKAGE = "torch.distributed.tensor"  # which takes a while to load, and makes all DTensors
 
@@ -77,6 +89,22 @@ def block_of(size: int, parts: int, number: int) -> tuple[int, int]:
     return start, min(each, size - start)
 
 
+def from_part(part: Tensor, mesh: Any, placements: Sequence[Any], shape: Sequence[int]) -> Any:
+    """The DTensor of this shape of which this process holds a part."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    of_all = {"shape": torch.Size(shape), "stride": tuple(strides[: len(shape)])}
+    package = sys.modules[PACKAGE]
+    return package.DTensor.from_local(part, mesh, placements, run_check=False, **of_all)
+
+
+def on_all(whole: Tensor, mesh: Any) -> Any:
+    """The DTensor of which every process has all."""
+    replicate = sys.modules[PACKAGE].Replicate()
+    return from_part(whole, mesh, [replicate] * mesh.ndim, whole.shape)
+
+
 class Spread(NamedTuple):
     """A value that is spread over processes, none of which holds partial sums.
 
@@ -96,14 +124,10 @@ class Spread(NamedTuple):
 
     def like(self, whole: Tensor) -> Any:
         """A value of the whole's shape (or with other rows, of which every process has all), spread as this one is."""
-        made, strides = self.value, [1]
-        for size in reversed(whole.shape[1:]):
-            strides.insert(0, strides[0] * size)
-        of_all = {"shape": whole.shape, "stride": tuple(strides[: whole.dim()])}
-        return made.from_local(self.part.taken(whole), made.device_mesh, made.placements, run_check=False, **of_all)
+        return from_part(self.part.taken(whole), self.value.device_mesh, self.value.placements, whole.shape)
 
 
-def replicated(value: Any, dims: Sequence[int] | None = None) -> Any:
+def _replicated(value: Any, dims: Sequence[int] | None = None) -> Any:
     """A DTensor of which every process has all; or only all along these dimensions, and no partial sums."""
     package = sys.modules[PACKAGE]
     kept = [
@@ -117,7 +141,7 @@ def gathered(value: Any) -> Tensor:
     """The whole of a DTensor as this process's own, through which gradients flow; anything else as it is."""
     if not is_dtensor(value):
         return value  # type: ignore[no-any-return]
-    whole: Tensor = replicated(value).to_local()
+    whole: Tensor = _replicated(value).to_local()
     return whole
 
 
@@ -135,7 +159,7 @@ def spread_out(op: str, value: Any, all_of: Sequence[int] = ()) -> Spread:
                 f"{op}: a DTensor must have the placements Shard, Replicate or Partial, got {placement!r}: which "
                 "elements a process holds is not known; redistribute() it"
             )
-    value = replicated(value, all_of)
+    value = _replicated(value, all_of)
     mesh, starts, sizes = value.device_mesh, [0] * value.dim(), list(value.shape)
     coordinate = mesh.get_coordinate()
     if coordinate is None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDatas
 import noisykernels as nk
 from noisykernels.zoo.llama import Llama, LlamaSizes
 
-__all__ = ["CASES", "Found", "Group", "compared", "in_processes", "of_one"]
+__all__ = ["CASES", "Found", "Group", "all_cases", "compared", "in_processes"]
 
 Found = dict[str, Tensor]
 
@@ -120,29 +120,39 @@ def by_row(rows: Tensor, values: Tensor, group: Group | None) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- data parallel
 
 
-def trained(model: nn.Module, outer: nn.Module, group: Group | None, dtype: torch.dtype = torch.float32) -> Found:
-    """Two steps of one batch each over shuffled data, of which each process has its rows."""
+def trained(
+    model: nn.Module, outer: Any, group: Group | None, dtype: torch.dtype = torch.float32, accumulated: bool = False
+) -> Found:  # fmt: skip
+    """Two steps of one batch each over shuffled data, of which each process has its rows; where gradients are
+    `accumulated`, processes share them after the second."""
     data, count = TensorDataset(X.to(dtype), GOAL.to(dtype)), 1 if group is None else group.size
     sampler = DistributedSampler(data, count, 0 if group is None else group.rank, shuffle=True, seed=3)
     loader = nk.datasets.numbered(DataLoader(data, batch_size=ROWS // STEPS // count, sampler=sampler))
     noisy = nk.training.noisy_steps(model, seed=1)
     made: Found = {}
     for step, (rows, (x, goal)) in enumerate(loader):
-        with noisy(step, rows):
-            y = outer(x)
-        (y * goal).sum().backward()
+        apart = accumulated and group is not None and step < STEPS - 1
+        if isinstance(outer, FSDPModule):
+            outer.set_requires_gradient_sync(not apart)
+        with outer.no_sync() if apart and outer is not model else contextlib.nullcontext():
+            with noisy(step, rows):
+                y = outer(x)
+            (y * goal).sum().backward()
         made[f"outputs of step {step}"] = by_row(rows, y.detach().float(), group)
     return made | gradients(model, count)  # of which torch's wrappers take the mean
 
 
-def ddp(group: Group | None, **placed: Any) -> Found:
+def ddp(group: Group | None, accumulated: bool = False, **placed: Any) -> Found:
     """DistributedDataParallel around an injected model."""
     model = Net()
     with nk.inject(model, **placed):
-        return trained(model, model if group is None else DistributedDataParallel(model), group)
+        outer = model if group is None else DistributedDataParallel(model)
+        return trained(model, outer, group, accumulated=accumulated)
 
 
-def fsdp(group: Group | None, step: float = 2**-4, half: bool = False, **placed: Any) -> Found:
+def fsdp(
+    group: Group | None, step: float = 2**-4, half: bool = False, accumulated: bool = False, **placed: Any
+) -> Found:  # fmt: skip
     """FSDP2 of each layer and of the model."""
     model = Net(step)
     dtype = torch.bfloat16 if half else torch.float32
@@ -153,7 +163,7 @@ def fsdp(group: Group | None, step: float = 2**-4, half: bool = False, **placed:
     else:
         model.to(dtype)
     with nk.inject(model, **placed):
-        found = trained(model, model, group, dtype)
+        found = trained(model, model, group, dtype, accumulated)
     return {name: value.float() for name, value in found.items()}
 
 
@@ -197,6 +207,36 @@ IDS = nk.TokenRows(64, sequence=[9, 4])
 
 def _shaken(x: Tensor, draw: nk.injection.SiteDraw) -> Tensor:
     return x + on_grid(draw.fresh(x, "shaken"))
+
+
+class LocalRows(nn.Linear):
+    """A row-parallel layer of which only the parts of its sum are seen, as transformers has it without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(self.weight, DTensor):
+            return super().forward(x)
+        part = torch.nn.functional.linear(x, self.weight.to_local())
+        dist.all_reduce(part)
+        return part
+
+
+def with_local_rows(group: Group | None, bias: bool = False) -> Net:
+    """A net whose second layer is one."""
+    model = Net()
+    model.down = LocalRows(12, 8, bias=bias)
+    with torch.no_grad():
+        model.down.weight.copy_(whole_numbers(8, 12, seed=18, most=1))
+    if group is not None:
+        parallelize_module(model, group.mesh, {"up": ColwiseParallel()})
+        model.down.weight = nn.Parameter(distribute_tensor(model.down.weight.detach(), group.mesh, [Shard(1)]))
+    return model
+
+
+def local_rows(group: Group | None) -> Found:
+    """Noise on parts of a sum comes once."""
+    model = with_local_rows(group)
+    with torch.no_grad(), nk.inject(model, **BOTH), nk.noise_state(model, seed=1, rows=IDS):
+        return {"output": full(model(TOKENS))}
 
 
 def sequence_parallel(group: Group | None, **placed: Any) -> Found:
@@ -312,8 +352,10 @@ CASES: dict[str, Callable[[Group | None], Found]] = {
     "sampler, subset": subset,
     "data parallel": lambda group: ddp(group, **NOISE),
     "data parallel, weight noise": lambda group: ddp(group, **WEIGHTS),
+    "data parallel, accumulated": lambda group: ddp(group, accumulated=True, **NOISE),
     "FSDP2": lambda group: fsdp(group, **NOISE),
     "FSDP2, weight noise": lambda group: fsdp(group, **WEIGHTS),
+    "FSDP2, accumulated": lambda group: fsdp(group, accumulated=True, **NOISE),
     "FSDP2, bfloat16": lambda group: fsdp(group, step=1.0, half=True, **NOISE),
     "FSDP2, noisy layers": fsdp_of_layers,
     "tensor parallel": lambda group: tensor_parallel(group, **NOISE),
@@ -321,6 +363,7 @@ CASES: dict[str, Callable[[Group | None], Found]] = {
         group, {"up": ColwiseParallel(use_local_output=False), "down": RowwiseParallel(use_local_output=False)}, **NOISE
     ),
     "tensor parallel, factors": lambda group: {"output": tensor_parallel(group, **BOTH)["output"]},
+    "tensor parallel, local kernels": local_rows,
     "tensor parallel, in units": lambda group: tensor_parallel(group, noise=nk.Noise(add=0.5, relative="rms")),
     "tensor parallel, functions": lambda group: tensor_parallel(group, noise=_shaken),
     "tensor parallel, weight noise": lambda group: tensor_parallel(group, **WEIGHTS),
@@ -336,16 +379,15 @@ CASES: dict[str, Callable[[Group | None], Found]] = {
 # ------------------------------------------------------------------------------------------------------- processes
 
 
-def of_one() -> dict[str, Found]:
-    """What all cases give in this process."""
-    return {name: case(None) for name, case in CASES.items()}
+def all_cases(group: Group | None = None) -> dict[str, Found]:
+    """What all cases give in a process."""
+    return {name: case(group) for name, case in CASES.items()}
 
 
-def _rank(rank: int, size: int, folder: Path, more: Callable[[Group], Any] | None) -> None:
+def _rank(rank: int, size: int, folder: Path, run: Callable[[Group], Any]) -> None:
     torch.set_num_threads(1)
     with in_group(rank, size, folder) as group:
-        found = {name: case(group) for name, case in CASES.items()}
-        torch.save((found, more and more(group)), folder / f"{rank}.pt")
+        torch.save(run(group), folder / f"{rank}.pt")
 
 
 @contextlib.contextmanager
@@ -359,11 +401,9 @@ def in_group(rank: int, size: int, folder: Path) -> Iterator[Group]:
     dist.destroy_process_group()
 
 
-def in_processes(
-    size: int, folder: Path, more: Callable[[Group], Any] | None = None
-) -> list[tuple[dict[str, Found], Any]]:
-    """What all cases give in each of so many processes, and beside it what `more` gives."""
-    torch.multiprocessing.spawn(_rank, (size, folder, more), nprocs=size)
+def in_processes(size: int, folder: Path, run: Callable[[Group], Any]) -> list[Any]:
+    """What each of so many processes finds."""
+    torch.multiprocessing.spawn(_rank, (size, folder, run), nprocs=size)
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
 
 
@@ -378,10 +418,10 @@ def compared(one: Found, several: list[Found]) -> tuple[int, int]:
 
 def table(sizes: list[int]) -> list[str]:
     """How many values were compared in so many processes, and how many differ, as lines of Markdown."""
-    one, several = of_one(), {}
+    one, several = all_cases(), {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            several[size] = [found for found, _ in in_processes(size, Path(folder))]
+            several[size] = in_processes(size, Path(folder), all_cases)
     columns = [f"{size} processes: values | differences" for size in sizes]
     lines = [f"| {' | '.join(['the same by', *columns])} |", f"|---|{'---:|---:|' * len(sizes)}"]
     for name in CASES:

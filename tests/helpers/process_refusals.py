@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from process_cases import COLUMNS, NOISE, TOKENS, Group, Net
+from process_cases import COLUMNS, NOISE, TOKENS, Found, Group, Net, all_cases, with_local_rows
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import noisykernels as nk
 
-__all__ = ["REFUSED", "told"]
+__all__ = ["REFUSED", "all_of"]
 
 SHARED = {"up": ColwiseParallel(), "down": RowwiseParallel()}
 SUMS = {"up": RowwiseParallel(input_layouts=Replicate(), output_layouts=Partial()), "down": RowwiseParallel()}
@@ -82,6 +82,33 @@ def walked(group: Group) -> None:
     )
 
 
+class Packed(nn.Linear):
+    """Two layers in one, of each of which a process has some rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to_local() if isinstance(self.weight, DTensor) else self.weight
+        return torch.nn.functional.linear(x, weight)
+
+
+def packed(group: Group) -> None:
+    from torch.distributed.tensor.placement_types import _StridedShard  # no name for users
+
+    model, like = Net(), torch.empty(12, 6)
+    parallelize_module(model, group.mesh, dict(COLUMNS))
+    model.up, placed = Packed(6, 12, bias=False), [_StridedShard(0, split_factor=2)]
+    of_all = {"shape": like.shape, "stride": like.stride()}
+    rows = torch.ones(12 // group.size, 6)
+    model.up.weight = nn.Parameter(DTensor.from_local(rows, group.mesh, placed, run_check=False, **of_all))
+    with nk.inject(model, **NOISE), nk.noise_state(model, seed=1):
+        model(TOKENS)
+
+
+def summed(group: Group, grad: bool, bias: bool) -> None:
+    model = with_local_rows(group, bias)
+    with torch.set_grad_enabled(grad), nk.inject(model, **NOISE), nk.noise_state(model, seed=1):
+        model(TOKENS)
+
+
 def strided(group: Group) -> None:
     from torch.distributed.tensor.placement_types import _StridedShard  # no name for users
 
@@ -106,6 +133,9 @@ REFUSED: dict[str, tuple[Callable[[Group], Any], tuple[str, ...]]] = {
         lambda g: run(g, Written(_products), noise=None, hardware=[nk.MacNoise(read=0.1)]),
         (":matmul#0", "hardware needs the whole"),
     ),
+    "a packed layer": (packed, ("up:linear#0", "several blocks")),
+    "parts of a sum and a bias": (lambda g: summed(g, False, True), ("down:linear#0", "a bias comes only afterwards")),
+    "parts of a sum and gradients": (lambda g: summed(g, True, False), ("down:linear#0", "a sum, with gradients")),
     "no seed": (no_seed, ("noise_state: seed", "got None")),
     "a compiled model": (compiled, ("tensor-parallel", "cannot be compiled")),
     "a walk": (walked, ("walk: model must be whole", "DTensors")),
@@ -146,12 +176,13 @@ def told(group: Group) -> dict[str, str]:
     with warnings.catch_warnings(record=True) as caught, nk.inject(model, **NOISE), nk.noise_state(model, seed=1):
         warnings.simplefilter("always")
         DistributedDataParallel(model)(TOKENS)
-        nk.walk(
-            Net(),
-            (TOKENS[0], torch.zeros(8, dtype=torch.int64)),
-            noise=nk.Noise(add=1.0),
-            levels=[1.0],
-            draws=1,
-            seed=1,
-        )
+        data = TOKENS[0], torch.zeros(8, dtype=torch.int64)
+        nk.walk(Net(), data, noise=nk.Noise(add=1.0), levels=[1.0], draws=1, seed=1)
+        nk.vote(Net(), data, noise=nk.Noise(add=1.0), draws=2, seed=1)
+        nk.chips(Net(), data, noise=nk.Noise(add=1.0), draws=1, seed=1)
     return found | {"warnings": "\n".join(str(w.message) for w in caught)}
+
+
+def all_of(group: Group) -> tuple[dict[str, Found], dict[str, str]]:
+    """What all cases give, and the messages."""
+    return all_cases(group), told(group)

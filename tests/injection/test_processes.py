@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from process_cases import CASES, Found, compared, in_processes, of_one
-from process_refusals import REFUSED, told
+from process_cases import CASES, Found, all_cases, compared, in_processes
+from process_refusals import REFUSED, all_of
 
 SIZES = (2, pytest.param(4, marks=pytest.mark.full))
 Ranks = list[tuple[dict[str, Found], dict[str, str]]]
@@ -20,7 +20,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Ranks]:
 
     def of(size: int) -> Ranks:
         if size not in kept:
-            kept[size] = in_processes(size, tmp_path_factory.mktemp(f"of {size}"), told)
+            kept[size] = in_processes(size, tmp_path_factory.mktemp(f"of {size}"), all_of)
         return kept[size]
 
     return of
@@ -28,7 +28,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Ranks]:
 
 @pytest.fixture(scope="module")
 def one() -> dict[str, Found]:
-    return of_one()
+    return all_cases()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -50,6 +50,8 @@ def test_what_cannot_be_right_is_refused_in_all_processes(case: str, size: int, 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_rows_that_all_number_from_0_and_studies_that_all_do_are_told(size: int, ranks: Callable[[int], Ranks]) -> None:
-    for _, messages in ranks(size):
+    for rank, (_, messages) in enumerate(ranks(size)):
         assert "each of the processes numbers its rows from 0" in messages["warnings"]
-        assert f"walk: each of the {size} processes of torch.distributed does the whole study" in messages["warnings"]
+        for study in ("walk", "vote", "chips"):
+            told = f"{study}: process {rank} of torch.distributed does the whole study by itself"
+            assert (told in messages["warnings"]) == (rank > 0)
