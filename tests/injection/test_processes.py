@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from process_cases import CASES, Found, all_cases, compared, in_processes
 from process_refusals import REFUSED, all_of
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = (2, pytest.param(4, marks=pytest.mark.full))
 Ranks = list[tuple[dict[str, Found], dict[str, str]]]
 
@@ -55,3 +59,14 @@ def test_rows_that_all_number_from_0_and_studies_that_all_do_are_told(size: int,
         for study in ("walk", "vote", "chips"):
             told = f"{study}: process {rank} of torch.distributed does the whole study by itself"
             assert (told in messages["warnings"]) == (rank > 0)
+
+
+def test_the_example_prints_the_same_alone_and_under_torchrun() -> None:
+    script, printed = str(EXAMPLES / "processes.py"), []
+    for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        done = subprocess.run([sys.executable, *start, script], capture_output=True, text=True, check=True)
+        count, losses, digest = done.stdout.splitlines()
+        printed.append((count, [float(loss) for loss in losses.partition(":")[2].split()], digest))
+    (alone, losses, digest), (together, *others) = printed
+    assert (alone, together) == ("1 process", "2 processes") and others[1] == digest and "tensor parallel: " in digest
+    assert len(losses) == 4 and others[0] == pytest.approx(losses, abs=2e-5)  # sums in another order; 5 digits
