@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from language_baselines import perplexities
-from language_page import KINDS, UNITS, page
+from language_page import KINDS, TOKENS, UNITS, page
 from torch import Tensor, nn
 
 import noisykernels as nk
@@ -107,7 +107,7 @@ def small() -> Reader:
     blocks = range(own.sizes.blocks)
     places = {f"{k}.{kind}": [f"model.layers.{k}.*.{kind}"] for k in blocks for kind in KINDS}
     caches = {f"{k}.{kind}": [f"cache:{kind}#{k}"] for k in blocks for kind in ("key", "value")}
-    text = nk.tokens(kjv("test"), tokenizer, length=128)
+    text = nk.tokens(kjv("test"), tokenizer, length=TOKENS["llama"])
     return Reader(model, text, UNITS, 0.064, places, caches, perplexities(own, pairs))
 
 
@@ -119,7 +119,9 @@ def smollm2(folder: Path) -> Reader:
     blocks = {f"{k}": [f"model.layers.{k}.*_proj"] for k in (0, last // 2, last)}
     caches = {kind: [f"cache:{kind}#*"] for kind in ("key", "value")}
     units = [unit for unit in UNITS if unit not in ("inputs, rms", "weights, layer")]  # a pass takes a while
-    return Reader(model, nk.tokens(kjv("test"), tokenizer, length=64), units, 0.01, kinds | blocks, caches)
+    return Reader(
+        model, nk.tokens(kjv("test"), tokenizer, length=TOKENS["smollm2"]), units, 0.01, kinds | blocks, caches
+    )
 
 
 @contextmanager

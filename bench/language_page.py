@@ -16,6 +16,11 @@ KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 FIRST, LATER = KINDS[:3], KINDS[4:]  # Q, K and V; the gated layers
 UNITS = ("outputs, rms", "outputs, max", "inputs, rms", "weights, channel", "weights, layer", "caches, rms")
 NAMES = {"llama": "the zoo's Llama", "smollm2": "SmolLM2-135M-Instruct"}
+SIZES = {
+    "llama": "3.5 million parameters, 8 blocks, trained for 1,500 steps",
+    "smollm2": "134.5 million parameters, 30 blocks, weights of four bits (Q4_1) read as float32",
+}
+TOKENS = {"llama": 128, "smollm2": 64}  # of a part
 CACHES = UNITS[-1]
 Levels = Mapping[str, float]  # logarithms, by place
 
@@ -37,7 +42,11 @@ is 0.049 nat more loss). Levels are shares:
 Each part of the text is a window with a draw of its own; a level is found from six, a factor of 2.5 apart, by
 `nk.walk(..., metric="kl", at=nk.Value(0.05))`. What lies beyond the largest or the smallest of them counts as lying
 there, and is counted below. Intervals are of 95 %, Student's over the parts: they hold what the text and the noise vary
-by, not what another model would. Means of levels are geometric.
+by, not what another model would, and of twenty of them one is expected to miss. Means of levels are geometric.
+"""
+
+SETTINGS = """One draw a part, all of the model at once. MemSE puts a weight on 128 levels by rounding down, its sign
+included, which moves all weights one way: its lines hold that beside the noise.
 """
 
 
@@ -239,11 +248,10 @@ def claims(models: Sequence[Model]) -> str:
     for claim in CLAIMS:
         for model in models:
             found = {unit: Interval.of(values) for unit, values in claim.measured(model).items()}
-            if not found:
-                continue
             cells = "; ".join(f"{unit}: {i.factor()}" for unit, i in found.items())
             said = f"{claim.text}: {claim.source} | {claim.factor} | {NAMES[model.name]}"
-            lines.append(f"| {said} | {cells} | **{verdict([*found.values()])}** |")
+            together = verdict([*found.values()]) if found else "not measured"
+            lines.append(f"| {said} | {cells} | **{together}** |")
     return "\n".join(lines)
 
 
@@ -263,7 +271,7 @@ def of_model(model: Model) -> str:
     kinds = {kind: lambda levels, kind=kind: mean_of(levels, kinds=[kind]) for kind in KINDS}
     blocks = {f"block {b}": lambda levels, b=b: mean_of(levels, block=b) for b in blocks_of(first)}
     caches = {c: lambda levels, c=c: mean_of(levels, kinds=[c]) for c in ("key", "value")}
-    text = [f"## {NAMES[model.name]}\n"]
+    text = [f"## {NAMES[model.name]}\n", f"{SIZES[model.name][:1].upper()}{SIZES[model.name][1:]}.\n"]
     if model.about:
         a = model.about
         text.append(
@@ -272,13 +280,14 @@ def of_model(model: Model) -> str:
         )
     together = any(block is None for block, _ in map(parts_of, first))
     how = (
-        "All projections of a kind, or of a block, are noisy together."
+        "All projections of a kind, or of one block, are noisy together; what is said of depth rests on these blocks."
         if together
         else "One projection is noisy at a time; rows are means over those of a kind, or of a block."
     )
     beyond = "; ".join(f"{u}: {over} and {under} of {count}" for u, (count, over, under) in model.bounds.items())
     text.append(
-        f"{how} {len(model.levels[units[0]])} parts. Beyond the largest and below the smallest level: {beyond}.\n"
+        f"{how} {len(model.levels[units[0]])} parts of {TOKENS[model.name]} tokens of the King James Bible. Beyond the "
+        f"largest and below the smallest level: {beyond}.\n"
     )
     text += [table(model, kinds | blocks, units), ""]
     if CACHES in model.levels:
@@ -289,11 +298,14 @@ def of_model(model: Model) -> str:
 def settings(models: Sequence[Model]) -> str:
     """What divergence and perplexity are under published settings."""
     names = dict.fromkeys(name for model in models for name in model.settings)
-    heads = [f"{NAMES[m.name]}: {what}" for m in models for what in ("divergence, nat", "perplexity times")]
+    heads = [f"{NAMES[m.name]}: {what}" for m in models for what in ("parts", "divergence, nat", "perplexity times")]
     lines = [f"| all projections at once | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for name in names:
-        found = [[math.log(v[k]) for v in model.settings.get(name, [])] for model in models for k in (0, 1)]
-        cells = [Interval.of(values).factor() if values else "" for values in found]
+        cells = []
+        for model in models:
+            parts = model.settings.get(name, [])
+            cells.append(str(len(parts)))
+            cells += [Interval.of([math.log(v[k]) for v in parts]).factor() if parts else "" for k in (0, 1)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -301,5 +313,6 @@ def settings(models: Sequence[Model]) -> str:
 def page(found: Mapping[str, Any]) -> str:
     """All of it."""
     models = [Model.of(found, name) for name in NAMES if f"{name}/about" in found]
-    text = [HEAD, *map(of_model, models), "## Published settings\n", settings(models), ""]
+    without = "".join(f"\nNot measured: {who}.\n" for name, who in NAMES.items() if f"{name}/about" not in found)
+    text = [HEAD + without, *map(of_model, models), "## Published settings\n", SETTINGS, settings(models), ""]
     return "\n".join([*text, "## What was claimed\n", claims(models), ""])

@@ -70,7 +70,9 @@ def test_the_page_holds_all_of_it(pages: tuple[ModuleType, ModuleType]) -> None:
     page, _ = pages
     text = page.page(kept(page, spread=0.0))
     assert "| q_proj | 0.36 (0.36 .. 0.36) |" in text and "| block 3 |" in text and "| value | " in text
-    assert "| nothing | 0.1 (0.1 .. 0.1) | 2 (2 .. 2) |" in text
+    assert "Not measured: SmolLM2-135M-Instruct." in text and "3 parts of 128 tokens" in text
+    assert "| weights stand more noise than inputs" in text and "| **not measured** |" in text  # a unit that is missing
+    assert "| nothing | 3 | 0.1 (0.1 .. 0.1) | 2 (2 .. 2) |" in text
 
 
 def test_baselines_are_those_of_the_text(pages: tuple[ModuleType, ModuleType]) -> None:
