@@ -7,6 +7,7 @@ is held against the shape that it has in the whole model (`whole`), and a copy a
 from __future__ import annotations
 
 import functools
+import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,7 +57,17 @@ def parallel_of(model: nn.Module, state: Any, args: tuple[Any, ...], kwargs: dic
             "noise_state: seed must be given for a tensor-parallel model, got None, of which each process makes another"
         )
     held = tensors_of(model)
-    return Parallel(model, functools.partial(state.find_whole, model, args, kwargs, held), (args, kwargs))
+    find = functools.partial(state.find_whole, model, args, kwargs, held)
+    return Parallel(model, find, (args, kwargs), _digest(state))
+
+
+def _digest(state: Any) -> Tensor:
+    """A number for all that a block of `noise_state` says."""
+    tokens = () if state.tokens is None else (state.tokens.length, state.tokens.sequence, state.tokens.position)
+    said = (state.seed, state.draws, state.rows, state.level, state.next_row, state.calls, *tokens)
+    text = repr([t.tolist() if isinstance(t, Tensor) else t for t in said])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.tensor([int.from_bytes(digest, "little", signed=True)])
 
 
 def _tell_of_rows(model: nn.Module, state: Any) -> None:
@@ -127,10 +138,11 @@ class Parallel:
     Args:
         find: runs the whole model.
         given: to the model.
+        digest: of the seed, the draws, the rows and the levels.
     """
 
-    def __init__(self, model: nn.Module, find: Callable[[], Whole], given: Any) -> None:
-        self._model, self._find = model, find
+    def __init__(self, model: nn.Module, find: Callable[[], Whole], given: Any, digest: Tensor) -> None:
+        self._model, self._find, self._digest = model, find, digest
         self._meshes: list[Any] = []  # over which values have been seen to be shared out
         self._early: list[tuple[str, Tensor]] = []  # copies that came before the first of these
         self._operands: list[tuple[int, ...]] = []  # shapes of what the linear layer that runs has been given
@@ -148,6 +160,7 @@ class Parallel:
         for value in pytree.tree_leaves(given):
             if is_dtensor(value) and value.device_mesh not in self._meshes:
                 self._meshes.append(value.device_mesh)
+                _compare_digests(self._digest, value.device_mesh)
                 for name, few in self._early:
                     _compare(name, few, value.device_mesh)
 
@@ -285,11 +298,27 @@ def _lost(name: str, value: Tensor, why: str) -> RuntimeError:
     )
 
 
+def _compare_digests(digest: Tensor, mesh: Any) -> None:
+    """Refuses processes that share a model and have been told of different noise."""
+    for axis in range(mesh.ndim):
+        if len({int(other) for other in _from_all(digest.to(mesh.device_type), mesh, axis)}) > 1:
+            raise RuntimeError(
+                "noise_state: seed, draws, rows and level must be the same in all processes that share a "
+                "tensor-parallel model, got others"
+            )
+
+
+def _from_all(value: Tensor, mesh: Any, axis: int) -> list[Tensor]:
+    """What all processes along an axis have."""
+    found = [torch.empty_like(value) for _ in range(mesh.size(axis))]
+    torch.distributed.all_gather(found, value, group=mesh.get_group(axis))
+    return found
+
+
 def _compare(name: str, few: Tensor, mesh: Any) -> None:
     """Refuses elements of a value that differ between processes by more than roundings."""
     for axis in range(mesh.ndim):
-        parts = [torch.empty_like(few) for _ in range(mesh.size(axis))]
-        torch.distributed.all_gather(parts, few, group=mesh.get_group(axis))
+        parts = _from_all(few, mesh, axis)
         # All processes come to the same answer, or some would wait for others that have raised.
         largest = max(float(p.abs().max()) for p in parts)
         if not all(torch.allclose(p, parts[0], rtol=1e-2, atol=1e-3 * largest, equal_nan=True) for p in parts):

@@ -67,6 +67,13 @@ def no_seed(group: Group) -> None:
         model(TOKENS)
 
 
+def others(group: Group, **told: Any) -> None:
+    model = Net()
+    parallelize_module(model, group.mesh, dict(COLUMNS))
+    with nk.inject(model, **NOISE), nk.noise_state(model, **{"seed": 1} | told):
+        model(TOKENS)
+
+
 def compiled(group: Group) -> None:
     model = Net()
     parallelize_module(model, group.mesh, dict(COLUMNS))
@@ -137,6 +144,10 @@ REFUSED: dict[str, tuple[Callable[[Group], Any], tuple[str, ...]]] = {
     "parts of a sum and a bias": (lambda g: summed(g, False, True), ("down:linear#0", "a bias comes only afterwards")),
     "parts of a sum and gradients": (lambda g: summed(g, True, False), ("down:linear#0", "a sum, with gradients")),
     "no seed": (no_seed, ("noise_state: seed", "got None")),
+    "other seeds": (lambda g: others(g, seed=g.rank), ("noise_state: seed", "got others")),
+    "seeds that each has drawn": (lambda g: others(g, seed=None, advance=True), ("noise_state: seed", "got others")),
+    "other draws": (lambda g: others(g, draws=[g.rank]), ("noise_state: seed, draws", "got others")),
+    "other rows": (lambda g: others(g, rows=[0, 1 + g.rank]), ("noise_state: seed, draws, rows", "got others")),
     "a compiled model": (compiled, ("tensor-parallel", "cannot be compiled")),
     "a walk": (walked, ("walk: model must be whole", "DTensors")),
     "an operator without a seed": (lambda g: nk.perturb(spread(g), nk.Noise(add=1.0)), ("perturb: seed", "got None")),
@@ -165,6 +176,7 @@ REFUSED: dict[str, tuple[Callable[[Group], Any], tuple[str, ...]]] = {
 
 def told(group: Group) -> dict[str, str]:
     """The messages of all, and of warnings."""
+    torch.manual_seed(group.rank)
     found = {}
     for name, (case, _) in REFUSED.items():
         try:
