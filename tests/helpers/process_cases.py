@@ -2,7 +2,7 @@
 
 Values lie on a grid so coarse that sums of them are exact in any order: what differs by a bit differs by its noise. A
 case is a function of a `Group`, or of None in one process, where nothing of torch's distributed package is used.
-Printed as a table: ``python tests/helpers/process_cases.py 2 4``.
+Printed as a table: ``python tests/helpers/process_cases.py 1 2 4``.
 """
 
 from __future__ import annotations
@@ -422,7 +422,7 @@ def table(sizes: list[int]) -> list[str]:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             several[size] = in_processes(size, Path(folder), all_cases)
-    columns = [f"{size} processes: values | differences" for size in sizes]
+    columns = [f"{size} process{'es' * (size > 1)}: values | differences" for size in sizes]
     lines = [f"| {' | '.join(['the same by', *columns])} |", f"|---|{'---:|---:|' * len(sizes)}"]
     for name in CASES:
         counts = [compared(one[name], [found[name] for found in several[size]]) for size in sizes]
