@@ -163,6 +163,8 @@ class _Run:
         op, metric = self.session.op, self.metric
         scores = self.session.scores(x)
         targets = weighed(scores if metric.against_clean else y, x.weights)
+        if bool(scores.isnan().any()) and not all(bool(t.isfinite().all()) for t in x.tensors):
+            raise ValueError(f"{op}: the model gives NaN without noise, where inputs of data hold NaN or infinity")
         metric.check_clean(op, scores, targets)
         if self.row == 0:
             check_function(op, metric, scores[:FEW], targets[:FEW])

@@ -216,7 +216,7 @@ def places_of(
     if isinstance(noise, dict):
         raise ValueError(f"{op}: a dict of noises says where they enter; leave out sites=")
     few = problem.data[0][:2]
-    with problem.call.explaining(problem.model, few):
+    with problem.call.explaining(problem.model, few, shapes=True):
         known = sites_with_results(problem.model, few.given, problem.asked, problem.root, problem.detail)
     return [site.name for site in chosen_sites(op, problem.model, known, sites, root=problem.root)]
 
@@ -338,7 +338,7 @@ class Session:
             stack.enter_context(evaluation_mode(self.problem.model))
             some = self.inputs[: 2 * COMPANY]
             few = some[:2].clone()
-            with self.problem.call.explaining(self.problem.model, few):
+            with self.problem.call.explaining(self.problem.model, few, shapes=True):
                 given = inject(self.problem.model, example_input=few.given, **placed)
             self.model: nn.Module = stack.enter_context(given)
             self.state = state_of(self.model)

@@ -3,8 +3,8 @@
 - A tensor or array: inputs without labels. A pair ``(x, y)``, as tuple or list: inputs and labels, also plain numbers;
   ``(x, None)``: no labels.
 - ``((x, z), y)`` and ``({"a": x, "b": z}, y)``: several inputs, by position or by name.
-- A dict (or any mapping): inputs by name; labels are what the first of `LABELS` that is there names. An input that is
-  alone beside labels may have any name. A named tuple: likewise, inputs by position; without such a name, a pair.
+- A dict, any mapping or a dataclass: inputs by name; labels are what the first of `LABELS` that is there names. An
+  input that is alone beside labels may have any name. A named tuple: likewise, inputs by position; without such a name, a pair.
 - Weights of rows or positions, where a measure wants some: a third member of a pair, or what their key names.
 - A ``Dataset``, and a table with columns as Hugging Face's: batches of its rows. Anything else: an iterable of batches,
   each in one of the forms above.
@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,6 +57,7 @@ def opened(name: str, data: Any, size: int, takes: Takes = ANY, dim: int = 0) ->
     Raises:
         TypeError: what is no data.
     """
+    data = _by_field(data)
     if _is_leaf(data) or _is_whole(data, takes):
         return batch_of(name, data, dim, takes)
     if isinstance(data, tuple) and len(data) > 2 and all(map(_is_leaf, data)):
@@ -79,7 +82,10 @@ def opened(name: str, data: Any, size: int, takes: Takes = ANY, dim: int = 0) ->
             "(frame[columns].values, frame[label].values)"
         )
     if isinstance(data, str | bytes | Mapping | type) or not isinstance(data, Iterable):
-        raise TypeError(f"{name}: data must be (inputs, labels), or an iterable of such batches, got {shown(data)}")
+        hint = "; call it" if inspect.isgeneratorfunction(data) else ""
+        raise TypeError(
+            f"{name}: data must be (inputs, labels), or an iterable of such batches, got {shown(data)}{hint}"
+        )
     return data
 
 
@@ -99,6 +105,7 @@ def batch_of(name: str, batch: Any, dim: int = 0, takes: Takes = ANY) -> Batch:
     """
     labels: Any = None
     weights: Any = None
+    batch = _by_field(batch)
     named = isinstance(batch, tuple) and any(k in getattr(batch, "_fields", ()) for k in (*LABELS, takes.weights))
     if isinstance(batch, Mapping):
         given, labels = _by_name(name, batch)
@@ -108,9 +115,10 @@ def batch_of(name: str, batch: Any, dim: int = 0, takes: Takes = ANY) -> Batch:
     elif isinstance(batch, tuple | list) and batch:
         first, *rest = [part for i, part in enumerate(batch) if i < 2 or not _is_words(part)]
         if len(rest) > (1 if takes.weights is None else 2):
+            hint = ", a list of rows is torch.stack(rows)" if len(rest) > 2 else ""
             raise TypeError(
                 f"{name}: a batch of data must be a pair (inputs, labels), got {len(batch)} parts: several inputs are "
-                "((a, b), labels), weights go with metric=nk.metrics.Weighted(...)"
+                f"((a, b), labels), weights go with metric=nk.metrics.Weighted(...){hint}"
             )
         given, labels, weights = _inputs(name, first), *(*rest, None, None)[:2]
     elif isinstance(batch, tuple | list):
@@ -219,7 +227,14 @@ def _is_whole(data: Any, takes: Takes) -> bool:
         return True
     if _is_group(first):  # two dicts are batches
         return _is_leaf(second) or _is_numbers(second)
-    return _is_numbers(first) and _is_numbers(second)
+    return _is_numbers(first) and (_is_leaf(second) or _is_numbers(second))
+
+
+def _by_field(value: Any) -> Any:
+    """A dataclass as the dict of its fields, where it is nothing else that data may be."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type | Iterable) or hasattr(value, "__getitem__"):
+        return value
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _is_numbers(part: Any) -> bool:
@@ -364,8 +379,10 @@ def _check_rows(name: str, batch: Batch) -> None:
         raise ValueError(f"{name}: data must have rows, got {shown(short[0]) if short[0].dim() else _scalar(short[0])}")
     counts = [t.shape[inputs.dim] for t in inputs.tensors]
     if len(set(counts)) > 1:
-        got = ", ".join(f"{told} of {n}" for told, n in zip(inputs.told(), counts, strict=True))
-        raise ValueError(f"{name}: inputs of data must have as many rows as each other, got {got}")
+        each = [f"{told} of {n}" for told, n in zip(inputs.told(), counts, strict=True)]
+        got = ", ".join(each[:4]) + (f", and {len(each) - 4} more" if len(each) > 4 else "")
+        hint = "; a list of rows is torch.stack(rows)" if labels is not None and len(labels) == len(counts) else ""
+        raise ValueError(f"{name}: inputs of data must have as many rows as each other, got {got}{hint}")
     if labels is not None and (labels.dim() == 0 or counts[0] != len(labels)):
         got = f"{counts[0]} and {len(labels) if labels.dim() else _scalar(labels)}"
         hint = "two batches of inputs are [(a,), (b,)]" if labels.dim() else "rows one by one go into a DataLoader"

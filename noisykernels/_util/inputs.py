@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -196,15 +197,25 @@ class Call:
             return self.picked(model(*args, **kwargs))
 
     @contextlib.contextmanager
-    def explaining(self, model: Any, inputs: Inputs) -> Iterator[None]:
+    def explaining(self, model: Any, inputs: Inputs, shapes: bool = False) -> Iterator[None]:
         """Tells of inputs of another type than the model's parameters where that may be why a block fails.
 
+        Args:
+            shapes: of these inputs, too: the block is the first that runs the model.
+
         Raises:
-            ValueError: an error of torch's about types, and such inputs.
+            ValueError: an error of torch's about types, and such inputs; about shapes.
         """
         try:
             yield
         except RuntimeError as error:
+            if shapes and re.search(r"\b(shapes?|sizes?|channels|dimensions?)\b", (said := str(error))):
+                if re.match(r"\w+: ", said):  # our own, which says more
+                    raise
+                raise ValueError(
+                    f"{self.op}: data must have inputs of a shape that the model takes, got "
+                    f"{', '.join(map(shown, inputs.tensors))}: {said.partition(chr(10))[0]}"
+                ) from error
             own = {p.dtype for p in model.parameters()} if isinstance(model, nn.Module) else set()
             given = [t.dtype for t in inputs.tensors if t.is_floating_point() or t.is_complex()]
             given = [kind for kind in given if kind not in own] if given else [t.dtype for t in inputs.tensors]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from noisykernels._util.data import Data, alike, cut, joined
 from noisykernels._util.forms import Batch, batch_of, lengthened, mask_of, opened
@@ -52,7 +53,7 @@ def loaded(
         return found
     again = not isinstance(found, list | tuple | set | dict) and not hasattr(found, "__next__")
     parts: list[Batch] = []
-    size, reading = 0, iter(found)
+    size, reading = 0, _told(name, iter(found))
     for raw in reading:
         parts.append(batch_of(name, raw, 0, takes))
         size += _bytes(parts[-1])
@@ -64,7 +65,10 @@ def loaded(
             return StreamedInputs(stream), stream.labels
     if again and parts:
         _refuse_changes(name, found, parts[0], takes)
-    return joined(name, parts)
+    every = joined(name, parts)
+    if _workers(found) > 1:
+        _refuse_copies(name, found, _digests(every))
+    return every
 
 
 class Stream:
@@ -110,6 +114,7 @@ class Stream:
         for raw in rest:
             yield self._noted(batch_of(self.name, raw, 0, self.takes))
         self.digests = self._digests.all().numpy()
+        _refuse_copies(self.name, self.batches, self.digests)
 
     def _noted(self, batch: Batch) -> Batch:
         """Takes note of the rows of the next batch."""
@@ -224,7 +229,7 @@ class _Reader:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         with torch.random.fork_rng(devices=[]):  # of which loaders take a number for their workers
-            self.iterator = iter(stream.batches)
+            self.iterator = _told(stream.name, iter(stream.batches))
         self.row = 0  # the first that is left
         self.left: Batch | None = None
 
@@ -393,6 +398,40 @@ def _digests(batch: Batch) -> NDArray[np.int64]:
             digest.update(part[i])
         found[i] = int.from_bytes(digest.digest(), "little", signed=True)
     return found
+
+
+def _told(name: str, batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches as they come; where one cannot be had, the error of whoever makes it says whose data it is of."""
+    number = 0
+    while True:
+        try:
+            raw = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            if hasattr(error, "add_note"):  # of Python 3.11
+                error.add_note(f"{name}: data failed so in their batch {number}")
+            raise
+        yield raw
+        number += 1
+
+
+def _workers(batches: Any) -> int:
+    """Processes of a loader that each read its data set as they like."""
+    of_its_own = isinstance(batches, DataLoader) and isinstance(batches.dataset, IterableDataset)
+    return int(batches.num_workers) if of_its_own else 0
+
+
+def _refuse_copies(name: str, batches: Any, digests: NDArray[np.int64]) -> None:
+    """Refuses rows that each worker of a loader gives, all of them."""
+    if (workers := _workers(batches)) < 2 or not len(digests):
+        return
+    counts = np.unique(digests, return_counts=True)[1]
+    if bool((counts % workers == 0).all()):
+        raise ValueError(
+            f"{name}: data must give each row once, got every row {workers} times, of each of {workers} workers: "
+            "num_workers=1, or give out rows by torch.utils.data.get_worker_info()"
+        )
 
 
 def _changed(name: str, got: str, before: str) -> str:

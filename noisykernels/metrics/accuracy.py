@@ -51,7 +51,7 @@ class Accuracy:
             raise ValueError(
                 f"{op}: data must be inputs (rows, ...) and whole-number labels (rows), not empty, "
                 f"got {list(inputs.shape)} and {labels.dtype} {list(labels.shape)}"
-                + (f"; metric={other}" if labels.is_floating_point() or labels.dim() > 1 else "")
+                + (f"; metric={other}{_meant(labels)}" if labels.is_floating_point() or labels.dim() > 1 else "")
             )
 
     def check_scores(self, op: str, scores: object, rows: int) -> Tensor:
@@ -92,6 +92,19 @@ class Accuracy:
     def floor(self, outputs: Sequence[int], labels: Tensor, weights: Tensor | None = None) -> float:
         """Chance: 1 / classes."""
         return 1 / outputs[-1]
+
+
+def _meant(labels: Tensor) -> str:
+    """What may be written for labels that are numbers of classes in another form."""
+    if labels.is_complex() or labels.dim() > 2 or labels.numel() == 0:
+        return ""
+    if labels.dim() == 2 and labels.shape[1] > 1:
+        one_hot = bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all())
+        return ", classes are labels.argmax(1)" if one_hot else ""
+    if labels.is_floating_point() and not torch.equal(labels, labels.round()):
+        return ""
+    flat = ".flatten()" if labels.dim() == 2 else ""
+    return f", classes are labels{flat}{'.long()' if labels.is_floating_point() else ''}"
 
 
 ACCURACY = Accuracy()

@@ -302,6 +302,8 @@ def executions_needed(
 def _whole(op: str, name: str, values: ArrayLike, dims: int) -> Ints:
     """Whole numbers of a given number of dimensions, not empty."""
     array = np.asarray(values)
+    if array.dtype.kind == "b":  # no and yes, of two classes
+        array = array.astype(np.int64)
     if array.ndim != dims or array.size == 0 or array.dtype.kind not in "iu":
         shape = {1: "[rows]", 2: "[D, rows]"}[dims]
         raise ValueError(
