@@ -4,7 +4,8 @@
   ``(x, None)``: no labels.
 - ``((x, z), y)`` and ``({"a": x, "b": z}, y)``: several inputs, by position or by name.
 - A dict, any mapping or a dataclass: inputs by name; labels are what the first of `LABELS` that is there names. An
-  input that is alone beside labels may have any name. A named tuple: likewise, inputs by position; without such a name, a pair.
+  input that is alone beside labels may have any name. A named tuple: likewise, inputs by position; without such a
+  name, a pair.
 - Weights of rows or positions, where a measure wants some: a third member of a pair, or what their key names.
 - A ``Dataset``, and a table with columns as Hugging Face's: batches of its rows. Anything else: an iterable of batches,
   each in one of the forms above.
