@@ -220,17 +220,18 @@ STUDIES: dict[str, dict[str, Any]] = {
 
 
 def smaller(about: dict[str, Any]) -> dict[str, Any]:
-    """A study that only shows that it runs: a tenth of the rows, two levels and one draw, untrained, without a bar."""
+    """A study that only shows that it runs: few rows, two levels and one draw, untrained, without a bar."""
     less: dict[str, Any] = {"levels": about["walk"]["levels"][:2], "draws": 1} if "levels" in about["walk"] else {}
-    walk = about["walk"] | (less or {"search": nk.Search(rel_ci=0.5)})
+    walk = about["walk"] | (less or {"search": nk.Search(rel_ci=0.5, most=2000)})
     kept = {k: v for k, v in about.items() if k not in ("trained", "at_least")}
-    return kept | {"rows": about.get("rows", 10_000) // 10, "walk": walk, "cells": 2 if less else about["cells"]}
+    cells, rows = 2 if less else about["cells"], min(100, about.get("rows", 10_000) // 10)
+    return kept | {"rows": rows, "walk": walk, "cells": cells}
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
 def test_study(name: str, benchmark: Any, record_row: Callable[..., None], small: bool) -> None:
     """Seconds of our study and of the loop's, and their ratio."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if small else 2)  # two threads wait for each other where others work
     about = smaller(STUDIES[name]) if small else STUDIES[name]
     if "trained" in about:
         model, data = about["trained"]()
