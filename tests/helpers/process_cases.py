@@ -77,10 +77,10 @@ def whole_numbers(*shape: int, seed: int, most: int = 2) -> Tensor:
 class Net(nn.Module):
     """Two linear layers with a rectifier between them."""
 
-    def __init__(self, step: float = 2**-4, layer: Callable[..., nn.Module] = nn.Linear) -> None:
+    def __init__(self, step: float = 2**-4, layer: Callable[..., nn.Module] = nn.Linear, inner: int = 12) -> None:
         super().__init__()
         self.step = step
-        self.up, self.down = layer(6, 12), layer(12, 8)
+        self.up, self.down = layer(6, inner), layer(inner, 8)
         self.relu = nn.ReLU()
         with torch.no_grad():
             for number, parameter in enumerate(self.parameters()):
@@ -180,6 +180,7 @@ def fsdp_of_layers(group: Group | None) -> Found:
 # --------------------------------------------------------------------------------------------------- tensor parallel
 
 COLUMNS = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+THROUGHOUT = {"up": ColwiseParallel(use_local_output=False), "down": RowwiseParallel(use_local_output=False)}
 TOKENS = whole_numbers(2, 8, 6, seed=12)
 AIM = whole_numbers(2, 8, 8, seed=13, most=1)
 
@@ -187,8 +188,7 @@ AIM = whole_numbers(2, 8, 8, seed=13, most=1)
 def tensor_parallel(group: Group | None, plan: Any = COLUMNS, x: Tensor = TOKENS, **more: Any) -> Found:
     """One step of a model whose layers processes share; `more` is of `inject` and, beside it, of `noise_state`."""
     state = {name: more.pop(name) for name in ("rows", "draws", "level") if name in more}
-    layer = more.pop("layer", nn.Linear)
-    model = Net(layer=layer)
+    model = Net(layer=more.pop("layer", nn.Linear), inner=more.pop("inner", 12))
     if group is not None:
         parallelize_module(model, group.mesh, dict(plan))
     placed = nk.inject(model, **more) if more else contextlib.nullcontext()
@@ -207,6 +207,22 @@ IDS = nk.TokenRows(64, sequence=[9, 4])
 
 def _shaken(x: Tensor, draw: nk.injection.SiteDraw) -> Tensor:
     return x + on_grid(draw.fresh(x, "shaken"))
+
+
+def in_two_ways(group: Group | None, **placed: Any) -> Found:
+    """Layers that pairs of processes share, FSDP2 between the pairs, which have rows of their own."""
+    model, pair, pairs = Net(), 0, 1
+    if group is not None and group.size > 1:
+        mesh, pairs = init_device_mesh("cpu", (group.size // 2, 2), mesh_dim_names=("rows", "layers")), group.size // 2
+        pair = mesh.get_coordinate()[0]
+        parallelize_module(model, mesh["layers"], dict(COLUMNS))
+        for module in (model.up, model.down, model):
+            fully_shard(module, mesh=mesh["rows"])
+    rows = torch.arange(ROWS).chunk(pairs)[pair]
+    with nk.inject(model, **placed), nk.noise_state(model, seed=1, rows=rows):
+        y = model(X[rows])
+        (y * GOAL[rows]).sum().backward()
+    return {"outputs": torch.unique(by_row(rows, y.detach(), group), dim=0)} | gradients(model, pairs)
 
 
 class LocalRows(nn.Linear):
@@ -359,9 +375,10 @@ CASES: dict[str, Callable[[Group | None], Found]] = {
     "FSDP2, bfloat16": lambda group: fsdp(group, step=1.0, half=True, **NOISE),
     "FSDP2, noisy layers": fsdp_of_layers,
     "tensor parallel": lambda group: tensor_parallel(group, **NOISE),
-    "tensor parallel, DTensors throughout": lambda group: tensor_parallel(
-        group, {"up": ColwiseParallel(use_local_output=False), "down": RowwiseParallel(use_local_output=False)}, **NOISE
-    ),
+    "tensor parallel, DTensors throughout": lambda group: tensor_parallel(group, THROUGHOUT, **NOISE),
+    "tensor parallel, uneven": lambda group: tensor_parallel(group, THROUGHOUT, inner=7, **NOISE),
+    "tensor parallel and FSDP2": lambda group: in_two_ways(group, **NOISE),
+    "tensor parallel and FSDP2, weight noise": lambda group: in_two_ways(group, **WEIGHTS),
     "tensor parallel, factors": lambda group: {"output": tensor_parallel(group, **BOTH)["output"]},
     "tensor parallel, local kernels": local_rows,
     "tensor parallel, in units": lambda group: tensor_parallel(group, noise=nk.Noise(add=0.5, relative="rms")),

@@ -165,6 +165,10 @@ REFUSED: dict[str, tuple[Callable[[Group], Any], tuple[str, ...]]] = {
         ),
         ("Cannot flatten unevenly sharded tensor",),
     ),
+    "columns that processes do not divide, as plain tensors, in torch itself": (
+        lambda g: parallelize_module(Net(inner=7), g.mesh, dict(COLUMNS))(TOKENS),
+        ("a and b must have same reduction dim",),
+    ),
     "copies as partial sums, in torch itself": (
         lambda g: run(g, Net(), SUMS, where="up", **NOISE),
         ("Can not redistribute from R to P(sum)",),
