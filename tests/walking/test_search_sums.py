@@ -85,22 +85,33 @@ def test_one_block_and_one_row_more_than_a_block() -> None:
         assert one.found.low <= made.truth(one.found.target, one.found.level, 1000) <= one.found.high
 
 
-def test_first_looks_are_on_some_rows_and_measurements_on_all() -> None:
-    """Classes that few rows have are waited for: else the first rows would have no value."""
+def test_first_looks_are_on_some_rows_and_measurements_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more blocks than a measurement of rows needs. Classes that few rows have are waited for: else the first rows
+    would have no value."""
 
     class Rare(MadeSums):
         def __init__(self, seed: int) -> None:
-            super().__init__(seed, rows=6000)
-            self.labels[:, 0] = np.where(np.arange(6000) == 2600, 3, self.labels[:, 0] % 3)
+            super().__init__(seed, rows=10_000)
+            self.labels[:, 0] = np.where(np.arange(10_000) == 2600, 3, self.labels[:, 0] % 3)
             self.clean = self.sums(self.labels)
             self.wrong[:] = False
 
-    for made, first in ((MadeSums(0, rows=6000), 2000), (Rare(0), 2750)):
+    monkeypatch.setattr("noisykernels.walking.search.CHIP_ROWS", 9)  # so all are several times what chips are seen on
+    chips = MadeSums(0, rows=10_000, chip=0.3)
+    for made, first in ((MadeSums(0, rows=10_000), [2000] * 2), (Rare(0), [2750] * 2), (chips, [2000, 3250])):
         seen: list[Request] = []
-        one = search_sums(made, HALF, 0.1)
+        one = search_sums(made, HALF, 0.1, chips=made is chips, rel_ci=0.2)
         seek([one], lambda requests, m=made, all_=seen: (all_.extend(requests), m(requests))[1])
         assert one.found is not None and one.found.status == "ok"
-        assert [r.rows for r in seen[:2]] == [first, first] and {r.rows for r in seen[2:]} == {6000}
+        assert [r.rows for r in seen[:2]] == first and {r.rows for r in seen[2:]} == {10_000}
+
+
+def test_clean_shares_of_some_blocks_are_in_their_own_value() -> None:
+    """First looks are held against it, not against the value of all."""
+    made = MadeSums(0)
+    aim = search_sums(made, HALF, 0.1).aim
+    for start, end in ((0, 2), (3, 6), (0, 6)):
+        assert aim.part(start, end).mean() == pytest.approx(made.value(made.clean[start:end]), rel=1e-12)
 
 
 def test_a_search_spends_no_more_than_it_may() -> None:
