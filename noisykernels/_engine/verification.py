@@ -267,10 +267,11 @@ class Check:
     ) -> tuple[float, Tensor]:
         """The largest difference in parts of its bound, and the bound."""
         bound = self.rounding.bound(placement, plain, place.looked_at, draws, FIRST)
-        if (worst := _worst(shared, plain, bound)) > NEAR:
-            bound = torch.maximum(bound, self.rounding.bound(placement, plain, place.looked_at, draws, MORE))
-            worst = _worst(shared, plain, bound)
-        return worst, bound
+        for run in MORE:  # each is a pass with factors, and the bound can only grow: until it is no longer near
+            if (worst := _worst(shared, plain, bound)) <= NEAR:
+                return worst, bound
+            bound = torch.maximum(bound, self.rounding.bound(placement, plain, place.looked_at, draws, [run]))
+        return _worst(shared, plain, bound), bound
 
 
 def _said(worst: float, level: float) -> str:
