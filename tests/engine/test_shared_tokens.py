@@ -35,6 +35,7 @@ NOISES = {
     "rms": nk.Noise(add=1.0, relative="rms"),
     "channels": nk.Noise(add=torch.rand(16, generator=torch.Generator().manual_seed(0)).view(1, 1, 1, 16)),
 }
+UNITS = [("max", dict(sites="*.out")), ("std", dict(sites="*.norm")), ("rms", dict(groups="block", sites="*.mlp.*"))]
 
 
 def padded(left: int = 0) -> dict[str, Tensor]:
@@ -110,13 +111,36 @@ def walked(engine: str, data: Any, **more: Any) -> nk.Study:
     {}, dict(groups="block"), dict(groups="all"), dict(detail="attention"),
     dict(noise=nk.WeightNoise(add=1.0, relative="layer"), target="weight", sites="*.mlp.*"),
     *(dict(noise=noise, sites="*.out") for noise in NOISES.values()),
-], ids=["all", "blocks", "together", "attention", "weights", *NOISES])  # fmt: skip
+    *(dict(noise=nk.Noise(add=1.0, relative=unit), **where) for unit, where in UNITS),
+    *(dict(noise=nk.WeightNoise(add=0.3, relative=u), target="weight", sites="*.out") for u in ("channel", "group:8")),
+], ids=[
+    "all", "blocks", "together", "attention", "weights", *NOISES, *(f"{u}, {w}" for u, w in UNITS), "channel", "group",
+])  # fmt: skip
 def test_records_are_those_of_whole_passes(more: dict[str, Any]) -> None:
     study, plain = walked("shared", padded(), **more), walked("plain", padded(), **more)
     torch.testing.assert_close(values(study), values(plain), rtol=2e-6, atol=0)
     assert study.meta.plan["verification"]["differing"] == {} and "why" not in study.meta.plan
     assert len(values(study).unique()) > 2
     torch.testing.assert_close(values(walked("shared", padded(3), **more)), values(plain), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("more", [
+    dict(at=nk.Ratio(1.2)),
+    dict(noise=nk.Noise(add=1.0, relative="rms"), groups="block", metric="perplexity", at=nk.Ratio(1.2)),
+], ids=["one", "block, relative"])  # fmt: skip
+def test_searches_find_what_whole_passes_find(more: dict[str, Any]) -> None:
+    asked = dict(levels=None, draws=None, sites="*.mlp.*", search=nk.Search(rel_ci=0.5)) | more
+    study, plain = (walked(engine, padded(), **asked) for engine in ("shared", "plain"))
+    found, expected = ({(r.site, r.level, r.draw, r.rows): r.value for r in one.records} for one in (study, plain))
+    same = (
+        found.keys() & expected.keys()
+    )  # a search of whole passes may begin elsewhere, and then looks at other levels
+    assert len(same) > 20
+    for key in same:
+        assert found[key] == pytest.approx(expected[key], rel=2e-6)
+    for a, b in zip(study.midpoints(), plain.midpoints(), strict=True):
+        assert a.low <= b.level <= a.high
+    assert "why" not in study.meta.plan and all(p.status == "ok" for p in study.midpoints())
 
 
 def test_noise_of_other_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

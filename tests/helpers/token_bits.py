@@ -159,8 +159,9 @@ def table() -> list[str]:
     for way, calls in ways_of(tokens, cache, "past_key_values").items():
         number, other = compared(base, bits_of(model, calls()))
         lines.append(f"| {way} | {number:,} | {other} |")
-    number, other = by_workers(2)
-    lines.append(f"| a walk by two workers: its records | {number:,} | {other} |")
+    for word, workers in (("two", 2), ("three", 3)):
+        number, other = by_workers(workers)
+        lines.append(f"| a walk by {word} workers: its records | {number:,} | {other} |")
     return lines
 
 
