@@ -43,7 +43,7 @@ class Aim:
         said: what errors speak of: the function that was called, and the name of what is measured.
 
     Raises:
-        ValueError: the clean value leaves the question no answer.
+        ValueError: the clean value leaves the question no answer; what is measured depends on how many rows there are.
     """
 
     def __init__(
@@ -57,6 +57,11 @@ class Aim:
         self.sums, self.of_sums = clean, value  # of blocks, and of sums over all
         self.value: Callable[[Any], Any] = float if self.whole else value
         mean = float(value(law.pooled(clean))) if self.whole else float(clean.mean())
+        if self.whole and not self._same_of_twice(mean):
+            raise ValueError(
+                f"{self.op}: a search looks at some rows first, but {metric} of the same rows twice is another than of "
+                "these rows once: it depends on how many there are; give levels and draws for a grid"
+            )
         clean = self._shares(clean) if self.whole else clean
         self.told_clean = float(self.value(mean))
         self.told_target = targeted(
@@ -101,6 +106,13 @@ class Aim:
         if not self.whole or end - start == len(self.clean):
             return self.clean[start:end]
         return self.sign * self._shares(self.sums[start:end], start)
+
+    def _same_of_twice(self, once: float) -> bool:
+        """Whether all rows there twice have the same value, but for what corrects a variance for its few rows."""
+        assert self.weights is not None
+        few = 2 / float(self.weights.shares.sum())
+        twice = float(self.of_sums(2 * self.law.pooled(self.sums)))
+        return math.isclose(twice, once, rel_tol=few, abs_tol=1e-9) or math.isnan(once)
 
     def _shares(self, sums: NDArray[Any], start: int = 0) -> NDArray[Any]:
         """Of sums of blocks [blocks, width] from one on, in their value."""

@@ -245,6 +245,24 @@ def test_a_sum_that_is_a_mean_is_found_as_the_mean_is(classifier: Any) -> None:
         assert one.target == pytest.approx(other.target) and one.low < other.high and other.low < one.high
 
 
+class Counted(Hits):
+    """How many are right: more, the more rows there are."""
+
+    def compute(self) -> Tensor:
+        return self.right.float()
+
+
+def test_what_grows_with_the_rows_has_grids_only() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 3), torch.randn(600, 6)
+    data, noise = (x, model(x).argmax(-1)), dict(noise=nk.Noise(add=1.0), seed=1, metric=Counted(), at=Ratio(0.9))
+    with pytest.raises(
+        ValueError, match=r"walk: a search looks at some rows first, but .* depends on how many there are"
+    ):
+        nk.walk(model, data, **noise)
+    assert nk.walk(model, data, **noise, levels=[0.1, 1.0], draws=2).meta.clean == 600
+
+
 def test_stores_resumed_studies_workers_groups_and_ratios_have_equal_records(classifier: Any, tmp_path: Path) -> None:
     how: dict[str, Any] = {"metric": "f1", "at": Keep(0.9)}
     first = walked(classifier, **how)
