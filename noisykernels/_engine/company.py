@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 
@@ -20,16 +21,34 @@ COMPANY = 8  # rows whose outputs are held against each other, and as many besid
 
 @torch.inference_mode()
 def looks_at_others(call: Call, model: torch.nn.Module, inputs: Inputs) -> bool:
-    """Whether the first rows have other outputs beside others than alone; not where they have others every time."""
+    """Whether the first rows have other outputs beside others than beside themselves, or alone.
+
+    Not where they have others every time, or where they are alone others by as much as rounding moves them (chaos).
+    """
     count = min(COMPANY, len(inputs) // 2)
     if count == 0:
         return False
+    first = torch.arange(count, device=inputs.device)
+
+    def run(rows: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> torch.Tensor:
+        given: torch.Tensor = call(model, inputs[rows].each(change))
+        return given
+
     # What the model does in these passes is as if they had not been; what fails here fails in the study, and is told.
     with keeping_state(model, forwards=True), contextlib.suppress(Exception):
-        alone, again, beside = (call(model, inputs[:rows].clone()) for rows in (count, count, 2 * count))
-        whole = all(isinstance(y, torch.Tensor) and y.dim() > 0 and len(y) >= count for y in (alone, again, beside))
-        return whole and torch.equal(alone, again) and not _same(alone, beside[:count])
+        alone, again = run(first), run(first)
+        beside, doubled = run(torch.cat([first, first + count])), run(torch.cat([first, first]))
+        if not all(y.dim() > 0 and len(y) >= count for y in (alone, beside)) or not torch.equal(alone, again):
+            return False
+        if not _same(doubled[:count], beside[:count]):
+            return True
+        return not _same(alone, beside[:count]) and _same(alone, run(first, _next))
     return False
+
+
+def _next(x: torch.Tensor) -> torch.Tensor:
+    """What is one unit of the last place away."""
+    return x * (1 + torch.finfo(x.dtype).eps) if x.is_floating_point() else x.clone()
 
 
 def _same(alone: torch.Tensor, beside: torch.Tensor) -> bool:

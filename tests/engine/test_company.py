@@ -63,6 +63,17 @@ class Scaled(nn.Module):
         return self.b(torch.round(h / scale) * scale)
 
 
+class Shared(nn.Module):
+    """Each row is given its part of a whole, of which there is less the more rows there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)) / len(x))
+
+
 class Apart(nn.Module):
     """Rows by themselves, many roundings deep."""
 
@@ -97,7 +108,7 @@ def by_hand(model: nn.Module, data: tuple[Any, Tensor], site: str, level: float,
 GRID: dict[str, Any] = dict(
     noise=nk.Noise(add=1.0), levels=[0.1, 1.0], draws=3, seed=1, metric="nll", at=nk.Ratio(1.05)
 )
-MIXED = [Centred, Contrasting, Attending, Scaled]
+MIXED = [Centred, Contrasting, Attending, Scaled, Shared]
 
 
 @pytest.mark.parametrize("kind", MIXED)
