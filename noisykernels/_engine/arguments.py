@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -104,9 +104,10 @@ def chosen_sites(
     return [site for site in every if any(fits(site, choice) for choice in wanted)]
 
 
-def with_rows(op: str, chosen: list[Site], asked: Any) -> list[Site]:
-    """The sites that noise can enter at; others are left out with a warning, or are an error if they were asked for."""
-    lost = [site.name for site in chosen if site.row_dim is None and not site.alone]
+def with_rows(op: str, chosen: list[Site], asked: Any, told: Collection[str] = ()) -> list[Site]:
+    """The sites that noise can enter at, with those in `told`; others are left out with a warning, or are an error if
+    they were asked for."""
+    lost = [site.name for site in chosen if site.row_dim is None and not site.alone and site.name not in told]
     if not lost:
         return chosen
     if asked is not None or len(lost) == len(chosen):

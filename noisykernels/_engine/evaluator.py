@@ -31,6 +31,7 @@ from noisykernels._util.inputs import Inputs
 from noisykernels._util.runtime import gpu_precision
 from noisykernels._util.warning import warn_user
 from noisykernels.injection.site import CACHE, Site, path_of
+from noisykernels.injection.tokens import ROUTED
 from noisykernels.metrics.law import ALL
 
 __all__ = ["Engine", "Evaluator"]
@@ -38,6 +39,7 @@ __all__ = ["Engine", "Evaluator"]
 WHOLE = "every pass runs the whole model"
 SITES_WHOLE = f"for these sites {WHOLE}"
 TOKENS = "rows are tokens, by which only whole passes have hardware"
+PICKED = "tokens that the model picks out are followed in whole passes only"
 CACHED = "what is cached is noisy when it is written, which only whole passes do"
 ELSEWHERE = "the model's code goes another way, by what it asks of its inputs, for some rows, which run whole"
 IDLE = "the scores do not depend on these sites, whose counts are the clean ones"
@@ -105,9 +107,11 @@ class Evaluator:
             if asked.engine == "shared":
                 _tell(session, WHOLE, [whole])
             return cls(session, None, why=whole)
-        if session.problem.length:
-            some, _, ids = session.problem.first(session.passes.rows)
-            session.tokens(some, ids)  # which refuses positions before they could be a recording's fault
+        places = session.token_places()  # which refuses positions before they could be a recording's fault
+        if any(places.get(name) == ROUTED for site in chosen for name in site.names):
+            if asked.engine == "shared":
+                _tell(session, WHOLE, [PICKED])
+            return cls(session, None, why=PICKED)
         if asked.engine == "auto" and asked.verify == "sample" and draws is not None:
             grids, count = len(chosen) * len(session.problem.targets), len(session.inputs)
             if why := why_whole(session.sites, grids, len(levels), draws, count, session.passes):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -39,7 +39,7 @@ from noisykernels.injection.running import begin
 from noisykernels.injection.setting import noise_state
 from noisykernels.injection.site import Site
 from noisykernels.injection.state import state_of
-from noisykernels.injection.tokens import Held
+from noisykernels.injection.tokens import Held, Place
 from noisykernels.injection.trace import open_results
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import Metric
@@ -430,6 +430,15 @@ class Session:
             mode, _, _ = begin(self.model, self.state, *inputs.arguments)
         assert mode.tokens is not None
         return mode.tokens, mode.token_places
+
+    def token_places(self) -> Mapping[str, Place | str]:
+        """Where values hold tokens, or why not; positions that cannot be are refused here. Nothing: rows are none."""
+        if not self.problem.length:
+            return {}
+        some, _, ids = self.problem.first(self.passes.rows)
+        found = self.tokens(some, ids)
+        assert found is not None
+        return found[1]
 
     def batches(self, rows: int | None = None) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
         """Inputs, labels and ids, so many rows at once; None: those of a pass."""

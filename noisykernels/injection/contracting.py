@@ -21,7 +21,7 @@ from noisykernels.injection.memory import Array, Memory, array_of_views
 from noisykernels.injection.on_hardware import on_hardware
 from noisykernels.injection.products import Product, product_of
 from noisykernels.injection.recurrent import cell_on_hardware, layer_on_hardware
-from noisykernels.injection.tokens import Place, Tokens, lost
+from noisykernels.injection.tokens import ROUTED, Place, Tokens, lost
 from noisykernels.noise.arguments import Chip, Key
 from noisykernels.noise.contract import SITE_LIMIT, hashed_id
 
@@ -119,7 +119,7 @@ class Contracting(Drawing):
         elif kind not in ("linear", *LOOKUPS):
             x = None
         place = self.token_places.get(name)
-        if isinstance(place, str) and all(d.of_array or not d.operands for d in hardware):
+        if (isinstance(place, str) or place == ROUTED) and all(d.of_array or not d.operands for d in hardware):
             with self.without_tokens():  # the same for all of them
                 same: Tensor = self.on_devices(name, kind, hardware, func, args, kwargs)
                 return same

@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from noisykernels._util.tensors import is_plain
 from noisykernels._util.warning import warn_user
+from noisykernels.injection.belonging import Belonging
 from noisykernels.injection.calls import called, perturb_plain
 from noisykernels.injection.kinds import PREPARING
 from noisykernels.injection.laid import LEADING, laid_at, leads, noise_of_tokens
 from noisykernels.injection.placement import Placement
 from noisykernels.injection.record import Entry, Record
+from noisykernels.injection.routed import Numbers, routed, stem_of, told_by_place
 from noisykernels.injection.rows import ALONE, FIRST, Rows, apart, no_rows, together
 from noisykernels.injection.shards import Parallel
 from noisykernels.injection.site import PARTS, kind_of
 from noisykernels.injection.spot import Spot, scale_and_repeats, spot_of
 from noisykernels.injection.tokens import Place, Tokens
+from noisykernels.injection.tokens import apart as tokens_apart
 from noisykernels.injection.values import Change, changed
 from noisykernels.nn.functional import linear
 from noisykernels.nn.signals import ModelMode
@@ -60,6 +63,7 @@ class Drawing(ModelMode):
     always: bool
     common: tuple[Tensor | None, Tensor | None, Tensor | None, int]
     batch: int
+    belonging: Belonging | None
     compiled: bool
     flat: bool
     ids: dict[str, int]
@@ -70,11 +74,14 @@ class Drawing(ModelMode):
     muted: int
     parallel: Parallel | None
     noted: dict[str, Any]
+    token_numbers: Numbers | None
     place: torch.device | None
     placement: Placement
     places: Mapping[str, Rows | None]
     plain: Plain | None
     record: Record | None
+    routed: frozenset[str]
+    seen: dict[str, Tensor]
     spots: dict[str, Spot]
     token_places: Mapping[str, Place | str]
     tokens: Tokens | None
@@ -112,8 +119,11 @@ class Drawing(ModelMode):
             operands, array = self.noted.pop(name, ((), None))
             within = torch._C._functorch.is_functorch_wrapped_tensor(clean)  # a transform, which has ended by then
             value = gathered(clean.detach()).clone() if name in self.wanted and not within else None
-            self.record.append(Entry(name, tuple(clean.shape), operands, array, value))
+            held = None if self.belonging is None else self.belonging.of(clean)
+            self.record.append(Entry(name, tuple(clean.shape), operands, array, value, held))
             return clean
+        if self.belonging is not None and self.tokens is not None:
+            return self._followed(self.belonging, name, noise, clean)
         if noise is None or not clean.is_floating_point():
             if noise is not None:
                 self.valueless.append(name)
@@ -141,6 +151,31 @@ class Drawing(ModelMode):
             self.leave_out(name, clean)
             return clean
         return together(self._noisy(name, noise, value, rows), rows, clean)
+
+    def _followed(self, belonging: Belonging, name: str, noise: Noise | Change | None, clean: Tensor) -> Tensor:
+        """The same where tokens are followed: also through values without noise."""
+        held, noisy = belonging.of(clean), clean
+        if not clean.is_floating_point():
+            if noise is not None:
+                self.valueless.append(name)
+        elif stem_of(name) in self.routed:
+            noisy = routed(self, name, clean)
+        else:
+            place = self.token_places.get(name)
+            if (held is None or held.lost) and isinstance(place, Place) and self.token_numbers is not None:
+                value = tokens_apart(clean, place, self.key.batch)
+                told = None if value is None else told_by_place(self.token_numbers, place, clean, value)
+                if told is not None:
+                    belonging.tell(clean, told)
+                    held = belonging.of(clean)
+            if noise is not None and self.tokens is not None:
+                noisy = self.at_tokens(self.tokens, name, noise, clean)
+        belonging.give(noisy, held)
+        return noisy
+
+    def rows_noisy(self, name: str, noise: Noise | Change, value: Tensor) -> Tensor:
+        """The noisy value whose rows are those of the key, along dimension 0."""
+        return self._noisy(name, noise, value, FIRST)
 
     def at_tokens(self, tokens: Tokens, name: str, noise: Noise | Change, clean: Tensor) -> Tensor:
         """The same where the rows are tokens."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noisykernels.injection.site import kind_of
-from noisykernels.injection.tokens import Keys, Place, Tokens, apart, lost, of_single_token, together
+from noisykernels.injection.tokens import ROUTED, Keys, Place, Tokens, apart, lost, of_single_token, together
 from noisykernels.noise.description import Noise
 from noisykernels.noise.tokens import levels_of_tokens
 
@@ -68,6 +68,8 @@ def laid_at(tokens: Tokens, places: Mapping[str, Place | str], name: str, value:
     place = places.get(name, "no run of the model with fewer tokens has come to it")
     if isinstance(place, str):
         raise RuntimeError(lost(name, value, place))
+    if place == ROUTED:
+        raise RuntimeError(lost(name, value, "they are followed only in calls that are not compiled, of one process"))
     parts = apart(value, place, batch)
     if parts is None:
         raise RuntimeError(lost(name, value, f"of the {batch} rows (draws x sequences) it has another number"))
@@ -77,7 +79,7 @@ def laid_at(tokens: Tokens, places: Mapping[str, Place | str], name: str, value:
         if single is not None:
             place, parts, ids = place._replace(token=None), single, stream.ids
     if ids is None:
-        of_row = "of which sequence in a row it is"
+        of_row = f"after {place.lost or 'what went before'}, of which sequence in a row it is"
         which = of_row if place.token is None else f"which of the call's tokens its {parts.shape[1]} are"
         raise RuntimeError(lost(name, value, f"{which} is not known"))
     keys = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.attention import multi_head_attention_forward
+from noisykernels.injection.belonging import Belonging
 from noisykernels.injection.doors import door_of
 from noisykernels.injection.drawing import ForwardKey, Lead
 from noisykernels.injection.kinds import (
@@ -38,11 +39,12 @@ from noisykernels.injection.products import Product, pairs_of, product_of
 from noisykernels.injection.record import Entry, Record
 from noisykernels.injection.recurrent import with_noise
 from noisykernels.injection.results import first_of
+from noisykernels.injection.routed import Numbers, stem_of
 from noisykernels.injection.rows import ALONE, Rows
 from noisykernels.injection.shards import Parallel
 from noisykernels.injection.site import CACHE
 from noisykernels.injection.spot import Spot
-from noisykernels.injection.tokens import Place, Tokens
+from noisykernels.injection.tokens import ROUTED, Place, Tokens
 from noisykernels.injection.values import Change
 from noisykernels.injection.written_out import Role
 from noisykernels.nn.signals import (
@@ -110,6 +112,10 @@ class SiteMode(NoisyLayers):
         self.tokens: Tokens | None = None  # where rows are tokens
         self.token_places: Mapping[str, Place | str] = {}  # where values hold them
         self.lead: Lead | None = None  # of those in which they come first
+        self.belonging: Belonging | None = None  # where tokens are followed
+        self.token_numbers: Numbers | None = None  # of tokens, by which they are
+        self.routed: frozenset[str] = frozenset()  # stems of the sites at which they are
+        self.seen: dict[str, Tensor] = {}  # by stem: how many of its calls have come to each token
         self.flat = False  # values have tokens for rows now
         self.parallel: Parallel | None = None  # where processes hold parts of the model
         self.lent: Any = None  # a cache that this forward was given and its caller knows nothing of
@@ -163,6 +169,13 @@ class SiteMode(NoisyLayers):
         """Values may be parts: nothing about their noise is known before they are seen."""
         if parallel is not None:
             self.parallel, self.place, self.plain, self.knows_leaves = parallel, None, None, False
+
+    def follow(self) -> Belonging:
+        """Has the tokens of this forward followed, to sites of which shapes do not tell them; what follows them."""
+        self.routed = frozenset(stem_of(name) for name, place in self.token_places.items() if place == ROUTED)
+        self.token_numbers = None if self.tokens is None else Numbers.of(self.tokens, self.key.batch)
+        self.belonging, self.knows_leaves = Belonging(lambda: self.modules[-1][0]), False
+        return self.belonging
 
     def resumed(self) -> SiteMode:
         """A mode that goes on from here, for a later recomputation of what follows."""
@@ -302,7 +315,7 @@ class SiteMode(NoisyLayers):
             value = self._site(names[0], kind, func, args, kwargs, row_dim, pairs[0](None))
             return self.attention(names[0], value, kwargs.get("out")) if self.roles else value
         chosen = (self.noise_at(name) is not None or self.hardware_at(name) is not None for name in names)
-        if self.record is None and not any(chosen):
+        if self.record is None and self.belonging is None and not any(chosen):
             return func(*args, **kwargs)
         value = None
         for name, pair in zip(names, pairs, strict=True):
@@ -334,7 +347,7 @@ class SiteMode(NoisyLayers):
         made = None
         if kind in _WITH_ARRAYS:
             made = self.contracted(name, kind, func, args, kwargs, row_dim, product)
-        if made is None and noise is None and self.record is None:
+        if made is None and noise is None and self.record is None and self.belonging is None:
             return func(*args, **kwargs)
         if kind in RECURRENT:
             return with_noise(self, name, noise, args, func(*args, **kwargs) if made is None else made)
@@ -348,7 +361,8 @@ class SiteMode(NoisyLayers):
         if in_place(func, args, kwargs):  # autograd may keep the noiseless value, so that gets memory of its own
             target = args[0] if args else kwargs.pop("input")
             return target.copy_(self.at(name, noise, func(target.clone(), *args[1:], **kwargs), row_dim))
-        if kind in CONTRACTION_KINDS and isinstance(noise, Noise) and self.record is None and row_dim is None:
+        alone = self.record is None and self.belonging is None and row_dim is None
+        if kind in CONTRACTION_KINDS and isinstance(noise, Noise) and alone:
             fused = self._fused(name, CONTRACTION_KINDS[kind], noise, args, kwargs)
             if fused is not None:
                 return fused

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from noisykernels.injection.belonging import Followed
 from noisykernels.injection.memory import Array
 
 __all__ = ["Entry", "Record"]
@@ -19,6 +20,7 @@ class Entry(NamedTuple):
     operands: tuple[tuple[int, ...], ...] = ()  # shapes, of a product
     array: Array | None = None  # which of them lies in the memory of the model
     value: Tensor | None = None  # where it was asked for
+    held: Followed | None = None  # the tokens that it is of, where they are followed
 
 
 Record = list[Entry]

@@ -38,10 +38,11 @@ from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.record import Record
+from noisykernels.injection.routed import number_tokens
 from noisykernels.injection.shards import in_group, parallel_of
-from noisykernels.injection.site import CACHE
+from noisykernels.injection.site import CACHE, path_of
 from noisykernels.injection.state import KEY, NoiseState, is_injected, state_of
-from noisykernels.injection.tokens import encodes, tokens_of
+from noisykernels.injection.tokens import ROUTED, encodes, tokens_of
 from noisykernels.nn.signals import (
     enter_model,
     enter_module,
@@ -232,14 +233,15 @@ def _outermost(module: nn.Module, door: Door, args: tuple[Any, ...], kwargs: dic
             return result_of(mode, module, args, kwargs)
     with eagerly():
         mode, args, kwargs = begin(module, state, args, kwargs)
+        below = mode.belonging or contextlib.nullcontext()
         if not state.unchecked or not is_injected(module):
-            with mode:
+            with below, mode:
                 out = result_of(mode, module, args, kwargs)
             if state.unchecked:  # of a part, before the model is called: its sites may be met in no whole call
                 state.met_in_parts |= dict.fromkeys(mode.names())
         else:
             descent = Descent() if state.detail and not state.traced else None
-            with mode, following(module, state, mode), descent or contextlib.nullcontext():
+            with below, mode, following(module, state, mode), descent or contextlib.nullcontext():
                 out = result_of(mode, module, args, kwargs)
             if descent is not None:
                 warn_of_written_out(descent)
@@ -260,6 +262,20 @@ def _find_places(module: nn.Module, state: NoiseState, path: str, args: Any, kwa
     assert state.find_places is not None
     with eagerly():
         state.token_places[path] = state.find_places(module, state, args, kwargs)
+
+
+def _follows(module: nn.Module, state: NoiseState, path: str) -> bool:
+    """Whether noise enters where tokens are followed, in a call of the model or of a part with this path."""
+    if path not in state.follows:
+        modules = {door.path: m for m in module.modules() if (door := door_of(m)) is not None} | {path: module}
+        routed = [name for name, place in state.token_places[path].items() if place == ROUTED]
+        state.follows[path] = any(state.placement.at(n, modules[path_of(n)]) is not None for n in routed)
+    if state.follows[path] and torch.compiler.is_compiling():
+        raise RuntimeError(
+            "noise_state: tokens that a model picks out, as those of its experts, are not followed in compiled code: "
+            "leave their sites out with where=..., or run the model uncompiled"
+        )
+    return state.follows[path]
 
 
 @contextlib.contextmanager
@@ -335,15 +351,19 @@ def begin(
     kwargs: dict[str, Any],
     record: Record | None = None,
     make: Callable[..., SiteMode] = SiteMode,
+    follow: bool = False,
 ) -> tuple[SiteMode, tuple[Any, ...], dict[str, Any]]:
-    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`.
+    """Repeats the input for every draw, puts noise on it, and makes the mode of this forward, of class `make`. `follow`
+    has tokens followed, as they are where noise needs it.
 
     `model` may be a part that is called by itself: its sites have the names that they have in the whole.
     """
     enter_model()
     door, part = door_of(model), not is_injected(model)
     if state.tokens is not None and record is None:
-        _find_places(model, state, door.path if part and door is not None else "", args, kwargs)
+        called = door.path if part and door is not None else ""
+        _find_places(model, state, called, args, kwargs)
+        follow = make is SiteMode and _follows(model, state, called)
     if part:
         state.tell_of_part(door)
     else:
@@ -387,6 +407,8 @@ def begin(
         mode.tokens = tokens_of(state.tokens, given, encodes(model), of_draw, count, first.device)
         mode.token_places = state.token_places[path or ""]
         mode.begin_tokens()
+    if follow and not in_group():  # a process of a group may have a part of a value only
+        number_tokens(mode.follow(), given | carrying, encodes(model), mode.key.batch)
     mode.lent = next(iter(lent.values()), None)
     mode.chip = Arrays(state.arrays)
     mode.owner, mode.operands, mode.left, mode.roles = state, state.operands, state.left, state.roles

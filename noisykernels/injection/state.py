@@ -124,6 +124,7 @@ class NoiseState(nn.Module):
             placement = replace(placement, detail=self.detail, outputs=self.outputs)
         self._placement = placement
         self.spots: dict[str, Spot] = {}  # what is known of sites under it
+        self.follows: dict[str, bool] = {}  # by the path that is called: whether noise enters where tokens are followed
         # Whether several draws cannot run as one batch, since what enters at a value without rows differs between them.
         self.each_draw = any(
             (alone and placement.at(name, module) is not None) or placement.hardware_at(name, module) is not None

@@ -5,8 +5,11 @@ The runs are small: of two sequences of three tokens, made of those of the call 
 
 from __future__ import annotations
 
+import linecache
 import math
+import traceback
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,20 +18,23 @@ from torch.utils import _pytree as pytree
 
 from noisykernels._util.keeping import keeping_state
 from noisykernels._util.runtime import evaluating
+from noisykernels.injection.belonging import Followed
 from noisykernels.injection.doors import door_of
 from noisykernels.injection.record import Entry
+from noisykernels.injection.routed import elements_of, stem_of
 from noisykernels.injection.rows import Rows, close
 from noisykernels.injection.rows import apart as rows_apart
 from noisykernels.injection.shards import in_group, is_tensor_parallel, tensors_of
 from noisykernels.injection.site import kind_of
 from noisykernels.injection.state import NoiseState, is_injected
-from noisykernels.injection.tokens import CACHES, Place, apart, encodes, held_by, names_of_streams
+from noisykernels.injection.tokens import CACHES, ROUTED, Place, apart, encodes, held_by, names_of_streams
 from noisykernels.injection.trace import recorded
 from noisykernels.injection.whole import find_whole
 
 __all__ = ["find_places"]
 
 _SIZES = (2, 3, 4)  # sequences, tokens, tokens of the encoder
+_PACKAGE = str(Path(__file__).parents[1])
 _KEYED = ("scores", "softmax", "attention", "matmul", "bmm", "baddbmm", "einsum")  # what may have a row of keys
 
 
@@ -62,17 +68,84 @@ def find_places(module: nn.Module, state: NoiseState, args: Any, kwargs: dict[st
             runs = {which: run(step) for which, step in steps.items()}
         except Exception as error:
             raise RuntimeError(
-                "noise_state: the tokens of the model cannot be told: it does not run on "
-                f"{_SIZES[0]} sequences of {_SIZES[1]} tokens, or on one more of either: {error}"
+                f"noise_state: the tokens of the model cannot be told: it does not run on {_SIZES[0]} sequences of "
+                f"{_SIZES[1]} tokens, or on one more of either: {error} ({_where(error)})"
             ) from error
         shapes = {which: {name: entry.shape for name, entry in entries.items()} for which, entries in runs.items()}
         places = {name: _place(name, shapes) for name in shapes[""]}
         unsure = {n for n, p in places.items() if isinstance(p, Place) and (p.outer or p.merged or p.token is None)}
-        if unsure:
-            values = {which: run(step, unsure) for which, step in steps.items() if which != "e"}
+        stems = {stem_of(name) for name, place in places.items() if _is_routed(place, runs[""][name].held)}
+        wanted = unsure | {name for entries in runs.values() for name in entries if stem_of(name) in stems}
+        if wanted:
+            values = {which: run(step, wanted) for which, step in steps.items()}
+            alike = [v for which, v in values.items() if which != "e"]
             for name in unsure:
-                places[name] = _by_values(places[name], [v[name].value for v in values.values()])
-    return places
+                places[name] = _by_values(places[name], [v[name].value if name in v else None for v in alike])
+            for stem in stems:
+                if _is_of_tokens_alone([[e for n, e in v.items() if stem_of(n) == stem] for v in alike]):
+                    places |= {n: ROUTED for v in values.values() for n in v if stem_of(n) == stem}
+    return {
+        name: _with_loss(place, [run[name] for run in runs.values() if name in run]) for name, place in places.items()
+    }
+
+
+def _where(error: Exception) -> str:
+    """The line of code that has failed, and the module that it is in."""
+    path, line = "", ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        own = frame.f_locals.get("self")
+        code, door = frame.f_code, door_of(own) if isinstance(own, nn.Module) else None
+        if door is not None and code.co_name == "forward" and not code.co_filename.startswith(_PACKAGE):
+            path, line = door.path, linecache.getline(code.co_filename, number).strip()
+    return f"module {path!r}: {line}" if path else f"in the model itself: {line}"
+
+
+def _is_routed(place: Place | str, held: Followed | None) -> bool:
+    """Whether following tokens may tell more of a value than shapes, which may grow with tokens by chance."""
+    if held is None or held.lost:
+        return False
+    return isinstance(place, str) or held.chosen
+
+
+def _is_of_tokens_alone(runs: list[list[Entry]]) -> bool:
+    """Whether what belongs to a token at the calls of an operation is the same whatever other sequences there are, and
+    as much whatever other tokens: in forwards of two sequences, of one more, and of one more token."""
+    found = [_by_token(run, _SIZES[1] + (number == 2)) for number, run in enumerate(runs)]
+    base, more = found[0], found[1:]
+    if not base:
+        return False
+    for number, other in enumerate(more):
+        for token, parts in base.items():
+            others = () if other is None else other.get(token, ())
+            if [a.shape for a in parts] != [a.shape for a in others]:
+                return False
+            if number == 0 and not all(map(close, parts, others)):
+                return False
+    return True
+
+
+def _by_token(entries: list[Entry], count: int) -> dict[tuple[int, ...], list[Tensor]] | None:
+    """What each token of a forward with so many of them has at the calls of an operation."""
+    found: dict[tuple[int, ...], list[Tensor]] = {}
+    for entry in entries:
+        if entry.value is None or entry.held is None or entry.held.lost:
+            return None
+        value, tokens = elements_of(entry.held, entry.value)
+        for token in tokens.unique().tolist():
+            if token >= 0:
+                found.setdefault(divmod(token, count), []).append(value[tokens == token].flatten())
+    return found
+
+
+def _with_loss(place: Place | str, entries: list[Entry]) -> Place | str:
+    """A place with the operation that took tokens together, as far as they were followed, in several runs."""
+    held = [entry.held for entry in entries if entry.held is not None]
+    which = next((known.lost for known in held if known.lost), "")
+    if isinstance(place, Place):
+        return place._replace(lost=which) if place.token is None and place != ROUTED else place
+    if not held:
+        return f"{place}: nothing that goes into it belongs to a token"
+    return f"{place}: {which} lost them" if which else f"{place}, and what is a token's depends on others"
 
 
 def _sized(given: Mapping[Any, Any], main: Any, other: Any, sizes: tuple[int, ...]) -> dict[Any, Any]:

@@ -15,6 +15,7 @@ from noisykernels.noise.tokens import TokenRows, checked_positions, token_ids
 
 __all__ = [
     "CACHES",
+    "ROUTED",
     "Held",
     "Keys",
     "Place",
@@ -41,6 +42,7 @@ class Place(NamedTuple):
     `merged`: tokens are folded into the dimension of sequences (sequences x tokens). `keys`: the last dimension counts
     the tokens of this stream. `stream`: whose tokens, 0 those that the model goes on with, 1 those of its encoder.
     `free`: a whole sequence's value that its tokens do not change. `size`: elements of a token, keys not counted.
+    `lost`: of a whole sequence's value: the operation that took tokens together.
     """
 
     batch: int
@@ -51,6 +53,10 @@ class Place(NamedTuple):
     stream: int = 0
     free: bool = False
     size: int = 0
+    lost: str = ""
+
+
+ROUTED = Place(-1, None)  # of values whose tokens shapes do not tell, but can be followed
 
 
 class Stream(NamedTuple):
@@ -61,6 +67,24 @@ class Stream(NamedTuple):
     sequence: Tensor  # (B) or (B, T)
     past: int = 0  # tokens that a cache holds before them
     held: Tensor | None = None  # positions (B, S) of all that a mask tells of, with those of the cache
+    cached: bool = False  # whether there is a cache, of which a value may hold more tokens than the call has
+
+    @property
+    def packed(self) -> bool:
+        """Whether several sequences share a row."""
+        return self.sequence.dim() == 2 and self.sequence.shape[1] > 1
+
+    def positions_of(self, count: int) -> Tensor | None:
+        """The positions (B, count) of so many tokens, with those of a cache; negative: none; None: not known."""
+        if self.past == 0 and count == self.position.shape[1]:
+            return self.position
+        if self.packed:
+            return None
+        if self.held is not None and self.held.shape[1] == count:
+            return self.held.expand(len(self.position), -1)
+        # the last of what a cache holds, or its first places of more
+        end = min(self.past + self.position.shape[1], count) - 1
+        return self.position[:, -1:] - end + torch.arange(count, device=self.position.device)
 
 
 class Tokens(NamedTuple):
@@ -82,6 +106,9 @@ class Tokens(NamedTuple):
             return stream.ids
         if count == self.kept and count < held and place.stream == 0:
             return stream.ids[:, -count:].contiguous()
+        if count > held and stream.cached and (position := stream.positions_of(count)) is not None:
+            position = position.clamp(0, self.length - 1)  # what is no token takes no part
+            return stream.sequence.reshape(-1, 1) * self.length + position
         return None
 
 
@@ -91,7 +118,7 @@ Held = tuple[Tokens, Mapping[str, Place | str]]  # of a call, and where the valu
 def pooled(length: int, stream: Stream, free: bool) -> Tensor | None:
     """The ids (B, 1) of whole sequences: their last tokens, or their first where no token changes the value; None:
     several share a row."""
-    if stream.sequence.dim() == 2 and stream.sequence.shape[1] > 1:
+    if stream.packed:
         return None
     sequence = stream.sequence.reshape(-1, 1)
     if free:
@@ -167,6 +194,10 @@ def _held(given: Mapping[Any, Any]) -> int:
     return 0 if keys is None else keys.shape[-2]
 
 
+def _has_cache(given: Mapping[Any, Any]) -> bool:
+    return any(hasattr(a, "get_seq_length") for a in given.values()) or any(given.get(n) is not None for n in CACHES)
+
+
 def encodes(model: Any) -> bool:
     """Whether a model says that it has an encoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
@@ -236,7 +267,8 @@ def _stream(
         )
     position = _of_draw(position.to(sequence.device), batch, draws).expand(batch, count)
     checked_positions("noise_state", position, asked.length)
-    return Stream(token_ids("noise_state", asked, sequence, position), position, sequence, past, held)
+    ids = token_ids("noise_state", asked, sequence, position)
+    return Stream(ids, position, sequence, past, held, _has_cache(given))
 
 
 def _of_draw(position: Tensor, batch: int, draws: int) -> Tensor:
@@ -302,19 +334,11 @@ class Keys(NamedTuple):
         stream, length = tokens.streams[place.keys], tokens.length
         if stream is None:
             return None
-        given, same = stream.position, place.keys == place.stream
-        packed = stream.sequence.dim() == 2 and stream.sequence.shape[1] > 1
-        if stream.past == 0 and count == given.shape[1]:
-            position = given
-        elif packed:
+        position = stream.positions_of(count)
+        if position is None:
             return None
-        elif stream.held is not None and stream.held.shape[1] == count:
-            position = stream.held.expand(len(given), -1)
-        else:  # the last of what a cache holds, or its first places of more
-            end = min(stream.past + given.shape[1], count) - 1
-            position = given[:, -1:] - end + torch.arange(count, device=given.device)
         position = torch.where((position < 0) | (position >= length), length, position).unsqueeze(1)
-        if packed and same:
+        if stream.packed and place.keys == place.stream:
             own = stream.sequence.unsqueeze(2) == stream.sequence.unsqueeze(1)
             position = torch.where(own, position, length)
         elif can_look(position) and count <= length:

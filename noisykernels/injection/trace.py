@@ -242,21 +242,22 @@ def _record(
 def recorded(
     module: nn.Module, state: NoiseState, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Collection[str] = ()
 ) -> tuple[Record, Tracing]:
-    """The same of a model or of a part that is called by itself, without what others have around their calls."""
+    """The same of a model or of a part that is called by itself, without what others have around their calls; tokens
+    are followed."""
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-    _, record, mode = _run_of_trace(module, state, args, kwargs, wanted, _NOTHING)
+    _, record, mode = _run_of_trace(module, state, args, kwargs, wanted, _NOTHING, follow=True)
     return record, mode
 
 
 def _run_of_trace(
     module: nn.Module, state: NoiseState, args: Any, kwargs: dict[str, Any], wanted: Collection[str],
-    above: contextlib.AbstractContextManager[Any],
+    above: contextlib.AbstractContextManager[Any], follow: bool = False,
 ) -> tuple[Any, Record, Tracing]:  # fmt: skip
     record: Record = []
-    mode, args, kwargs = begin(module, state, args, kwargs, record, make=Tracing)
+    mode, args, kwargs = begin(module, state, args, kwargs, record, Tracing, follow)
     assert isinstance(mode, Tracing)
     mode.placement, mode.wanted = replace(mode.placement, noise=None, hardware=None), wanted
-    with mode, following(module, state, mode), above:
+    with mode.belonging or _NOTHING, mode, following(module, state, mode), above:
         return result_of(mode, module, args, kwargs), record, mode
 
 

@@ -24,6 +24,7 @@ from noisykernels._util.warning import warn_user
 from noisykernels.hardware.noises import WeightNoise
 from noisykernels.injection.placement import SILENT
 from noisykernels.injection.site import Site
+from noisykernels.injection.tokens import Place
 from noisykernels.metrics.accuracy import ACCURACY
 from noisykernels.metrics.base import is_share, measure_of
 from noisykernels.metrics.names import MetricLike
@@ -240,9 +241,9 @@ def _chosen(session: Session, asked: Asked) -> list[Site]:
     if not any(map(opens, session.sites)):
         raise ValueError(f"{asked.op}: the model has no linear layer or convolution, so no weights for noise to enter")
     root = session.problem.root
-    chosen = with_rows(
-        asked.op, chosen_sites(asked.op, session.model, session.sites, asked.sites, opens, root), asked.sites
-    )
+    chosen = chosen_sites(asked.op, session.model, session.sites, asked.sites, opens, root)
+    told = {name for name, place in session.token_places().items() if isinstance(place, Place)}
+    chosen = with_rows(asked.op, chosen, asked.sites, told)
     return grouped(asked.op, session.model, chosen, asked.groups, root)
 
 

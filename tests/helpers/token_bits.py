@@ -5,6 +5,7 @@ with a cache; and the records of a walk by workers. Printed as a table: ``python
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 import noisykernels as nk
 
-__all__ = ["LENGTH", "SEQUENCES", "WAYS", "Bits", "bits_of", "compared", "ways_of"]
+__all__ = ["LENGTH", "SEQUENCES", "WAYS", "Bits", "bits_of", "compared", "furthest", "ways_of"]
 
 LENGTH, SEQUENCES = 32, (7, 2, 9)  # of TokenRows; ids of the sequences that all ways hold
 Bits = dict[tuple[str, int, int], Tensor]  # (site, sequence, position) -> standardised noise of the token
+Values = dict[tuple[str, int, int], list[Tensor]]  # ... -> the clean values that have met this noise
 
 
 class Call(NamedTuple):
@@ -28,21 +30,36 @@ class Call(NamedTuple):
     more: dict[str, Any]  # arguments
 
 
-def bits_of(model: nn.Module, calls: Iterator[Call], given: bool = False, **asked: Any) -> Bits:
-    """The noise of all tokens of some calls; `given`: the positions are told, not found in the arguments."""
+def bits_of(
+    model: nn.Module, calls: Iterator[Call], given: bool = False, picked: str = "", values: Values | None = None,
+    **asked: Any,
+) -> Bits:  # fmt: skip
+    """The noise of all tokens of some calls.
+
+    Args:
+        given: the positions are told, not found in the arguments.
+        picked: pattern of the sites at which the model picks tokens out: which ones these are only the noise tells.
+        values: is given the clean values that meet the noise of each token, which tell whether they are that token's
+            (padding has the noise of a first token, beside it).
+    """
     found: Bits = {}
     now: list[Call] = []
 
     def collect(x: Tensor, draw: nk.injection.SiteDraw) -> Tensor:
-        call = now[0]
-        bits = draw.fresh(x, "bits").unflatten(0, (len(call.ids), -1))
-        count = bits.shape[1]
-        sequence = call.sequence.unsqueeze(1) if call.sequence.dim() == 1 else call.sequence
-        sequence, position = (t.expand(call.ids.shape)[:, -count:] for t in (sequence, call.position))
-        for b, t in (position >= 0).nonzero().tolist():
-            key = draw.site, int(sequence[b, t]), int(position[b, t])
-            assert key not in found or torch.equal(found[key], bits[b, t].flatten())
-            found[key] = bits[b, t].flatten()
+        bits, call = draw.fresh(x, "bits"), now[0]
+        if fnmatch(draw.site, picked) or len(bits) > call.ids.numel():  # ... or are those of a cache, too
+            ids = draw._key.rows.tolist()
+        else:
+            sequence = call.sequence.unsqueeze(1) if call.sequence.dim() == 1 else call.sequence
+            told = torch.where(call.position < 0, -1, sequence * LENGTH + call.position).expand(call.ids.shape)
+            ids = told[:, -(len(bits) // len(call.ids)) :].flatten().tolist()
+        for number, of_bits, of_x in zip(ids, bits, x, strict=True):
+            key = draw.site, *divmod(number, LENGTH)
+            if number >= 0:
+                assert key not in found or torch.equal(found[key], of_bits.flatten())
+                found[key] = of_bits.flatten()
+                if values is not None:
+                    values.setdefault(key, []).append(of_x.flatten())
         return x
 
     with nk.inject(model, collect, **asked), torch.no_grad():
@@ -52,6 +69,15 @@ def bits_of(model: nn.Module, calls: Iterator[Call], given: bool = False, **aske
             with nk.noise_state(model, seed=5, rows=rows):
                 model(input_ids=call.ids, **call.more)
     return found
+
+
+def furthest(a: Values, b: Values) -> float:
+    """How far the values of two ways that meet the same noise lie apart, relative to the largest of the site."""
+    size: dict[str, float] = {}
+    for (site, *_), (t, *_) in a.items():
+        size[site] = max(size.get(site, 0.0), float(t.abs().max()))
+    apart = [min(float((a[key][0] - t).abs().max()) for t in b[key]) / size[key[0]] for key in a]
+    return max(apart)
 
 
 def compared(a: Bits, b: Bits) -> tuple[int, int]:
@@ -121,6 +147,8 @@ class Handed(nn.Module):
         use_cache: bool = False,
     ) -> Tensor:
         past = past_key_values or None
+        if position_ids is None and attention_mask is not None:
+            position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
         out = self.model(input_ids, attention_mask, position_ids, past, use_cache=use_cache)
         if past_key_values is not None:
             past_key_values[:] = out["past_key_values"]

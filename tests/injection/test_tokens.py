@@ -225,11 +225,11 @@ class Pooling(nn.Module):
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             return self.head((x * mask.unsqueeze(-1)).sum(1))
         if self.how == "mixed":
-            return self.head(x.unsqueeze(2).expand(-1, -1, 2, -1).reshape(-1, 4))
+            return self.head((x + x.roll(1, 1)).unsqueeze(2).expand(-1, -1, 2, -1).reshape(-1, 4))
         if self.how == "table":
             return x + self.head(torch.ones(input_ids.shape[1], 4)).sum(-1, keepdim=True)
         if self.how == "halves":
-            return self.head(x[:, : input_ids.shape[1] // 2])
+            return self.head(x[:, : input_ids.shape[1] // 2].cumsum(1))
         if self.how == "fixed":
             return self.head(x + torch.ones(6, 4))
         raise AssertionError(self.how)
@@ -255,10 +255,10 @@ def test_the_value_of_a_whole_sequence_is_that_of_its_last_token() -> None:
 
 
 LOST: dict[str, str] = {
-    "mixed": "'head:linear#0': the tokens in its value of shape .* cannot be told",
-    "table": "'head:linear#0': .* no dimension of it counts sequences",
-    "halves": "'head:linear#0': .* cannot be told",
-    "fixed": "it does not run on 2 sequences of 3 tokens",
+    "mixed": r"'head:linear#0': the tokens in its value of shape \[36, 3\] cannot be told: .* add in the model itself",
+    "table": "'head:linear#0': .* no dimension of it counts sequences: nothing that goes into it belongs to a token",
+    "halves": "'head:linear#0': .* cannot be told: .*: cumsum over dim 1 in the model itself lost them",
+    "fixed": r"it does not run on 2 sequences of 3 tokens.*in the model itself: return self.head\(x \+ torch.ones",
 }
 
 

@@ -2,77 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from token_bits import SEQUENCES, Call, bits_of, compared, ways_of
-from torch import Tensor, nn
+from torch import Tensor
 
 import noisykernels as nk
 
 transformers = pytest.importorskip("transformers")
+from models_of_transformers import CAUSAL, caches, causal, name_of_cache  # noqa: E402
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = dict(
-    vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-    max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
-SHARED = SMALL | dict(num_key_value_heads=2)
-OF_GPT2 = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
-SLIDING = ["sliding_attention", "full_attention"]
-CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
-    "Llama": ("LlamaForCausalLM", SHARED),
-    "Mistral": ("MistralForCausalLM", SHARED | dict(sliding_window=4)),
-    "Gemma3": ("Gemma3ForCausalLM", SHARED | dict(head_dim=4, sliding_window=4, layer_types=SLIDING)),
-    "Qwen3": ("Qwen3ForCausalLM", SHARED | dict(head_dim=4)),
-    "Phi3": ("Phi3ForCausalLM", SHARED),
-    "GPTNeoX": ("GPTNeoXForCausalLM", SMALL),
-    "GPT2": ("GPT2LMHeadModel", OF_GPT2),
-    "OPT": ("OPTForCausalLM", SMALL | dict(ffn_dim=24, word_embed_proj_dim=16)),
-}
 NOISE = nk.Noise(add=0.1, mul=0.1)
 IDS = torch.randint(3, 50, (3, 6), generator=torch.Generator().manual_seed(1))
 BASE = Call(IDS, torch.tensor(SEQUENCES), torch.arange(6).expand(3, -1), {})
 KEEP = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
 LOGITS = dict(output_logits=True, return_dict_in_generate=True)
-
-
-def causal(name: str, attention: str = "sdpa") -> nn.Module:
-    of_class, sizes = CAUSAL[name]
-    made = getattr(transformers, of_class)
-    torch.manual_seed(0)
-    model: nn.Module = made(made.config_class(**sizes, attn_implementation=attention)).eval()
-    return model
-
-
-class Quantised(transformers.cache_utils.QuantizedLayer):
-    """Codes of 8 bits with one step for all, without a package for it."""
-
-    def _quantize(self, tensor: Tensor, axis: int) -> Any:
-        step = tensor.abs().max() / 127
-        return (tensor / step).round().to(torch.int8), step
-
-    def _dequantize(self, q_tensor: Any) -> Tensor:
-        codes, step = q_tensor
-        return codes * step
-
-
-def caches(model: Any) -> dict[str, Callable[[], Any]]:
-    """What makes an empty cache, by its name."""
-    layers = model.config.num_hidden_layers
-    return {
-        "dynamic": lambda: transformers.DynamicCache(config=model.config),
-        "static": lambda: transformers.StaticCache(config=model.config, max_cache_len=16),
-        "quantised": lambda: transformers.Cache(layers=[Quantised(residual_length=3) for _ in range(layers)]),
-    }
-
-
-def name_of_cache(model: nn.Module) -> str:
-    takes = inspect.signature(model.forward).parameters
-    return next(name for name in ("cache", "past_key_values") if name in takes)
 
 
 def logits_of(model: Any, ids: Tensor = IDS, sequence: Any = SEQUENCES, draws: Any = None, **more: Any) -> Tensor:
