@@ -433,12 +433,8 @@ class Session:
 
     def token_places(self) -> Mapping[str, Place | str]:
         """Where values hold tokens, or why not; positions that cannot be are refused here. Nothing: rows are none."""
-        if not self.problem.length:
-            return {}
-        some, _, ids = self.problem.first(self.passes.rows)
-        found = self.tokens(some, ids)
-        assert found is not None
-        return found[1]
+        found = self.tokens(*self.problem.first(self.passes.rows)[::2]) if self.problem.length else None
+        return found[1] if found is not None else {}
 
     def batches(self, rows: int | None = None) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
         """Inputs, labels and ids, so many rows at once; None: those of a pass."""

@@ -57,12 +57,10 @@ class Belonging(TorchFunctionMode):
         super().__init__()
         self._module = module
         self._of: dict[int, tuple[weakref.ref[Tensor], Followed]] = {}
-        self._whole: list[Tensor] = []  # the numbers of all tokens, as they were told
         self._memory: dict[int, tuple[weakref.ref[torch.UntypedStorage], Followed]] = {}  # of what was written into
 
     def tell(self, value: Tensor, tokens: Tensor, chosen: bool = False) -> None:
         """The tokens of a value are known."""
-        self._whole.append(compact(tokens).flatten())
         self.give(value, Followed(tokens, chosen))
 
     def give(self, value: Tensor, held: Followed | None) -> None:
@@ -119,7 +117,7 @@ class Belonging(TorchFunctionMode):
         chosen = call.chooses or any(held.chosen for held in given)
         if chosen:
             small = compact(tokens).flatten()
-            chosen = not any(torch.equal(small, whole) for whole in self._whole)  # unless all are back in order
+            chosen = not torch.equal(small, torch.arange(small.numel(), device=small.device))  # all are back in order
         self.give(t, Followed(tokens, chosen, lost))
         if call.writes:
             self._write_through(t, tokens, chosen, lost)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from noisykernels.injection.belonging import SEVERAL, Belonging, Followed
 from noisykernels.injection.belonging_rules import compact
+from noisykernels.injection.shards import in_group
 from noisykernels.injection.tokens import Place, Stream, Tokens, held_by, lost, names_of_streams, together
 from noisykernels.injection.values import Change
 from noisykernels.noise.description import Noise
 
-__all__ = ["Numbers", "elements_of", "number_tokens", "routed", "stem_of", "told_by_place"]
+__all__ = ["Numbers", "elements_of", "follow_tokens", "routed", "stem_of", "told_by_place"]
 
 _OF_NONE = "nothing that goes into it belongs to a token"
 
@@ -57,7 +58,13 @@ class Numbers(NamedTuple):
         return cls(torch.cat(ids), torch.cat(draw), torch.cat(row), tuple(first[:-1]), tuple(sizes))
 
 
-def number_tokens(belonging: Belonging, given: Mapping[Any, Any], encoder: bool, batch: int) -> None:
+def follow_tokens(mode: Any, asked: bool, given: Mapping[Any, Any], encoder: bool) -> None:
+    """Has the tokens of a forward followed where that is asked, from its arguments on; `mode` as in `mode.SiteMode`."""
+    if asked and not in_group():  # a process of a group may have a part of a value only
+        _number_tokens(mode.follow(), given, encoder, mode.key.batch)
+
+
+def _number_tokens(belonging: Belonging, given: Mapping[Any, Any], encoder: bool, batch: int) -> None:
     """Tells which tokens the arguments of a model hold, stream by stream, as `Numbers` have them."""
     first = 0
     for name in names_of_streams(given, encoder):

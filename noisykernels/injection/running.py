@@ -38,7 +38,7 @@ from noisykernels.injection.leaves import LEAVES, is_leaf, leaf_forward
 from noisykernels.injection.mode import SiteMode
 from noisykernels.injection.parameters import Parameters
 from noisykernels.injection.record import Record
-from noisykernels.injection.routed import number_tokens
+from noisykernels.injection.routed import follow_tokens
 from noisykernels.injection.shards import in_group, parallel_of
 from noisykernels.injection.site import CACHE, path_of
 from noisykernels.injection.state import KEY, NoiseState, is_injected, state_of
@@ -407,8 +407,7 @@ def begin(
         mode.tokens = tokens_of(state.tokens, given, encodes(model), of_draw, count, first.device)
         mode.token_places = state.token_places[path or ""]
         mode.begin_tokens()
-    if follow and not in_group():  # a process of a group may have a part of a value only
-        number_tokens(mode.follow(), given | carrying, encodes(model), mode.key.batch)
+    follow_tokens(mode, follow, given | carrying, encodes(model))
     mode.lent = next(iter(lent.values()), None)
     mode.chip = Arrays(state.arrays)
     mode.owner, mode.operands, mode.left, mode.roles = state, state.operands, state.left, state.roles

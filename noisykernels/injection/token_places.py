@@ -104,7 +104,7 @@ def _is_routed(place: Place | str, held: Followed | None) -> bool:
     """Whether following tokens may tell more of a value than shapes, which may grow with tokens by chance."""
     if held is None or held.lost:
         return False
-    return isinstance(place, str) or held.chosen
+    return isinstance(place, str) or (place.token is None and held.chosen)
 
 
 def _is_of_tokens_alone(runs: list[list[Entry]]) -> bool:
