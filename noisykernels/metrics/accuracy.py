@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisykernels._util.data import check_labels
-from noisykernels.metrics.chance import Seen, check_told_apart
+from noisykernels.metrics.chance import Seen, check_told_apart, warn_of_one_class
 from noisykernels.metrics.law import BINARY, NAN, Binary
 
 __all__ = ["ACCURACY", "Accuracy"]
@@ -82,7 +82,9 @@ class Accuracy:
         return value
 
     def prepared(self, op: str, labels: Tensor, weights: Tensor | None = None) -> Accuracy:
-        """As it is: labels may be what the model itself says, of one class."""
+        """As it is: labels may be what the model itself says, of one class, which a warning tells."""
+        if not self.against_clean:
+            warn_of_one_class(op, self.name, labels if weights is None else labels[weights > 0])
         return self
 
     def after(self, op: str, clean: Seen) -> Accuracy:

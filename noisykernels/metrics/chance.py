@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Chance", "Seen", "check_targets_differ", "check_told_apart"]
+from noisykernels._util.warning import warn_user
+
+__all__ = ["Chance", "Seen", "check_targets_differ", "check_told_apart", "warn_of_one_class"]
 
 
 FEW = 10  # targets that may all be the same by chance: a study of fewer tells nothing anyway
@@ -33,12 +35,28 @@ def check_targets_differ(op: str, name: str, targets: Tensor, what: str = "label
         targets: those that count, of all rows.
         what: they are called.
     """
-    if len(targets) >= FEW and bool((targets == targets[:1]).all()):
-        said = f"{targets[0].item():g}" if targets[0].numel() == 1 else "the same"
+    if said := _all_say(targets):
         raise Chance(
             f"{op}: {name} needs {what} that differ, to be told from chance: all are {said}, which a model that knows "
             "nothing of the input says as well"
         )
+
+
+def warn_of_one_class(op: str, name: str, labels: Tensor) -> None:
+    """Warns of labels [count] that are all the same, where they may be what the model itself says: see
+    `check_targets_differ`."""
+    if said := _all_say(labels):
+        warn_user(
+            f"{op}: {name} of labels that are all {said} cannot be told from chance: a model that knows nothing of the "
+            "input may say that as well; give rows of other classes, too"
+        )
+
+
+def _all_say(targets: Tensor) -> str:
+    """What targets are that are all the same; empty: they differ, or are few."""
+    if len(targets) < FEW or not bool((targets == targets[:1]).all()):
+        return ""
+    return f"{targets[0].item():g}" if targets[0].numel() == 1 else "the same"
 
 
 class Seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -112,6 +113,23 @@ def test_honest_uses_are_run() -> None:
     sure = Constant(same=False)
     assert walked(sure, (X, ONE + 1), "accuracy").meta.clean == 1
     walked(model(5), (X, TWO), metrics.ByRow(lambda y, t: y.square().mean(-1), False, "power"))
+
+
+def test_labels_of_one_class_are_warned_of_for_the_accuracy() -> None:
+    """They may be what the model itself says; not of few rows, nor where others are measured."""
+    told = "accuracy of labels that are all 3 cannot be told from chance"
+    with pytest.warns(UserWarning, match=f"walk: {told}"):
+        walked(model(5), (X, ONE), "accuracy")
+    with pytest.warns(UserWarning, match=f"chips: {told}"):
+        chips(model(5), (X, ONE), noise=nk.Noise(add=1.0), draws=2, seed=1)
+    weights = torch.where(TWO == 3, 1.0, 0.0).repeat(2)
+    with pytest.warns(UserWarning, match=f"walk: {told}"):
+        walked(model(5), (torch.cat([X, X]), torch.cat([TWO, TWO]), weights), Weighted("accuracy"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        walked(model(5), (X[:9], ONE[:9]), "accuracy")
+        walked(model(5), (X, TWO), "accuracy")
+        walked(model(5), (X, ONE), "kl")
 
 
 def test_relative_mse_against_the_outputs_without_noise() -> None:
