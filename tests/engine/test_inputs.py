@@ -22,6 +22,9 @@ def walked(model: nn.Module, data: Any, engine: str = "shared", **more: Any) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # every site is shared, and nothing is left out
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than processors
+        warnings.filterwarnings(
+            "ignore", message=".* cannot be told from chance"
+        )  # labels of what the model itself says
         given = {"noise": nk.Noise(add=1.0), "compute": nk.Compute(engine=engine)} | GRID | more
         return list(nk.walk(model.eval(), data, **given).records)
 
