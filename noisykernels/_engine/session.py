@@ -348,7 +348,8 @@ class Session:
             self.passes = self._passes or choose_passes(
                 self.sites, compute.memory_on(device), compute.rows_on(device), int(compute.draws_per_pass)
             )
-            self.mixed = self._passes is None and looks_at_others(self.problem.call, self.model, some)
+            fit = max(2, self.passes.rows * self.passes.draws)  # rows in the memory of a pass
+            self.mixed = self._passes is None and looks_at_others(self.problem.call, self.model, some[:fit])
             if self.mixed:
                 self.passes = passes_of_all(self.op, self.sites, compute, len(self.inputs), device)
             self._stack = stack.pop_all()

@@ -163,13 +163,13 @@ def test_what_is_left_alone_runs_whole(run: Callable[..., Tensor]) -> None:
 
 def many_rows(m: Any, x: Tensor) -> Tensor:
     h = torch.relu(m.a(x))
-    return m.o((h if len(x) < 10 else -h).mean(1))
+    return m.o((h if len(x) < 20 else -h).mean(1))  # more than are held against others
 
 
 def test_other_code_for_more_rows_is_found_on_a_whole_chunk() -> None:
-    model, x = Net(many_rows), data(14)
-    y = torch.arange(14) % 2
-    with pytest.warns(UserWarning, match="every pass runs the whole model: it gives other scores for 14 rows") as told:
+    model, x = Net(many_rows), data(24)
+    y = torch.arange(24) % 2
+    with pytest.warns(UserWarning, match="every pass runs the whole model: it gives other scores for 24 rows") as told:
         study = nk.walk(model, (x, y), noise=nk.Noise(add=1.0), levels=LEVELS, draws=DRAWS, seed=7, sites=["a"],
                         compute=nk.Compute(draws_per_pass=1))  # fmt: skip
     assert told[0].filename == __file__
