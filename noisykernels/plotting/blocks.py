@@ -10,7 +10,14 @@ import numpy as np
 
 from noisykernels._util.arguments import check_arguments
 from noisykernels._util.optional import optional
-from noisykernels.plotting.style import axes_or_new, level_axis, level_label, literal, short_names
+from noisykernels.plotting.style import (
+    axes_or_new,
+    level_axis,
+    level_label,
+    literal,
+    question_label,
+    short_names,
+)
 from noisykernels.stats.midpoint import Midpoint
 from noisykernels.stats.views import StudyLike
 
@@ -60,7 +67,8 @@ def plot_blocks(study: StudyLike, ax: Any = None, *, points: Sequence[Midpoint] 
     )
     ax.set_yticks(np.arange(len(blocks)) + 0.5, [*map(literal, blocks)], fontsize=8)
     ax.set_ylim(len(blocks), 0)
-    ax.set_title(f"{shown[0].word}: {level_label(study)}", loc="left", fontsize=9)  # a bar may be too short for it
+    asked = f"{shown[0].word} by {literal(study.meta.metric)}{question_label(study)}"
+    ax.set_title(f"{asked}\n{level_label(study)}", loc="left", fontsize=9)  # a bar may be too short for the level
     ax.figure.colorbar(mesh, ax=ax, pad=0.02)
     return ax
 

@@ -25,6 +25,7 @@ from noisykernels.plotting.style import (
     literal,
     metric_label,
     near,
+    question_label,
     reach,
     short_names,
     site_legend,
@@ -167,8 +168,7 @@ def plot_profile(
     ax.set_axisbelow(True)
     asked = study.meta.at
     ax.set_ylabel(f"{asked.word}{' of the' * bool(study.meta.parameter)} {level_label(study)}")
-    told = "" if asked == HALF else f", at={asked}"
-    ax.set_title(f"{asked.word} of each site{told}, interval 95 %", fontsize=10)
+    ax.set_title(f"{asked.word} of each site{question_label(study)}, interval 95 %", fontsize=10)
     ax.legend(loc="best", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
     return ax
 

@@ -10,6 +10,7 @@ from noisykernels._util.checks import shown
 from noisykernels._util.optional import optional
 from noisykernels._util.text import printable
 from noisykernels.stats.midpoint import Axis, Midpoint
+from noisykernels.stats.questions import HALF
 from noisykernels.stats.records import Curve
 from noisykernels.stats.views import StudyLike
 
@@ -170,6 +171,11 @@ def metric_label(study: StudyLike) -> str:
     """What is measured, with its unit."""
     m = study.meta
     return literal(f"{m.metric}{f' ({m.unit})' * bool(m.unit)}")
+
+
+def question_label(study: StudyLike) -> str:
+    """The question, to stand behind what answers it; nothing for the usual one."""
+    return "" if study.meta.at == HALF else f", at={study.meta.at}"
 
 
 def value_limits(study: StudyLike, curves: Iterable[Curve]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from noisykernels.plotting import plot_blocks
 from noisykernels.plotting.blocks import in_block
+from noisykernels.stats.questions import Keep
 from noisykernels.study import Study
 
 
@@ -30,6 +31,8 @@ def test_every_site_of_a_block_is_a_cell() -> None:
     assert plot_blocks(study, ax) is ax
     points = {p.site: p for p in study.midpoints()}
     assert [t.get_text() for t in ax.get_yticklabels()] == ["net.layers.0", "net.layers.1"]
+    assert ax.get_title("left").startswith("midpoint by accuracy\n")
+    assert ", at=keep:0.9\n" in plot_blocks(study.asking(Keep(0.9)), Figure().subplots()).get_title("left")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["attn.q linear", "attn.k linear", "norm", "relu"]
     texts = {(t.get_position()[0], t.get_position()[1]): t.get_text() for t in ax.texts}
     assert len(texts) == 6 and (3.5, 0.5) not in texts and (2.5, 1.5) not in texts
