@@ -14,6 +14,7 @@ from noisykernels._util.arguments import check_arguments
 from noisykernels._util.optional import optional
 from noisykernels.plotting.style import (
     FAMILIES,
+    NAMES,
     arrow,
     axes_or_new,
     chosen_places,
@@ -24,6 +25,7 @@ from noisykernels.plotting.style import (
     level_label,
     literal,
     metric_label,
+    named,
     near,
     question_label,
     reach,
@@ -160,8 +162,8 @@ def plot_profile(
     if any(p.status != "ok" for p in points):
         ax.errorbar([], [], ls="", marker="$\\updownarrow$", color="0.3", ms=8, mew=0,
                     label="beyond tested levels")  # fmt: skip
-    names = [literal(name) for name in short_names([p.site for p in points])]
-    ax.set_xticks(range(len(points)), names, rotation=55, ha="right", rotation_mode="anchor",
+    names, some = short_names([p.site for p in points]), named(len(points), NAMES)
+    ax.set_xticks(list(some), [literal(names[i]) for i in some], rotation=55, ha="right", rotation_mode="anchor",
                   fontsize=8)  # fmt: skip
     ax.set_xlim(-0.6, len(points) - 0.4)
     ax.grid(axis="y", color="0.92", lw=0.8)
@@ -181,7 +183,7 @@ def plot_study(
 
     Args:
         study: the study.
-        axes: a sequence of two matplotlib axes; None makes a figure of 12 x 5 inches.
+        axes: a sequence of two matplotlib axes; None makes a figure of 12 x 5 inches, wider where many sites are named.
         floor: of the midpoints, as in `Study.midpoints`.
         sites: curves to draw, as in `plot_curves`.
 
@@ -194,7 +196,9 @@ def plot_study(
     check_arguments(plot_study, locals())
     if axes is None:
         pyplot = optional("matplotlib.pyplot", "plot")
-        _, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained", gridspec_kw={"width_ratios": (1.25, 1)})
+        wide = max(1.0, 0.03 * min(len(study.meta.sites), NAMES))
+        size, shape = (12 * (1.25 + wide) / 2.25, 5), {"width_ratios": (1.25, wide)}
+        _, axes = pyplot.subplots(1, 2, figsize=size, layout="constrained", gridspec_kw=shape)
     left, right = two_axes("plot_study", axes)
     plot_curves(study, left, sites)
     return plot_profile(study, right, floor=floor).figure

@@ -16,6 +16,7 @@ from noisykernels.stats.views import StudyLike
 
 __all__ = [
     "FAMILIES",
+    "NAMES",
     "arrow",
     "axes_or_new",
     "chosen_places",
@@ -26,7 +27,9 @@ __all__ = [
     "level_label",
     "literal",
     "metric_label",
+    "named",
     "near",
+    "question_label",
     "reach",
     "short_names",
     "site_legend",
@@ -131,8 +134,28 @@ def colour_of(i: int, count: int) -> Any:
     return optional("matplotlib", "plot").colormaps["viridis"](0.92 * i / max(count - 1, 1))  # the rest is too pale
 
 
+LEGEND = 24  # sites that have a line each beside a picture of usual height
+NAMES = 60  # sites that have their names below one
+
+
+def named(count: int, most: int) -> range:
+    """Which of so many sites bear their names, where there is room for some: evenly spaced, the first among them."""
+    return range(0, count, max(1, -(-count // most)))
+
+
 def site_legend(ax: Any) -> None:
-    """The sites beside the axes, on the right."""
+    """The sites beside the axes, on the right; of many the colours of all, and some of the names."""
+    lines, labels = ax.get_legend_handles_labels()
+    if len(lines) > LEGEND:
+        colours, maps = (optional(f"matplotlib.{name}", "plot") for name in ("colors", "cm"))
+        order = colours.ListedColormap([(of[0] if isinstance(of, tuple) else of).get_color() for of in lines])
+        scale = maps.ScalarMappable(colours.Normalize(-0.5, len(lines) - 0.5), order)
+        bar = ax.figure.colorbar(scale, ax=ax, pad=0.02, aspect=40)
+        some = named(len(lines), LEGEND)
+        bar.set_ticks(list(some), labels=[labels[i] for i in some], fontsize=7)
+        bar.ax.invert_yaxis()
+        bar.ax.set_title("site, in order", fontsize=8, loc="left")
+        return
     ax.legend(
         title="site, in order", loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8,
         title_fontsize=8, frameon=False, borderaxespad=0, labelspacing=0.35, handlelength=1.8,

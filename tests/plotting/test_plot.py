@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import warnings
 from dataclasses import replace
 
 import matplotlib
@@ -356,3 +358,20 @@ def test_every_midpoint_kind_is_in_the_made_up_study(study):
     """The assertions above see all three statuses."""
     assert {p.status for p in study.midpoints()} == {"ok", "none", "below"}
     assert len(MIDPOINTS) == 16
+
+
+def test_many_sites_have_room() -> None:
+    """A bar of colours in place of a legend, names of some of them, nothing that collapses."""
+    one = made_study(MIDPOINTS[:2], draws=1)
+    names = [f"model.layers.{i}.self_attn.q_proj:linear#0" for i in range(150)]
+    records = [r._replace(site=name, site_index=i) for i, name in enumerate(names) for r in one.records[:13]]
+    figure = plot_study(Study(records, replace(one.meta, sites=tuple(names))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO())
+    curves, profile, bar = figure.axes
+    assert curves.get_legend() is None and len(curves.lines) > 150
+    told = [t.get_text() for t in bar.get_yticklabels()]
+    assert 12 <= len(told) <= 24 and told[0].startswith("0  model.layers.0") and bar.yaxis_inverted()
+    assert 30 <= len(profile.get_xticks()) <= 60
+    assert len(plot_study(one).axes) == 2 and plot_study(one).get_size_inches().tolist() == [12.0, 5.0]
