@@ -10,7 +10,8 @@ tables and reports of the share of multiply-adds that noise and hardware reach, 
 as far as asked ("never", and how many), the message of a search whose floor lies above the clean accuracy, the
 unit of the level on a picture of weights' noise, which is relative to max|W| of the layer, and all that searches find
 (their measurements ask for other rows and draws, and for fewer), the name of what is measured of votes and
-orders (`values`), and the message of labels that no accuracy counts, which offers a measure of numbers.
+orders (`values`), the message of labels that no accuracy counts, which offers a measure of numbers and says how labels
+are made, that of outputs that are NaN, where inputs are, and the crossings of searches beyond the one asked for.
 """
 
 from __future__ import annotations
