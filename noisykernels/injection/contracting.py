@@ -15,7 +15,7 @@ from noisykernels.injection.arrays import Arrays
 from noisykernels.injection.columns import Wider, with_column
 from noisykernels.injection.drawing import Drawing
 from noisykernels.injection.kinds import CELLS, CONTRACTION_KINDS, LOOKUPS, PREPARING, RECURRENT
-from noisykernels.injection.laid import LEADING, leads
+from noisykernels.injection.laid import leads
 from noisykernels.injection.lookups import lookup_on_hardware, table_of
 from noisykernels.injection.memory import Array, Memory, array_of_views
 from noisykernels.injection.on_hardware import on_hardware
@@ -131,7 +131,8 @@ class Contracting(Drawing):
                 "tokens, along the first dimensions; leave it out, or give ids of rows in place of TokenRows"
             )
         like = x if not flat else x.unflatten(0, (self.key.batch, -1))
-        ids = None if len(like) != self.key.batch else tokens.ids_of(LEADING, like.shape[1])
+        assert isinstance(place, Place)
+        ids = None if len(like) != self.key.batch else tokens.ids_of(place, like.shape[1], place.size)
         if ids is None:
             raise RuntimeError(lost(name, x, f"it is not of all {self.key.batch} rows (draws x sequences)"))
         with self.by_token(ids):
@@ -139,6 +140,8 @@ class Contracting(Drawing):
                 args = tuple(a.flatten(0, 1) if a is x else a for a in args)
                 kwargs = {n: a.flatten(0, 1) if a is x else a for n, a in kwargs.items()}
             made: Tensor = self.on_devices(name, kind, hardware, func, args, kwargs)
+        if made.numel() != ids.shape[1] * self.key.batch * place.size:
+            raise RuntimeError(lost(name, made, f"which of the call's tokens its {ids.shape[1]} are is not known"))
         return made if flat else made.unflatten(0, like.shape[:2])
 
     def part_key(self, name: str, part: str, step: int | None, like: Tensor) -> tuple[Key, Chip]:

@@ -4,6 +4,7 @@ does not fit."""
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -212,11 +213,13 @@ class Drawing(ModelMode):
             noisy = called(_perturb, flat, 0, add, mul, *key, mode, kind, False)
         return noisy.view(clean.shape)
 
-    def leading_ids(self, name: str, x: Tensor) -> Tensor | None:
-        """The ids of the tokens along the first two dimensions of what goes into a linear layer; None elsewhere."""
-        if self.tokens is None or x.dim() < 3 or not leads(self.token_places.get(name)) or len(x) != self.key.batch:
+    def leading_ids(self, name: str, x: Tensor, features: int) -> Tensor | None:
+        """The ids of the tokens along the first two dimensions of what goes into a linear layer with so many features
+        out; None elsewhere."""
+        place = self.token_places.get(name)
+        if self.tokens is None or x.dim() < 3 or not leads(place) or len(x) != self.key.batch:
             return None
-        return self.tokens.ids_of(LEADING, x.shape[1])
+        return self.tokens.ids_of(place, x.shape[1], math.prod(x.shape[2:-1]) * features)
 
     @contextlib.contextmanager
     def by_token(self, ids: Tensor) -> Iterator[None]:
@@ -276,7 +279,7 @@ class Drawing(ModelMode):
         if self.parallel is not None:
             return None
         if self.tokens is not None:
-            ids = self.leading_ids(name, x) if op is linear else None
+            ids = self.leading_ids(name, x, len(weight)) if op is linear else None
             if ids is None:
                 return None
             noise = noise_of_tokens(name, noise, LEADING, x)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -73,7 +74,8 @@ def laid_at(tokens: Tokens, places: Mapping[str, Place | str], name: str, value:
     parts = apart(value, place, batch)
     if parts is None:
         raise RuntimeError(lost(name, value, f"of the {batch} rows (draws x sequences) it has another number"))
-    ids = tokens.ids_of(place, parts.shape[1])
+    of_keys = 1 if place.keys is None else max(1, parts.shape[-1])
+    ids = tokens.ids_of(place, parts.shape[1], math.prod(parts.shape[2:]) // of_keys)
     if ids is None and (stream := tokens.streams[place.stream]) is not None and stream.ids.shape[1] == 1:
         single = of_single_token(value, place, batch)  # as where queries share keys
         if single is not None:
@@ -88,7 +90,7 @@ def laid_at(tokens: Tokens, places: Mapping[str, Place | str], name: str, value:
     return Laid(parts, place, ids, keys, kind_of(name) == "softmax")
 
 
-def leads(place: Place | str | None) -> bool:
+def leads(place: Place | str | None) -> TypeGuard[Place]:
     """Whether the first two dimensions of a value are sequences and tokens that the model goes on with."""
     return type(place) is Place and place[:6] == LEADING[:6]
 

@@ -94,8 +94,13 @@ class Tokens(NamedTuple):
     streams: tuple[Stream | None, ...]
     kept: int = 0  # of how many last tokens logits are made; 0: of all
 
-    def ids_of(self, place: Place, count: int) -> Tensor | None:
-        """The ids (B, count) of what a value holds; None: which tokens these are is not known."""
+    def ids_of(self, place: Place, count: int, size: int) -> Tensor | None:
+        """The ids (B, count) of what a value holds; None: which tokens these are is not known.
+
+        Args:
+            size: elements that each would have, keys not counted. Those of a cache have as many as a token has. With
+                fewer, they are parts of tokens: heads that share keys may lie where tokens do in other calls.
+        """
         stream = self.streams[place.stream]
         if stream is None:
             return None
@@ -106,7 +111,7 @@ class Tokens(NamedTuple):
             return stream.ids
         if count == self.kept and count < held and place.stream == 0:
             return stream.ids[:, -count:].contiguous()
-        if count > held and stream.cached and (position := stream.positions_of(count)) is not None:
+        if count > held and stream.cached and size == place.size and (position := stream.positions_of(count)) is not None:
             position = position.clamp(0, self.length - 1)  # what is no token takes no part
             return stream.sequence.reshape(-1, 1) * self.length + position
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from token_bits import Call, bits_of, compared, ways_of
 from torch import Tensor, nn
 
 import noisykernels as nk
@@ -55,6 +56,39 @@ class Attending(nn.Module):
             mask = torch.arange(held) <= torch.arange(held - count, held)[:, None]
             y = nn.functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
             x = x + y.transpose(1, 2).reshape(rows, count, 8)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class Laid(Attending):
+    """The same with single tokens in layouts of their own, as models have them while they generate."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.of_heads = how, nn.Linear(4, 4)
+
+    def forward(
+        self, input_ids: Tensor, past_key_values: Kept | None = None, position_ids: Any = None, use_cache: bool = False
+    ) -> Tensor:
+        x, cache = self.tokens(input_ids), Kept() if past_key_values is None else past_key_values
+        rows, count = input_ids.shape
+        for layer, (kv, q) in enumerate(zip(self.kv, self.q, strict=True)):
+            if self.how == "all of the cache":
+                key, value = kv(cache.update(x.unsqueeze(1), x.unsqueeze(1), layer)[0]).chunk(2, -1)
+            else:
+                key, value = cache.update(*kv(x).unsqueeze(1).chunk(2, -1), layer)
+            query, held = q(x).view(rows, count, 2, 4).transpose(1, 2), key.shape[2]
+            key, value = (t.expand(rows, 2, held, 4) for t in (key, value))
+            mask = torch.arange(held) <= torch.arange(held - count, held)[:, None]
+            if count == 1 and self.how == "heads for tokens":  # two that share keys
+                query, key, value = query.transpose(1, 2), key[:, :1], value[:, :1]
+            elif count == 1 and self.how == "no dimension of tokens":
+                query, key, value = query.squeeze(2), key[:, 0], value[:, 0]
+            y = nn.functional.scaled_dot_product_attention(query, key, value, mask)
+            y = y.view(rows, 2, count, 4).transpose(1, 2)
+            if self.how == "a layer of heads":
+                y = self.of_heads(y.squeeze(1) if count == 1 else y)
+            x = x + y.reshape(rows, count, 8)
         logits: Tensor = self.head(x)
         return logits
 
@@ -120,6 +154,24 @@ def test_a_walk_of_what_is_cached() -> None:
     study = nk.walk(head, (IDS, torch.tensor([0, 1])), noise=nk.Noise(add=1.0), levels=[0.0, 1.0, 100.0], draws=2,
                     sites=sites, seed=1)  # fmt: skip
     assert {r.site for r in study.records} == set(sites)
+
+
+@pytest.mark.parametrize(
+    "how", ["heads for tokens", "no dimension of tokens", "a layer of heads", "all of the cache", "as ever"]
+)
+def test_single_tokens_in_layouts_of_their_own(how: str) -> None:
+    model, ids = Laid(how), torch.randint(0, 20, (3, 6), generator=torch.Generator().manual_seed(2))
+    rows = nk.TokenRows(32, [7, 2, 9])
+    base = bits_of(model, iter([Call(ids, torch.tensor([7, 2, 9]), torch.arange(6).expand(3, -1), {})]))
+    for way, calls in ways_of(ids, Kept, "past_key_values").items():
+        if way in ("chunks of 2 and the rest", "prefill, then one by one"):
+            other = bits_of(model, calls())
+            assert other.keys() == base.keys()
+            assert compared(base, other) == (sum(t.numel() for t in base.values()), 0), way
+    cache = Kept()
+    with nk.inject(model, NOISE):
+        pieces = [noisy(model, part, cache, rows=rows) for part in ids.split([3, 1, 1, 1], 1)]
+        torch.testing.assert_close(torch.cat(pieces, 1), noisy(model, ids, rows=rows), rtol=1e-4, atol=1e-5)
 
 
 BAD = {
