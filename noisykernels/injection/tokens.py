@@ -111,7 +111,8 @@ class Tokens(NamedTuple):
             return stream.ids
         if count == self.kept and count < held and place.stream == 0:
             return stream.ids[:, -count:].contiguous()
-        if count > held and stream.cached and size == place.size and (position := stream.positions_of(count)) is not None:
+        position = stream.positions_of(count) if count > held and stream.cached and size == place.size else None
+        if position is not None:
             position = position.clamp(0, self.length - 1)  # what is no token takes no part
             return stream.sequence.reshape(-1, 1) * self.length + position
         return None
