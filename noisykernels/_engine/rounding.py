@@ -145,7 +145,7 @@ class Rounding:
         self.session = session
         kinds = {t.dtype for t in values if isinstance(t, Tensor) and t.is_floating_point()} or {torch.float32}
         self.unit = max(torch.finfo(kind).eps for kind in kinds) / 2
-        terms = max((p[0].numel() for p in session.model.parameters() if p.dim() > 1 and len(p)), default=1)
+        terms = max((p.numel() // len(p) for p in session.model.parameters() if p.dim() > 1 and len(p)), default=1)
         summed = torch.finfo(torch.float64 if kinds == {torch.float64} else torch.float32).eps / 2
         coarse = TF32 if session.problem.device.type == "cuda" and "tf32" in gpu_precision() else 0.0
         self.factors = _Factors(wider * max(self.unit, math.sqrt(terms) * summed, coarse))

@@ -98,7 +98,9 @@ class _Norm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(sizes.width)), sizes.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+        wide = x if x.element_size() >= 4 else x.float()  # as transformers sums the squares of half precision
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
 
 
 class _Attention(nn.Module):
@@ -170,9 +172,9 @@ class _Stack(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed_tokens(ids)
-        angles = torch.arange(ids.shape[1], device=ids.device)[:, None].float() * self.inv_freq
+        angles = torch.arange(ids.shape[1], device=ids.device)[:, None].float() * self.inv_freq.float()
         angles = torch.cat((angles, angles), -1)
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for block in self.layers:
             x = block(x, cos, sin)
         out: Tensor = self.norm(x)
