@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -62,6 +63,22 @@ def test_a_walk_of_all_projections_is_a_loop(reader: Reader) -> None:
         with torch.no_grad():
             scores = by_loop(reader, r.draw, nk.Noise(add=r.level), where=r.site)
         assert r.value == pytest.approx(perplexity(scores, reader.data), rel=1e-4)
+
+
+def test_in_half_precision_it_is_a_loop_too(reader: Reader) -> None:
+    """Scores of bfloat16 have steps of 2^-8 of themselves; contractions of other sizes may round to the next one."""
+    half = Reader(copy.deepcopy(reader.model).bfloat16(), reader.data)
+    with torch.no_grad():
+        wide, scores = reader.model(reader.data["input_ids"]), by_loop(half, 0)
+    assert scores.dtype == torch.bfloat16
+    assert float((scores - wide).abs().max()) < 2**-4 * float(wide.abs().max())  # some sixteen roundings deep
+    most = 2 * 2**-8 * float(wide.abs().max())  # what a token's loss moves by if all its scores are a step apart
+    asked = dict(noise=nk.Noise(add=1.0), levels=[0.1, 1.0], draws=2, seed=1, metric="perplexity", sites="*_proj")
+    for engine in ("plain", "shared"):
+        study = nk.walk(*half, compute=nk.Compute(engine=engine), **asked)
+        for r in study.records:
+            scores = by_loop(half, r.draw, nk.Noise(add=r.level), where=r.site)
+            assert abs(math.log(r.value / perplexity(scores.float(), half.data))) < most
 
 
 def test_a_walk_of_weights_is_a_loop(reader: Reader) -> None:
