@@ -74,14 +74,15 @@ def find_places(module: nn.Module, state: NoiseState, args: Any, kwargs: dict[st
         shapes = {which: {name: entry.shape for name, entry in entries.items()} for which, entries in runs.items()}
         places = {name: _place(name, shapes) for name in shapes[""]}
         unsure = {n for n, p in places.items() if isinstance(p, Place) and (p.outer or p.merged or p.token is None)}
-        stems = {stem_of(name) for name, place in places.items() if _is_routed(place, runs[""][name].held)}
-        wanted = unsure | {name for entries in runs.values() for name in entries if stem_of(name) in stems}
+        held = {name: entry.held for name, entry in runs[""].items()}
+        may = {stem_of(n) for n, p in places.items() if _is_routed(p, held[n]) or (n in unsure and _is_chosen(held[n]))}
+        wanted = unsure | {name for entries in runs.values() for name in entries if stem_of(name) in may}
         if wanted:
             values = {which: run(step, wanted) for which, step in steps.items()}
             alike = [v for which, v in values.items() if which != "e"]
             for name in unsure:
                 places[name] = _by_values(places[name], [v[name].value if name in v else None for v in alike])
-            for stem in stems:
+            for stem in may & {stem_of(name) for name, place in places.items() if _is_routed(place, held[name])}:
                 if _is_of_tokens_alone([[e for n, e in v.items() if stem_of(n) == stem] for v in alike]):
                     places |= {n: ROUTED for v in values.values() for n in v if stem_of(n) == stem}
     return {
@@ -102,9 +103,13 @@ def _where(error: Exception) -> str:
 
 def _is_routed(place: Place | str, held: Followed | None) -> bool:
     """Whether following tokens may tell more of a value than shapes, which may grow with tokens by chance."""
-    if held is None or held.lost:
-        return False
-    return isinstance(place, str) or (place.token is None and held.chosen)
+    if isinstance(place, str):
+        return held is not None and not held.lost
+    return place.token is None and _is_chosen(held)
+
+
+def _is_chosen(held: Followed | None) -> bool:
+    return held is not None and not held.lost and held.chosen
 
 
 def _is_of_tokens_alone(runs: list[list[Entry]]) -> bool:
