@@ -38,7 +38,7 @@ CALLED = set(
     "forward extra_repr reset_parameters drawn add_param_group load_state_dict step passes "
     "input output weight cells measure contract add_bias levels perturbed given_order "
     "check_clean check_data check_scores floor of_rows value empty missing numbers packed pooled unpacked number "
-    "check prepared parts positions weights totals classes frequencies hits together given "
+    "check prepared counts_as parts positions weights totals classes frequencies hits together given "
     "tell_of_part set_block after in_parts_of lost of_weighted shares counts each "
     "channels fixed fresh largest look described run evaluations rows_on memory_on of submit".split()
 )  # fmt: skip
