@@ -191,21 +191,6 @@ def test_blocks_without_a_number_are_beyond_every_target() -> None:
 # ------------------------------------------------------------------------------------- real models
 
 
-@pytest.fixture(scope="module")
-def classifier() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    """A small classifier and its rows."""
-    torch.manual_seed(0)
-    x, w = torch.randn(600, 6), torch.randn(6, 3)
-    y = (x @ w + 0.5 * torch.randn(600, 3)).argmax(1)
-    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
-    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    return model.eval(), (x, y)
-
-
 def walked(made: Any, **options: Any) -> Any:
     model, data = made
     options = {"noise": nk.Noise(add=1.0), "seed": 3, "compute": nk.Compute(threads=1), "sites": [1]} | options
