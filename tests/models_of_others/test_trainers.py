@@ -26,6 +26,12 @@ RAMP = Schedule([(0, 0.25), (8, 2.0)])
 NOISE = nk.Noise(add=0.5)
 
 
+@pytest.fixture(autouse=True)
+def needed(request: pytest.FixtureRequest) -> None:
+    """The package whose trainer a test is about."""
+    pytest.importorskip("lightning" if "lightning" in request.node.name else "transformers")
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
